@@ -1,0 +1,61 @@
+# Needs Python 3.11 or newer, with its venv module, and nothing else: everything is installed into .venv.
+#
+#   make run                     the main job: an image travels through two daemons and a store, step by step
+#   make run IMAGE=alpine:3.20   the same with an image of a real registry
+#   make test                    all tests (ARGS='-k name' passes arguments to pytest)
+#   make check                   style, types, and the examples in docstrings and documents
+#   make bench                   speed and memory, measured
+#   make clean                   removes .venv and all caches
+#
+# PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+IMAGE ?=
+ARGS ?=
+
+VENV := .venv
+comma := ,
+BIN := $(VENV)/bin
+DOCUMENTS = $(wildcard *.md docs/*.md docs/*/*.md)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help run test check bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: $(VENV)/.installed
+	$(BIN)/python examples/quickstart.py $(if $(IMAGE),--image '$(IMAGE)')
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q --doctest-glob='*.md' minibox_store $(DOCUMENTS)
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	$(call install,.[server])
+	touch $@
+
+# It has all that `make run` needs, and so stands for that stamp too.
+$(VENV)/.installed-dev: pyproject.toml
+	$(call install,.[server$(comma)dev])
+	touch $(VENV)/.installed $@
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'
+endef
