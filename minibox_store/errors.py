@@ -1,0 +1,281 @@
+"""Every way this library says no.
+
+One root, :class:`StoreError`, and branches where a caller acts differently. Callers pass data; each class
+owns its sentence. The sentences name the thing that was wrong, and never show credentials or a URL's query.
+"""
+
+import attrs
+
+_SHOWN_CHARACTERS = 200
+
+
+def one_line(text: str) -> str:
+    r"""Return ``text`` with every character that is not printable written as ``\xNN`` or ``\uNNNN``.
+
+    >>> one_line("a\n[pull] Done")
+    'a\\x0a[pull] Done'
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escaped(ord(character)) for character in text)
+
+
+def _escaped(code: int) -> str:
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
+
+
+class StoreError(Exception):
+    """The root of all errors that this library raises on purpose.
+
+    Guarantees: each subclass has fields, pickles, and gives one sentence as ``str(error)``.
+    """
+
+    def __reduce__(self) -> tuple[type["StoreError"], tuple[object, ...]]:
+        fields: tuple[attrs.Attribute[object], ...] = getattr(type(self), "__attrs_attrs__", ())
+        return type(self), tuple(getattr(self, field.name) for field in fields)
+
+    def _sentence(self) -> str:
+        return " ".join(str(each) for each in self.args) or type(self).__name__
+
+    def __str__(self) -> str:
+        return one_line(self._sentence())
+
+
+class InvalidInput(StoreError, ValueError):
+    """What was handed in has the wrong form; the same call fails again until the input is changed."""
+
+
+@attrs.frozen(slots=False)
+class InvalidReference(InvalidInput):
+    """A text that is no image reference, or no name that an image may have in a store."""
+
+    text: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"invalid image reference {_shown(self.text)}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class InvalidDigest(InvalidInput):
+    """A text that is no digest of a registered algorithm."""
+
+    text: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"invalid digest {_shown(self.text)}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class InvalidPlatform(InvalidInput):
+    """A text that names no platform."""
+
+    text: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"invalid platform {_shown(self.text)}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class InvalidPath(InvalidInput):
+    """A path given by the caller that cannot be read or written as was asked."""
+
+    path: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"cannot use path {self.path!r}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class InvalidDocument(InvalidInput):
+    """Bytes that are not the document they should be.
+
+    ``where`` is a path inside the document such as ``layers[0].size``, empty for the whole of it.
+    """
+
+    where: str
+    problem: str
+    document: str = "document"
+
+    def _sentence(self) -> str:
+        place = f" at {self.where}" if self.where else ""
+        return f"invalid {self.document}{place}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class InvalidArchive(InvalidInput):
+    """A tar that is no image archive, breaks the format, or lacks what its manifest names."""
+
+    problem: str
+    member: str | None = None
+
+    def _sentence(self) -> str:
+        place = f" at member {self.member!r}" if self.member is not None else ""
+        return f"invalid archive{place}: {self.problem}"
+
+
+class NotFound(StoreError, LookupError):
+    """What was asked for is not there."""
+
+
+@attrs.frozen(slots=False)
+class ImageNotFound(NotFound):
+    """No entry of the index has this name."""
+
+    name: str
+
+    def _sentence(self) -> str:
+        return f"image {self.name!r} not found"
+
+
+@attrs.frozen(slots=False)
+class BlobNotFound(NotFound):
+    """The source does not hold this blob."""
+
+    digest: str
+
+    def _sentence(self) -> str:
+        return f"blob {self.digest} not found"
+
+
+@attrs.frozen(slots=False)
+class PlatformNotFound(NotFound):
+    """An index offers no manifest for the platform; ``available`` lists what it does offer."""
+
+    name: str
+    wanted: str
+    available: tuple[str, ...]
+
+    def _sentence(self) -> str:
+        offered = ", ".join(self.available) or "none"
+        return f"{self.name} has no image for platform {self.wanted}; on offer: {offered}"
+
+
+@attrs.frozen(slots=False)
+class ContentMismatch(StoreError):
+    """Bytes that are not what their descriptor says. ``what`` names the blob."""
+
+    what: str
+    expected: str
+    actual: str
+
+    def _sentence(self) -> str:
+        return f"content of {self.what} does not match: expected {self.expected}, got {self.actual}"
+
+
+@attrs.frozen(slots=False)
+class IncompleteImage(StoreError):
+    """The graph below ``root`` names blobs that are not there."""
+
+    root: str
+    missing: tuple[str, ...]
+
+    def _sentence(self) -> str:
+        rest = f" and {len(self.missing) - 1} more" if len(self.missing) > 1 else ""
+        return f"image {self.root} is incomplete: {self.missing[0]} is missing{rest}"
+
+
+@attrs.frozen(slots=False)
+class RegistryError(StoreError):
+    """A registry that failed, answered wrongly, or was not reached (``status`` is None then).
+
+    ``url`` has neither query nor user; ``codes`` are those of the registry's own error document.
+    """
+
+    method: str
+    url: str
+    status: int | None
+    codes: tuple[str, ...]
+    problem: str
+
+    def _sentence(self) -> str:
+        answer = f" ({self.status})" if self.status is not None else ""
+        codes = f" [{', '.join(self.codes)}]" if self.codes else ""
+        return f"{self.method} {self.url}{answer}: {self.problem}{codes}"
+
+
+class ManifestUnknown(RegistryError, NotFound):
+    """The registry does not know the repository, tag or digest."""
+
+
+class AuthenticationRefused(RegistryError):
+    """The registry, or its token server, refuses these credentials, or their absence."""
+
+
+@attrs.frozen(slots=False)
+class RateLimited(RegistryError):
+    """The registry limits the rate. ``retry_after_seconds`` is None where it did not say."""
+
+    retry_after_seconds: float | None = None
+
+    def _sentence(self) -> str:
+        wait = "" if self.retry_after_seconds is None else f"; try again in {self.retry_after_seconds:.0f} s"
+        return super()._sentence() + wait
+
+
+@attrs.frozen(slots=False)
+class StoreDamaged(StoreError):
+    """A file of the store cannot be read as what it is. Nothing was changed."""
+
+    path: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"store damaged: {self.path}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class StoreUnavailable(StoreError):
+    """The file system refuses an operation of the store (permission, read-only, input/output error)."""
+
+    path: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"cannot use {self.path}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
+class StoreFull(StoreError):
+    """No space, or no quota, is left where ``path`` lies."""
+
+    path: str
+
+    def _sentence(self) -> str:
+        return f"no space left for {self.path}"
+
+
+@attrs.frozen(slots=False)
+class StoreBusy(StoreError):
+    """Somebody else holds a lock for longer than the caller would wait.
+
+    ``since`` is a time in seconds since the epoch; both it and ``holder_pid`` are None where the holder left no note.
+    """
+
+    path: str
+    holder_pid: int | None
+    since: float | None
+    doing: str
+
+    def _sentence(self) -> str:
+        holder = f"process {self.holder_pid}" if self.holder_pid is not None else "another process"
+        return f"store busy: {holder} holds {self.path} ({self.doing or 'working'})"
+
+
+@attrs.frozen(slots=False)
+class Cancelled(StoreError):
+    """The caller cancelled the operation; nothing was registered."""
+
+    doing: str = "operation"
+
+    def _sentence(self) -> str:
+        return f"{self.doing} was cancelled"

@@ -1,0 +1,123 @@
+"""What progress is made of: small values, and the one place that turns them into lines.
+
+Text from outside (a registry, an archive, a parameter) never breaks a line.
+"""
+
+import attrs
+
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, Role
+from minibox_store.errors import one_line
+from minibox_store.platforms import Platform
+
+
+@attrs.frozen(kw_only=True)
+class ResolvingName:
+    """A name is about to be resolved to a digest."""
+
+    name: str
+
+
+@attrs.frozen(kw_only=True)
+class ChoosingPlatform:
+    """The name is an index; the manifest for ``platform`` is being chosen from it."""
+
+    name: str
+    platform: Platform
+
+
+@attrs.frozen(kw_only=True)
+class ManifestChosen:
+    """The one manifest, or whole index, that is copied."""
+
+    descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
+class BlobStarted:
+    """The bytes of a blob begin to move, at ``offset_bytes`` where an earlier attempt had left off."""
+
+    descriptor: Descriptor
+    role: Role
+    position: int
+    total: int
+    offset_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class BlobAdvanced:
+    """``done_bytes`` of a blob of ``size_bytes`` have arrived; they are not verified yet."""
+
+    digest: Digest
+    done_bytes: int
+    size_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class BlobPresent:
+    """The target has the blob already; no byte of it moved."""
+
+    descriptor: Descriptor
+    role: Role
+    position: int
+    total: int
+
+
+@attrs.frozen(kw_only=True)
+class RegisteringName:
+    """The whole graph is at the target; the name is being written."""
+
+    name: str
+
+
+@attrs.frozen(kw_only=True)
+class ImageCopied:
+    """The copy is committed."""
+
+    name: str
+
+
+Event = (
+    ResolvingName
+    | ChoosingPlatform
+    | ManifestChosen
+    | BlobStarted
+    | BlobAdvanced
+    | BlobPresent
+    | RegisteringName
+    | ImageCopied
+)
+
+
+def render_line(event: Event) -> str | None:
+    """Return the line (no newline) that the daemon's pull prints for ``event``, None where it prints none."""
+    text = _text(event)
+    return None if text is None else "[pull] " + one_line(text)
+
+
+def _text(event: Event) -> str | None:
+    match event:
+        case ResolvingName(name=name):
+            return f"fetching {name} manifest..."
+        case ChoosingPlatform(name=name, platform=platform):
+            variant = f"/{platform.variant}" if platform.variant else ""
+            return f"{name} is a manifest list, resolving {platform.architecture}/{platform.os}{variant}..."
+        case ManifestChosen(descriptor=descriptor):
+            return f"manifest: {descriptor.digest.hex[:12]}"
+        case BlobStarted() | BlobPresent():
+            return _blob_text(event)
+        case RegisteringName(name=name):
+            return f"registering {name} in index.json..."
+        case ImageCopied(name=name):
+            return f"successfully pulled {name}"
+    return None
+
+
+def _blob_text(event: BlobStarted | BlobPresent) -> str | None:
+    short = event.descriptor.digest.hex[:12]
+    place = f" {event.position}/{event.total}" if event.total > 1 or event.role == "layer" else ""
+    if isinstance(event, BlobPresent):
+        return f"{event.role}{place} ({short}) is already here"
+    if event.role == "layer":
+        return f"pulling layer{place} ({short})..."
+    return f"pulling {event.role}{place} {short}..."

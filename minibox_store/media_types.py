@@ -1,0 +1,67 @@
+"""Media types of the documents and blobs of images, and what each one is.
+
+Spec: OCI image-spec 1.1, media-types.md, and Docker's Image Manifest Version 2, Schema 2.
+"""
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
+DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
+DOCKER_SCHEMA_1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+OCTET_STREAM = "application/octet-stream"
+
+INDEXES = (OCI_INDEX, DOCKER_MANIFEST_LIST)
+MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
+SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
+CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+
+# Types that say nothing of the document; registries behind generic web servers send them.
+GENERIC = ("application/json", OCTET_STREAM, "text/plain", "")
+
+
+def essence(header: str) -> str:
+    """Return a Content-Type without its parameters, in lower case.
+
+    >>> essence("Application/JSON; charset=utf-8")
+    'application/json'
+    """
+    return header.partition(";")[0].strip().lower()
+
+
+def is_index(media_type: str) -> bool:
+    """Whether this is an OCI index or a Docker manifest list."""
+    return media_type in INDEXES
+
+
+def is_manifest(media_type: str) -> bool:
+    """Whether this is an OCI manifest or a Docker schema 2 manifest, of one image."""
+    return media_type in MANIFESTS
+
+
+def is_document(media_type: str) -> bool:
+    """Whether a blob of this type has children: it is walked, and fetched as a manifest."""
+    return media_type in INDEXES or media_type in MANIFESTS
+
+
+def is_config(media_type: str) -> bool:
+    """Whether this is the configuration of a runnable image."""
+    return media_type in CONFIGS
+
+
+def is_layer(media_type: str) -> bool:
+    """Whether this is a file system layer, in any compression, also a foreign or non-distributable one."""
+    return media_type.startswith(
+        (
+            "application/vnd.oci.image.layer.",
+            "application/vnd.docker.image.rootfs.diff.tar",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        )
+    )
