@@ -1,0 +1,41 @@
+"""Bytes to documents and back, strictly: the only module that knows JSON, its field names, and cattrs.
+
+Decoding is total: any bytes give a document or :class:`InvalidDocument`, in time and memory bounded by their
+length. Types are exact (``"5"`` is no size, ``true`` is no number), no key stands twice, nothing follows the
+document. Fields that this library does not know are ignored, but for index.json, whose objects are kept whole.
+
+Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md, image-layout.md; RFC 8259.
+"""
+
+from minibox_store.codec.exchange import (
+    ArchiveMetadata,
+    TokenAnswer,
+    decode_archive_metadata,
+    decode_registry_errors,
+    decode_token_answer,
+    encode_archive_metadata,
+)
+from minibox_store.codec.layout_files import (
+    decode_layout_index,
+    decode_layout_marker,
+    encode_layout_index,
+    encode_layout_marker,
+)
+from minibox_store.codec.manifests import decode_config, decode_document, describe_document, encode_document
+
+__all__ = [
+    "ArchiveMetadata",
+    "TokenAnswer",
+    "decode_archive_metadata",
+    "decode_config",
+    "decode_document",
+    "decode_layout_index",
+    "decode_layout_marker",
+    "decode_registry_errors",
+    "decode_token_answer",
+    "describe_document",
+    "encode_archive_metadata",
+    "encode_document",
+    "encode_layout_index",
+    "encode_layout_marker",
+]

@@ -1,0 +1,76 @@
+"""What travels beside an image: the metadata of an archive, and the answers of registries and token servers."""
+
+import attrs
+
+from minibox_store.codec.strict import dump, load_object, structure
+from minibox_store.digest import Digest
+from minibox_store.errors import InvalidDocument, StoreError
+from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES
+
+
+@attrs.frozen(kw_only=True)
+class ArchiveMetadata:
+    """``meta.json`` of a minibox archive: the image's name, and the digest of its manifest."""
+
+    image: str
+    manifest_digest: Digest
+
+
+@attrs.frozen(kw_only=True)
+class TokenAnswer:
+    """What a token server grants: a bearer token, and for how many seconds from now."""
+
+    token: str
+    expires_in_seconds: float
+
+
+def decode_archive_metadata(content: bytes) -> ArchiveMetadata:
+    """Return ``meta.json`` of a minibox archive; its digest may lack the algorithm, which is sha256 then.
+
+    Raises:
+        InvalidDocument: when it is none.
+    """
+    value = load_object(content, "meta.json", DEFAULT_LIMITS.archive_metadata_bytes)
+    digest = value.get("manifest_digest")
+    if type(digest) is str and ":" not in digest:
+        value["manifest_digest"] = f"sha256:{digest}"
+    return structure(value, ArchiveMetadata, "meta.json")
+
+
+def encode_archive_metadata(metadata: ArchiveMetadata) -> bytes:
+    """Return the bytes of ``meta.json``. Equal values give equal bytes."""
+    return dump({"image": metadata.image, "manifest_digest": str(metadata.manifest_digest)})
+
+
+def decode_token_answer(content: bytes) -> TokenAnswer:
+    """Return what a token server granted. Servers write ``token``, ``access_token``, or both.
+
+    Raises:
+        InvalidDocument: when there is no token in it, or one that cannot stand in a header.
+
+    Spec: Docker Registry v2 token authentication, "Token Response Fields".
+    """
+    value = load_object(content, "token answer", DEFAULT_LIMITS.token_bytes)
+    token = value.get("token") or value.get("access_token")
+    if type(token) is not str or not token.isascii() or not token.isprintable():
+        raise InvalidDocument("token", "there is no usable token in it", "token answer")
+    seconds = value.get("expires_in")
+    usable = type(seconds) in (int, float) and 0 < seconds < MAX_SIZE_BYTES  # type: ignore[operator]
+    return TokenAnswer(token=token, expires_in_seconds=float(seconds) if usable else 60.0)  # type: ignore[arg-type]
+
+
+def decode_registry_errors(content: bytes) -> tuple[tuple[str, ...], str]:
+    """Return the codes and the first message of a registry's error document; nothing where it is none.
+
+    Never raises: an error answer may hold anything.
+
+    Spec: OCI distribution-spec 1.1, "Error Codes".
+    """
+    try:
+        errors = load_object(content, "error answer", DEFAULT_LIMITS.error_bytes).get("errors")
+    except StoreError:
+        return (), ""
+    items = [item for item in errors if type(item) is dict] if type(errors) is list else []
+    codes = [item["code"] for item in items if type(item.get("code")) is str]
+    messages = [item["message"] for item in items if type(item.get("message")) is str]
+    return tuple(code[:64] for code in codes[:8]), messages[0][:300] if messages else ""

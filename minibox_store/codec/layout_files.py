@@ -1,0 +1,74 @@
+"""The two files that make a folder an OCI image layout: index.json and oci-layout.
+
+Spec: OCI image-spec 1.1, image-layout.md.
+"""
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.codec.manifests import descriptor_object
+from minibox_store.codec.strict import dump, load_object, structure
+from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex, LayoutMarker
+from minibox_store.errors import InvalidDocument
+from minibox_store.limits import DEFAULT_LIMITS
+
+_LAYOUT_VERSION = "1.0.0"
+
+
+def decode_layout_index(content: bytes, document: str = "index.json") -> LayoutIndex:
+    """Return index.json of a layout, with everything in it that this library does not know.
+
+    Raises:
+        InvalidDocument: when it is no index, or an entry is no descriptor.
+
+    Spec: OCI image-spec 1.1, image-layout.md, "index.json file".
+    """
+    value = load_object(content, document, DEFAULT_LIMITS.index_bytes)
+    version = value.get("schemaVersion")
+    if type(version) is not int or version != 2:
+        raise InvalidDocument("schemaVersion", "it must be the number 2", document)
+    if not {"config", "layers"}.isdisjoint(value):
+        raise InvalidDocument("", "it is both an index and a manifest", document)
+    if value.get("mediaType", media_types.OCI_INDEX) not in media_types.INDEXES:
+        raise InvalidDocument("mediaType", "it is no image index", document)
+    entries = value.get("manifests", ())
+    if "manifests" not in value or type(entries) not in (list, type(None)):
+        raise InvalidDocument("manifests", "it must be an array", document)
+    described = structure({"manifests": entries}, _Entries, document).manifests
+    raws: list[dict[str, object]] = entries or []  # type: ignore[assignment]  # _structure refused all but objects
+    return LayoutIndex(
+        entries=tuple(LayoutEntry(descriptor=each, raw=raw) for each, raw in zip(described, raws, strict=True)),
+        raw={key: item for key, item in value.items() if key != "manifests"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class _Entries:
+    manifests: tuple[Descriptor, ...]
+
+
+def encode_layout_index(index: LayoutIndex) -> bytes:
+    """Return index.json; what was read and not replaced is written as it stood."""
+    top = dict(index.raw) if index.raw is not None else {"schemaVersion": 2, "mediaType": media_types.OCI_INDEX}
+    entries = [entry.raw if entry.raw is not None else descriptor_object(entry.descriptor) for entry in index.entries]
+    return dump({**top, "manifests": entries})
+
+
+def decode_layout_marker(content: bytes, document: str = "oci-layout") -> LayoutMarker:
+    """Return the content of an ``oci-layout`` file.
+
+    Raises:
+        InvalidDocument: when it is none, or of a version other than 1.x.
+
+    Spec: OCI image-spec 1.1, image-layout.md, "oci-layout file".
+    """
+    marker = structure(load_object(content, document, 64 * 1024), LayoutMarker, document)
+    if not marker.image_layout_version.startswith("1."):
+        problem = f"version {marker.image_layout_version!r} is not supported"
+        raise InvalidDocument("imageLayoutVersion", problem, document)
+    return marker
+
+
+def encode_layout_marker() -> bytes:
+    """Return the content of an ``oci-layout`` file of the version that this library writes."""
+    return dump({"imageLayoutVersion": _LAYOUT_VERSION})

@@ -1,0 +1,204 @@
+"""Strict JSON into strict values: exact types, no key twice, nothing behind the document, bounded size.
+
+The two converters of this module are the only use of cattrs, whose own rules would turn ``"5"`` into 5 and ``None``
+into ``'None'``. What a document's field is called in JSON stands in one table.
+
+Spec: RFC 8259.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NoReturn, TypeVar, get_origin
+
+import attrs
+import cattrs
+from cattrs.cols import homogenous_tuple_structure_factory
+from cattrs.gen import make_dict_structure_fn, override
+
+from minibox_store.digest import Digest
+from minibox_store.errors import InvalidDigest, InvalidDocument
+from minibox_store.limits import MAX_SIZE_BYTES
+
+_T = TypeVar("_T")
+
+_FIELDS = {
+    "media_type": "mediaType",
+    "size_bytes": "size",
+    "artifact_type": "artifactType",
+    "os_version": "os.version",
+    "os_features": "os.features",
+    "schema_version": "schemaVersion",
+    "image_layout_version": "imageLayoutVersion",
+}
+
+
+def _exact_str(value: object, _: type) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a string, got {kind_of(value)}")
+    return value
+
+
+def _exact_size(value: object, _: type) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected an integer, got {kind_of(value)}")
+    if not 0 <= value <= MAX_SIZE_BYTES:
+        raise ValueError("the number is negative or above 2^53-1")
+    return value
+
+
+def _exact_digest(value: object, _: type) -> Digest:
+    return Digest.parse(_exact_str(value, str))
+
+
+def _exact_annotations(value: object, _: object) -> dict[str, str]:
+    if type(value) is not dict:
+        raise TypeError(f"expected an object, got {kind_of(value)}")
+    for key, text in value.items():
+        if type(text) is not str:
+            raise TypeError(f"expected strings, got {kind_of(text)} for {key!r}")
+    return value
+
+
+def _exact_tuple(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    build = homogenous_tuple_structure_factory(kind, converter)
+
+    def exact(value: object, cls: Any) -> Any:
+        if value is None:  # Go's encoder writes an empty list as null
+            return ()
+        if type(value) is not list:
+            raise TypeError(f"expected an array, got {kind_of(value)}")
+        return build(value, cls)
+
+    return exact
+
+
+def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any], Any]:
+    fields = attrs.fields(cls)
+    renames: dict[str, Any] = {
+        field.name: override(rename=_FIELDS[field.name], omit_if_default=True)
+        if field.name in _FIELDS
+        else override(omit_if_default=True)
+        for field in fields
+    }
+    build = make_dict_structure_fn(cls, converter, **renames)
+    lists = {_FIELDS.get(field.name, field.name) for field in fields if get_origin(field.type) is tuple}
+
+    def exact(value: object, kind: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError(f"expected an object, got {kind_of(value)}")
+        if None in value.values():  # null is how Go's encoder writes what is not there
+            value = {key: item for key, item in value.items() if item is not None or key in lists}
+        return build(value, kind)
+
+    return exact
+
+
+def kind_of(value: object) -> str:
+    """Return what JSON calls a value of this type."""
+    names: dict[type, str] = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    return names.get(type(value), "null" if value is None else "a number")
+
+
+def _is_generic(origin: Any, kind: Any) -> bool:
+    return get_origin(kind) is origin
+
+
+def _strict_converter(*, detailed: bool) -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=detailed)
+    converter.register_structure_hook(str, _exact_str)
+    converter.register_structure_hook(int, _exact_size)
+    converter.register_structure_hook(Digest, _exact_digest)
+    converter.register_structure_hook_func(partial(_is_generic, Mapping), _exact_annotations)
+    converter.register_structure_hook_factory(partial(_is_generic, tuple), partial(_exact_tuple, converter))
+    converter.register_structure_hook_factory(attrs.has, partial(_exact_object, converter))
+    return converter
+
+
+# Documents are read by the quick converter; only what it refuses is read again to find the place.
+_QUICK = _strict_converter(detailed=False)
+_EXACT = _strict_converter(detailed=True)
+
+
+def structure(value: object, cls: type[_T], document: str) -> _T:
+    """Return ``value``, as JSON gave it, as a ``cls``; the error names the place in the ``document``."""
+    try:
+        return _QUICK.structure(value, cls)
+    except Exception as first:  # noqa: BLE001  # cattrs passes on whatever a hook raises: this is its edge
+        try:
+            _EXACT.structure(value, cls)
+        except Exception as error:  # noqa: BLE001  # the same edge
+            where, problem = _first_fault(error)
+            raise InvalidDocument(where, problem, document) from None
+        raise InvalidDocument("", str(first), document) from None
+
+
+def _first_fault(error: BaseException) -> tuple[str, str]:
+    where = ""
+    while isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
+        noted, _ = error.group_exceptions()
+        if not noted:
+            error = error.exceptions[0]
+            continue
+        inner, note = noted[0]
+        if isinstance(error, cattrs.ClassValidationError):
+            name = getattr(note, "name", "")
+            where += ("." if where else "") + _FIELDS.get(name, name)
+        else:
+            where += f"[{getattr(note, 'index', '')}]"
+        error = inner
+    if isinstance(error, KeyError):
+        name = str(error.args[0])
+        return where, "a required field is missing" if where.endswith(name) else f"{name} is missing"
+    return where, error.problem if isinstance(error, InvalidDigest) else str(error)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("a number is too large")
+    return number
+
+
+def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, object]:
+    """Return the JSON object that ``content`` is.
+
+    Raises:
+        InvalidDocument: when it is none, or larger than ``limit_bytes``.
+    """
+    if len(content) > limit_bytes:
+        raise InvalidDocument("", f"it is larger than {limit_bytes} bytes", document)
+    try:
+        value = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+        if b"\\u" in content:  # the only way for a lone surrogate to get in
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise InvalidDocument("", "it is nested too deeply", document) from None
+    except UnicodeError:
+        raise InvalidDocument("", "it is not UTF-8", document) from None
+    except ValueError as error:
+        raise InvalidDocument("", f"it is not JSON: {error}", document) from None
+    if type(value) is not dict:
+        raise InvalidDocument("", f"expected an object, got {kind_of(value)}", document)
+    return value
+
+
+def dump(value: object) -> bytes:
+    """Return compact JSON; equal values with keys in equal order give equal bytes."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

@@ -1,0 +1,358 @@
+"""The copy: the only code that moves an image. Pull, push, save, load and import are this with other ends.
+
+Also the one place that knows of progress and of cancelling: both are a wrapper around the source, and no end
+has heard of either.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+from minibox_store.documents import Descriptor
+from minibox_store.errors import Cancelled
+from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
+from minibox_store.graph import ContentSource, Node, walk
+from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
+from minibox_store.protocols import (
+    ArchivedBlob,
+    BlobSource,
+    BlobStage,
+    BlobStream,
+    FileRange,
+    ImageTarget,
+    ImageWriter,
+    Interruptible,
+    RangeStream,
+    Waiting,
+)
+
+EventListener = Callable[[Event], None]
+
+DEFAULT_PARALLEL = 3
+_STEP_BYTES = 16 * MEBIBYTE
+
+
+class Cancellation:
+    """Lets one thread end what others are doing: hand it to an operation, and call :meth:`cancel` at any time.
+
+    Guarantees: an operation that has not committed yet ends with :class:`Cancelled` within about one second,
+    also when it waits for a registry that sends nothing; what had committed stays.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._open: list[Interruptible] = []
+
+    def cancel(self) -> None:
+        """Cancel. A second call does nothing."""
+        with self._lock:
+            self._event.set()
+            blocked, self._open = self._open, []
+        for source in blocked:
+            source.interrupt()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether :meth:`cancel` has been called."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` if it has been cancelled."""
+        if self._event.is_set():
+            raise Cancelled
+
+    def wait(self, seconds: float) -> None:
+        """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
+        if self._event.wait(seconds):
+            raise Cancelled
+
+    @contextmanager
+    def interrupting(self, source: object) -> Iterator[None]:
+        """Interrupt ``source`` when a cancel comes in this block; every error after that is :class:`Cancelled`."""
+        if isinstance(source, Interruptible):
+            with self._lock:
+                self._open.append(source)
+        try:
+            self.check()
+            yield
+        except Exception as error:
+            if self.is_cancelled and not isinstance(error, Cancelled):
+                raise Cancelled from error
+            raise
+        finally:
+            with self._lock:
+                self._open = [each for each in self._open if each is not source]
+
+
+def ignore_events(event: Event) -> None:
+    """Take no notice of ``event``."""
+
+
+class _ObservedStream:
+    """Bytes on their way: counted, and refused once the copy has stopped."""
+
+    def __init__(self, stream: BlobStream, observer: "_ObservedSource", descriptor: Descriptor, offset: int) -> None:
+        self._stream = stream
+        self._observer = observer
+        self._descriptor = descriptor
+        self._done = offset
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self._observer.check()
+        count = self._stream.readinto(buffer)
+        self._done += count
+        if count:
+            self._observer.advanced(self._descriptor, self._done)
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _ObservedRangeStream(_ObservedStream):
+    """The same for bytes that the kernel moves: a cancel is noticed between the steps."""
+
+    def next_range(self, limit_bytes: int, /) -> FileRange:
+        self._observer.check()
+        assert isinstance(self._stream, RangeStream)
+        found = self._stream.next_range(min(limit_bytes, _STEP_BYTES))
+        self._done += found.size_bytes
+        if found.size_bytes:
+            self._observer.advanced(self._descriptor, self._done)
+        return found
+
+
+class _ObservedSource:
+    """A source whose bytes are counted, and stop when the copy is cancelled or has failed elsewhere."""
+
+    def __init__(
+        self, source: BlobSource, node: Node, on_event: EventListener, stopped: Callable[[], bool], pause: Waiting
+    ) -> None:
+        self._source = source
+        self._node = node
+        self._on_event = on_event
+        self._stopped = stopped
+        self._pause = pause
+        self.was_opened = False
+
+    def check(self) -> None:
+        if self._stopped():
+            raise Cancelled
+
+    def started(self, offset: int) -> None:
+        if not self.was_opened:
+            self.was_opened = True
+            node = self._node
+            self._on_event(
+                BlobStarted(
+                    descriptor=node.descriptor,
+                    role=node.role,
+                    position=node.position,
+                    total=node.total,
+                    offset_bytes=offset,
+                )
+            )
+
+    def advanced(self, descriptor: Descriptor, done_bytes: int) -> None:
+        self._on_event(BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=descriptor.size_bytes))
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        self.check()
+        self.started(offset)
+        stream = self._source.open_blob(descriptor, offset)
+        kind = _ObservedRangeStream if isinstance(stream, RangeStream) else _ObservedStream
+        return kind(stream, self, descriptor, offset)
+
+    def wait(self, seconds: float) -> None:
+        self.check()
+        self._pause.wait(seconds)
+
+
+class _Copy:
+    """One copy under way: the blobs that are moving, and the first thing that went wrong."""
+
+    def __init__(
+        self, source: BlobSource, writer: ImageWriter, on_event: EventListener, cancellation: Cancellation
+    ) -> None:
+        self._source = source
+        self._writer = writer
+        self._on_event = on_event
+        self._cancellation = cancellation
+        self._failed = threading.Event()
+
+    def run(self, root: Descriptor, limits: Limits, parallel: int) -> None:
+        pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-copy")
+        moving: list[Future[None]] = []
+        try:
+            for node in walk(self._source, root, limits=limits):
+                self._cancellation.check()
+                if node.content is None:
+                    moving.append(pool.submit(self._copy_leaf, node))
+                else:
+                    self._settle(moving)
+                    self._writer.write_blob(node.descriptor, ContentSource(node.content))
+            self._settle(moving)
+        except BaseException:
+            self._failed.set()
+            if isinstance(self._source, Interruptible):
+                self._source.interrupt()
+            raise
+        finally:
+            # Nothing may still write when the transaction closes behind us.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _settle(self, moving: list[Future[None]]) -> None:
+        done, _ = wait(moving, return_when=FIRST_EXCEPTION)
+        for each in moving:
+            if each in done:
+                each.result()
+        moving.clear()
+
+    def _copy_leaf(self, node: Node) -> None:
+        source = _ObservedSource(self._source, node, self._on_event, self._stopped, self._cancellation)
+        source.check()
+        present = self._writer.has_blob(node.descriptor)
+        if not present:
+            self._writer.write_blob(node.descriptor, source)
+        if present and not source.was_opened:
+            self._on_event(
+                BlobPresent(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total)
+            )
+
+    def _stopped(self) -> bool:
+        return self._failed.is_set() or self._cancellation.is_cancelled
+
+
+def copy_graph(
+    source: BlobSource,
+    writer: ImageWriter,
+    root: Descriptor,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    parallel: int = DEFAULT_PARALLEL,
+    on_event: EventListener = ignore_events,
+    cancellation: Cancellation | None = None,
+) -> None:
+    """Make the writer's target hold everything below ``root``, and ``root``; names are left alone.
+
+    Documents are always walked; a leaf that the target holds is not moved. ``parallel`` leaves move at once.
+    ``on_event`` is called from several threads.
+
+    Raises:
+        Cancelled: when ``cancellation`` was cancelled.
+        StoreError: the first thing that went wrong at either end; what else was moving is stopped before it is raised.
+
+    Guarantees: idempotent; each document is written after its children.
+    """
+    cancellation = cancellation or Cancellation()
+    with cancellation.interrupting(source):
+        _Copy(source, writer, on_event, cancellation).run(root, limits, parallel)
+
+
+def copy_image(
+    source: BlobSource,
+    target: ImageTarget,
+    root: Descriptor,
+    names: Iterable[str],
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    parallel: int = DEFAULT_PARALLEL,
+    on_event: EventListener = ignore_events,
+    cancellation: Cancellation | None = None,
+) -> None:
+    """Copy the graph below ``root`` to ``target`` and let ``names`` stand for it there, in one transaction.
+
+    Raises:
+        Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
+
+    Guarantees: atomic as to names; copying twice leaves what copying once does.
+    """
+    names = tuple(names)
+    with target.open_writer() as writer:
+        copy_graph(
+            source,
+            writer,
+            root,
+            limits=limits,
+            parallel=parallel,
+            on_event=on_event,
+            cancellation=cancellation,
+        )
+        for name in names:
+            on_event(RegisteringName(name=name))
+            writer.write_name(name, root)
+        if cancellation is not None:
+            cancellation.check()
+    for name in names:
+        on_event(ImageCopied(name=name))
+
+
+def stage_blobs(
+    blobs: Iterable[ArchivedBlob],
+    stage: BlobStage,
+    *,
+    parallel: int,
+    on_event: EventListener = ignore_events,
+    cancellation: Cancellation | None = None,
+) -> None:
+    """Stage every blob, each verified as it was kept.
+
+    Blobs that lie in a file are staged ``parallel`` at once (hashing is the cost, and it leaves the interpreter's
+    lock); any other is staged before the next one is asked for.
+
+    Raises:
+        ContentMismatch: for the first blob that is not what its digest says; no further one is begun.
+        Cancelled: when ``cancellation`` was cancelled.
+    """
+    cancellation = cancellation or Cancellation()
+    failed = threading.Event()
+
+    def stage_one(blob: ArchivedBlob) -> None:
+        descriptor = blob.descriptor
+        node = Node(descriptor=descriptor, role="layer", position=blob.position, total=blob.position)
+        observer = _ObservedSource(
+            _OpenedSource(blob.stream),
+            node,
+            on_event,
+            lambda: failed.is_set() or cancellation.is_cancelled,
+            cancellation,
+        )
+        stream = observer.open_blob(descriptor)
+        try:
+            stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
+        finally:
+            stream.close()
+
+    pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-stage")
+    moving: set[Future[None]] = set()
+    try:
+        for blob in blobs:
+            cancellation.check()
+            if not isinstance(blob.stream, RangeStream):
+                stage_one(blob)
+                continue
+            # A bounded queue: an archive of a million members must not become a million futures.
+            if len(moving) >= 2 * parallel:
+                done, moving = wait(moving, return_when=FIRST_COMPLETED)
+                for each in done:
+                    each.result()
+            moving.add(pool.submit(stage_one, blob))
+        for each in moving:
+            each.result()
+    except BaseException:
+        failed.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _OpenedSource:
+    """The stream of one blob, open already, as a source."""
+
+    def __init__(self, stream: BlobStream) -> None:
+        self._stream = stream
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        return self._stream

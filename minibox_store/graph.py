@@ -1,0 +1,272 @@
+"""The walk over an image's graph, children first: the only one there is. And the choice of one manifest from it.
+
+Pull, push, save, load, collection, checking and sizing all see an image through :func:`walk`. A document is
+verified and decoded before anything that it names is believed.
+"""
+
+from collections.abc import Iterator, MutableSet
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.codec import decode_config, decode_document
+from minibox_store.digest import Digest, Verifier
+from minibox_store.documents import Child, Descriptor, Document, Index, Manifest, Role, children
+from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound
+from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.platforms import Platform, choose_platform
+from minibox_store.protocols import BlobSource, BlobStream, Interruptible
+
+Seen = MutableSet[tuple[Digest, bool]]
+
+
+@attrs.frozen(kw_only=True)
+class Node:
+    """One blob of a graph. A document that was read carries its value and the very bytes that were verified.
+
+    A node of a document's type with no ``document`` is one that is absent, where the walk was told to allow it.
+    """
+
+    descriptor: Descriptor
+    role: Role
+    position: int
+    total: int
+    document: Document | None = None
+    content: bytes | None = None
+
+
+class ContentStream:
+    """Bytes that are in memory already, as a stream."""
+
+    def __init__(self, content: bytes, offset: int = 0) -> None:
+        self._rest = memoryview(content)[offset:]
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of ``buffer``; 0 at the end."""
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        """Do nothing: memory needs no closing."""
+
+
+class ContentSource:
+    """The one blob whose bytes are at hand, as a source."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the bytes from ``offset`` on."""
+        return ContentStream(self._content, offset)
+
+
+def read_content(source: BlobSource, descriptor: Descriptor, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """Return the verified bytes of a document or config, whole.
+
+    Raises:
+        InvalidDocument: when it is larger than ``limits.document_bytes``; nothing is read then.
+        ContentMismatch: when the bytes are not the ones that the descriptor names.
+        BlobNotFound: when the source does not hold it.
+    """
+    if descriptor.size_bytes > limits.document_bytes:
+        raise InvalidDocument("", f"it is larger than {limits.document_bytes} bytes", str(descriptor.digest))
+    verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+    stream = source.open_blob(descriptor)
+    try:
+        # One byte more than there should be, so that a source with too many is noticed.
+        content = memoryview(bytearray(descriptor.size_bytes + 1))
+        filled = 0
+        while filled < len(content) and (count := stream.readinto(content[filled:])):
+            verifier.update(content[filled : filled + count])
+            filled += count
+    finally:
+        stream.close()
+    verifier.finish()
+    return bytes(content[:filled])
+
+
+class RememberingSource:
+    """A source that keeps the documents it has read, so that each crosses the wire once."""
+
+    def __init__(self, source: BlobSource, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._source = source
+        self._limits = limits
+        self._room_bytes = 4 * limits.document_bytes
+        self._contents: dict[Digest, bytes] = {}
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        """Return the verified bytes of a document or config, from memory the second time."""
+        content = self._contents.get(descriptor.digest)
+        if content is None:
+            content = read_content(self._source, descriptor, self._limits)
+            if len(content) <= self._room_bytes:
+                self._room_bytes -= len(content)
+                self._contents[descriptor.digest] = content
+        return content
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes, from memory where they were read before."""
+        content = self._contents.get(descriptor.digest)
+        if content is not None:
+            return ContentStream(content, offset)
+        return self._source.open_blob(descriptor, offset)
+
+    def interrupt(self) -> None:
+        """Interrupt the source behind, where it can block."""
+        if isinstance(self._source, Interruptible):
+            self._source.interrupt()
+
+
+@attrs.define
+class _Pending:
+    """A document whose children are being walked."""
+
+    node: Node
+    rest: Iterator[Child]
+
+
+def walk(
+    source: BlobSource,
+    root: Descriptor,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    seen: Seen | None = None,
+    allow_absent_manifests: bool = False,
+) -> Iterator[Node]:
+    """Yield every blob of the graph below ``root``: children before their parents, each once, the root last.
+
+    Args:
+        source: where documents are read from; leaves are not opened.
+        root: trusted as to what is wanted, not as to what it leads to.
+        limits: how deep and how large the graph may be.
+        seen: what earlier walks have yielded; it is skipped here, and added to. A blob that is named both
+            as a document and as a leaf counts as two, since only the document has children.
+        allow_absent_manifests: whether a manifest below an index may be missing (not: unreadable). It is
+            yielded as a node without a document then.
+
+    Raises:
+        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong.
+    """
+    seen = set() if seen is None else seen
+    documents = 0
+    stack: list[_Pending] = []
+    todo: Child | None = Child(descriptor=root, role="manifest", position=1, total=1)
+    while True:
+        if todo is not None:
+            key = (todo.descriptor.digest, media_types.is_document(todo.descriptor.media_type))
+            if key not in seen:
+                seen.add(key)
+                node = Node(descriptor=todo.descriptor, role=todo.role, position=todo.position, total=todo.total)
+                if key[1]:
+                    documents += 1
+                    _check_bounds(root, documents, len(stack) + 1, limits)
+                    read = _read_document(source, todo.descriptor, limits, allow_absent_manifests and bool(stack))
+                    if read is not None:
+                        node = attrs.evolve(node, document=read[0], content=read[1])
+                        stack.append(_Pending(node, iter(children(read[0]))))
+                        todo = next(stack[-1].rest, None)
+                        continue
+                yield node
+        if not stack:
+            return
+        todo = next(stack[-1].rest, None)
+        if todo is None:
+            yield stack.pop().node
+
+
+def _check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:
+    if documents > limits.documents:
+        raise InvalidDocument("", f"the image has more than {limits.documents} documents", str(root.digest))
+    if depth > limits.depth:
+        raise InvalidDocument("", f"the image is nested more than {limits.depth} deep", str(root.digest))
+
+
+def _read_document(
+    source: BlobSource, descriptor: Descriptor, limits: Limits, may_be_absent: bool
+) -> tuple[Document, bytes] | None:
+    try:
+        content = source.read(descriptor) if isinstance(source, RememberingSource) else None
+        if content is None:
+            content = read_content(source, descriptor, limits)
+    except BlobNotFound:
+        if may_be_absent:
+            return None
+        raise
+    document = decode_document(content, descriptor.media_type, str(descriptor.digest))
+    if isinstance(document, Manifest) and len(document.layers) > limits.layers:
+        raise InvalidDocument("layers", f"there are more than {limits.layers}", str(descriptor.digest))
+    return document, content
+
+
+def select_manifest(
+    source: RememberingSource, root: Descriptor, platform: Platform, name: str, limits: Limits = DEFAULT_LIMITS
+) -> Descriptor:
+    """Return the descriptor of the one manifest for ``platform`` at or below ``root``, nested indexes included.
+
+    Attestations, and entries for the platform ``unknown/unknown``, are never chosen. There is no fallback.
+
+    Args:
+        source: where the documents are; it keeps those that were read, for the copy that follows.
+        root: a manifest or an index.
+        platform: what is wanted; the variants that it may run count too, the best first.
+        name: how an error calls the image.
+        limits: how deep and how large the graph may be.
+
+    Raises:
+        PlatformNotFound: with the platforms that are on offer.
+
+    Spec: OCI image-spec 1.1, image-index.md, "platform"; config.md for a manifest whose entry has none.
+    """
+    if not media_types.is_document(root.media_type):
+        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
+    offered: list[Descriptor] = []
+    if media_types.is_manifest(root.media_type):
+        found = _with_platform(source, root, limits)
+        if found.platform is None:
+            return found
+        offered.append(found)
+    else:
+        offered.extend(_manifests_below(source, root, limits))
+    chosen = choose_platform([each.platform for each in offered], platform)
+    if chosen is None:
+        available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
+        raise PlatformNotFound(name, str(platform), tuple(available))
+    return root if offered[chosen].digest == root.digest else offered[chosen]
+
+
+def _manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
+    """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place."""
+    stack = [iter((root,))]
+    documents = 0
+    seen = set()
+    while stack:
+        descriptor = next(stack[-1], None)
+        if descriptor is None:
+            stack.pop()
+        elif descriptor.digest in seen or descriptor.is_attestation:
+            continue
+        elif media_types.is_index(descriptor.media_type):
+            seen.add(descriptor.digest)
+            documents += 1
+            _check_bounds(root, documents, len(stack), limits)
+            read = _read_document(source, descriptor, limits, False)
+            if read is not None and isinstance(read[0], Index):
+                stack.append(iter(read[0].manifests))
+        elif media_types.is_manifest(descriptor.media_type):
+            if descriptor.platform is None:
+                documents += 1
+                _check_bounds(root, documents, len(stack), limits)
+                descriptor = _with_platform(source, descriptor, limits)
+            yield descriptor
+
+
+def _with_platform(source: RememberingSource, descriptor: Descriptor, limits: Limits) -> Descriptor:
+    """Return the manifest's descriptor with the platform that its config names, if it names one."""
+    read = _read_document(source, descriptor, limits, False)
+    if read is None or not isinstance(read[0], Manifest) or not media_types.is_config(read[0].config.media_type):
+        return descriptor
+    config = decode_config(source.read(read[0].config), str(read[0].config.digest))
+    return attrs.evolve(descriptor, platform=config.platform)

@@ -1,0 +1,81 @@
+"""The rules of index.json: what a name in it is, and how one comes and goes. Pure.
+
+Every rule keeps the entries it does not mean, named or not, in their order.
+
+Spec: OCI image-spec 1.1, image-layout.md, "index.json file"; annotations.md, `org.opencontainers.image.ref.name`.
+"""
+
+from collections.abc import Iterator
+
+import attrs
+
+from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
+from minibox_store.errors import ImageNotFound
+from minibox_store.reference import normalised
+
+NAME_ANNOTATION = "org.opencontainers.image.ref.name"
+REFERRER_ANNOTATION = "dev.minibox.store.referrer"
+
+
+def name_of(descriptor: Descriptor) -> str | None:
+    """Return the name that an entry carries, None where it has none."""
+    return descriptor.annotations.get(NAME_ANNOTATION)
+
+
+def names_of(index: LayoutIndex) -> Iterator[tuple[str, Descriptor]]:
+    """Yield each name once, with the entry it stands for: the first one, should a foreign tool have written two."""
+    seen = set()
+    for entry in index.entries:
+        name = name_of(entry.descriptor)
+        if name is not None and name not in seen:
+            seen.add(name)
+            yield name, entry.descriptor
+
+
+def find_name(index: LayoutIndex, name: str) -> tuple[str, Descriptor]:
+    """Return the entry that ``name`` means, and the name as it stands in the index.
+
+    It is the entry with that very name; where there is none, the single one that spells the same reference.
+
+    Raises:
+        ImageNotFound: when there is neither.
+    """
+    for entry in index.entries:
+        if name_of(entry.descriptor) == name:
+            return name, entry.descriptor
+    wanted = normalised(name)
+    alike = [found for found in names_of(index) if wanted is not None and normalised(found[0]) == wanted]
+    if len(alike) != 1:
+        raise ImageNotFound(name)
+    return alike[0]
+
+
+def with_name(index: LayoutIndex, name: str, descriptor: Descriptor) -> LayoutIndex:
+    """Return the index in which ``name`` stands for ``descriptor``, and for nothing else."""
+    annotations = {**descriptor.annotations, NAME_ANNOTATION: name}
+    new = LayoutEntry(descriptor=attrs.evolve(descriptor, annotations=annotations))
+    entries = []
+    placed = False
+    for entry in index.entries:
+        if name_of(entry.descriptor) != name:
+            entries.append(entry)
+        elif not placed:
+            # An unchanged entry keeps what others wrote into it.
+            same = entry.descriptor.digest == descriptor.digest
+            entries.append(entry if same and entry.descriptor.media_type == descriptor.media_type else new)
+            placed = True
+    if not placed:
+        entries.append(new)
+    return attrs.evolve(index, entries=tuple(entries))
+
+
+def without_name(index: LayoutIndex, name: str) -> LayoutIndex:
+    """Return the index in which ``name``, as it stands there, is gone.
+
+    Raises:
+        ImageNotFound: when no entry has this very name.
+    """
+    entries = tuple(entry for entry in index.entries if name_of(entry.descriptor) != name)
+    if len(entries) == len(index.entries):
+        raise ImageNotFound(name)
+    return attrs.evolve(index, entries=entries)

@@ -1,0 +1,149 @@
+"""The small protocols through which bytes enter and leave: who may ask what of whom.
+
+An end (the local layout, a registry's repository, an archive, memory) implements some of these; the core
+knows nothing else of it. A speed-up is a further protocol of one method, looked for in one place.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+import attrs
+
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+
+
+class BlobStream(Protocol):
+    """Bytes of one blob, in order. They are not trusted until a verifier has seen them all."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of ``buffer`` and return how many bytes; 0 at the end, and only there."""
+        ...
+
+    def close(self) -> None:
+        """Release what the stream holds; a second call does nothing."""
+
+
+class BlobSource(Protocol):
+    """Something that blobs can be read from."""
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes from ``offset`` on; the caller closes the stream.
+
+        Raises:
+            BlobNotFound: when it does not hold the blob.
+        """
+        ...
+
+
+class ImageSource(BlobSource, Protocol):
+    """Something that images can be copied from, by name."""
+
+    def resolve(self, name: str) -> Descriptor:
+        """Return the descriptor of the manifest or index that ``name`` stands for now.
+
+        Raises:
+            NotFound: when it knows no such name.
+        """
+        ...
+
+
+@runtime_checkable
+class NamedImages(Protocol):
+    """A source that can list the names it holds."""
+
+    def iter_names(self) -> Iterator[str]:
+        """Yield each name once."""
+        ...
+
+
+class ImageWriter(Protocol):
+    """One transaction at a target. Its methods may be called from several threads at once."""
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the target holds the blob; True promises that it stays until the writer closes."""
+        ...
+
+    def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
+        """Make the target hold the blob. The writer opens the source: where its own copy ends, or never.
+
+        Raises:
+            ContentMismatch: when the source's bytes are short, long or others; nothing is kept of them.
+        """
+
+    def write_name(self, name: str, descriptor: Descriptor) -> None:
+        """Let ``name`` stand for ``descriptor`` once the transaction commits.
+
+        Raises:
+            IncompleteImage: when this transaction has not made the target hold it.
+        """
+
+
+class ImageTarget(Protocol):
+    """Something that images can be copied to."""
+
+    def open_writer(self) -> AbstractContextManager[ImageWriter]:
+        """Begin a transaction: leaving it without an error commits it, with one aborts it."""
+        ...
+
+
+class BlobStage(BlobSource, Protocol):
+    """Where blobs are put as they come, before anybody knows whether something needs them."""
+
+    def stage_blob(self, stream: BlobStream, size_bytes: int, digest: Digest | None = None) -> Digest:
+        """Take ``size_bytes`` of the stream, keep them, hash *what was kept*, and return its digest.
+
+        It is a sha256 unless ``digest`` has another algorithm. The caller closes the stream.
+
+        Raises:
+            ContentMismatch: when they are fewer, or not what ``digest`` says; nothing is kept of them.
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class FileRange:
+    """Some bytes of an open regular file, which stays open until its stream is closed. Never a path."""
+
+    file_descriptor: int
+    offset: int
+    size_bytes: int
+
+
+@runtime_checkable
+class RangeStream(Protocol):
+    """What a stream also is when its bytes lie in a file: a target may then let the kernel move them."""
+
+    def next_range(self, limit_bytes: int, /) -> FileRange:
+        """Return the next bytes of the stream, at most ``limit_bytes``, and pass them; size 0 only at the end."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ArchivedBlob:
+    """A blob that an archive holds, under the digest and size that its member claims: the ``position``-th one."""
+
+    descriptor: Descriptor
+    stream: BlobStream
+    position: int
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A source whose reads may block for long."""
+
+    def interrupt(self) -> None:
+        """End at once, with an error, every read that blocks now and every later one. From any thread."""
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A source that can say, while a target waits for something else, that waiting has become pointless."""
+
+    def wait(self, seconds: float) -> None:
+        """Return after ``seconds``.
+
+        Raises:
+            Cancelled: as soon as the copy has been cancelled.
+        """
