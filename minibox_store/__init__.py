@@ -1,0 +1,152 @@
+"""OCI container images in Python: pull, store, save, load and collect them, every byte verified.
+
+:class:`Store` is the face of it all. The names of this module are the public ones; each is loaded when it is first
+used, so that importing the package costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minibox_store.codec import encode_document as encode_document
+    from minibox_store.copying import Cancellation as Cancellation
+    from minibox_store.copying import copy_image as copy_image
+    from minibox_store.digest import Digest as Digest
+    from minibox_store.documents import Descriptor as Descriptor
+    from minibox_store.documents import Index as Index
+    from minibox_store.documents import Manifest as Manifest
+    from minibox_store.errors import AuthenticationRefused as AuthenticationRefused
+    from minibox_store.errors import BlobNotFound as BlobNotFound
+    from minibox_store.errors import Cancelled as Cancelled
+    from minibox_store.errors import ContentMismatch as ContentMismatch
+    from minibox_store.errors import ImageNotFound as ImageNotFound
+    from minibox_store.errors import IncompleteImage as IncompleteImage
+    from minibox_store.errors import InvalidArchive as InvalidArchive
+    from minibox_store.errors import InvalidDigest as InvalidDigest
+    from minibox_store.errors import InvalidDocument as InvalidDocument
+    from minibox_store.errors import InvalidInput as InvalidInput
+    from minibox_store.errors import InvalidPath as InvalidPath
+    from minibox_store.errors import InvalidPlatform as InvalidPlatform
+    from minibox_store.errors import InvalidReference as InvalidReference
+    from minibox_store.errors import ManifestUnknown as ManifestUnknown
+    from minibox_store.errors import NotFound as NotFound
+    from minibox_store.errors import PlatformNotFound as PlatformNotFound
+    from minibox_store.errors import RateLimited as RateLimited
+    from minibox_store.errors import RegistryError as RegistryError
+    from minibox_store.errors import StoreBusy as StoreBusy
+    from minibox_store.errors import StoreDamaged as StoreDamaged
+    from minibox_store.errors import StoreError as StoreError
+    from minibox_store.errors import StoreFull as StoreFull
+    from minibox_store.errors import StoreUnavailable as StoreUnavailable
+    from minibox_store.errors import one_line as one_line
+    from minibox_store.events import BlobAdvanced as BlobAdvanced
+    from minibox_store.events import BlobPresent as BlobPresent
+    from minibox_store.events import BlobStarted as BlobStarted
+    from minibox_store.events import ChoosingPlatform as ChoosingPlatform
+    from minibox_store.events import Event as Event
+    from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import ManifestChosen as ManifestChosen
+    from minibox_store.events import RegisteringName as RegisteringName
+    from minibox_store.events import ResolvingName as ResolvingName
+    from minibox_store.events import render_line as render_line
+    from minibox_store.images import Image as Image
+    from minibox_store.images import PruneReport as PruneReport
+    from minibox_store.images import Removal as Removal
+    from minibox_store.images import StoreInfo as StoreInfo
+    from minibox_store.limits import Limits as Limits
+    from minibox_store.media_types import is_document as is_document
+    from minibox_store.memory import MemoryImages as MemoryImages
+    from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
+    from minibox_store.platforms import Platform as Platform
+    from minibox_store.protocols import BlobSource as BlobSource
+    from minibox_store.protocols import BlobStage as BlobStage
+    from minibox_store.protocols import BlobStream as BlobStream
+    from minibox_store.protocols import ImageSource as ImageSource
+    from minibox_store.protocols import ImageTarget as ImageTarget
+    from minibox_store.protocols import ImageWriter as ImageWriter
+    from minibox_store.protocols import NamedImages as NamedImages
+    from minibox_store.reference import Reference as Reference
+    from minibox_store.reference import check_image_name as check_image_name
+    from minibox_store.registry import Credentials as Credentials
+    from minibox_store.registry import RegistryClient as RegistryClient
+    from minibox_store.store import Store as Store
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "codec": ("encode_document",),
+    "copying": ("Cancellation", "copy_image"),
+    "digest": ("Digest",),
+    "documents": ("Descriptor", "Index", "Manifest"),
+    "errors": (
+        "AuthenticationRefused",
+        "BlobNotFound",
+        "Cancelled",
+        "ContentMismatch",
+        "ImageNotFound",
+        "IncompleteImage",
+        "InvalidArchive",
+        "InvalidDigest",
+        "InvalidDocument",
+        "InvalidInput",
+        "InvalidPath",
+        "InvalidPlatform",
+        "InvalidReference",
+        "ManifestUnknown",
+        "NotFound",
+        "PlatformNotFound",
+        "RateLimited",
+        "RegistryError",
+        "StoreBusy",
+        "StoreDamaged",
+        "StoreError",
+        "StoreFull",
+        "StoreUnavailable",
+        "one_line",
+    ),
+    "events": (
+        "BlobAdvanced",
+        "BlobPresent",
+        "BlobStarted",
+        "ChoosingPlatform",
+        "Event",
+        "ImageCopied",
+        "ManifestChosen",
+        "RegisteringName",
+        "ResolvingName",
+        "render_line",
+    ),
+    "images": ("Image", "PruneReport", "Removal", "StoreInfo"),
+    "limits": ("Limits",),
+    "media_types": ("is_document",),
+    "memory": ("MemoryImages",),
+    "platforms": ("LINUX_AMD64", "Platform"),
+    "protocols": (
+        "BlobSource",
+        "BlobStage",
+        "BlobStream",
+        "ImageSource",
+        "ImageTarget",
+        "ImageWriter",
+        "NamedImages",
+    ),
+    "reference": ("Reference", "check_image_name"),
+    "registry": ("Credentials", "RegistryClient"),
+    "store": ("Store",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605  # a list, made from the one table
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

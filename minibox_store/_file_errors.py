@@ -1,0 +1,38 @@
+"""What the operating system says, as errors of this library: the one edge for it.
+
+A full disk is StoreFull wherever it shows. A path that the caller gave is the caller's mistake; one of the store's own
+is not.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minibox_store.errors import InvalidPath, StoreError, StoreFull, StoreUnavailable
+
+
+@contextmanager
+def file_errors(path: str) -> Iterator[None]:
+    """Turn what the operating system says of ``path``, or of what lies below it, into an error of this library."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(where) from error
+        raise StoreUnavailable(where, error.strerror or str(error)) from error
+
+
+@contextmanager
+def path_errors(path: str) -> Iterator[None]:
+    """Turn what the operating system says of a path that the caller gave into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(path) from error
+        if error.errno == errno.EIO:
+            raise StoreUnavailable(path, "input/output error") from error
+        raise InvalidPath(path, (error.strerror or str(error)).lower()) from error

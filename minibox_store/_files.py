@@ -1,0 +1,328 @@
+"""Every change to a file system that the library makes: the only replace, link, unlink and fsync.
+
+Each operation is one call of ``os`` from this module, so that a test can make any of them
+fail, or be the last. Nothing here knows of images. Paths are the store's own; none comes from outside.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minibox_store.digest import Verifier
+from minibox_store.limits import MEBIBYTE
+from minibox_store.protocols import BlobStream, FileRange, RangeStream
+
+BUFFER_BYTES = MEBIBYTE
+STEP_BYTES = 16 * MEBIBYTE
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO)
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+
+
+# ---- opening -----------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str, *, follow_links: bool = False) -> int:
+    """Return a descriptor of the regular file at ``path``; never waits on a FIFO, and takes no link unless told.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        OSError: ELOOP for a link, EINVAL for any other thing that is no regular file.
+    """
+    descriptor = os.open(path, _REGULAR & ~os.O_NOFOLLOW if follow_links else _REGULAR)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return descriptor
+
+
+def open_new(path: str) -> int:
+    """Create a file that only its owner may use, and return a descriptor to read and write."""
+    return os.open(path, _NEW, 0o600)
+
+
+def open_shared(path: str) -> int:
+    """Open a file for reading and writing, creating it for the owner alone where it is not there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def read_whole(path: str, limit_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: EFBIG when it is larger than ``limit_bytes``; else as :func:`open_regular`.
+    """
+    descriptor = open_regular(path)
+    with open(descriptor, "rb", buffering=0) as file:
+        if os.fstat(descriptor).st_size > limit_bytes:
+            raise OSError(errno.EFBIG, f"it is larger than {limit_bytes} bytes", path)
+        content = file.read(limit_bytes + 1) or b""
+        while len(content) <= limit_bytes and (more := file.read(limit_bytes + 1 - len(content))):
+            content += more
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {limit_bytes} bytes", path)
+    return content
+
+
+class FileStream:
+    """Part of an open regular file, as the bytes of a blob; the kernel may move them.
+
+    Reads by position, so that several streams may share a descriptor; closes it only if it owns it.
+    """
+
+    def __init__(self, descriptor: int, offset: int, size_bytes: int, *, owns_descriptor: bool = True) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+        self._end = offset + size_bytes
+        self._owned = owns_descriptor
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of ``buffer``; 0 at the end."""
+        room = min(len(buffer), self._end - self._offset)
+        count = os.preadv(self._descriptor, [buffer[:room]], self._offset) if room > 0 else 0
+        self._offset += count
+        return count
+
+    def next_range(self, limit_bytes: int, /) -> FileRange:
+        """Return the next bytes as a range of the file, and pass them."""
+        size_bytes = max(0, min(limit_bytes, self._end - self._offset))
+        found = FileRange(file_descriptor=self._descriptor, offset=self._offset, size_bytes=size_bytes)
+        self._offset += size_bytes
+        return found
+
+    def close(self) -> None:
+        """Close the descriptor, if the stream owns it."""
+        if self._owned:
+            self._owned = False
+            os.close(self._descriptor)
+
+
+# ---- moving bytes ------------------------------------------------------------------------------------------
+
+
+def append_stream(stream: BlobStream, descriptor: int, verifier: Verifier | None = None) -> int:
+    """Append the rest of ``stream`` to the open file, and return how many bytes that was.
+
+    Where the stream's bytes lie in a file, the kernel moves them, and what the verifier sees is read back from
+    the copy: the bytes verified are the bytes kept.
+    """
+    position = start = os.lseek(descriptor, 0, os.SEEK_CUR)
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    if isinstance(stream, RangeStream):
+        while (source := stream.next_range(STEP_BYTES)).size_bytes:
+            _copy_range(source, descriptor, position, buffer)
+            if verifier is not None:
+                hash_range(descriptor, position, source.size_bytes, verifier, buffer)
+            position += source.size_bytes
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return position - start
+    while count := stream.readinto(buffer):
+        if verifier is not None:
+            verifier.update(buffer[:count])
+        write_all(descriptor, buffer[:count])
+        position += count
+    return position - start
+
+
+def hash_range(
+    descriptor: int, offset: int, size_bytes: int, verifier: Verifier, buffer: memoryview | None = None
+) -> None:
+    """Let ``verifier`` see ``size_bytes`` of an open file from ``offset`` on, by bounded reads."""
+    buffer = memoryview(bytearray(BUFFER_BYTES)) if buffer is None else buffer
+    end = offset + size_bytes
+    while offset < end:
+        count = os.preadv(descriptor, [buffer[: min(len(buffer), end - offset)]], offset)
+        if count == 0:
+            raise OSError(errno.EIO, "the file became shorter while it was read")
+        verifier.update(buffer[:count])
+        offset += count
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` where the descriptor stands."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _copy_range(source: FileRange, descriptor: int, position: int, buffer: memoryview) -> None:
+    """Copy a range inside the kernel where it can, else through ``buffer``."""
+    offset, end = source.offset, source.offset + source.size_bytes
+    while offset < end:
+        try:
+            count = os.copy_file_range(source.file_descriptor, descriptor, end - offset, offset, position)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            count = _send_range(source.file_descriptor, descriptor, offset, position, end - offset, buffer)
+        if count == 0:
+            raise OSError(errno.EIO, "the file to copy from became shorter while it was read")
+        offset += count
+        position += count
+
+
+def _send_range(source: int, target: int, offset: int, position: int, size_bytes: int, buffer: memoryview) -> int:
+    os.lseek(target, position, os.SEEK_SET)
+    try:
+        return os.sendfile(target, source, offset, size_bytes)
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+    count = os.preadv(source, [buffer[: min(len(buffer), size_bytes)]], offset)
+    write_all(target, buffer[:count])
+    return count
+
+
+# ---- names and directories ---------------------------------------------------------------------------------
+
+
+def make_directory(path: str, mode: int = 0o700) -> bool:
+    """Make a directory of exactly this mode, whatever the umask; return False where there is one already."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise
+        return False
+    os.chmod(path, mode)
+    return True
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Set the mode of an open file."""
+    os.fchmod(descriptor, mode)
+
+
+def link_file(source: str, target: str) -> None:
+    """Make a hard link; FileExistsError where ``target`` exists."""
+    os.link(source, target, follow_symlinks=False)
+
+
+def rename_file(source: str, target: str) -> None:
+    """Rename, replacing ``target``."""
+    os.replace(source, target)
+
+
+def remove_file(path: str) -> None:
+    """Remove a file, or a link itself; FileNotFoundError where there is none."""
+    os.unlink(path)
+
+
+def discard_file(path: str) -> None:
+    """Remove a file if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def truncate_file(descriptor: int) -> None:
+    """Empty an open file."""
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def remove_directory(path: str) -> None:
+    """Remove an empty directory, or leave one that is not empty, or gone."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
+def remove_flat(path: str, *, last: str) -> None:
+    """Remove a directory of files, the one called ``last`` at the end; what is gone already is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            if name != last:
+                discard_file(os.path.join(path, name))
+        discard_file(os.path.join(path, last))
+    remove_directory(path)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and all below it by descriptors, following no link; of a link, the link itself."""
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def sync_file(descriptor: int) -> None:
+    """Return when the content of an open file will survive a loss of power."""
+    os.fsync(descriptor)
+
+
+def sync_directory(path: str, *, dir_fd: int | None = None) -> None:
+    """Return when the names in a directory will survive a loss of power."""
+    descriptor = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = None, durable: bool) -> Iterator[int]:
+    """Yield a descriptor to write a new file by; leaving the block without an error puts it at ``path``, whole.
+
+    At every moment, and after any crash, ``path`` is the old file or the new one. With an error the new file is gone,
+    and whatever was at ``path`` is untouched.
+
+    Args:
+        path: where it goes; relative to ``dir_fd`` where that is given.
+        dir_fd: an open directory.
+        mode: of the new file, whatever the umask; where it is None the umask decides.
+        durable: whether it survives a loss of power once the block is left.
+    """
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
+    try:
+        yield descriptor
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        if durable:
+            os.fsync(descriptor)
+        os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    finally:
+        os.close(descriptor)
+    if durable:
+        sync_directory(os.path.dirname(path) or ".", dir_fd=dir_fd)
+
+
+def is_same_file(descriptor: int, path: str) -> bool:
+    """Whether ``path`` is the open file still."""
+    try:
+        named = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def probe_hard_links(directory: str) -> bool:
+    """Whether files in ``directory`` can have a second name."""
+    first = os.path.join(directory, f"probe-{secrets.token_hex(8)}")
+    os.close(open_new(first))
+    try:
+        os.link(first, f"{first}-2", follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return False
+    else:
+        os.unlink(f"{first}-2")
+        return True
+    finally:
+        os.unlink(first)

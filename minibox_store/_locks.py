@@ -1,0 +1,82 @@
+"""Locks between processes, and between threads of one: the only flock.
+
+A lock dies with the process that holds it. It is good only as long as its file has its name, which is checked after
+every success; and nobody waits for one without an end, and a name in the message.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minibox_store._files import is_same_file, open_shared
+from minibox_store.errors import StoreBusy
+
+
+def try_lock(descriptor: int, path: str, *, shared: bool = False) -> bool:
+    """Take the flock of an open file if it is free, and ``path`` is still that file.
+
+    A lock on a file that has lost its name guards nothing: the caller opens ``path`` again then.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return False
+    if is_same_file(descriptor, path):
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def is_locked(path: str) -> bool:
+    """Whether somebody holds the lock file ``path``; False where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor, path, shared=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``, and a note in it of who does so since when, doing what.
+
+    Raises:
+        StoreBusy: when somebody else held it for all of ``timeout_seconds``, with their note.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    pause = 0.001
+    while True:
+        descriptor = open_shared(path)
+        if try_lock(descriptor, path, shared=shared):
+            break
+        busy = _busy(descriptor, path)
+        os.close(descriptor)
+        if time.monotonic() >= deadline:
+            raise busy
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+    try:
+        note = f"{os.getpid()} {time.time():.3f} {doing}\n".encode()
+        with contextlib.suppress(OSError):  # a full disk must not keep anybody from pruning it
+            os.ftruncate(descriptor, len(note))
+            os.pwrite(descriptor, note, 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _busy(descriptor: int, path: str) -> StoreBusy:
+    words = os.pread(descriptor, 512, 0).decode("utf-8", "replace").strip().split(" ", 2)
+    try:
+        return StoreBusy(path, int(words[0]), float(words[1]), words[2])
+    except (ValueError, IndexError):
+        return StoreBusy(path, None, None, "")

@@ -1,0 +1,6 @@
+"""One tar of images as an end: a target that is written whole or not at all, a source that nobody trusts."""
+
+from minibox_store.archive.reading import ArchiveReader
+from minibox_store.archive.writing import ArchiveFile
+
+__all__ = ["ArchiveFile", "ArchiveReader"]

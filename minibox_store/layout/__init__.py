@@ -1,0 +1,8 @@
+"""The local store as an end: an OCI image layout on disk, on which any number of processes may work at once."""
+
+from minibox_store.layout.layout import Layout
+from minibox_store.layout.listing import Listing
+from minibox_store.layout.opened import OpenedImage, opening_image
+from minibox_store.layout.sweeping import Sweep
+
+__all__ = ["Layout", "Listing", "OpenedImage", "Sweep", "opening_image"]

@@ -1,0 +1,247 @@
+"""A local store as an end: an OCI image layout on disk that may be read from, written to and listed.
+
+index.json is read whole and anew by every call, and changed only under the store lock, in one step.
+
+Spec: OCI image-spec 1.1, image-layout.md.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from minibox_store import _files, _locks
+from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, LayoutIndex
+from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreUnavailable
+from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
+from minibox_store.layout.transaction import Transaction
+from minibox_store.layout_index import find_name, names_of
+from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.protocols import BlobStream
+
+_FILE_MODE = 0o644
+_EMPTY = LayoutIndex()
+
+
+class Layout:
+    """The store at ``root``. Objects are cheap, safe for several threads, and hold no file open.
+
+    Args:
+        root: its folder; made, with mode 0700, by the first change if it is not there.
+        durable: whether a change survives a loss of power once the call that made it returns.
+        lock_timeout_seconds: how long any call waits for another process at most, before StoreBusy.
+        limits: the bounds on what is read.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        lock_timeout_seconds: float = 30.0,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.paths = LayoutPaths(os.path.abspath(root))
+        self.durable = durable
+        self.lock_timeout_seconds = lock_timeout_seconds
+        self.limits = limits
+        self._hard_links: bool | None = None
+        self._last_index: tuple[bytes | None, LayoutIndex] = (None, _EMPTY)
+
+    # ---- reading
+
+    def read_index(self) -> LayoutIndex:
+        """Return index.json as it is now, an empty one where no store has been made yet.
+
+        As long as the file's bytes are equal, it is the very same object.
+
+        Raises:
+            StoreDamaged: when it cannot be read as an index, or is gone while blobs are there.
+        """
+        try:
+            content = _files.read_whole(self.paths.index, self.limits.index_bytes)
+        except FileNotFoundError:
+            if self._has_blobs():
+                raise StoreDamaged(self.paths.index, "it is missing, though the store holds blobs") from None
+            return _EMPTY
+        except OSError as error:
+            raise StoreDamaged(self.paths.index, error.strerror or str(error)) from error
+        last_content, last_index = self._last_index
+        if content == last_content:
+            return last_index
+        try:
+            index = decode_layout_index(content)
+        except InvalidDocument as error:
+            raise StoreDamaged(self.paths.index, str(error)) from error
+        self._last_index = (content, index)
+        return index
+
+    def _has_blobs(self) -> bool:
+        for algorithm in ALGORITHMS:
+            try:
+                with os.scandir(self.paths.blobs(algorithm)) as entries:
+                    if any(entries):
+                        return True
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return False
+
+    def resolve(self, name: str) -> Descriptor:
+        """Return the descriptor that ``name`` stands for.
+
+        Raises:
+            ImageNotFound: when no entry means it.
+        """
+        return find_name(self.read_index(), name)[1]
+
+    def iter_names(self) -> Iterator[str]:
+        """Yield each name once."""
+        return (name for name, _ in names_of(self.read_index()))
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes from ``offset`` on; raises as :meth:`open_file`."""
+        return _files.FileStream(self.open_file(descriptor), offset, descriptor.size_bytes - offset)
+
+    def open_file(self, descriptor: Descriptor) -> int:
+        """Return an open file that has the descriptor's size; the caller closes it.
+
+        Raises:
+            BlobNotFound: when there is nothing.
+            StoreDamaged: when it is a link, no file, or of another size.
+        """
+        path = self.paths.blob(descriptor.digest)
+        try:
+            opened = _files.open_regular(path)
+        except FileNotFoundError:
+            raise BlobNotFound(str(descriptor.digest)) from None
+        except OSError as error:
+            if error.errno in _files.NOT_REGULAR:
+                raise StoreDamaged(path, "it is not a regular file") from error
+            raise
+        size_bytes = os.fstat(opened).st_size
+        if size_bytes != descriptor.size_bytes:
+            os.close(opened)
+            raise StoreDamaged(path, f"it has {size_bytes} bytes where its descriptor says {descriptor.size_bytes}")
+        return opened
+
+    @contextmanager
+    def naming_damage(self) -> Iterator[None]:
+        """Turn a document that is wrong in this store into StoreDamaged, with the path of its file."""
+        try:
+            yield
+        except ContentMismatch as error:
+            raise StoreDamaged(self._path_of(error.what), str(error)) from error
+        except InvalidDocument as error:
+            raise StoreDamaged(self._path_of(error.document), str(error)) from error
+
+    def _path_of(self, digest: str) -> str:
+        return self.paths.blob(Digest.parse(digest)) if ":" in digest else self.paths.root
+
+    # ---- changing
+
+    def open_writer(self) -> AbstractContextManager[Transaction]:
+        """Begin a transaction; leaving it without an error commits it, with one aborts it."""
+        return self._transaction()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
+        self.prepare()
+        self.read_index()  # one that cannot be read is told before anything is fetched, and not at the end
+        transaction = Transaction(self)
+        with transaction.alive():
+            yield transaction
+            transaction.commit()
+
+    def prepare(self) -> None:
+        """Make the store where it is not there yet; check that it is ours to change where it is.
+
+        Raises:
+            StoreUnavailable: when its folder belongs to another user.
+            StoreDamaged: when it is a layout of a version that this library does not know.
+        """
+        paths = self.paths
+        if not os.path.isdir(paths.root):
+            os.makedirs(os.path.dirname(paths.root), exist_ok=True)
+            _files.make_directory(paths.root)
+        if os.stat(paths.root).st_uid != os.geteuid():
+            raise StoreUnavailable(paths.root, "it belongs to another user")
+        for path in (paths.ingest, paths.partials):
+            _files.make_directory(path)
+        if not self._has_marker() or not os.path.lexists(paths.index):
+            with self.store_lock("making the store"):
+                if not self._has_marker():
+                    with _files.replacing_file(paths.marker, mode=_FILE_MODE, durable=self.durable) as opened:
+                        _files.write_all(opened, encode_layout_marker())
+                if not os.path.lexists(paths.index):
+                    # A missing index beside blobs is damage, never "empty": the reading says so.
+                    with self.replacing_index(self.read_index()):
+                        pass
+        self.make_blob_folder("sha256")
+
+    def _has_marker(self) -> bool:
+        try:
+            decode_layout_marker(_files.read_whole(self.paths.marker, self.limits.error_bytes))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StoreDamaged(self.paths.marker, error.strerror or str(error)) from error
+        except InvalidDocument as error:
+            raise StoreDamaged(self.paths.marker, str(error)) from error
+        return True
+
+    def make_blob_folder(self, algorithm: str) -> None:
+        """Make the folder of an algorithm's blobs where it is not there yet."""
+        for path in (os.path.join(self.paths.root, "blobs"), self.paths.blobs(algorithm)):
+            if _files.make_directory(path, 0o755) and self.durable:
+                _files.sync_directory(os.path.dirname(path))
+
+    def change_index(self, change: Callable[[LayoutIndex], LayoutIndex], doing: str) -> None:
+        """Replace index.json by what ``change`` makes of it, under the store lock, in one step."""
+        with self.store_lock(doing), self.replacing_index(change(self.read_index())):
+            pass
+
+    @contextmanager
+    def replacing_index(self, index: LayoutIndex) -> Iterator[None]:
+        """Write index.json anew, and let it take effect when the block is left without an error. Under the store lock.
+
+        All that can fail for want of space has succeeded when the block begins. An index that says what the present
+        one says is not written.
+
+        Raises:
+            StoreUnavailable: when it would be larger than can be read again.
+        """
+        if os.path.lexists(self.paths.index) and index == self.read_index():
+            yield
+            return
+        content = encode_layout_index(index)
+        if len(content) > self.limits.index_bytes:
+            raise StoreUnavailable(self.paths.index, f"it would be larger than {self.limits.index_bytes} bytes")
+        with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened:
+            _files.write_all(opened, content)
+            if self.durable:
+                _files.sync_file(opened)
+            yield
+
+    @contextmanager
+    def store_lock(self, doing: str) -> Iterator[None]:
+        """Hold the store lock. Its order: prune lock, life lock, store lock, a transaction's own, a partial's.
+
+        Who waits holds the turn meanwhile, so that a prune, which lets the lock go between its batches, cannot
+        take it again before whoever came in between.
+
+        Raises:
+            StoreBusy: after ``lock_timeout_seconds``.
+        """
+        with ExitStack() as stack:
+            with _locks.holding_lock(self.paths.store_turn, doing=doing, timeout_seconds=self.lock_timeout_seconds):
+                stack.enter_context(
+                    _locks.holding_lock(self.paths.store_lock, doing=doing, timeout_seconds=self.lock_timeout_seconds)
+                )
+            yield
+
+    def has_hard_links(self) -> bool:
+        """Whether the file system of an existing store has hard links; tried once."""
+        if self._hard_links is None:
+            self._hard_links = _files.probe_hard_links(self.paths.ingest)
+        return self._hard_links

@@ -1,0 +1,173 @@
+"""What interrupted work has left in a store, and the build cache: found, and removed unless somebody uses it.
+
+Our own transactions and partials say by their lock whether they live. Of anything else, ``/proc`` is asked.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from minibox_store import _files, _locks
+from minibox_store.images import Removal
+from minibox_store.layout.in_use import Usage, read_usage
+from minibox_store.layout.layout import Layout
+
+_TRANSACTION = re.compile(r"[0-9a-f]{16}")
+_OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
+_TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
+_UNFINISHED_WRITE = re.compile(r"\.(index\.json|oci-layout)\.[0-9a-f]{16}\.tmp")
+
+
+def is_alive(transaction: str) -> bool:
+    """Whether the process that works in a transaction's folder holds its lock still."""
+    return _locks.is_locked(os.path.join(transaction, "lock"))
+
+
+class Broom:
+    """Removes what nobody works on any more.
+
+    Args:
+        layout: the store.
+        removed: what was removed is added to it.
+        errors: what could not be removed, and why, is added to it.
+        dry_run: whether to add what would be removed, and remove nothing.
+
+    Attributes:
+        kept: what stays because somebody uses it, and how.
+    """
+
+    def __init__(self, layout: Layout, removed: list[Removal], errors: list[str], *, dry_run: bool) -> None:
+        self._layout = layout
+        self._removed = removed
+        self._errors = errors
+        self._dry_run = dry_run
+        self._usage: Usage | None = None
+        self.kept: list[str] = []
+
+    def sweep_leftovers(self, *, build_cache: bool) -> None:
+        """Remove partials, unfinished writes, other programs' temporaries, and the build cache if that is asked for."""
+        self._sweep_partials()
+        self._sweep_unfinished_writes()
+        paths = self._layout.paths
+        self._sweep_foreign(_foreign(paths.root, paths.ingest), "temporary", "left by interrupted work")
+        if build_cache:
+            linked = _links_below(os.path.join(paths.root, "extracted"))
+            layers = _children(os.path.join(paths.root, "layers"))
+            self._sweep_foreign(layers, "build cache", "nothing uses this unpacked layer", linked)
+
+    def sweep_transactions(self) -> None:
+        """Remove the transactions of processes that have ended, so that they pin nothing any more."""
+        for path in _children(self._layout.paths.ingest):
+            if _TRANSACTION.fullmatch(os.path.basename(path)) and _is_directory(path):
+                self._remove_locked(path, os.path.join(path, "lock"), "transaction", "its process has ended")
+
+    def _sweep_partials(self) -> None:
+        for path in _children(self._layout.paths.partials):
+            self._remove_locked(path, path, "partial", "nobody goes on with this download")
+
+    def _sweep_unfinished_writes(self) -> None:
+        for path in _children(self._layout.paths.root):
+            if _UNFINISHED_WRITE.fullmatch(os.path.basename(path)) and not _is_directory(path):
+                # They are written under the store lock alone, so under it they are nobody's.
+                removal = self._removal(path, "temporary", "left by interrupted work")
+                if self._dry_run:
+                    self._removed.append(removal)
+                    continue
+                with self._layout.store_lock("collecting"):
+                    self._remove(path, removal)
+
+    def _sweep_foreign(
+        self, paths: Iterator[str], kind: str, reason: str, linked: frozenset[str] = frozenset()
+    ) -> None:
+        for path in paths:
+            if self._usage is None:
+                self._usage = read_usage(self._layout.paths.root)
+            user = "extracted/ points into it" if _is_pointed_at(path, linked) else self._usage.who_uses(path)
+            if user is not None:
+                self.kept.append(f"{self._relative(path)}: {user}")
+            elif self._dry_run:
+                self._removed.append(self._removal(path, kind, reason))
+            else:
+                self._remove(path, self._removal(path, kind, reason))
+
+    def _remove_locked(self, path: str, lock_path: str, kind: str, reason: str) -> None:
+        try:
+            # A dry run must not create a lock, and needs none: what it tells is a guess about a moment.
+            opened = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW) if self._dry_run else _files.open_shared(lock_path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._errors.append(f"{self._relative(path)}: {error.strerror}")
+            return
+        try:
+            if not _locks.try_lock(opened, lock_path):
+                return
+            removal = self._removal(path, kind, reason)
+            if self._dry_run:
+                self._removed.append(removal)
+            else:
+                self._remove(path, removal)
+        finally:
+            os.close(opened)
+
+    def _remove(self, path: str, removal: Removal) -> None:
+        try:
+            _files.remove_tree(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._errors.append(f"{removal.path}: {error.strerror}")
+            return
+        self._removed.append(removal)
+
+    def _removal(self, path: str, kind: str, reason: str) -> Removal:
+        return Removal(kind=kind, path=self._relative(path), size_bytes=_size_bytes(path), reason=reason)
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self._layout.paths.root)
+
+
+def _foreign(root: str, ingest: str) -> Iterator[str]:
+    """Yield what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
+    yield from _children(os.path.join(root, "tmp"))
+    for path in _children(root):
+        if _TEMPORARY.fullmatch(os.path.basename(path)):
+            yield path
+    for path in _children(ingest):
+        name = os.path.basename(path)
+        if name != "partial" and name not in _OUR_LOCKS and not _TRANSACTION.fullmatch(name):
+            yield path
+
+
+def _children(folder: str) -> Iterator[str]:
+    if _is_directory(folder):
+        yield from (os.path.join(folder, name) for name in sorted(os.listdir(folder)))
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _links_below(folder: str) -> frozenset[str]:
+    """Return where the links of a folder lead, resolved."""
+    return frozenset(os.path.realpath(path) for path in _children(folder) if os.path.islink(path))
+
+
+def _is_pointed_at(path: str, targets: frozenset[str]) -> bool:
+    resolved = os.path.realpath(path)
+    return any(target == resolved or target.startswith(resolved + "/") for target in targets)
+
+
+def _size_bytes(path: str) -> int:
+    """Return the bytes that removing a tree gives back: of a file with another name elsewhere, none."""
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            return status.st_size if status.st_nlink == 1 else 0
+        return sum(_size_bytes(os.path.join(path, name)) for name in os.listdir(path))
+    except FileNotFoundError:
+        return 0

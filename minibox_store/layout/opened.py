@@ -1,0 +1,104 @@
+"""One image of a store with all its blobs open: nobody can take them away any more, and no lock is held for it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minibox_store import _files
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, IncompleteImage
+from minibox_store.graph import ContentStream, walk
+from minibox_store.layout.layout import Layout
+from minibox_store.layout_index import find_name
+from minibox_store.protocols import BlobStream
+
+_ATTEMPTS = 5
+
+
+class OpenedImage:
+    """A BlobSource of exactly one image.
+
+    Attributes:
+        name: as it stands in index.json.
+        root: the descriptor of its manifest or index.
+    """
+
+    def __init__(self, name: str, root: Descriptor) -> None:
+        self.name = name
+        self.root = root
+        self.contents: dict[Digest, bytes] = {}
+        self.files: dict[Digest, int] = {}
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes from ``offset`` on.
+
+        Raises:
+            BlobNotFound: when it is no blob of the image.
+        """
+        digest = descriptor.digest
+        if digest in self.contents:
+            return ContentStream(self.contents[digest], offset)
+        if digest not in self.files:
+            raise BlobNotFound(str(digest))
+        rest_bytes = descriptor.size_bytes - offset
+        return _files.FileStream(self.files[digest], offset, rest_bytes, owns_descriptor=False)
+
+    def close(self) -> None:
+        """Close every file."""
+        while self.files:
+            os.close(self.files.popitem()[1])
+
+
+@contextmanager
+def opening_image(layout: Layout, name: str) -> Iterator[OpenedImage]:
+    """Open everything that ``name`` reaches, before its first byte is read; needs no right to write.
+
+    Raises:
+        ImageNotFound: when no entry means ``name``.
+        IncompleteImage: when a blob is missing, and the name still stands for the same image.
+        StoreDamaged: when a document or a file is not what its descriptor says.
+    """
+    image = _open(layout, name)
+    try:
+        yield image
+    finally:
+        image.close()
+
+
+def _open(layout: Layout, name: str) -> OpenedImage:
+    image = OpenedImage(*find_name(layout.read_index(), name))
+    for _ in range(_ATTEMPTS):
+        try:
+            missing = _open_all(layout, image)
+        except BaseException:
+            image.close()
+            raise
+        if not missing:
+            return image
+        image.close()
+        # The name may have been removed or moved, and a collection come by, since the index was read.
+        again = OpenedImage(*find_name(layout.read_index(), name))
+        if again.root.digest == image.root.digest:
+            break
+        image = again
+    raise IncompleteImage(image.name, tuple(str(digest) for digest in missing))
+
+
+def _open_all(layout: Layout, image: OpenedImage) -> list[Digest]:
+    """Open every blob; return those that are missing."""
+    missing = []
+    with layout.naming_damage():
+        try:
+            for node in walk(layout, image.root, limits=layout.limits):
+                digest = node.descriptor.digest
+                if node.content is not None:
+                    image.contents[digest] = node.content
+                elif digest not in image.files:
+                    try:
+                        image.files[digest] = layout.open_file(node.descriptor)
+                    except BlobNotFound:
+                        missing.append(digest)
+        except BlobNotFound as error:
+            missing.append(Digest.parse(error.digest))
+    return missing

@@ -1,0 +1,142 @@
+"""Unfinished downloads: kept when a pull ends early, gone on with by the next, shared by those who want the same.
+
+A partial belongs to a digest, not to where its bytes came from. Its file is always the contiguous prefix of the
+blob, is written only under its lock, and leaves its place by a rename, so that no file under ``blobs/`` is ever
+open for writing.
+"""
+
+import errno
+import os
+import time
+from contextlib import suppress
+
+from minibox_store import _files, _locks
+from minibox_store.digest import Verifier
+from minibox_store.documents import Descriptor
+from minibox_store.errors import ContentMismatch, StoreError
+from minibox_store.limits import MEBIBYTE
+from minibox_store.protocols import BlobSource
+
+_STALLED_SECONDS = 30.0
+_SLOW_SECONDS = 10.0
+_SLOW_BYTES = MEBIBYTE
+
+
+class Partial:
+    """An unfinished download that is ours to write: its lock is held until the block is left."""
+
+    def __init__(self, file_descriptor: int, path: str) -> None:
+        self.file_descriptor = file_descriptor
+        self.path = path
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.file_descriptor)
+
+    def fetch(self, descriptor: Descriptor, source: BlobSource) -> None:
+        """Read what is missing from ``source``, and verify the whole.
+
+        Bytes that an earlier attempt has left and that turn out wrong are dropped, and the blob is fetched once
+        from its beginning.
+
+        Raises:
+            ContentMismatch: when the source's bytes are short, long or others; nothing is kept of them.
+            StoreError: whatever the source raises; what has come so far is kept for the next try.
+        """
+        had_bytes = os.fstat(self.file_descriptor).st_size
+        try:
+            self._fetch_rest(descriptor, source, had_bytes)
+        except ContentMismatch:
+            _files.truncate_file(self.file_descriptor)
+            if not had_bytes:
+                self._discard()
+                raise
+            try:
+                self._fetch_rest(descriptor, source, 0)
+            except ContentMismatch:
+                self._discard()
+                raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._discard()  # a full disk needs the room more than the next try needs the bytes
+            raise
+        except StoreError:
+            if not os.fstat(self.file_descriptor).st_size:
+                self._discard()
+            raise
+
+    def _fetch_rest(self, descriptor: Descriptor, source: BlobSource, had_bytes: int) -> None:
+        verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+        _files.hash_range(self.file_descriptor, 0, had_bytes, verifier)
+        os.lseek(self.file_descriptor, had_bytes, os.SEEK_SET)
+        if had_bytes < descriptor.size_bytes or not had_bytes:
+            stream = source.open_blob(descriptor, had_bytes)
+            try:
+                _files.append_stream(stream, self.file_descriptor, verifier)
+            finally:
+                stream.close()
+        verifier.finish()
+
+    def _discard(self) -> None:
+        if _files.is_same_file(self.file_descriptor, self.path):
+            _files.discard_file(self.path)
+
+
+class PartialClaim:
+    """Somebody's wish for a blob that may be on its way already.
+
+    It is met by the shared partial when that is free, by patience while its holder gets on with it, and by a copy of
+    one's own when the holder does not.
+
+    Args:
+        shared: the path of the partial that all share.
+        own: a path for a copy of one's own.
+    """
+
+    def __init__(self, shared: str, own: str) -> None:
+        self._shared = shared
+        self._own = own
+        self._growth: _Growth | None = None
+
+    def take(self, size_bytes: int) -> Partial | None:
+        """Return a partial to write, or None while it is better to wait: then look for the blob and ask again."""
+        opened = _files.open_shared(self._shared)
+        if _locks.try_lock(opened, self._shared):
+            status = os.fstat(opened)
+            if status.st_size <= size_bytes and status.st_nlink == 1:
+                return Partial(opened, self._shared)
+            os.close(opened)
+            return self._take_own()
+        grown_bytes = os.fstat(opened).st_size
+        os.close(opened)
+        if self._growth is None:
+            self._growth = _Growth(grown_bytes)
+        return self._take_own() if self._growth.is_too_slow(grown_bytes) else None
+
+    def _take_own(self) -> Partial:
+        with suppress(FileNotFoundError):
+            _files.remove_file(self._own)
+        return Partial(_files.open_new(self._own), self._own)
+
+
+class _Growth:
+    """How a partial grows in other hands."""
+
+    def __init__(self, size_bytes: int) -> None:
+        now = time.monotonic()
+        self._seen_bytes = self._window_bytes = size_bytes
+        self._grew_at = self._window_at = now
+
+    def is_too_slow(self, size_bytes: int) -> bool:
+        now = time.monotonic()
+        if size_bytes != self._seen_bytes:
+            self._seen_bytes, self._grew_at = size_bytes, now
+        if now - self._grew_at >= _STALLED_SECONDS:
+            return True
+        if now - self._window_at < _SLOW_SECONDS:
+            return False
+        grown_bytes = size_bytes - self._window_bytes
+        self._window_bytes, self._window_at = size_bytes, now
+        return 0 < grown_bytes < _SLOW_BYTES

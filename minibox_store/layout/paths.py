@@ -1,0 +1,91 @@
+"""Where everything of a store lies: the only module that turns a digest into a path.
+
+Spec: OCI image-spec 1.1, image-layout.md, "Content".
+"""
+
+import os
+
+import attrs
+
+from minibox_store.digest import Digest
+from minibox_store.errors import InvalidDigest
+
+HEX_LENGTHS = {"sha256": 64, "sha512": 128}
+ALGORITHMS = tuple(HEX_LENGTHS)
+
+
+@attrs.frozen
+class LayoutPaths:
+    """The paths of one store. What is not in image-layout.md is this project's own."""
+
+    root: str
+
+    @property
+    def index(self) -> str:
+        """index.json: the names."""
+        return os.path.join(self.root, "index.json")
+
+    @property
+    def marker(self) -> str:
+        """oci-layout: the version of the format."""
+        return os.path.join(self.root, "oci-layout")
+
+    @property
+    def ingest(self) -> str:
+        """Everything unfinished, and the locks."""
+        return os.path.join(self.root, "ingest")
+
+    @property
+    def partials(self) -> str:
+        """Unfinished downloads, by digest: whoever wants the blob next goes on with them."""
+        return os.path.join(self.ingest, "partial")
+
+    @property
+    def quarantine(self) -> str:
+        """Blobs that were found to be wrong."""
+        return os.path.join(self.root, "quarantine")
+
+    @property
+    def store_lock(self) -> str:
+        """Held for short steps that change index.json, or take from ``blobs/``."""
+        return os.path.join(self.ingest, "store.lock")
+
+    @property
+    def store_turn(self) -> str:
+        """Held while waiting for the store lock, so that who waits comes before who has just had it."""
+        return os.path.join(self.ingest, "store.turn")
+
+    @property
+    def prune_lock(self) -> str:
+        """Held for a whole collection: one at a time."""
+        return os.path.join(self.ingest, "prune.lock")
+
+    @property
+    def life_lock(self) -> str:
+        """Held shared by transactions where there are no hard links to pin blobs with."""
+        return os.path.join(self.ingest, "life.lock")
+
+    def blobs(self, algorithm: str) -> str:
+        """Return the folder of the blobs of one algorithm."""
+        return os.path.join(self.root, "blobs", algorithm)
+
+    def blob(self, digest: Digest) -> str:
+        """Return the path of a blob."""
+        return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
+
+    def partial(self, digest: Digest) -> str:
+        """Return the path of a blob's shared unfinished download."""
+        return os.path.join(self.partials, pin_name(digest))
+
+
+def pin_name(digest: Digest) -> str:
+    """Return what a blob is called inside a transaction."""
+    return f"{digest.algorithm}-{digest.hex}"
+
+
+def pinned_digest(name: str) -> Digest | None:
+    """Return the digest that a name inside a transaction spells, None where it is something else."""
+    try:
+        return Digest.parse(name.replace("-", ":", 1))
+    except InvalidDigest:
+        return None

@@ -1,0 +1,301 @@
+"""A transaction on the store: everything that it relies on is pinned, and its names appear in one step or never.
+
+``ingest/<id>/`` holds a lock file, locked while the transaction lives, and a hard link to every blob that it has
+found, finished or staged. A collection leaves those alone. The order is always: pin, then publish, then name.
+Whatever happens, a transaction that fails removes its own folder and nothing under ``blobs/``.
+"""
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from minibox_store import _files, _locks, media_types
+from minibox_store.digest import Digest, Verifier
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy
+from minibox_store.layout.partials import PartialClaim
+from minibox_store.layout.paths import pin_name
+from minibox_store.layout_index import with_name
+from minibox_store.protocols import BlobSource, BlobStream, Waiting
+from minibox_store.reference import check_image_name
+
+if TYPE_CHECKING:
+    from minibox_store.layout.layout import Layout
+
+_BLOB_MODE = 0o444
+_LOCK = "lock"
+_ATTEMPTS = 1000
+_POLL_SECONDS = 0.05
+
+
+class Transaction:
+    """One transaction: an ImageWriter, and a BlobStage. Safe for several threads.
+
+    Where the file system has no hard links, a lock that keeps collections out for the whole of its life takes the
+    place of the pins, and a finished blob is moved to where it belongs instead of being linked.
+    """
+
+    def __init__(self, layout: "Layout") -> None:
+        self._layout = layout
+        self._paths = layout.paths
+        self._hard_links = layout.has_hard_links()
+        self._folder = os.path.join(self._paths.ingest, secrets.token_hex(8))
+        self._guard = threading.Lock()
+        self._held: dict[Digest, int] = {}
+        self._reached: set[Digest] = set()
+        self._wrong: set[Digest] = set()
+        self._names: dict[str, Descriptor] = {}
+
+    # ---- life
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Keep the transaction's folder and its lock for the block; remove them, and all in them, behind it."""
+        with ExitStack() as stack:
+            if not self._hard_links:
+                stack.enter_context(
+                    _locks.holding_lock(
+                        self._paths.life_lock,
+                        doing="writing images",
+                        timeout_seconds=self._layout.lock_timeout_seconds,
+                        shared=True,
+                    )
+                )
+            lock = self._begin()
+            try:
+                yield
+            finally:
+                # The lock goes last: while it is there, nobody else touches what is left.
+                _files.remove_flat(self._folder, last=_LOCK)
+                os.close(lock)
+
+    def _begin(self) -> int:
+        path = os.path.join(self._folder, _LOCK)
+        for _ in range(_ATTEMPTS):
+            # Between these steps a collection may take the folder for an abandoned one: then begin again.
+            with suppress(FileNotFoundError):
+                _files.make_directory(self._folder)
+                lock = _files.open_shared(path)
+                if _locks.try_lock(lock, path):
+                    return lock
+                os.close(lock)
+            time.sleep(0.001)
+        raise StoreBusy(path, None, None, "collecting")
+
+    def commit(self) -> None:
+        """Publish what the transaction's names reach, make it durable, and write the names, under the store lock.
+
+        Raises:
+            StoreBusy: when the lock was not to be had; nothing has changed then.
+        """
+        if not self._names:
+            return
+        with self._layout.store_lock("committing an image"):
+            index = self._layout.read_index()
+            for name, descriptor in self._names.items():
+                index = with_name(index, name, descriptor)
+            with self._layout.replacing_index(index):
+                for digest in sorted(self._reached):
+                    self._publish_locked(digest)
+                if self._layout.durable:
+                    for algorithm in sorted({digest.algorithm for digest in self._reached}):
+                        _files.sync_directory(self._paths.blobs(algorithm))
+
+    # ---- ImageWriter
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the store holds the blob, in its full size; if so it is pinned, and stays.
+
+        A document's content is verified too: it is small, and everything below it hangs on it.
+        """
+        digest = descriptor.digest
+        size_bytes = self._held.get(digest)
+        if size_bytes is None:
+            size_bytes = self._pin(digest)
+        is_good = size_bytes == descriptor.size_bytes
+        if is_good and media_types.is_document(descriptor.media_type):
+            is_good = self._is_whole(descriptor)
+        with self._guard:
+            if is_good:
+                self._reached.add(digest)
+            elif size_bytes is not None:
+                self._wrong.add(digest)
+        return is_good
+
+    def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
+        """Make the store hold the blob: found, waited for, gone on with, or fetched; verified in every case.
+
+        Raises:
+            ContentMismatch: when the source's bytes are short, long or others.
+        """
+        claim = PartialClaim(self._paths.partial(descriptor.digest), self._pin_path(descriptor.digest) + ".own")
+        while not self.has_blob(descriptor):
+            partial = claim.take(descriptor.size_bytes)
+            if partial is None:
+                source.wait(_POLL_SECONDS) if isinstance(source, Waiting) else time.sleep(_POLL_SECONDS)
+                continue
+            with partial:
+                partial.fetch(descriptor, source)
+                self._finish(partial.file_descriptor, partial.path, descriptor)
+            self._publish(descriptor.digest)
+
+    def write_name(self, name: str, descriptor: Descriptor) -> None:
+        """Let ``name`` stand for ``descriptor`` when the transaction commits.
+
+        Raises:
+            InvalidReference: when an image may not have this name.
+            IncompleteImage: when the transaction has not made the store hold the descriptor's blob.
+        """
+        check_image_name(name)
+        if descriptor.digest not in self._reached:
+            raise IncompleteImage(name, (str(descriptor.digest),))
+        self._names[name] = descriptor
+
+    # ---- BlobStage
+
+    def stage_blob(self, stream: BlobStream, size_bytes: int, digest: Digest | None = None) -> Digest:
+        """Keep the stream's bytes in the transaction, and return the digest of what was kept.
+
+        Nothing of it is published unless an image that the transaction names reaches it.
+
+        Raises:
+            ContentMismatch: when there are fewer or more bytes, or ``digest`` is another.
+        """
+        path = os.path.join(self._folder, f"staged-{secrets.token_hex(8)}")
+        opened = _files.open_new(path)
+        try:
+            verifier = Verifier(digest, size_bytes)
+            _files.append_stream(stream, opened, verifier)
+            found = verifier.finish()
+            self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes))
+        except BaseException:
+            _files.discard_file(path)
+            raise
+        finally:
+            os.close(opened)
+        return found
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the bytes of a blob that was staged.
+
+        Raises:
+            BlobNotFound: when it was not.
+            ContentMismatch: when what was staged has another size.
+        """
+        size_bytes = self._held.get(descriptor.digest)
+        if size_bytes is None:
+            raise BlobNotFound(str(descriptor.digest))
+        if size_bytes != descriptor.size_bytes:
+            raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
+        opened = _files.open_regular(self._where(descriptor.digest))
+        return _files.FileStream(opened, offset, size_bytes - offset)
+
+    # ---- pins
+
+    def _pin_path(self, digest: Digest) -> str:
+        return os.path.join(self._folder, pin_name(digest))
+
+    def _where(self, digest: Digest) -> str:
+        """Return where the transaction's copy lies: without hard links a blob that was found stays where it is."""
+        path = self._pin_path(digest)
+        return path if self._hard_links or os.path.lexists(path) else self._paths.blob(digest)
+
+    def _pin(self, digest: Digest) -> int | None:
+        """Pin a blob of the store and return its size; None where it has none that is a regular file."""
+        blob = self._paths.blob(digest)
+        try:
+            if self._hard_links:
+                with suppress(FileExistsError):
+                    _files.link_file(blob, self._pin_path(digest))
+                blob = self._pin_path(digest)
+            opened = _files.open_regular(blob)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in _files.NOT_REGULAR:
+                raise
+            with self._guard:
+                self._wrong.add(digest)
+            return None
+        size_bytes = os.fstat(opened).st_size
+        os.close(opened)
+        with self._guard:
+            return self._held.setdefault(digest, size_bytes)
+
+    def _is_whole(self, descriptor: Descriptor) -> bool:
+        verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+        opened = _files.open_regular(self._where(descriptor.digest))
+        try:
+            _files.hash_range(opened, 0, descriptor.size_bytes, verifier)
+            verifier.finish()
+        except ContentMismatch:
+            return False
+        finally:
+            os.close(opened)
+        return True
+
+    def _finish(self, opened: int, path: str, descriptor: Descriptor) -> None:
+        """Make a verified file durable, and this transaction's own, in place of a wrong one it may have pinned."""
+        _files.set_mode(opened, _BLOB_MODE)
+        if self._layout.durable:
+            _files.sync_file(opened)
+        _files.rename_file(path, self._pin_path(descriptor.digest))
+        with self._guard:
+            self._held[descriptor.digest] = descriptor.size_bytes
+
+    # ---- publishing
+
+    def _publish(self, digest: Digest) -> None:
+        """Let the blob appear in the store before the commit, so that others, and a next try, have it."""
+        if not self._place(digest):
+            with self._layout.store_lock("replacing a wrong blob"):
+                self._publish_locked(digest)
+
+    def _publish_locked(self, digest: Digest) -> None:
+        if self._place(digest):
+            return
+        # What is there is no good: keep it for whoever wants to know, and put the verified bytes in its place.
+        _files.make_directory(self._paths.quarantine)
+        aside = os.path.join(self._paths.quarantine, f"{pin_name(digest)}.{secrets.token_hex(4)}")
+        with suppress(FileNotFoundError):
+            _files.rename_file(self._paths.blob(digest), aside)
+        if not self._place(digest):
+            raise BlobNotFound(str(digest))
+        with self._guard:
+            self._wrong.discard(digest)
+
+    def _place(self, digest: Digest) -> bool:
+        """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""
+        pin, blob = self._pin_path(digest), self._paths.blob(digest)
+        self._layout.make_blob_folder(digest.algorithm)
+        try:
+            if self._hard_links:
+                _files.link_file(pin, blob)
+            elif not os.path.lexists(blob):
+                _files.rename_file(pin, blob)
+            else:
+                return self._is_good(digest)
+        except FileExistsError:
+            return self._is_good(digest)
+        return True
+
+    def _is_good(self, digest: Digest) -> bool:
+        """Whether what lies where the blob belongs may stay: the size is right, and nobody has found it wrong."""
+        try:
+            opened = _files.open_regular(self._paths.blob(digest))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno not in _files.NOT_REGULAR:
+                raise
+            return False
+        try:
+            if digest in self._wrong:
+                return _files.is_same_file(opened, self._pin_path(digest))
+            return os.fstat(opened).st_size == self._held[digest]
+        finally:
+            os.close(opened)

@@ -1,0 +1,351 @@
+"""The store: everything a program does with images, each thing a few lines over the copy, the walk and the ends."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from minibox_store import media_types
+from minibox_store._file_errors import file_errors, path_errors
+from minibox_store.archive import ArchiveFile
+from minibox_store.copying import (
+    DEFAULT_PARALLEL,
+    Cancellation,
+    EventListener,
+    copy_image,
+    ignore_events,
+)
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, LayoutIndex
+from minibox_store.errors import BlobNotFound
+from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
+from minibox_store.graph import RememberingSource, select_manifest, walk
+from minibox_store.images import Image, PruneReport, StoreInfo
+from minibox_store.layout import Layout, Listing, Sweep, opening_image
+from minibox_store.layout_index import find_name, with_name, without_name
+from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.loading import load_archive
+from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.protocols import BlobSource, BlobStream, ImageSource
+from minibox_store.reference import Reference, check_image_name
+
+if TYPE_CHECKING:
+    from minibox_store.registry import RegistryClient
+
+
+class Store:
+    """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
+
+    Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
+    between calls. Every method raises errors of :mod:`minibox_store.errors` alone: besides those it names,
+    StoreDamaged, StoreFull, StoreBusy and StoreUnavailable, which mean that nothing has changed.
+
+    Args:
+        root: the folder. The first change makes it, with mode 0700, where it is not there.
+        durability: ``"full"``: what a method has done survives a loss of power once it returns; ``"none"``: it
+            survives the end of the process, and the system decides on the rest.
+        lock_timeout_seconds: how long a method waits for another process at most.
+        limits: the bounds on what is read from anywhere.
+
+    Spec: OCI image-spec 1.1, image-layout.md.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        durability: Literal["full", "none"] = "full",
+        lock_timeout_seconds: float = 30.0,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._layout = Layout(
+            root, durable=durability == "full", lock_timeout_seconds=lock_timeout_seconds, limits=limits
+        )
+        self._listing = Listing(self._layout)
+        self._limits = limits
+
+    @property
+    def root(self) -> str:
+        """The absolute path of the store's folder."""
+        return self._layout.paths.root
+
+    # ---- looking
+
+    def images(self) -> tuple[Image, ...]:
+        """Return every named image, sorted by name; the very same tuple as long as nothing has changed."""
+        with file_errors(self.root):
+            return self._listing.images()
+
+    def get(self, name: str) -> Image:
+        """Return the image that ``name`` means: the very name, or else a single one that spells the same reference.
+
+        Raises:
+            ImageNotFound: when there is none.
+        """
+        with file_errors(self.root):
+            return self._listing.image(*find_name(self._layout.read_index(), name))
+
+    def find_blob(self, name: str, digest: Digest) -> Descriptor:
+        """Return the descriptor of a blob, document or not, that the image's graph names.
+
+        Raises:
+            ImageNotFound, BlobNotFound: when there is no such image, or no such blob in it.
+        """
+        with file_errors(self.root), self._layout.naming_damage():
+            root = self._layout.resolve(name)
+            for node in walk(self._layout, root, limits=self._limits, allow_absent_manifests=True):
+                if node.descriptor.digest == digest:
+                    return node.descriptor
+        raise BlobNotFound(str(digest))
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return a blob's bytes from ``offset`` on, as they were verified when they were stored; the caller closes it.
+
+        Raises:
+            BlobNotFound: when the store does not hold it.
+        """
+        with file_errors(self.root):
+            return self._layout.open_blob(descriptor, offset)
+
+    def info(self) -> StoreInfo:
+        """Return what the store is, and what it can do where it lies."""
+        with file_errors(self.root):
+            hard_links = self._layout.has_hard_links() if os.path.isdir(self._layout.paths.ingest) else None
+            return StoreInfo(root=self.root, durable=self._layout.durable, hard_links=hard_links)
+
+    # ---- bringing in
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        name: str | None = None,
+        platform: Platform | None = LINUX_AMD64,
+        client: "RegistryClient | None" = None,
+        parallel: int = DEFAULT_PARALLEL,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image:
+        """Copy an image from a registry into the store, and return it.
+
+        Args:
+            reference: what to pull; the registry is Docker Hub where it names none.
+            name: what the image is called in the store; the reference as it was given, where it is None.
+            platform: which manifest of an index; None keeps the index, and every manifest in it.
+            client: how registries are spoken to; anonymous, over TLS, where it is None.
+            parallel: how many layers move at once.
+            on_event: called for each step of progress, from several threads.
+            cancellation: ends the pull when it is cancelled.
+
+        Raises:
+            InvalidReference: for a text that is no reference, or a name that an image may not have.
+            PlatformNotFound: when the image is not offered for the platform.
+            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
+            ContentMismatch, InvalidDocument: when it sends something else than it announced.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: the name changes in one step, after everything that it reaches is in the store and verified. A pull
+            that fails changes no name; what it has fetched is used by the next one, or pruned.
+        """
+        from minibox_store.registry import RegistryClient
+
+        parsed = Reference.parse(reference)
+        name = check_image_name(reference if name is None else name)
+        cancellation = cancellation or Cancellation()
+        client = RegistryClient() if client is None else client
+        with (
+            file_errors(self.root),
+            client.open_repository(parsed) as repository,
+            cancellation.interrupting(repository),
+        ):
+            on_event(ResolvingName(name=name))
+            root = repository.resolve(str(parsed.digest or parsed.tag))
+            return self._copy_in(repository, root, name, platform, parallel, on_event, cancellation)
+
+    def import_image(
+        self,
+        source: ImageSource,
+        name: str,
+        *,
+        as_name: str | None = None,
+        platform: Platform | None = None,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image:
+        """Copy an image from any source into the store, and return it.
+
+        Args:
+            source: where it is; its bytes are not trusted.
+            name: what it is called there.
+            as_name: what it is called here; ``name`` where it is None.
+            platform: which manifest of an index; None keeps the whole.
+            on_event: called for each step of progress, from several threads.
+            cancellation: ends the copy when it is cancelled.
+
+        Raises:
+            NotFound: when the source has no such image, or lacks a part of it.
+            ContentMismatch, InvalidDocument: when its bytes are not what they should be.
+            InvalidReference: when an image may not have this name.
+            Cancelled: when ``cancellation`` was cancelled.
+        """
+        as_name = check_image_name(name if as_name is None else as_name)
+        cancellation = cancellation or Cancellation()
+        with file_errors(self.root):
+            root = source.resolve(name)
+            return self._copy_in(source, root, as_name, platform, DEFAULT_PARALLEL, on_event, cancellation)
+
+    def _copy_in(
+        self,
+        source: BlobSource,
+        root: Descriptor,
+        name: str,
+        platform: Platform | None,
+        parallel: int,
+        on_event: EventListener,
+        cancellation: Cancellation,
+    ) -> Image:
+        if platform is not None:
+            source = RememberingSource(source, self._limits)
+            if media_types.is_index(root.media_type):
+                on_event(ChoosingPlatform(name=name, platform=platform))
+            root = select_manifest(source, root, platform, name, self._limits)
+        on_event(ManifestChosen(descriptor=root))
+        copy_image(
+            source,
+            self._layout,
+            root,
+            [name],
+            limits=self._limits,
+            parallel=parallel,
+            on_event=on_event,
+            cancellation=cancellation,
+        )
+        return self._listing.image(name, root)
+
+    # ---- archives
+
+    def save(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        dir_fd: int | None = None,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image:
+        """Write an image as an archive, and return it. Equal images under equal names give equal bytes.
+
+        Args:
+            name: which image, as for :meth:`get`.
+            path: the file; created, or replaced if it is a regular one.
+            dir_fd: an open directory that ``path`` is relative to.
+            on_event: called for each step of progress.
+            cancellation: ends it when it is cancelled.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+            IncompleteImage: when blobs of it are missing.
+            InvalidPath: when the file cannot be written where it should be.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, whole.
+        """
+        target = ArchiveFile(os.fspath(path), dir_fd=dir_fd, durable=self._layout.durable)
+        with file_errors(self.root), opening_image(self._layout, name) as image, path_errors(os.fspath(path)):
+            copy_image(
+                image,
+                target,
+                image.root,
+                [image.name],
+                limits=self._limits,
+                on_event=on_event,
+                cancellation=cancellation,
+            )
+            return self._listing.image(image.name, image.root)
+
+    def load(
+        self,
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        names: Callable[[str], str | None] | None = None,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> tuple[Image, ...]:
+        """Bring the image of an archive into the store, under the name that the archive has for it, and return it.
+
+        Args:
+            file: the archive, not trusted: a path of a regular file, or an open file or pipe, which is read once,
+                forward, and not closed.
+            names: given the archive's name, returns the one to use, or None to leave that image out.
+            on_event: called for each step of progress, from several threads.
+            cancellation: ends it when it is cancelled.
+
+        Raises:
+            InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it.
+            InvalidPath: when there is no such file.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: every blob was verified as it was stored, and the whole graph is there, before the name is. An
+            archive that is refused leaves nothing behind. Loading twice leaves what loading once does.
+        """
+        with file_errors(self.root):
+            loaded = load_archive(
+                file,
+                self._layout,
+                names=names,
+                limits=self._limits,
+                on_event=on_event,
+                cancellation=cancellation or Cancellation(),
+            )
+            return tuple(self._listing.image(name, root) for name, root in loaded)
+
+    # ---- names
+
+    def tag(self, name: str, new_name: str) -> Image:
+        """Let ``new_name`` stand for the image that ``name`` means, and return it.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+            InvalidReference: when an image may not have the new name.
+        """
+        check_image_name(new_name)
+
+        def change(index: LayoutIndex) -> LayoutIndex:
+            return with_name(index, new_name, find_name(index, name)[1])
+
+        with file_errors(self.root):
+            find_name(self._layout.read_index(), name)
+            self._layout.prepare()
+            self._layout.change_index(change, "tagging an image")
+        return self.get(new_name)
+
+    def remove(self, name: str) -> str:
+        """Take a name away, and return it as it stood; the blobs stay until a prune.
+
+        Raises:
+            ImageNotFound: when no entry means ``name``.
+        """
+        removed: list[str] = []
+
+        def change(index: LayoutIndex) -> LayoutIndex:
+            removed[:] = [find_name(index, name)[0]]
+            return without_name(index, removed[0])
+
+        with file_errors(self.root):
+            find_name(self._layout.read_index(), name)
+            self._layout.prepare()
+            self._layout.change_index(change, "removing an image")
+        return removed[0]
+
+    def prune(self, *, build_cache: bool = False, dry_run: bool = False) -> PruneReport:
+        """Remove what no entry of the index reaches and no running transaction holds; return what was removed.
+
+        Args:
+            build_cache: whether unpacked layers under ``layers/`` that nothing uses go too.
+            dry_run: whether to return the plan, and change nothing.
+
+        Raises:
+            IncompleteImage, StoreDamaged: when a root or a document cannot be read; nothing has been removed then.
+            StoreBusy: when another prune runs for longer than the lock's timeout.
+        """
+        with file_errors(self.root):
+            return Sweep(self._layout, build_cache=build_cache, dry_run=dry_run).run()
