@@ -1,0 +1,1 @@
+"""The daemon: the HTTP contract over one store, and nothing that the library could do itself."""

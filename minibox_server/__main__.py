@@ -1,0 +1,153 @@
+"""The command: read the settings, listen, serve until told to stop, and stop in time."""
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+import uvicorn
+
+from minibox_server.app import create_app
+from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
+from minibox_server.settings import (
+    DEFAULT_ADDRESS,
+    DEFAULT_DATA_ROOT,
+    DEFAULT_PREFIXES,
+    Settings,
+    SettingsError,
+    read_settings,
+)
+from minibox_server.workers import Workers
+
+LOGGER = logging.getLogger("minibox_server")
+
+# Within ten seconds of SIGTERM everything has ended: what is cancelled ends within one, what commits is let finish.
+_GRACE_SECONDS = 7
+_VARIABLES = f"""\
+settings, all from the environment:
+  MINIBOX_HTTP_ADDR         where to listen: host:port, :port, [IPv6]:port   ({DEFAULT_ADDRESS})
+  MINIBOX_DATA_ROOT         the folder of the store                          ({DEFAULT_DATA_ROOT})
+  MINIBOX_API_TOKEN         what each request must carry                     (none)
+  MINIBOX_ALLOW_ANONYMOUS   1: others than this machine may ask without it   (0)
+  MINIBOX_ALLOWED_HOSTS     further names that Host may have, by comma       (none)
+  MINIBOX_ARCHIVE_PREFIXES  folders that archives lie in, by colon           ({DEFAULT_PREFIXES})
+"""
+_LOGGING: Mapping[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "loggers": {
+        "minibox_server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "minibox_store": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+    },
+}
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which cancels what runs before it waits for it."""
+
+    def __init__(self, config: uvicorn.Config, workers: Workers) -> None:
+        super().__init__(config)
+        self._workers = workers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End every operation, and then the server."""
+        self._workers.cancel_operations()
+        await super().shutdown(sockets)
+
+
+def main() -> None:
+    """Run the daemon; the exit status is 2 when it may not or cannot start, and 0 when it was told to stop."""
+    parser = argparse.ArgumentParser(
+        prog="minibox-server",
+        description="The image store as a daemon.",
+        epilog=_VARIABLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    try:
+        settings = read_settings()
+        sockets = open_sockets(settings)
+    except SettingsError as error:
+        sys.stderr.write(f"minibox-server: {error}\n")
+        sys.exit(2)
+    serve(settings, sockets)
+
+
+def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    """Serve until SIGTERM or SIGINT, and end the process's work within ten seconds of it."""
+    workers = Workers()
+    config = uvicorn.Config(
+        create_app(settings, workers=workers),
+        http=Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        workers=1,
+        log_config=dict(_LOGGING),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+    # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    protection = "a token is needed" if settings.token else "no token is needed"
+    LOGGER.info("listening on %s, store in %s, %s", settings.address, settings.data_root, protection)
+    try:
+        Server(config, workers).run(sockets)
+    finally:
+        if workers.running:
+            # Threads that wait for something which cannot be cancelled; the store bears it, as it bears a crash.
+            LOGGER.warning("%d calls did not end in time", workers.running)
+            logging.shutdown()
+            os._exit(0)
+
+
+def open_sockets(settings: Settings) -> list[socket.socket]:
+    """Return sockets that listen where the settings say.
+
+    Raises:
+        SettingsError: when the address cannot be had.
+    """
+    try:
+        if not settings.host:
+            dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            return [socket.create_server(("", settings.port), family=family, dualstack_ipv6=dual)]
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        sockets = [_listen(family, address) for family, _, _, _, address in found]
+        if not any(sockets):
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return [each for each in sockets if each is not None]
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise SettingsError(f"cannot listen on {settings.address} (MINIBOX_HTTP_ADDR): {problem}") from error
+
+
+def _listen(family: int, address: Any) -> socket.socket | None:
+    try:
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        # The other address of a name such as localhost may be of a family that this machine does not have.
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        raise
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The application: the endpoints over one store, behind the guard."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from minibox_server.archive_paths import ArchivePaths
+from minibox_server.distribution import Distribution
+from minibox_server.guard import Guard
+from minibox_server.responses import RequestError, error_response
+from minibox_server.routes import Routes
+from minibox_server.settings import Settings
+from minibox_server.workers import Workers
+from minibox_store import Store, StoreError
+
+
+def create_app(settings: Settings, *, store: Store | None = None, workers: Workers | None = None) -> Starlette:
+    """Return the daemon's ASGI application; nothing is read or made before the first request.
+
+    Args:
+        settings: what the operator decided.
+        store: the store in DataRoot; one with the library's own defaults, where it is None.
+        workers: where calls of the store run; its own, unless the caller wants to cancel them.
+    """
+    workers = workers or Workers()
+    store = store or Store(settings.data_root)
+    paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
+    app = Starlette(
+        routes=[*Routes(store, paths, workers).all(), *Distribution(store, workers).all()],
+        middleware=[Middleware(Guard, settings)],
+        exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
+    )
+    # It would send clients to an address made of their own Host header.
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_response(error, request.scope)

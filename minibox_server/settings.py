@@ -1,0 +1,193 @@
+"""What the operator decided: the environment, read once, and the rule about who may start.
+
+An address that others can reach needs a token that cannot be guessed, or the operator's word that none is wanted.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import attrs
+
+DEFAULT_ADDRESS = "127.0.0.1:8080"
+DEFAULT_DATA_ROOT = "/var/lib/minibox"
+DEFAULT_PREFIXES = "/home:/root:/tmp:/srv:/opt:/var/lib/minibox"
+
+# 22 characters of base64 hold the 128 bits that make guessing hopeless.
+_TOKEN_LENGTH = 22
+_VISIBLE = re.compile(r"[!-~]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]|[^\[\]:]*)(?::(?P<port>[0-9]{1,5}))?")
+
+IPAddress = IPv4Address | IPv6Address
+
+
+class SettingsError(ValueError):
+    """A setting with which the daemon does not start; one sentence that names the variable."""
+
+
+def _masked(token: str | None) -> str:
+    return "None" if token is None else "'***'"
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The settings of one daemon.
+
+    Attributes:
+        host: the address or name that it listens on; empty for every interface.
+        port: the port that it listens on.
+        data_root: DataRoot, absolute.
+        token: what each request must carry; None when everybody may ask.
+        allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
+        archive_prefixes: the folders below which the paths of archives lie.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    data_root: str = DEFAULT_DATA_ROOT
+    token: str | None = attrs.field(default=None, repr=_masked)
+    allowed_hosts: tuple[tuple[str, int | None], ...] = ()
+    archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as people write it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def read_settings() -> Settings:
+    """Return the settings that this process's environment holds.
+
+    Raises:
+        SettingsError: as :func:`parse_settings`.
+    """
+    return parse_settings(os.environ)
+
+
+def parse_settings(environment: Mapping[str, str]) -> Settings:
+    """Return the settings in ``environment``; a variable that is empty counts as not set.
+
+    Raises:
+        SettingsError: when a variable is not of its form, or the daemon would listen to others without protection.
+
+    >>> parse_settings({"MINIBOX_HTTP_ADDR": "[::1]:9000"}).address
+    '[::1]:9000'
+    """
+    host, port = parse_address(environment.get("MINIBOX_HTTP_ADDR") or DEFAULT_ADDRESS)
+    token = environment.get("MINIBOX_API_TOKEN") or None
+    _check_protection(host, token, anonymous=_parse_switch(environment, "MINIBOX_ALLOW_ANONYMOUS"))
+    return Settings(
+        host=host,
+        port=port,
+        data_root=os.path.abspath(environment.get("MINIBOX_DATA_ROOT") or DEFAULT_DATA_ROOT),
+        token=token,
+        allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
+        archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
+    )
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return the host, without brackets and empty for every interface, and the port of ``host:port``.
+
+    Raises:
+        SettingsError: when it is not of that form.
+
+    >>> parse_address(":8080")
+    ('', 8080)
+    """
+    found = parse_host(text, empty=True)
+    if found is None or found[1] is None or found[1] == 0:
+        raise SettingsError(f"MINIBOX_HTTP_ADDR is {text!r}, where it must be host:port, :port or [IPv6 address]:port")
+    return found[0], found[1]
+
+
+def parse_host(text: str, *, empty: bool = False) -> tuple[str, int | None] | None:
+    """Return the name or address in lower case, without brackets, and the port of ``text``; None when it is no host.
+
+    The text is not trusted. An address comes back in its one canonical spelling.
+
+    >>> parse_host("[0:0::1]:80")
+    ('::1', 80)
+    >>> parse_host("a/b?x=") is None
+    True
+    """
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None:
+        return None
+    host, port = match["host"], None if match["port"] is None else int(match["port"])
+    if port is not None and port > 65535:
+        return None
+    if host.startswith("["):
+        address = parse_ip(host[1:-1])
+        return None if address is None else (str(address), port)
+    if not host:
+        return ("", port) if empty else None
+    return (host.lower(), port) if _HOST_NAME.fullmatch(host) else None
+
+
+def parse_ip(text: str) -> IPAddress | None:
+    """Return the IP address that ``text`` is, None when it is none; IPv4 in IPv6 is taken out of it.
+
+    >>> str(parse_ip("::ffff:127.0.0.1"))
+    '127.0.0.1'
+    """
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is ``localhost`` or an address that only this machine reaches.
+
+    >>> is_loopback("127.0.0.53"), is_loopback("localhost.example.com")
+    (True, False)
+    """
+    address = parse_ip(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+def _check_protection(host: str, token: str | None, *, anonymous: bool) -> None:
+    if token is not None and _VISIBLE.fullmatch(token) is None:
+        raise SettingsError("MINIBOX_API_TOKEN must be visible ASCII characters without spaces")
+    if is_loopback(host) or anonymous:
+        return
+    where = host or "every interface"
+    if token is None:
+        raise SettingsError(
+            f"to listen on {where}, which others can reach, set MINIBOX_API_TOKEN (or MINIBOX_ALLOW_ANONYMOUS=1)"
+        )
+    if len(token) < _TOKEN_LENGTH:
+        raise SettingsError(
+            f"to listen on {where}, which others can reach, MINIBOX_API_TOKEN needs at least "
+            f"{_TOKEN_LENGTH} characters (or set MINIBOX_ALLOW_ANONYMOUS=1)"
+        )
+
+
+def _parse_switch(environment: Mapping[str, str], name: str) -> bool:
+    text = environment.get(name) or "0"
+    if text not in ("0", "1"):
+        raise SettingsError(f"{name} is {text!r}, where it must be 1 or 0")
+    return text == "1"
+
+
+def _parse_hosts(text: str) -> tuple[tuple[str, int | None], ...]:
+    hosts = []
+    for item in text.replace(",", " ").split():
+        found = parse_host(item)
+        if found is None:
+            raise SettingsError(f"MINIBOX_ALLOWED_HOSTS has {item!r}, which is no host name or address")
+        hosts.append(found)
+    return tuple(hosts)
+
+
+def _parse_prefixes(text: str) -> tuple[str, ...]:
+    prefixes = tuple(item for item in text.split(":") if item)
+    for item in prefixes:
+        if not item.startswith("/") or "\0" in item:
+            raise SettingsError(f"MINIBOX_ARCHIVE_PREFIXES has {item!r}, which is no absolute path")
+    return prefixes

@@ -1,0 +1,129 @@
+"""Where calls of the store run: in threads, of which each kind of call has its own number.
+
+Who waits for a registry, a disk or a lock takes a place from none that only looks: a hundred slow pulls leave every
+thread of ``GET /images`` free. And an operation that may be long ends when its client has gone, or when the daemon
+ends.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import anyio.to_thread
+from starlette.types import Receive
+
+from minibox_server.responses import RequestError
+from minibox_store import Cancellation
+
+T = TypeVar("T")
+
+_READING = 16
+_STREAMING = 8
+_CHANGING = 16
+_PULLING = 32
+
+
+class Workers:
+    """The threads of one daemon, and what runs in them.
+
+    Attributes:
+        reading: for calls that read a little and wait for nobody.
+        streaming: for reading the next piece of a blob.
+        changing: for calls that may wait for a lock or move files: save, load, remove, prune.
+        pulling: for pulls; one more waits until another has ended.
+    """
+
+    def __init__(self) -> None:
+        self.reading = anyio.CapacityLimiter(_READING)
+        self.streaming = anyio.CapacityLimiter(_STREAMING)
+        self.changing = anyio.CapacityLimiter(_CHANGING)
+        self.pulling = anyio.CapacityLimiter(_PULLING)
+        self._lock = threading.Lock()
+        self._running = 0
+        self._operations: set[Cancellation] = set()
+        self._closing = False
+
+    @property
+    def running(self) -> int:
+        """How many calls run in threads now."""
+        with self._lock:
+            return self._running
+
+    async def run(self, limiter: anyio.CapacityLimiter, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, from a thread; a task that is cancelled leaves it behind."""
+        return await anyio.to_thread.run_sync(self._counted, call, abandon_on_cancel=True, limiter=limiter)
+
+    async def run_operation(
+        self, limiter: anyio.CapacityLimiter, receive: Receive, call: Callable[[Cancellation], T]
+    ) -> T:
+        """Do the same with a call that may be long; it is cancelled when its client goes away.
+
+        Raises:
+            RequestError: when the client sends more of a body than it may.
+        """
+        with self.operation(receive) as operation:
+            try:
+                return await self.run(limiter, lambda: call(operation.cancellation))
+            finally:
+                operation.check_client()
+
+    @contextmanager
+    def operation(self, receive: Receive) -> Iterator["Operation"]:
+        """Watch the client of an operation while the block runs, and cancel the operation when an error ends it."""
+        cancellation = Cancellation()
+        with self._lock:
+            self._operations.add(cancellation)
+            if self._closing:
+                cancellation.cancel()
+        operation = Operation(cancellation)
+        watcher = asyncio.create_task(operation.watch(receive))
+        try:
+            yield operation
+        except BaseException:
+            cancellation.cancel()
+            raise
+        finally:
+            watcher.cancel()
+            with self._lock:
+                self._operations.discard(cancellation)
+
+    def cancel_operations(self) -> None:
+        """Cancel every operation that runs, and each one that is still to begin: the daemon ends."""
+        with self._lock:
+            self._closing = True
+            operations = list(self._operations)
+        for cancellation in operations:
+            cancellation.cancel()
+
+    def _counted(self, call: Callable[[], T]) -> T:
+        with self._lock:
+            self._running += 1
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+class Operation:
+    """An operation, which its client ends by going away."""
+
+    def __init__(self, cancellation: Cancellation) -> None:
+        self.cancellation = cancellation
+        self._refused: RequestError | None = None
+
+    async def watch(self, receive: Receive) -> None:
+        """Pass over the request's body until the client goes away, and cancel the operation then."""
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except RequestError as error:
+            self._refused = error
+        self.cancellation.cancel()
+
+    def check_client(self) -> None:
+        """Raise what the client was refused with meanwhile, if it was."""
+        if self._refused is not None:
+            raise self._refused

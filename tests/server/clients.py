@@ -1,0 +1,77 @@
+"""Ways to ask the daemon: its application in this process, and raw bytes over a socket."""
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from starlette.testclient import TestClient
+
+from minibox_server.app import create_app
+from minibox_server.settings import Settings
+
+BASE_URL = "http://127.0.0.1:8080"
+TOKEN = "0123456789abcdefghijkl"
+_PIECE_BYTES = 64 * 1024
+
+
+def client_of(data_root: Path, *, headers: dict[str, str] | None = None, **settings: Any) -> TestClient:
+    """Return a client of the application over this store, asking as the machine's own user does."""
+    app = create_app(Settings(data_root=str(data_root), **settings))
+    return TestClient(app, base_url=BASE_URL, headers=headers, raise_server_exceptions=False)
+
+
+def sentence_of(response: httpx2.Response) -> str:
+    """Return the one line that an error in text is."""
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.text.endswith("\n")
+    assert response.text.count("\n") == 1
+    return response.text[:-1]
+
+
+def code_of(response: httpx2.Response) -> str:
+    """Return the code of an error of the distribution API."""
+    [error] = response.json()["errors"]
+    assert error["message"]
+    return str(error["code"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawReply:
+    """One answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def exchange(port: int, data: bytes, *, timeout_seconds: float = 5.0) -> RawReply:
+    """Send bytes over a connection of their own, and return the answer once its whole body, or the end, has come."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_seconds) as connection:
+        connection.sendall(data)
+        return read_reply(connection)
+
+
+def read_reply(connection: socket.socket) -> RawReply:
+    """Return the first answer that comes over a connection; what comes behind it is passed over."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _receive(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    match = re.fullmatch(r"HTTP/1\.1 (\d{3}) .+", lines[0])
+    assert match is not None, lines[0]
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:])}
+    length = int(headers.get("content-length", "0"))
+    while len(body) < length:
+        body += _receive(connection)
+    return RawReply(status=int(match[1]), headers=headers, body=body[:length])
+
+
+def _receive(connection: socket.socket) -> bytes:
+    piece = connection.recv(_PIECE_BYTES)
+    if not piece:
+        raise EOFError("the connection ended")
+    return piece
