@@ -28,6 +28,8 @@ def file_errors(path: str) -> Iterator[None]:
 @contextmanager
 def path_errors(path: str) -> Iterator[None]:
     """Turn what the operating system says of a path that the caller gave into an error that names it."""
+    if "\0" in path:
+        raise InvalidPath(path, "it has a NUL in it")
     try:
         yield
     except OSError as error:

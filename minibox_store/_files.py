@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import attrs
+
 from minibox_store.digest import Verifier
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobStream, FileRange, RangeStream
@@ -23,6 +25,7 @@ STEP_BYTES = 16 * MEBIBYTE
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OWNERS = 0o600
 NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO)
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 
@@ -45,13 +48,19 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
 
 
 def open_new(path: str) -> int:
-    """Create a file that only its owner may use, and return a descriptor to read and write."""
-    return os.open(path, _NEW, 0o600)
+    """Create a file that only its owner may use, whatever the umask; return a descriptor to read and write."""
+    return _owners_alone(os.open(path, _NEW, _OWNERS))
 
 
 def open_shared(path: str) -> int:
     """Open a file for reading and writing, creating it for the owner alone where it is not there."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return _owners_alone(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _OWNERS))
+
+
+def _owners_alone(descriptor: int) -> int:
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OWNERS:
+        os.fchmod(descriptor, _OWNERS)
+    return descriptor
 
 
 def read_whole(path: str, limit_bytes: int) -> bytes:
@@ -196,6 +205,29 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
     return True
 
 
+def make_directories(path: str, *, durable: bool) -> None:
+    """Make a directory for its owner alone, and every one above it that is not there.
+
+    With ``durable`` their names survive a loss of power, as what is put into them later does.
+    """
+    missing = []
+    while not exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(missing):
+        if make_directory(each) and durable:
+            sync_directory(os.path.dirname(each))
+
+
+def exists(path: str) -> bool:
+    """Whether there is something at ``path``, a link included; OSError where that cannot be told."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def set_mode(descriptor: int, mode: int) -> None:
     """Set the mode of an open file."""
     os.fchmod(descriptor, mode)
@@ -301,6 +333,27 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
         sync_directory(os.path.dirname(path) or ".", dir_fd=dir_fd)
 
 
+@attrs.frozen
+class Signature:
+    """Which file something is, and in which state: another one, or a changed one, has another."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_nanoseconds: int
+    is_regular: bool
+
+
+def signature(path: str) -> Signature | None:
+    """Return the signature of what is at ``path``, a link itself; None where there is nothing."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    is_regular = stat.S_ISREG(status.st_mode)
+    return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_regular)
+
+
 def is_same_file(descriptor: int, path: str) -> bool:
     """Whether ``path`` is the open file still."""
     try:
@@ -311,18 +364,12 @@ def is_same_file(descriptor: int, path: str) -> bool:
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
 
-def probe_hard_links(directory: str) -> bool:
-    """Whether files in ``directory`` can have a second name."""
-    first = os.path.join(directory, f"probe-{secrets.token_hex(8)}")
-    os.close(open_new(first))
+def can_link(source: str, target: str) -> bool:
+    """Whether the file ``source`` can have the second name ``target``, which it has if so."""
     try:
-        os.link(first, f"{first}-2", follow_symlinks=False)
+        os.link(source, target, follow_symlinks=False)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         return False
-    else:
-        os.unlink(f"{first}-2")
-        return True
-    finally:
-        os.unlink(first)
+    return True

@@ -42,7 +42,7 @@ def is_locked(path: str) -> bool:
     try:
         return not try_lock(descriptor, path, shared=True)
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 @contextmanager
@@ -70,6 +70,23 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
             os.ftruncate(descriptor, len(note))
             os.pwrite(descriptor, note, 0)
         yield
+    finally:
+        release(descriptor)
+
+
+def release(descriptor: int) -> None:
+    """Let a lock go and close its file. A child that was forked meanwhile has the file too, and must not keep it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def holder_of(path: str) -> StoreBusy | None:
+    """Return who holds the lock file ``path``, as the error for whoever waits; None where nobody does."""
+    if not is_locked(path):
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _busy(descriptor, path)
     finally:
         os.close(descriptor)
 

@@ -26,7 +26,7 @@ class Marks:
 
     limits: Limits = DEFAULT_LIMITS
     live: set[Digest] = attrs.field(factory=set)
-    absent: set[Digest] = attrs.field(factory=set)
+    absent: dict[Digest, Descriptor] = attrs.field(factory=dict)
     _seen: Seen = attrs.field(factory=set)
 
     def add_root(self, source: BlobSource, root: Descriptor) -> None:
@@ -37,8 +37,14 @@ class Marks:
         """
         for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
             if node.document is None and media_types.is_document(node.descriptor.media_type):
-                self.absent.add(node.descriptor.digest)
+                self.absent[node.descriptor.digest] = node.descriptor
             self.live.add(node.descriptor.digest)
+
+    def forget(self, absent: Iterable[Descriptor]) -> None:
+        """Forget that these were absent: they have come since, and what they reach is to be marked."""
+        for descriptor in absent:
+            del self.absent[descriptor.digest]
+            self._seen -= {key for key in self._seen if key[0] == descriptor.digest}
 
 
 def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+import attrs
+
 from minibox_store.documents import Descriptor
 from minibox_store.errors import Cancelled
 from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
@@ -33,6 +35,13 @@ DEFAULT_PARALLEL = 3
 _STEP_BYTES = 16 * MEBIBYTE
 
 
+@attrs.frozen(eq=False)
+class _Entry:
+    """A source that a cancel interrupts."""
+
+    source: Interruptible
+
+
 class Cancellation:
     """Lets one thread end what others are doing: hand it to an operation, and call :meth:`cancel` at any time.
 
@@ -43,13 +52,13 @@ class Cancellation:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._lock = threading.Lock()
-        self._open: list[Interruptible] = []
+        self._open: set[_Entry | None] = set()
 
     def cancel(self) -> None:
         """Cancel. A second call does nothing."""
         with self._lock:
             self._event.set()
-            blocked, self._open = self._open, []
+            blocked = [entry.source for entry in self._open if entry]
         for source in blocked:
             source.interrupt()
 
@@ -71,9 +80,10 @@ class Cancellation:
     @contextmanager
     def interrupting(self, source: object) -> Iterator[None]:
         """Interrupt ``source`` when a cancel comes in this block; every error after that is :class:`Cancelled`."""
-        if isinstance(source, Interruptible):
-            with self._lock:
-                self._open.append(source)
+        # Each block has an entry of its own: one inside another must not end the outer one's protection.
+        entry = _Entry(source) if isinstance(source, Interruptible) else None
+        with self._lock:
+            self._open |= {entry} if entry else set()
         try:
             self.check()
             yield
@@ -83,7 +93,7 @@ class Cancellation:
             raise
         finally:
             with self._lock:
-                self._open = [each for each in self._open if each is not source]
+                self._open.discard(entry)
 
 
 def ignore_events(event: Event) -> None:
@@ -188,7 +198,9 @@ class _Copy:
         try:
             for node in walk(self._source, root, limits=limits):
                 self._cancellation.check()
-                if node.content is None:
+                if node.role == "config":
+                    self._copy_leaf(node)  # small, and told of before the layers
+                elif node.content is None:
                     moving.append(pool.submit(self._copy_leaf, node))
                 else:
                     self._settle(moving)
@@ -270,7 +282,9 @@ def copy_image(
     Guarantees: atomic as to names; copying twice leaves what copying once does.
     """
     names = tuple(names)
-    with target.open_writer() as writer:
+    cancellation = cancellation or Cancellation()
+    # Around the whole of it: a target may read from the source until it commits.
+    with cancellation.interrupting(source), target.open_writer() as writer:
         copy_graph(
             source,
             writer,
@@ -283,8 +297,7 @@ def copy_image(
         for name in names:
             on_event(RegisteringName(name=name))
             writer.write_name(name, root)
-        if cancellation is not None:
-            cancellation.check()
+        cancellation.check()
     for name in names:
         on_event(ImageCopied(name=name))
 

@@ -26,8 +26,12 @@ def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
+def _beginning(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
+    return repr(_beginning(text))
 
 
 class StoreError(Exception):
@@ -108,7 +112,7 @@ class InvalidDocument(InvalidInput):
 
     def _sentence(self) -> str:
         place = f" at {self.where}" if self.where else ""
-        return f"invalid {self.document}{place}: {self.problem}"
+        return f"invalid {self.document}{place}: {_beginning(self.problem)}"
 
 
 @attrs.frozen(slots=False)

@@ -17,7 +17,8 @@ from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
 from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 
-Seen = MutableSet[tuple[Digest, bool]]
+# A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
+Seen = MutableSet[tuple[Digest, int, str]]
 
 
 @attrs.frozen(kw_only=True)
@@ -142,8 +143,8 @@ def walk(
         source: where documents are read from; leaves are not opened.
         root: trusted as to what is wanted, not as to what it leads to.
         limits: how deep and how large the graph may be.
-        seen: what earlier walks have yielded; it is skipped here, and added to. A blob that is named both
-            as a document and as a leaf counts as two, since only the document has children.
+        seen: what earlier walks have yielded; it is skipped here, and added to. A blob that is named with two
+            sizes, with two types of document, or both as a document and as a leaf, counts as two.
         allow_absent_manifests: whether a manifest below an index may be missing (not: unreadable). It is
             yielded as a node without a document then.
 
@@ -156,11 +157,12 @@ def walk(
     todo: Child | None = Child(descriptor=root, role="manifest", position=1, total=1)
     while True:
         if todo is not None:
-            key = (todo.descriptor.digest, media_types.is_document(todo.descriptor.media_type))
+            is_document = media_types.is_document(todo.descriptor.media_type)
+            key = _identity(todo.descriptor)
             if key not in seen:
                 seen.add(key)
                 node = Node(descriptor=todo.descriptor, role=todo.role, position=todo.position, total=todo.total)
-                if key[1]:
+                if is_document:
                     documents += 1
                     _check_bounds(root, documents, len(stack) + 1, limits)
                     read = _read_document(source, todo.descriptor, limits, allow_absent_manifests and bool(stack))
@@ -175,6 +177,11 @@ def walk(
         todo = next(stack[-1].rest, None)
         if todo is None:
             yield stack.pop().node
+
+
+def _identity(descriptor: Descriptor) -> tuple[Digest, int, str]:
+    is_document = media_types.is_document(descriptor.media_type)
+    return descriptor.digest, descriptor.size_bytes, descriptor.media_type if is_document else ""
 
 
 def _check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from minibox_store import media_types
@@ -109,7 +110,9 @@ class Store:
     def info(self) -> StoreInfo:
         """Return what the store is, and what it can do where it lies."""
         with file_errors(self.root):
-            hard_links = self._layout.has_hard_links() if os.path.isdir(self._layout.paths.ingest) else None
+            hard_links = None
+            with suppress(OSError):  # a store that is not there, or not ours to write to
+                hard_links = self._layout.has_hard_links()
             return StoreInfo(root=self.root, durable=self._layout.durable, hard_links=hard_links)
 
     # ---- bringing in
@@ -251,6 +254,7 @@ class Store:
         """
         target = ArchiveFile(os.fspath(path), dir_fd=dir_fd, durable=self._layout.durable)
         with file_errors(self.root), opening_image(self._layout, name) as image, path_errors(os.fspath(path)):
+            found = self._listing.image(image.name, image.root, image)
             copy_image(
                 image,
                 target,
@@ -260,7 +264,7 @@ class Store:
                 on_event=on_event,
                 cancellation=cancellation,
             )
-            return self._listing.image(image.name, image.root)
+            return found
 
     def load(
         self,

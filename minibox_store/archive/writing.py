@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 
 from minibox_store import _files, media_types
 from minibox_store.codec import ArchiveMetadata, decode_document, encode_archive_metadata
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, children
 from minibox_store.errors import ContentMismatch, IncompleteImage, InvalidPath
-from minibox_store.protocols import BlobSource
+from minibox_store.graph import read_content
+from minibox_store.protocols import BlobSource, RangeStream
 from minibox_store.tar import END_OF_ARCHIVE, Member, encode_header, padding
 
 
@@ -116,20 +117,25 @@ class ArchiveWriter:
         self._write_header(f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}", descriptor.size_bytes)
         stream = source.open_blob(descriptor)
         try:
-            written_bytes = _files.append_stream(stream, self._file_descriptor)
+            if isinstance(stream, RangeStream):
+                # The file of a store, whose bytes were verified as they were stored: the kernel moves them unseen.
+                written_bytes = _files.append_stream(stream, self._file_descriptor)
+                _check_size(descriptor, written_bytes)
+            else:
+                verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+                _files.append_stream(stream, self._file_descriptor, verifier)
+                verifier.finish()
         finally:
             stream.close()
-        if written_bytes != descriptor.size_bytes:
-            expected, actual = f"{descriptor.size_bytes} bytes", f"{written_bytes} bytes"
-            raise ContentMismatch(str(descriptor.digest), expected, actual)
         _files.write_all(self._file_descriptor, padding(descriptor.size_bytes))
 
     def _children(self, descriptor: Descriptor) -> list[Descriptor]:
-        stream = self._sources[descriptor.digest][1].open_blob(descriptor)
-        content = memoryview(bytearray(descriptor.size_bytes))
-        filled = 0
-        while filled < len(content) and (count := stream.readinto(content[filled:])):
-            filled += count
-        stream.close()
-        document = decode_document(bytes(content[:filled]), descriptor.media_type, str(descriptor.digest))
+        content = read_content(self._sources[descriptor.digest][1], descriptor)
+        document = decode_document(content, descriptor.media_type, str(descriptor.digest))
         return [child.descriptor for child in children(document)]
+
+
+def _check_size(descriptor: Descriptor, written_bytes: int) -> None:
+    if written_bytes != descriptor.size_bytes:
+        expected, actual = f"{descriptor.size_bytes} bytes", f"{written_bytes} bytes"
+        raise ContentMismatch(str(descriptor.digest), expected, actual)

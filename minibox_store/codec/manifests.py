@@ -120,7 +120,7 @@ def descriptor_object(descriptor: Descriptor) -> dict[str, object]:
     if descriptor.platform is not None:
         value["platform"] = _platform_object(descriptor.platform)
     if descriptor.annotations:
-        value["annotations"] = dict(descriptor.annotations)
+        value["annotations"] = dict(sorted(descriptor.annotations.items()))
     if descriptor.artifact_type is not None:
         value["artifactType"] = descriptor.artifact_type
     if descriptor.urls:

@@ -1,6 +1,6 @@
 """Strict JSON into strict values: exact types, no key twice, nothing behind the document, bounded size.
 
-The two converters of this module are the only use of cattrs, whose own rules would turn ``"5"`` into 5 and ``None``
+The converter of this module is the only use of cattrs, whose own rules would turn ``"5"`` into 5 and ``None``
 into ``'None'``. What a document's field is called in JSON stands in one table.
 
 Spec: RFC 8259.
@@ -9,7 +9,8 @@ Spec: RFC 8259.
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NoReturn, TypeVar, get_origin
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
@@ -21,6 +22,7 @@ from minibox_store.errors import InvalidDigest, InvalidDocument
 from minibox_store.limits import MAX_SIZE_BYTES
 
 _T = TypeVar("_T")
+_MOST_LEVELS = 64
 
 _FIELDS = {
     "media_type": "mediaType",
@@ -104,8 +106,8 @@ def _is_generic(origin: Any, kind: Any) -> bool:
     return get_origin(kind) is origin
 
 
-def _strict_converter(*, detailed: bool) -> cattrs.Converter:
-    converter = cattrs.Converter(detailed_validation=detailed)
+def _strict_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=False)
     converter.register_structure_hook(str, _exact_str)
     converter.register_structure_hook(int, _exact_size)
     converter.register_structure_hook(Digest, _exact_digest)
@@ -115,42 +117,58 @@ def _strict_converter(*, detailed: bool) -> cattrs.Converter:
     return converter
 
 
-# Documents are read by the quick converter; only what it refuses is read again to find the place.
-_QUICK = _strict_converter(detailed=False)
-_EXACT = _strict_converter(detailed=True)
+_STRICT = _strict_converter()
 
 
 def structure(value: object, cls: type[_T], document: str) -> _T:
-    """Return ``value``, as JSON gave it, as a ``cls``; the error names the place in the ``document``."""
+    """Return ``value``, as JSON gave it, as a ``cls``; the error names the first faulty place in the ``document``."""
     try:
-        return _QUICK.structure(value, cls)
-    except Exception as first:  # noqa: BLE001  # cattrs passes on whatever a hook raises: this is its edge
-        try:
-            _EXACT.structure(value, cls)
-        except Exception as error:  # noqa: BLE001  # the same edge
-            where, problem = _first_fault(error)
-            raise InvalidDocument(where, problem, document) from None
-        raise InvalidDocument("", str(first), document) from None
+        return _STRICT.structure(value, cls)
+    except Exception as error:  # noqa: BLE001  # cattrs passes on whatever a hook raises: this is its edge
+        where, problem = _first_fault(value, cls, error)
+        raise InvalidDocument(where, problem, document) from None
 
 
-def _first_fault(error: BaseException) -> tuple[str, str]:
-    where = ""
-    while isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
-        noted, _ = error.group_exceptions()
-        if not noted:
-            error = error.exceptions[0]
-            continue
-        inner, note = noted[0]
-        if isinstance(error, cattrs.ClassValidationError):
-            name = getattr(note, "name", "")
-            where += ("." if where else "") + _FIELDS.get(name, name)
-        else:
-            where += f"[{getattr(note, 'index', '')}]"
-        error = inner
+def _first_fault(value: object, kind: Any, error: Exception) -> tuple[str, str]:
+    """Return where in ``value`` the first thing lies that is no ``kind``, and what is wrong with it.
+
+    Only the way down to it is looked at again: cattrs' own detailed errors keep an exception for every fault, and a
+    document of nothing but faults would cost hundreds of times its size.
+    """
+    if get_origin(kind) is UnionType:  # an optional field
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple and type(value) is list:
+        parts = [(f"[{position}]", item, get_args(kind)[0]) for position, item in enumerate(value)]
+    elif kind is not Digest and attrs.has(kind) and type(value) is dict:
+        parts = []
+        for field in attrs.fields(kind):
+            key = _FIELDS.get(field.name, field.name)
+            if value.get(key) is not None:
+                parts.append((key, value[key], field.type))
+            elif field.default is attrs.NOTHING and (key not in value or get_origin(field.type) is not tuple):
+                return key, "a required field is missing"
+    else:
+        return "", _sentence(error)
+    for place, item, part_kind in parts:
+        found = _fault_in(item, part_kind)
+        if found is not None:
+            inner, problem = _first_fault(item, part_kind, found)
+            return place + ("." if inner and not inner.startswith("[") else "") + inner, problem
+    return "", _sentence(error)
+
+
+def _fault_in(value: object, kind: Any) -> Exception | None:
+    try:
+        _STRICT.structure(value, kind)
+    except Exception as error:  # noqa: BLE001  # the same edge
+        return error
+    return None
+
+
+def _sentence(error: Exception) -> str:
     if isinstance(error, KeyError):
-        name = str(error.args[0])
-        return where, "a required field is missing" if where.endswith(name) else f"{name} is missing"
-    return where, error.problem if isinstance(error, InvalidDigest) else str(error)
+        return f"{error.args[0]} is missing"
+    return error.problem if isinstance(error, InvalidDigest) else str(error)
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -196,7 +214,24 @@ def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, ob
         raise InvalidDocument("", f"it is not JSON: {error}", document) from None
     if type(value) is not dict:
         raise InvalidDocument("", f"expected an object, got {kind_of(value)}", document)
+    if _is_deeper_than(value, _MOST_LEVELS):
+        raise InvalidDocument("", f"it is nested more than {_MOST_LEVELS} levels deep", document)
     return value
+
+
+def _is_deeper_than(value: object, levels: int) -> bool:
+    """Whether arrays and objects are nested deeper: a bound of our own, where Python's depends on who calls."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            item
+            for node in level
+            for item in (node.values() if type(node) is dict else node)  # type: ignore[attr-defined]
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return False
+    return True
 
 
 def dump(value: object) -> bytes:

@@ -18,44 +18,65 @@ class Usage:
     """What was seen.
 
     Attributes:
-        paths: resolved paths that are open, worked in, mounted on, or part of an overlay.
-        unreadable: processes whose open files could not be read.
+        opened: resolved paths that are open, or worked in.
+        mounted: resolved paths that something is mounted on, or that an overlay is made of.
+        unseen: processes whose open files could not be read.
+        unseen_mounts: processes whose mounts could not be read.
     """
 
-    paths: frozenset[str]
-    unreadable: tuple[int, ...]
+    opened: frozenset[str]
+    mounted: frozenset[str]
+    unseen: tuple[int, ...]
+    unseen_mounts: tuple[int, ...]
+
+    def who_mounts(self, path: str) -> str | None:
+        """Return why ``path``, or something below it, must stay for the sake of a mount; None when nothing does."""
+        if _is_below(path, self.mounted):
+            return "something is mounted there, or from there"
+        if self.unseen_mounts:
+            return f"process {self.unseen_mounts[0]} may have it mounted, and cannot be looked into"
+        return None
 
     def who_uses(self, path: str) -> str | None:
         """Return why ``path``, or something below it, must stay; None when nothing speaks against its removal."""
-        resolved = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        inside = resolved + "/"
-        if any(each == resolved or each.startswith(inside) for each in self.paths):
-            return "somebody has it open or mounted"
-        if self.unreadable:
-            return f"process {self.unreadable[0]} may have it open, and cannot be looked into"
-        return None
+        if _is_below(path, self.opened):
+            return "somebody has it open"
+        if self.unseen:
+            return f"process {self.unseen[0]} may have it open, and cannot be looked into"
+        return self.who_mounts(path)
+
+
+def _is_below(path: str, used: frozenset[str]) -> bool:
+    """Whether something used is ``path``, a link itself, or lies below it."""
+    resolved = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return any(each == resolved or each.startswith(resolved + "/") for each in used)
 
 
 def read_usage(root: str) -> Usage:
     """Return what of ``root`` is used now, by any process that this one may look into."""
     prefix = os.path.realpath(root) + "/"
-    paths: set[str] = set()
-    unreadable = []
-    namespaces: set[str] = set()
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    opened: set[str] = set()
+    mounted: set[str] = set()
+    unseen, unseen_mounts = [], []
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            paths.update(path for path in _open_paths(name) if path.startswith(prefix))
-            namespace = os.readlink(f"/proc/{name}/ns/mnt")
-            if namespace not in namespaces:
-                namespaces.add(namespace)
-                paths.update(path for path in _mounted_paths(name) if path.startswith(prefix))
+            opened.update(path for path in _open_paths(name) if path.startswith(prefix))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         except OSError:
-            unreadable.append(int(name))
-    return Usage(paths=frozenset(paths), unreadable=tuple(unreadable))
+            unseen.append(int(name))
+        try:
+            mounted.update(path for path in _mounted_paths(name) if path.startswith(prefix))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            unseen_mounts.append(int(name))
+    return Usage(
+        opened=frozenset(opened),
+        mounted=frozenset(mounted),
+        unseen=tuple(unseen),
+        unseen_mounts=tuple(unseen_mounts),
+    )
 
 
 def _open_paths(process: str) -> Iterator[str]:
@@ -74,7 +95,7 @@ def _read_link(path: str) -> str:
 
 
 def _mounted_paths(process: str) -> Iterator[str]:
-    """Yield mount points, and the folders that overlays are made of, of one mount namespace."""
+    """Yield mount points, and the folders that overlays are made of, as one process sees them."""
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields, _, rest = line.rstrip("\n").partition(" - ")

@@ -5,7 +5,9 @@ index.json is read whole and anew by every call, and changed only under the stor
 Spec: OCI image-spec 1.1, image-layout.md.
 """
 
+import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -13,15 +15,28 @@ from minibox_store import _files, _locks
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreUnavailable
+from minibox_store.errors import (
+    BlobNotFound,
+    ContentMismatch,
+    InvalidDocument,
+    StoreBusy,
+    StoreDamaged,
+    StoreUnavailable,
+)
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
-from minibox_store.layout.transaction import Transaction
+from minibox_store.layout.transaction import LOCK, Transaction, living_folder
 from minibox_store.layout_index import find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobStream
 
 _FILE_MODE = 0o644
 _EMPTY = LayoutIndex()
+# What is not a readable file of the size that such a file may have; anything else says nothing of the file.
+_DAMAGE = (*_files.NOT_REGULAR, errno.EISDIR, errno.ENOTDIR, errno.EFBIG, errno.EIO)
+
+
+def _damage(path: str, error: OSError) -> Exception:
+    return StoreDamaged(path, error.strerror or str(error)) if error.errno in _DAMAGE else error
 
 
 class Layout:
@@ -66,7 +81,7 @@ class Layout:
                 raise StoreDamaged(self.paths.index, "it is missing, though the store holds blobs") from None
             return _EMPTY
         except OSError as error:
-            raise StoreDamaged(self.paths.index, error.strerror or str(error)) from error
+            raise _damage(self.paths.index, error) from error
         last_content, last_index = self._last_index
         if content == last_content:
             return last_index
@@ -161,19 +176,17 @@ class Layout:
             StoreDamaged: when it is a layout of a version that this library does not know.
         """
         paths = self.paths
-        if not os.path.isdir(paths.root):
-            os.makedirs(os.path.dirname(paths.root), exist_ok=True)
-            _files.make_directory(paths.root)
+        _files.make_directories(paths.root, durable=self.durable)
         if os.stat(paths.root).st_uid != os.geteuid():
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
             _files.make_directory(path)
-        if not self._has_marker() or not os.path.lexists(paths.index):
+        if not self._has_marker() or not _files.exists(paths.index):
             with self.store_lock("making the store"):
                 if not self._has_marker():
                     with _files.replacing_file(paths.marker, mode=_FILE_MODE, durable=self.durable) as opened:
                         _files.write_all(opened, encode_layout_marker())
-                if not os.path.lexists(paths.index):
+                if not _files.exists(paths.index):
                     # A missing index beside blobs is damage, never "empty": the reading says so.
                     with self.replacing_index(self.read_index()):
                         pass
@@ -185,7 +198,7 @@ class Layout:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise StoreDamaged(self.paths.marker, error.strerror or str(error)) from error
+            raise _damage(self.paths.marker, error) from error
         except InvalidDocument as error:
             raise StoreDamaged(self.paths.marker, str(error)) from error
         return True
@@ -211,7 +224,7 @@ class Layout:
         Raises:
             StoreUnavailable: when it would be larger than can be read again.
         """
-        if os.path.lexists(self.paths.index) and index == self.read_index():
+        if _files.exists(self.paths.index) and index == self.read_index():
             yield
             return
         content = encode_layout_index(index)
@@ -233,15 +246,26 @@ class Layout:
         Raises:
             StoreBusy: after ``lock_timeout_seconds``.
         """
+        deadline = time.monotonic() + self.lock_timeout_seconds
         with ExitStack() as stack:
-            with _locks.holding_lock(self.paths.store_turn, doing=doing, timeout_seconds=self.lock_timeout_seconds):
-                stack.enter_context(
-                    _locks.holding_lock(self.paths.store_lock, doing=doing, timeout_seconds=self.lock_timeout_seconds)
-                )
+            try:
+                with _locks.holding_lock(self.paths.store_turn, doing=doing, timeout_seconds=self.lock_timeout_seconds):
+                    rest_seconds = max(0.0, deadline - time.monotonic())
+                    stack.enter_context(
+                        _locks.holding_lock(self.paths.store_lock, doing=doing, timeout_seconds=rest_seconds)
+                    )
+            except StoreBusy as busy:
+                # Who has the turn waits too: what is of use is who has the lock.
+                raise _locks.holder_of(self.paths.store_lock) or busy from None
             yield
+
+    def is_there(self) -> bool:
+        """Whether there is anything at the store's place."""
+        return _files.exists(self.paths.root)
 
     def has_hard_links(self) -> bool:
         """Whether the file system of an existing store has hard links; tried once."""
         if self._hard_links is None:
-            self._hard_links = _files.probe_hard_links(self.paths.ingest)
+            with living_folder(self.paths) as folder:
+                self._hard_links = _files.can_link(os.path.join(folder, LOCK), os.path.join(folder, "probe"))
         return self._hard_links

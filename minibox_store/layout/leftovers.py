@@ -67,9 +67,11 @@ class Broom:
             self._remove_locked(path, path, "partial", "nobody goes on with this download")
 
     def _sweep_unfinished_writes(self) -> None:
-        for path in _children(self._layout.paths.root):
-            if _UNFINISHED_WRITE.fullmatch(os.path.basename(path)) and not _is_directory(path):
-                # They are written under the store lock alone, so under it they are nobody's.
+        paths = self._layout.paths
+        for path in _children(paths.root):
+            name = os.path.basename(path)
+            if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
+                # Files are written anew under the store lock alone, so under it they are nobody's.
                 removal = self._removal(path, "temporary", "left by interrupted work")
                 if self._dry_run:
                     self._removed.append(removal)
@@ -83,7 +85,10 @@ class Broom:
         for path in paths:
             if self._usage is None:
                 self._usage = read_usage(self._layout.paths.root)
-            user = "extracted/ points into it" if _is_pointed_at(path, linked) else self._usage.who_uses(path)
+            if _is_pointed_at(path, linked):
+                user: str | None = "extracted/ points into it"
+            else:
+                user = self._usage.who_mounts(path) if kind == "build cache" else self._usage.who_uses(path)
             if user is not None:
                 self.kept.append(f"{self._relative(path)}: {user}")
             elif self._dry_run:
@@ -92,24 +97,23 @@ class Broom:
                 self._remove(path, self._removal(path, kind, reason))
 
     def _remove_locked(self, path: str, lock_path: str, kind: str, reason: str) -> None:
+        removal = self._removal(path, kind, reason)
+        if self._dry_run:
+            if not _locks.is_locked(lock_path):
+                self._removed.append(removal)
+            return
         try:
-            # A dry run must not create a lock, and needs none: what it tells is a guess about a moment.
-            opened = os.open(lock_path, os.O_RDWR | os.O_NOFOLLOW) if self._dry_run else _files.open_shared(lock_path)
+            opened = _files.open_shared(lock_path)
         except FileNotFoundError:
             return
         except OSError as error:
             self._errors.append(f"{self._relative(path)}: {error.strerror}")
             return
         try:
-            if not _locks.try_lock(opened, lock_path):
-                return
-            removal = self._removal(path, kind, reason)
-            if self._dry_run:
-                self._removed.append(removal)
-            else:
+            if _locks.try_lock(opened, lock_path):
                 self._remove(path, removal)
         finally:
-            os.close(opened)
+            _locks.release(opened)
 
     def _remove(self, path: str, removal: Removal) -> None:
         try:

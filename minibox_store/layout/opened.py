@@ -67,8 +67,13 @@ def opening_image(layout: Layout, name: str) -> Iterator[OpenedImage]:
 
 
 def _open(layout: Layout, name: str) -> OpenedImage:
-    image = OpenedImage(*find_name(layout.read_index(), name))
+    missing: list[Digest] = []
+    last_root = None
     for _ in range(_ATTEMPTS):
+        # The name may have been removed or moved, and a collection come by, since the index was read the last time.
+        image = OpenedImage(*find_name(layout.read_index(), name))
+        if missing and last_root == image.root.digest and not _have_come(layout, missing):
+            break
         try:
             missing = _open_all(layout, image)
         except BaseException:
@@ -77,12 +82,12 @@ def _open(layout: Layout, name: str) -> OpenedImage:
         if not missing:
             return image
         image.close()
-        # The name may have been removed or moved, and a collection come by, since the index was read.
-        again = OpenedImage(*find_name(layout.read_index(), name))
-        if again.root.digest == image.root.digest:
-            break
-        image = again
+        last_root = image.root.digest
     raise IncompleteImage(image.name, tuple(str(digest) for digest in missing))
+
+
+def _have_come(layout: Layout, missing: list[Digest]) -> bool:
+    return all(_files.exists(layout.paths.blob(digest)) for digest in missing)
 
 
 def _open_all(layout: Layout, image: OpenedImage) -> list[Digest]:

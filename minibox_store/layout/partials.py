@@ -7,8 +7,8 @@ open for writing.
 
 import errno
 import os
+import secrets
 import time
-from contextlib import suppress
 
 from minibox_store import _files, _locks
 from minibox_store.digest import Verifier
@@ -33,7 +33,7 @@ class Partial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.file_descriptor)
+        _locks.release(self.file_descriptor)
 
     def fetch(self, descriptor: Descriptor, source: BlobSource) -> None:
         """Read what is missing from ``source``, and verify the whole.
@@ -92,12 +92,12 @@ class PartialClaim:
 
     Args:
         shared: the path of the partial that all share.
-        own: a path for a copy of one's own.
+        own: how the path of a copy of one's own begins.
     """
 
     def __init__(self, shared: str, own: str) -> None:
         self._shared = shared
-        self._own = own
+        self._own = f"{own}.{secrets.token_hex(8)}"
         self._growth: _Growth | None = None
 
     def take(self, size_bytes: int) -> Partial | None:
@@ -107,7 +107,7 @@ class PartialClaim:
             status = os.fstat(opened)
             if status.st_size <= size_bytes and status.st_nlink == 1:
                 return Partial(opened, self._shared)
-            os.close(opened)
+            _locks.release(opened)
             return self._take_own()
         grown_bytes = os.fstat(opened).st_size
         os.close(opened)
@@ -116,8 +116,7 @@ class PartialClaim:
         return self._take_own() if self._growth.is_too_slow(grown_bytes) else None
 
     def _take_own(self) -> Partial:
-        with suppress(FileNotFoundError):
-            _files.remove_file(self._own)
+        _files.discard_file(self._own)
         return Partial(_files.open_new(self._own), self._own)
 
 

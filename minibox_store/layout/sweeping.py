@@ -6,8 +6,9 @@ project does not know is left alone.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import TypeVar
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, mark_index, plan_blobs
@@ -20,6 +21,7 @@ from minibox_store.layout.leftovers import Broom, is_alive
 from minibox_store.layout.paths import ALGORITHMS, HEX_LENGTHS, pinned_digest
 from minibox_store.layout_index import name_of
 
+_T = TypeVar("_T")
 _BATCH = 1000
 _ATTEMPTS = 5
 _SIDECAR = ".index.json"
@@ -51,7 +53,7 @@ class Sweep:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read; nothing has been removed then.
             StoreBusy: when another collection runs, or, where there are no hard links, a pull or load.
         """
-        if not os.path.isdir(self._paths.root):
+        if not self._layout.is_there():
             return PruneReport(dry_run=self._dry_run)
         with ExitStack() as stack:
             if not self._dry_run:
@@ -82,10 +84,14 @@ class Sweep:
     def _mark_new_roots(self) -> None:
         for _ in range(_ATTEMPTS):
             index = self._layout.read_index()
-            if index is self._marked:
+            come = [each for each in self._marks.absent.values() if _files.exists(self._paths.blob(each.digest))]
+            if index is self._marked and not come:
                 return
             try:
                 with self._layout.naming_damage():
+                    self._marks.forget(come)
+                    for descriptor in come:
+                        self._marks.add_root(self._layout, descriptor)
                     mark_index(self._marks, self._layout, index)
             except BlobNotFound as error:
                 # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
@@ -122,13 +128,24 @@ class Sweep:
             pins = self._live_pins()
             self._removed.extend(removal for digest, removal in plan if digest not in pins)
             return
+        for batch in self._locked_batches(plan):
+            self._mark_new_roots()
+            pins = self._live_pins()
+            for digest, removal in batch:
+                if digest not in self._marks.live and digest not in pins:
+                    self._remove(removal)
+
+    def _locked_batches(self, plan: Sequence[_T]) -> Iterator[Sequence[_T]]:
+        """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
         for start in range(0, len(plan), _BATCH):
-            with self._layout.store_lock("collecting"):
-                self._mark_new_roots()
-                pins = self._live_pins()
-                for digest, removal in plan[start : start + _BATCH]:
-                    if digest not in self._marks.live and digest not in pins:
-                        self._remove(removal)
+            try:
+                with self._layout.store_lock("collecting"):
+                    yield plan[start : start + _BATCH]
+            except StoreBusy as busy:
+                if not self._removed:
+                    raise
+                self._errors.append(str(busy))  # what was removed is told, and the next collection goes on
+                return
 
     def _sweep_sidecars(self) -> None:
         gone = {removal.path for removal in self._removed}
@@ -145,12 +162,11 @@ class Sweep:
         if self._dry_run:
             self._removed.extend(plan)
             return
-        for start in range(0, len(plan), _BATCH):
-            with self._layout.store_lock("collecting"):
-                for removal in plan[start : start + _BATCH]:
-                    # The layer may have come back since.
-                    if not os.path.lexists(os.path.join(self._paths.root, removal.path.removesuffix(_SIDECAR))):
-                        self._remove(removal)
+        for batch in self._locked_batches(plan):
+            for removal in batch:
+                # The layer may have come back since.
+                if not os.path.lexists(os.path.join(self._paths.root, removal.path.removesuffix(_SIDECAR))):
+                    self._remove(removal)
 
     def _remove(self, removal: Removal) -> None:
         try:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from minibox_store import _files, _locks, media_types
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreUnavailable
 from minibox_store.layout.partials import PartialClaim
-from minibox_store.layout.paths import pin_name
+from minibox_store.layout.paths import LayoutPaths, pin_name
 from minibox_store.layout_index import with_name
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
@@ -27,9 +27,38 @@ if TYPE_CHECKING:
     from minibox_store.layout.layout import Layout
 
 _BLOB_MODE = 0o444
-_LOCK = "lock"
+LOCK = "lock"
 _ATTEMPTS = 1000
 _POLL_SECONDS = 0.05
+
+
+@contextmanager
+def living_folder(paths: LayoutPaths) -> Iterator[str]:
+    """Make a folder in ``ingest/``, its lock held for the block; remove it, and all that is in it, behind the block."""
+    folder = os.path.join(paths.ingest, secrets.token_hex(8))
+    lock = _begin(folder)
+    try:
+        yield folder
+    finally:
+        # The lock goes last: while it is there, nobody else touches what is left. What cannot be removed is left to the
+        # next collection: the work itself is done, or has failed already.
+        with suppress(OSError):
+            _files.remove_flat(folder, last=LOCK)
+        _locks.release(lock)
+
+
+def _begin(folder: str) -> int:
+    path = os.path.join(folder, LOCK)
+    for _ in range(_ATTEMPTS):
+        _files.make_directory(folder)
+        # Between these steps a collection may take the folder for an abandoned one: then begin again.
+        with suppress(FileNotFoundError):
+            lock = _files.open_shared(path)
+            if _locks.try_lock(lock, path):
+                return lock
+            os.close(lock)
+        time.sleep(0.001)
+    raise StoreBusy(path, None, None, "collecting")
 
 
 class Transaction:
@@ -43,11 +72,12 @@ class Transaction:
         self._layout = layout
         self._paths = layout.paths
         self._hard_links = layout.has_hard_links()
-        self._folder = os.path.join(self._paths.ingest, secrets.token_hex(8))
+        self._folder = ""
         self._guard = threading.Lock()
         self._held: dict[Digest, int] = {}
         self._reached: set[Digest] = set()
-        self._wrong: set[Digest] = set()
+        self._finished: set[Digest] = set()
+        self._wrong: dict[Digest, _files.Signature | None] = {}
         self._names: dict[str, Descriptor] = {}
 
     # ---- life
@@ -65,26 +95,8 @@ class Transaction:
                         shared=True,
                     )
                 )
-            lock = self._begin()
-            try:
-                yield
-            finally:
-                # The lock goes last: while it is there, nobody else touches what is left.
-                _files.remove_flat(self._folder, last=_LOCK)
-                os.close(lock)
-
-    def _begin(self) -> int:
-        path = os.path.join(self._folder, _LOCK)
-        for _ in range(_ATTEMPTS):
-            # Between these steps a collection may take the folder for an abandoned one: then begin again.
-            with suppress(FileNotFoundError):
-                _files.make_directory(self._folder)
-                lock = _files.open_shared(path)
-                if _locks.try_lock(lock, path):
-                    return lock
-                os.close(lock)
-            time.sleep(0.001)
-        raise StoreBusy(path, None, None, "collecting")
+            self._folder = stack.enter_context(living_folder(self._paths))
+            yield
 
     def commit(self) -> None:
         """Publish what the transaction's names reach, make it durable, and write the names, under the store lock.
@@ -119,11 +131,12 @@ class Transaction:
         is_good = size_bytes == descriptor.size_bytes
         if is_good and media_types.is_document(descriptor.media_type):
             is_good = self._is_whole(descriptor)
-        with self._guard:
-            if is_good:
+        if is_good:
+            self._check_against_store(digest)
+            with self._guard:
                 self._reached.add(digest)
-            elif size_bytes is not None:
-                self._wrong.add(digest)
+        elif size_bytes is not None and digest not in self._finished:
+            self._unpin(digest)
         return is_good
 
     def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
@@ -140,8 +153,9 @@ class Transaction:
                 continue
             with partial:
                 partial.fetch(descriptor, source)
-                self._finish(partial.file_descriptor, partial.path, descriptor)
-            self._publish(descriptor.digest)
+                finished = self._finish(partial.file_descriptor, partial.path, descriptor)
+            if finished:
+                self._publish(descriptor.digest)
 
     def write_name(self, name: str, descriptor: Descriptor) -> None:
         """Let ``name`` stand for ``descriptor`` when the transaction commits.
@@ -171,7 +185,8 @@ class Transaction:
             verifier = Verifier(digest, size_bytes)
             _files.append_stream(stream, opened, verifier)
             found = verifier.finish()
-            self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes))
+            if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
+                raise StoreUnavailable(path, "somebody has taken it away")
         except BaseException:
             _files.discard_file(path)
             raise
@@ -216,10 +231,10 @@ class Transaction:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno not in _files.NOT_REGULAR:
+            # A link to a folder is refused with EPERM, as is any link where there are none.
+            if error.errno not in _files.NOT_REGULAR and not os.path.isdir(self._paths.blob(digest)):
                 raise
-            with self._guard:
-                self._wrong.add(digest)
+            self._note_wrong(digest, self._paths.blob(digest))
             return None
         size_bytes = os.fstat(opened).st_size
         os.close(opened)
@@ -227,27 +242,71 @@ class Transaction:
             return self._held.setdefault(digest, size_bytes)
 
     def _is_whole(self, descriptor: Descriptor) -> bool:
-        verifier = Verifier(descriptor.digest, descriptor.size_bytes)
         opened = _files.open_regular(self._where(descriptor.digest))
         try:
-            _files.hash_range(opened, 0, descriptor.size_bytes, verifier)
-            verifier.finish()
-        except ContentMismatch:
-            return False
+            return _is_content(opened, descriptor.digest, descriptor.size_bytes)
         finally:
             os.close(opened)
-        return True
 
-    def _finish(self, opened: int, path: str, descriptor: Descriptor) -> None:
-        """Make a verified file durable, and this transaction's own, in place of a wrong one it may have pinned."""
+    def _finish(self, opened: int, path: str, descriptor: Descriptor) -> bool:
+        """Make a verified file this transaction's own, and durable, in place of a wrong one it may have pinned.
+
+        Return False where ``path`` has become another file than the one that was verified: all is to be done again.
+        """
+        pin = self._pin_path(descriptor.digest)
+        try:
+            _files.rename_file(path, pin)
+        except FileNotFoundError:
+            return False
+        if not _files.is_same_file(opened, pin):
+            _files.discard_file(pin)
+            return False
         _files.set_mode(opened, _BLOB_MODE)
         if self._layout.durable:
             _files.sync_file(opened)
-        _files.rename_file(path, self._pin_path(descriptor.digest))
         with self._guard:
             self._held[descriptor.digest] = descriptor.size_bytes
+            self._finished.add(descriptor.digest)
+        return True
 
     # ---- publishing
+
+    def _unpin(self, digest: Digest) -> None:
+        """Let go of a blob that is not what a descriptor says, and remember which file it was."""
+        self._note_wrong(digest, self._where(digest))
+        if self._hard_links:
+            _files.discard_file(self._pin_path(digest))
+        with self._guard:
+            self._held.pop(digest, None)
+
+    def _note_wrong(self, digest: Digest, path: str) -> None:
+        """Remember which file was found to be no such blob, so that another one in its place is not taken for it."""
+        with self._guard:
+            self._wrong[digest] = _files.signature(path)
+
+    def _check_against_store(self, digest: Digest) -> None:
+        """See whether the store's own blob, where there is one beside a copy that was verified here, is any good."""
+        blob = self._paths.blob(digest)
+        if digest not in self._finished:
+            with self._guard:
+                self._wrong.pop(digest, None)  # a descriptor that lied may have called it wrong
+            return
+        if digest in self._reached:
+            return
+        try:
+            opened = _files.open_regular(blob)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in _files.NOT_REGULAR:
+                raise
+            self._note_wrong(digest, blob)
+            return
+        try:
+            if not _is_content(opened, digest, self._held[digest]):
+                self._note_wrong(digest, blob)
+        finally:
+            os.close(opened)
 
     def _publish(self, digest: Digest) -> None:
         """Let the blob appear in the store before the commit, so that others, and a next try, have it."""
@@ -258,15 +317,21 @@ class Transaction:
     def _publish_locked(self, digest: Digest) -> None:
         if self._place(digest):
             return
-        # What is there is no good: keep it for whoever wants to know, and put the verified bytes in its place.
+        # What is there is no good: it is kept for whoever wants to know, and the verified bytes take its place.
+        pin, blob = self._pin_path(digest), self._paths.blob(digest)
         _files.make_directory(self._paths.quarantine)
         aside = os.path.join(self._paths.quarantine, f"{pin_name(digest)}.{secrets.token_hex(4)}")
-        with suppress(FileNotFoundError):
-            _files.rename_file(self._paths.blob(digest), aside)
-        if not self._place(digest):
-            raise BlobNotFound(str(digest))
+        if self._hard_links and not os.path.isdir(blob):
+            new = f"{pin}.new"
+            _files.link_file(blob, aside)
+            _files.link_file(pin, new)
+            _files.rename_file(new, blob)
+        else:
+            _files.rename_file(blob, aside)
+            if not self._place(digest):
+                raise BlobNotFound(str(digest))
         with self._guard:
-            self._wrong.discard(digest)
+            self._wrong.pop(digest, None)
 
     def _place(self, digest: Digest) -> bool:
         """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""
@@ -275,7 +340,7 @@ class Transaction:
         try:
             if self._hard_links:
                 _files.link_file(pin, blob)
-            elif not os.path.lexists(blob):
+            elif not _files.exists(blob):
                 _files.rename_file(pin, blob)
             else:
                 return self._is_good(digest)
@@ -284,18 +349,24 @@ class Transaction:
         return True
 
     def _is_good(self, digest: Digest) -> bool:
-        """Whether what lies where the blob belongs may stay: the size is right, and nobody has found it wrong."""
-        try:
-            opened = _files.open_regular(self._paths.blob(digest))
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            if error.errno not in _files.NOT_REGULAR:
-                raise
-            return False
-        try:
-            if digest in self._wrong:
-                return _files.is_same_file(opened, self._pin_path(digest))
-            return os.fstat(opened).st_size == self._held[digest]
-        finally:
-            os.close(opened)
+        """Whether what lies where the blob belongs may stay: a file of its size that nobody here has found wrong."""
+        found = _files.signature(self._paths.blob(digest))
+        return (
+            found is not None
+            and found.is_regular
+            and found.size_bytes == self._held[digest]
+            and found != self._wrong.get(digest)
+        )
+
+
+def _is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
+    """Whether an open file has this size and digest."""
+    if os.fstat(opened).st_size != size_bytes:
+        return False
+    verifier = Verifier(digest, size_bytes)
+    try:
+        _files.hash_range(opened, 0, size_bytes, verifier)
+        verifier.finish()
+    except ContentMismatch:
+        return False
+    return True

@@ -69,7 +69,7 @@ def pax_record(key: bytes, value: bytes) -> bytes:
 
 def negative_base256(value: int, width: int) -> bytes:
     """Return GNU's field for a number below zero."""
-    return (value % 256**width).to_bytes(width, "big")
+    return (value % (1 << 8 * width)).to_bytes(width, "big")
 
 
 def base256(value: int, width: int) -> bytes:

@@ -1,0 +1,63 @@
+"""Addresses that no registry may send us to, unless it lives there itself: this machine, and what answers nearby.
+
+The check is made on the address that is about to be connected, never on a name: names resolve to anything, and to
+something else the next time.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Where clouds answer any of their machines with its credentials; 169.254.169.254 is link-local besides.
+_METADATA = frozenset(
+    map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"))
+)
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
+
+
+def restricted_class(address: str) -> str | None:
+    """Return which restricted class a numeric address belongs to, None for one that anybody may name.
+
+    An IPv4 address inside an IPv6 one (mapped, compatible, 6to4, Teredo, NAT64) counts as itself.
+
+    >>> restricted_class("::ffff:127.0.0.1"), restricted_class("203.0.113.7")
+    ('loopback', None)
+
+    Spec: RFC 6890; RFC 6052, section 2.1.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    for each in (parsed, *_embedded(parsed)):
+        found = _class_of(each)
+        if found is not None:
+            return found
+    return None
+
+
+def _class_of(address: _Address) -> str | None:
+    if address in _METADATA:
+        return "metadata"
+    if address.is_loopback:
+        return "loopback"
+    if address.is_unspecified or (address.version == 4 and address in _THIS_NETWORK):
+        return "unspecified"
+    if address.is_link_local:
+        return "link-local"
+    if address.is_multicast:
+        return "multicast"
+    return "reserved" if address.version == 4 and address.is_reserved else None
+
+
+def _embedded(address: _Address) -> Iterator[_Address]:
+    if not isinstance(address, ipaddress.IPv6Address) or address.is_loopback:
+        return
+    for each in (address.ipv4_mapped, address.sixtofour, (address.teredo or (None, None))[1]):
+        if each is not None:
+            yield each
+    if address in _NAT64 or address in _COMPATIBLE:
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)

@@ -1,0 +1,202 @@
+"""Connections: a request and its answer, then perhaps the next; and those that wait to be used again.
+
+urllib3 makes and secures each connection; what its pools add (redirects, retries, decoding, URLs with signed
+queries in its log) is what this project does itself or wants none of, so the pool is our own.
+
+Spec: RFC 9112, section 9.
+"""
+
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HeaderParsingError
+from urllib3.util.response import assert_header_parsing
+
+from minibox_store.registry.dialling import Address, Dialler, Network, OpenLines
+from minibox_store.registry.reading import LineReader
+from minibox_store.registry.urls import Origin
+
+_IDLE_PER_ORIGIN = 8
+
+
+class _Line:
+    """The socket of one connection, as urllib3 asks for it."""
+
+    def __init__(self, origin: Origin, dialler: Dialler, lines: OpenLines) -> None:
+        self.origin = origin
+        self._dialler = dialler
+        self._lines = lines
+        self._handle: socket.socket | None = None
+        self._address: Address | None = None
+
+    def open(self) -> socket.socket:
+        self.hang_up()
+        opened, self._handle, self._address = self._dialler.dial(self.origin)
+        return opened
+
+    def reached(self) -> None:
+        if self._address is not None:
+            self._dialler.reached(self.origin, self._address)
+
+    def hang_up(self) -> None:
+        if self._handle is not None:
+            self._lines.remove(self._handle)
+            self._handle = None
+
+
+class Response(http.client.HTTPResponse):
+    """The head of an answer; ``reader`` has its body."""
+
+    def __init__(
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
+        self.reader = LineReader(self.fp.detach())
+        self.fp = self.reader  # type: ignore[assignment]  # of it only readline and close are used
+
+
+class _PlainConnection(HTTPConnection):
+    response_class = Response
+
+    def __init__(self, line: _Line, silence_seconds: float) -> None:
+        super().__init__(line.origin.host, line.origin.port, timeout=silence_seconds)
+        self._line = line
+
+    def _new_conn(self) -> socket.socket:
+        return self._line.open()
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = Response
+
+    def __init__(self, line: _Line, silence_seconds: float, context: ssl.SSLContext) -> None:
+        super().__init__(line.origin.host, line.origin.port, timeout=silence_seconds, ssl_context=context)
+        self._line = line
+
+    def _new_conn(self) -> socket.socket:
+        return self._line.open()
+
+
+class Connection:
+    """One connection to one origin: a request, its answer, and then perhaps the next. For one thread at a time."""
+
+    def __init__(self, line: _Line, made: HTTPConnection) -> None:
+        self._line = line
+        self._made = made
+
+    @property
+    def origin(self) -> Origin:
+        """Whom it is with."""
+        return self._line.origin
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, and the other side has said nothing unasked, such as that it closes."""
+        return self._made.is_connected
+
+    def connect(self) -> None:
+        """Connect, and agree on TLS where that is spoken. Where that has happened, do nothing."""
+        if self._made.sock is None:
+            self._made.connect()
+            self._line.reached()
+
+    def send(self, method: str, target: str, headers: Mapping[str, str]) -> None:
+        """Send a request without a body."""
+        self.connect()
+        self._made.request(method, target, headers=headers)
+
+    def receive(self) -> Response:
+        """Return the answer's head; the caller closes it.
+
+        Raises:
+            OSError, HTTPException: when none comes, or it is malformed.
+        """
+        # Not urllib3's own, which would decode the body, and log the URL of an answer whose headers are odd.
+        response = http.client.HTTPConnection.getresponse(self._made)
+        assert isinstance(response, Response)
+        try:
+            # A line that is no header would hide all those behind it.
+            assert_header_parsing(response.headers)
+        except HeaderParsingError:
+            response.close()
+            raise http.client.HTTPException("the head has lines that are no headers") from None
+        return response
+
+    def close(self) -> None:
+        """Close it. A second call does nothing."""
+        self._made.close()
+        self._line.hang_up()
+
+
+class ConnectionPool:
+    """The connections of one session with a registry.
+
+    Args:
+        home: the registry.
+        network: how it is reached.
+        lines: where all that is opened is known.
+        tls_context: asked for when the first connection with TLS is made.
+        connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
+        silence_seconds: how long nothing may come while something should.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: Origin,
+        network: Network,
+        lines: OpenLines,
+        tls_context: Callable[[], ssl.SSLContext],
+        connect_seconds: float,
+        silence_seconds: float,
+    ) -> None:
+        self.lines = lines
+        self.silence_seconds = silence_seconds
+        self._dialler = Dialler(home, network, self.lines, connect_seconds)
+        self._tls_context = tls_context
+        self._lock = threading.Lock()
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._is_closed = False
+
+    def take(self, origin: Origin, *, fresh: bool = False) -> tuple[Connection, bool]:
+        """Return a connection, and whether it was used before; ``fresh`` asks for one that was not.
+
+        Raises:
+            LineInterrupted: when the pool was interrupted or closed.
+        """
+        self.lines.check()
+        while not fresh and (waiting := self._pop(origin)) is not None:
+            if waiting.is_usable:
+                return waiting, True
+            waiting.close()
+        line = _Line(origin, self._dialler, self.lines)
+        if origin.scheme == "https":
+            return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context())), False
+        return Connection(line, _PlainConnection(line, self.silence_seconds)), False
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection, whose last answer has been read to its end, for the next request."""
+        with self._lock:
+            idle = self._idle.setdefault(connection.origin, [])
+            if not self._is_closed and len(idle) < _IDLE_PER_ORIGIN:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close what waits, and whatever is given back from now on."""
+        with self._lock:
+            self._is_closed = True
+            waiting = [connection for idle in self._idle.values() for connection in idle]
+            self._idle.clear()
+        for connection in waiting:
+            connection.close()
+
+    def _pop(self, origin: Origin) -> Connection | None:
+        with self._lock:
+            idle = self._idle.get(origin)
+            return idle.pop() if idle else None

@@ -1,0 +1,187 @@
+"""Sockets: which addresses may be connected to, and how everything that is open ends at once."""
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import attrs
+
+from minibox_store.registry.addresses import restricted_class
+from minibox_store.registry.failures import AddressRefused, LineInterrupted
+from minibox_store.registry.urls import Origin
+
+
+@attrs.frozen
+class Address:
+    """Where a host is: a family of addresses, and what sockets of that family are connected to."""
+
+    family: socket.AddressFamily
+    sockaddr: tuple[str | int | bytes, ...]
+
+
+class Network(Protocol):
+    """How names become addresses, and addresses connections."""
+
+    def resolve(self, host: str, port: int) -> Sequence[Address]:
+        """Return the host's addresses, the best first."""
+        ...
+
+    def begin_connect(self, opened: socket.socket, address: Address) -> None:
+        """Begin to connect a socket of the address's family that does not block; do not wait for the end of it."""
+        ...
+
+
+class SystemNetwork:
+    """The network of the machine."""
+
+    def resolve(self, host: str, port: int) -> Sequence[Address]:
+        """Return what the system's resolver says."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError:
+            raise socket.gaierror(socket.EAI_NONAME, "the name is too long") from None
+        return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+    def begin_connect(self, opened: socket.socket, address: Address) -> None:
+        """Begin to connect the socket."""
+        code = opened.connect_ex(address.sockaddr)
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+
+
+class OpenLines:
+    """Every socket that is open, so that any thread can end what happens on all of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handles: set[socket.socket] = set()
+        self._interrupted = threading.Event()
+
+    def begin(self, opened: socket.socket, connect: Callable[[], None]) -> socket.socket:
+        """Begin to connect a socket, and return a handle on it, to be given to :meth:`remove`.
+
+        It is a duplicate, since TLS takes the socket itself away: shutting it down shuts down the connection, and
+        no number of a closed socket, which may be somebody else's by then, is ever shut down. It is known before
+        anything can interrupt, since a shutdown has no effect on a socket that has not begun to connect.
+
+        Raises:
+            LineInterrupted: when all is over already.
+        """
+        with self._lock:
+            self.check()
+            connect()
+            handle = opened.dup()
+            self._handles.add(handle)
+            return handle
+
+    def remove(self, handle: socket.socket) -> None:
+        """Forget the socket; without that the connection would outlive it."""
+        with self._lock:
+            self._handles.discard(handle)
+            handle.close()
+
+    def interrupt(self) -> None:
+        """End, with an error, what blocks on any of the sockets, and whatever comes later."""
+        with self._lock:
+            self._interrupted.set()
+            for handle in self._handles:
+                try:
+                    handle.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue  # it was not connected, or is no longer
+
+    def check(self) -> None:
+        """Raise :class:`LineInterrupted` if all is over."""
+        if self._interrupted.is_set():
+            raise LineInterrupted
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, and return whether there is still something to wait for."""
+        return not self._interrupted.wait(seconds)
+
+
+class Dialler:
+    """Connects to the addresses that are allowed: all for the registry itself, for other hosts no restricted one.
+
+    The registry is held to the kind of address it was first reached at, and only that kind is allowed to others: so
+    a registry on this machine may redirect to this machine, and one elsewhere may not, whatever its name resolves
+    to the next time.
+    """
+
+    def __init__(self, home: Origin, network: Network, lines: OpenLines, connect_seconds: float) -> None:
+        self._home = home
+        self._network = network
+        self._lines = lines
+        self._connect_seconds = connect_seconds
+        self._home_class: str | None = None
+        self._knows_home = False
+
+    def dial(self, origin: Origin) -> tuple[socket.socket, socket.socket, Address]:
+        """Return a connected socket, its handle among the open lines, and where it leads.
+
+        Raises:
+            AddressRefused: when no address of the host is allowed.
+            OSError: when none can be connected to in time.
+        """
+        deadline = time.monotonic() + self._connect_seconds
+        self._lines.check()
+        found = self._network.resolve(origin.host, origin.port)
+        allowed = [address for address in found if self._is_allowed(origin, address)]
+        if found and not allowed:
+            raise AddressRefused(
+                f"{origin.host} is at an address of this machine or its network, and the registry is not"
+            )
+        first_error: OSError | None = None
+        for position, address in enumerate(allowed):
+            # The time is shared, so that a dead first address leaves some for the second.
+            seconds = (deadline - time.monotonic()) / (len(allowed) - position)
+            try:
+                return self._open(address, max(seconds, 0.001))
+            except LineInterrupted:
+                raise
+            except OSError as error:
+                first_error = first_error or error
+        raise first_error or OSError("the host has no address")
+
+    def reached(self, origin: Origin, address: Address) -> None:
+        """Take note that the address proved to be the host's own, by its certificate where TLS is spoken."""
+        if origin == self._home and not self._knows_home:
+            self._home_class, self._knows_home = restricted_class(str(address.sockaddr[0])), True
+
+    def _is_allowed(self, origin: Origin, address: Address) -> bool:
+        kind = restricted_class(str(address.sockaddr[0]))
+        is_first = origin == self._home and not self._knows_home
+        return kind is None or is_first or (self._knows_home and kind == self._home_class)
+
+    def _open(self, address: Address, timeout_seconds: float) -> tuple[socket.socket, socket.socket, Address]:
+        opened = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            opened.setblocking(False)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            handle = self._lines.begin(opened, lambda: self._network.begin_connect(opened, address))
+            try:
+                _finish_connect(opened, timeout_seconds)
+                self._lines.check()
+            except BaseException:
+                self._lines.remove(handle)
+                raise
+        except BaseException:
+            opened.close()
+            raise
+        opened.settimeout(timeout_seconds)
+        return opened, handle, address
+
+
+def _finish_connect(opened: socket.socket, timeout_seconds: float) -> None:
+    waiting = select.poll()
+    waiting.register(opened, select.POLLOUT)
+    if not waiting.poll(timeout_seconds * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    code = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))

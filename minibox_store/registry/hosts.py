@@ -1,0 +1,116 @@
+"""From the domain of a reference to what is contacted: the API's origin, its token servers, its credentials' names.
+
+Plain HTTP is spoken with registries on this machine, unless they turn out to want TLS, and where it was asked for;
+with all others TLS.
+"""
+
+import ipaddress
+from collections.abc import Collection, Iterable
+
+import attrs
+
+from minibox_store.errors import InvalidReference
+from minibox_store.reference import DOCKER_HUB
+from minibox_store.registry.urls import InvalidUrl, Origin, Url
+
+# Docker Hub goes by many names; asking docker.io itself for an image gives 403 or 404.
+_API_HOSTS = {DOCKER_HUB: "registry-1.docker.io"}
+_TOKEN_HOSTS = {DOCKER_HUB: ("auth.docker.io",)}
+_CREDENTIALS_KEYS = {
+    DOCKER_HUB: (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Schemes:
+    """Which registries speak plain HTTP, by ``host[:port]`` as in references.
+
+    Attributes:
+        plain_http: those that do though they are elsewhere than on this machine.
+        https: those that do not though they are on this machine, where plain HTTP is the first guess.
+    """
+
+    plain_http: frozenset[str] = frozenset()
+    https: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, plain_http: Collection[str], https: Collection[str]) -> "Schemes":
+        """Return the schemes for these hosts, in whatever case they are written."""
+        return cls(
+            plain_http=frozenset(host.lower() for host in plain_http), https=frozenset(host.lower() for host in https)
+        )
+
+    def origin(self, authority: str) -> Origin:
+        """Return the origin of ``host[:port]``.
+
+        Raises:
+            InvalidUrl: when it is no host and port.
+        """
+        name = authority.lower()
+        origin = Origin.parse("https", name)
+        is_local = is_loopback_host(origin.host) and name not in self.https and not name.endswith(":443")
+        return Origin.parse("http", name) if is_local or name in self.plain_http else origin
+
+    def is_guess(self, authority: str) -> bool:
+        """Whether plain HTTP is spoken with ``host[:port]`` only because it is on this machine."""
+        return self.origin(authority).scheme == "http" and authority.lower() not in self.plain_http
+
+    def with_https(self, authority: str) -> "Schemes":
+        """Return these schemes with TLS for ``host[:port]``."""
+        return attrs.evolve(self, https=self.https | {authority.lower()})
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a name or address means this machine by its very spelling.
+
+    >>> is_loopback_host("127.0.0.2"), is_loopback_host("127.0.0.1.example.com")
+    (True, False)
+
+    Spec: RFC 6761, section 6.3.
+    """
+    name = host.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def api_origin(domain: str, schemes: Schemes) -> Origin:
+    """Return where the API of a reference's registry is.
+
+    Raises:
+        InvalidReference: when the domain's port is none.
+
+    >>> str(api_origin("docker.io", Schemes()))
+    'https://registry-1.docker.io'
+    """
+    try:
+        return schemes.origin(_API_HOSTS.get(domain, domain))
+    except InvalidUrl as error:
+        raise InvalidReference(domain, str(error)) from None
+
+
+def token_origins(domain: str, configured: Iterable[str], schemes: Schemes) -> frozenset[Origin]:
+    """Return the token servers, other than the registry itself, that may see the credentials of a registry.
+
+    Args:
+        domain: of the registry, as in references.
+        configured: what there is besides the known ones, each a ``host[:port]`` or a URL.
+        schemes: which hosts speak plain HTTP.
+
+    Raises:
+        InvalidUrl: for one that is neither.
+    """
+    named = [*_TOKEN_HOSTS.get(domain, ()), *configured]
+    return frozenset(Url.parse(name).origin if "://" in name else schemes.origin(name) for name in named)
+
+
+def credentials_keys(domain: str) -> tuple[str, ...]:
+    """Return the names under which the credentials of a registry may be kept, the first that is found counts.
+
+    >>> credentials_keys("quay.io")
+    ('quay.io',)
+    """
+    return _CREDENTIALS_KEYS.get(domain, (domain,))

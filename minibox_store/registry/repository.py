@@ -1,0 +1,188 @@
+"""A repository of a registry, as a source of images.
+
+What a registry calls a manifest is checked here for being the one that was asked for, of the type that was announced;
+the bytes of all else are left to whoever verifies them.
+
+Spec: OCI distribution-spec 1.1, "Pulling manifests" and "Pulling blobs".
+"""
+
+import ssl
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from minibox_store import media_types
+from minibox_store.codec import decode_document, describe_document
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, RegistryError
+from minibox_store.graph import ContentStream
+from minibox_store.limits import Limits
+from minibox_store.protocols import BlobStream
+from minibox_store.reference import Reference
+from minibox_store.registry.dialling import OpenLines
+from minibox_store.registry.downloads import BlobDownload
+from minibox_store.registry.transport import Reply, Request, Transport
+
+# One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
+_ACCEPT = ", ".join(
+    (
+        media_types.OCI_INDEX,
+        media_types.OCI_MANIFEST,
+        media_types.DOCKER_MANIFEST_LIST,
+        media_types.DOCKER_MANIFEST,
+    )
+)
+
+
+class RegistryRepository:
+    """One repository, for the time of one operation: a source of images, and a context manager that ends it.
+
+    Its methods may be called from several threads at once. After :meth:`interrupt` or :meth:`close` all of them fail.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        transport: Transport,
+        lines: OpenLines,
+        limits: Limits,
+        *,
+        tls_transport: Callable[[], Transport] | None = None,
+    ) -> None:
+        self._reference = reference
+        self._transport = transport
+        self._lines = lines
+        self._limits = limits
+        self._tls_transport = tls_transport
+        self._resolved: tuple[Descriptor, bytes] | None = None
+
+    def resolve(self, name: str) -> Descriptor:
+        """Return the descriptor of the manifest or index that a tag, or a digest, stands for now.
+
+        It takes one request; opening the very descriptor that is returned takes no further one.
+
+        Raises:
+            InvalidReference, InvalidDigest: when ``name`` is neither a tag nor a digest.
+            ManifestUnknown: when the repository has no such name, or there is no such repository.
+            InvalidDocument: when it is no manifest or index, of another type than announced, or larger than 4 MiB.
+            ContentMismatch: when it has not the digest that was asked for, or that the registry says it has.
+        """
+        asked = Digest.parse(name) if ":" in name else None
+        if asked is None:
+            Reference(domain=self._reference.domain, repository=self._reference.repository, tag=name)
+        limit = self._limits.document_bytes
+        reply = self._read_first(self._manifest_request(name), limit)
+        if len(reply.content) > limit:
+            raise InvalidDocument("", f"it is larger than {limit} bytes", name)
+        digest = _checked_digest(reply, asked, name)
+        media_type = _checked_type(reply, name)
+        descriptor = Descriptor(media_type=media_type, digest=digest, size_bytes=len(reply.content))
+        self._resolved = (descriptor, reply.content)
+        return descriptor
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes from ``offset`` on; a stream that is cut goes on by itself where it was.
+
+        Manifests and indexes are fetched as such, whole.
+
+        Raises:
+            BlobNotFound: when the registry does not have it.
+            ContentMismatch: when the registry announces another size.
+            InvalidDocument: when a manifest or index is announced as something else, or larger than 4 MiB.
+        """
+        if media_types.is_document(descriptor.media_type):
+            return ContentStream(self._read_document(descriptor), offset)
+        target = f"/v2/{self._reference.repository}/blobs/{descriptor.digest}"
+        return BlobDownload(self._transport, target, descriptor, offset)
+
+    def interrupt(self) -> None:
+        """End at once, with an error, every read that blocks now and every later one. From any thread."""
+        self._lines.interrupt()
+
+    def close(self) -> None:
+        """Close all connections, also those of streams that are open. A second call does nothing."""
+        self._lines.interrupt()
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _manifest_request(self, name: str, blob: Digest | None = None) -> Request:
+        target = f"/v2/{self._reference.repository}/manifests/{name}"
+        return Request(target=target, headers={"Accept": _ACCEPT}, blob=blob)
+
+    def _read_first(self, request: Request, limit_bytes: int) -> Reply:
+        """Read what a session begins with; it also shows whether a registry on this machine wants TLS.
+
+        Where plain HTTP was a guess, servers with TLS refuse the request as a bad one.
+        """
+        try:
+            return self._transport.read(request, limit_bytes)
+        except RegistryError as refused:
+            if refused.status != 400 or self._tls_transport is None:
+                raise
+            self._change_to_tls(self._tls_transport(), refused)
+        return self._transport.read(request, limit_bytes)
+
+    def _change_to_tls(self, secured: Transport, refused: RegistryError) -> None:
+        try:
+            secured.connect()
+        except RegistryError as failed:
+            secured.close()
+            if isinstance(failed.__cause__, ssl.SSLCertVerificationError):
+                raise
+            raise refused from None
+        self._transport.close()
+        self._transport, self._tls_transport = secured, None
+
+    def _read_document(self, descriptor: Descriptor) -> bytes:
+        if self._resolved is not None:
+            known, content = self._resolved
+            if (known.digest, known.media_type) == (descriptor.digest, descriptor.media_type):
+                return content
+        name, size, limit = str(descriptor.digest), descriptor.size_bytes, self._limits.document_bytes
+        if size > limit:
+            raise InvalidDocument("", f"it is larger than {limit} bytes", name)
+        reply = self._transport.read(self._manifest_request(name, descriptor.digest), size, size)
+        announced = media_types.essence(reply.content_type or "")
+        if announced not in (descriptor.media_type, *media_types.GENERIC):
+            problem = f"it is served as {_shown(announced)}, where {descriptor.media_type} was expected"
+            raise InvalidDocument("mediaType", problem, name)
+        return reply.content
+
+
+def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:
+    """Return the digest of a manifest, computed from its bytes, if it is the one asked for and announced."""
+    announced = None
+    if reply.content_digest:
+        try:
+            announced = Digest.parse(reply.content_digest)
+        except InvalidDigest:
+            raise ContentMismatch(f"manifest {name}", "a digest", _shown(reply.content_digest)) from None
+    wanted = asked or announced
+    actual = Digest.of(reply.content, wanted.algorithm if wanted is not None else "sha256")
+    if wanted is not None and actual != wanted:
+        raise ContentMismatch(f"manifest {name}", str(wanted), str(actual))
+    return actual
+
+
+def _checked_type(reply: Reply, name: str) -> str:
+    """Return the media type of a manifest, if the answer's header and the document agree on it."""
+    announced = media_types.essence(reply.content_type or "")
+    if announced in media_types.SCHEMA_1:
+        raise InvalidDocument("", "Docker schema 1 manifests are not supported", name)
+    if announced in media_types.GENERIC:
+        announced = describe_document(reply.content, name).media_type
+    if not media_types.is_document(announced):
+        raise InvalidDocument("mediaType", f"{_shown(announced)} is no manifest or index", name)
+    return decode_document(reply.content, announced, name).media_type
+
+
+def _shown(text: str) -> str:
+    return repr(text[:80])

@@ -1,0 +1,193 @@
+"""Who may see credentials, and what a registry gets to see instead: tokens, fetched where it says, but not anywhere.
+
+A registry names its token server in a challenge, and may be hostile: the address is judged before anything is sent
+to it. Credentials go to the registry's own origin, and to the token servers that are known or were configured for it.
+
+Spec: Docker Registry v2 token authentication; RFC 6750, section 3; RFC 9110, section 11.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import attrs
+
+from minibox_store.codec import decode_token_answer
+from minibox_store.errors import AuthenticationRefused, InvalidDocument, RegistryError
+from minibox_store.registry.challenges import Challenge
+from minibox_store.registry.credentials import Credentials
+from minibox_store.registry.urls import InvalidUrl, Origin, Url
+
+FetchToken = Callable[[Url, str | None], bytes]
+
+_POLL_SECONDS = 0.1
+# A token is renewed so long before its end that no request meets the end on its way.
+_MARGIN_SECONDS = 10.0
+_MARGIN_SHARE = 0.2
+
+
+@attrs.frozen
+class Grant:
+    """An Authorization value that a registry takes, from ``begun`` (monotonic seconds) for ``life_seconds``."""
+
+    authorization: str = attrs.field(repr=lambda _: "***")
+    begun: float
+    life_seconds: float
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether a request sent now arrives well before the grant's end."""
+        margin = min(_MARGIN_SECONDS, self.life_seconds * _MARGIN_SHARE)
+        return now < self.begun + self.life_seconds - margin
+
+    def is_worn(self, now: float) -> bool:
+        """Whether more than half its life is over."""
+        return now > self.begun + self.life_seconds / 2
+
+
+class _Slot:
+    """What is known of one scope: its grant, and where grants come from. Changed under its lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.grant: Grant | None = None
+        self.source: Url | None = None
+
+
+class TokenCache:
+    """The grants of one client, by registry and scope, shared by its sessions and their threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slots: dict[tuple[Origin, str], _Slot] = {}
+
+    def slot(self, registry: Origin, scope: str) -> _Slot:
+        """Return what is kept for a scope of a registry."""
+        with self._lock:
+            return self._slots.setdefault((registry, scope), _Slot())
+
+
+class Authorizer:
+    """Says what Authorization the requests of one session carry. Its methods may be called from several threads.
+
+    Args:
+        registry: whose requests they are.
+        scope: what they need, as the registry's challenges spell it; used where a challenge names none.
+        credentials: None to ask anonymously.
+        realms: the token servers elsewhere that may see the credentials.
+        cache: where grants are kept.
+        fetch: sends a GET, without following redirects, with this Authorization, and returns the bounded body.
+        check_interrupted: raises when the session is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Origin,
+        scope: str,
+        credentials: Credentials | None,
+        realms: frozenset[Origin],
+        cache: TokenCache,
+        fetch: FetchToken,
+        check_interrupted: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._scope = scope
+        self._credentials = credentials
+        self._realms = realms | {registry}
+        self._slot = cache.slot(registry, scope)
+        self._fetch = fetch
+        self._check_interrupted = check_interrupted
+
+    def authorization(self) -> str | None:
+        """Return what the next request carries; a token near its end is renewed before."""
+        grant = self._slot.grant
+        if grant is None or grant.is_fresh(time.monotonic()):
+            return grant.authorization if grant is not None else None
+        with self._single_flight():
+            grant = self._slot.grant
+            if grant is None or grant.is_fresh(time.monotonic()) or self._slot.source is None:
+                return grant.authorization if grant is not None else None
+            return self._renewed(self._slot.source)
+
+    def renew(self, challenges: Sequence[Challenge], rejected: str | None) -> str | None:
+        """Return what to try after the registry has refused ``rejected``; None when there is nothing better.
+
+        However many threads were refused at once, one of them fetches and the others take what it got.
+
+        Raises:
+            AuthenticationRefused: when the token server is not to be asked, or refuses.
+        """
+        with self._single_flight():
+            grant = self._slot.grant
+            if grant is not None and grant.authorization != rejected and grant.is_fresh(time.monotonic()):
+                return grant.authorization
+            for challenge in challenges:
+                if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
+                    self._slot.source = self._token_url(challenge)
+                    return self._renewed(self._slot.source)
+            if any(challenge.scheme == "basic" for challenge in challenges):
+                return self._basic(rejected)
+            return self._renewed(self._slot.source) if self._slot.source is not None and not challenges else None
+
+    def is_worn(self, authorization: str | None) -> bool:
+        """Whether a refused ``authorization`` may have been refused for its age."""
+        grant = self._slot.grant
+        if grant is None or grant.authorization != authorization:
+            return authorization is not None
+        return self._slot.source is not None and grant.is_worn(time.monotonic())
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return what no message may show."""
+        grant, known = self._slot.grant, self._credentials
+        told = () if grant is None else (grant.authorization.partition(" ")[2],)
+        return told if known is None else (*told, known.basic.partition(" ")[2], known.password)
+
+    def _basic(self, rejected: str | None) -> str | None:
+        if self._credentials is None or self._credentials.basic == rejected:
+            return None
+        self._slot.grant = Grant(self._credentials.basic, time.monotonic(), float("inf"))
+        return self._credentials.basic
+
+    def _renewed(self, source: Url) -> str:
+        begun = time.monotonic()
+        content = self._fetch(source, None if self._credentials is None else self._credentials.basic)
+        try:
+            answer = decode_token_answer(content)
+        except InvalidDocument as error:
+            problem = f"the token server's answer is unusable: {error.problem}"
+            raise RegistryError("GET", source.shown, 200, (), problem) from None
+        self._slot.grant = Grant(f"Bearer {answer.token}", begun, answer.expires_in_seconds)
+        return self._slot.grant.authorization
+
+    def _token_url(self, challenge: Challenge) -> Url:
+        realm = self._checked_realm(challenge.parameters["realm"])
+        service = challenge.parameters.get("service")
+        scopes = challenge.parameters.get("scope", "").split() or [self._scope]
+        asked = [("service", service)] if service else []
+        return realm.with_query([*asked, *(("scope", scope) for scope in scopes)])
+
+    def _checked_realm(self, text: str) -> Url:
+        try:
+            realm = Url.parse(text)
+        except InvalidUrl as error:
+            raise self._untrusted(str(self._registry), f"the token server's address cannot be used: {error}") from None
+        if realm.origin.scheme != "https" and self._registry.scheme == "https":
+            raise self._untrusted(realm.shown, "a registry with TLS names a token server without")
+        if self._credentials is not None and realm.origin not in self._realms:
+            raise self._untrusted(
+                realm.shown, "its credentials go to no token server of another host that is not configured"
+            )
+        return realm
+
+    def _untrusted(self, url: str, problem: str) -> AuthenticationRefused:
+        return AuthenticationRefused("GET", url, None, (), problem)
+
+    @contextmanager
+    def _single_flight(self) -> Iterator[None]:
+        while not self._slot.lock.acquire(timeout=_POLL_SECONDS):
+            self._check_interrupted()
+        try:
+            yield
+        finally:
+            self._slot.lock.release()

@@ -1,0 +1,285 @@
+"""One request, however many messages it takes: authorization, redirects, retries and errors, in one loop.
+
+What a caller gets is an answer that was accepted, or one error. Authorization goes to the registry's own origin and
+is dropped for good by the first redirect that leaves it.
+
+Spec: RFC 9110, section 15.4; OCI distribution-spec 1.1, "Error Codes".
+"""
+
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from http.client import HTTPException
+
+import attrs
+
+from minibox_store.digest import Digest
+from minibox_store.errors import ContentMismatch, RegistryError
+from minibox_store.limits import Limits
+from minibox_store.registry.answers import Answer
+from minibox_store.registry.challenges import parse_challenges
+from minibox_store.registry.connections import Connection, ConnectionPool
+from minibox_store.registry.credentials import Credentials
+from minibox_store.registry.failures import Answerer, Failure, Refusal, foreign_errors
+from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
+from minibox_store.registry.tokens import Authorizer, TokenCache
+from minibox_store.registry.urls import InvalidUrl, Origin, Url
+
+USER_AGENT = "minibox-store/0.1.0"
+
+_MAX_HOPS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """What is wanted of the registry.
+
+    Attributes:
+        target: path and query.
+        headers: besides those that every request has.
+        accepts: the statuses that are an answer; every other one is an error.
+        blob: what a 404 says is missing; None where that is a manifest.
+    """
+
+    target: str
+    method: str = "GET"
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    accepts: Collection[int] = (200,)
+    blob: Digest | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """A whole answer, in memory. Nothing of it is trusted."""
+
+    content: bytes
+    content_type: str | None
+    content_digest: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Session:
+    """Whom a transport talks to, and as whom: the registry, the scope, and what may see the credentials."""
+
+    registry: Origin
+    scope: str
+    credentials: Credentials | None
+    realms: frozenset[Origin]
+
+
+class Transport:
+    """Carries requests to one registry. Its methods may be called from several threads."""
+
+    def __init__(
+        self, session: Session, *, pool: ConnectionPool, cache: TokenCache, policy: RetryPolicy, limits: Limits
+    ) -> None:
+        self.registry = session.registry
+        self._pool = pool
+        self._policy = policy
+        self._limits = limits
+        self._authorizer = Authorizer(
+            registry=session.registry,
+            scope=session.scope,
+            credentials=session.credentials,
+            realms=session.realms,
+            cache=cache,
+            fetch=self._fetch_token,
+            check_interrupted=self._check_interrupted,
+        )
+
+    def attempts(self) -> Attempts:
+        """Return the tries for something new."""
+        return Attempts(self._policy, self._pool.lines.pause)
+
+    def connect(self) -> None:
+        """Try once to connect to the registry; the next request is sent on that connection.
+
+        Raises:
+            RegistryError: when it cannot be reached, or does not speak TLS where it should.
+        """
+        try:
+            with foreign_errors("GET", str(self.registry)):
+                connection, _ = self._pool.take(self.registry)
+                try:
+                    connection.connect()
+                except BaseException:
+                    connection.close()
+                    raise
+        except Failure as failure:
+            raise failure.error from failure.__cause__
+        self._pool.give_back(connection)
+
+    def open(self, request: Request, attempts: Attempts) -> Answer:
+        """Return an accepted answer, its body unread; the caller closes it.
+
+        Raises:
+            StoreError: when there is none, or the tries are used up.
+        """
+        while True:
+            try:
+                return self._ask(request)
+            except Failure as failure:
+                attempts.failed(failure)
+
+    def read(self, request: Request, limit_bytes: int, size_bytes: int | None = None) -> Reply:
+        """Return an accepted answer with its body, or the body's first ``limit_bytes`` and one more.
+
+        Args:
+            request: what to ask.
+            limit_bytes: how much of the body is wanted at most.
+            size_bytes: what the body's length must be, where that is known.
+
+        Raises:
+            ContentMismatch: when another length is announced; no byte of the body is read then.
+            StoreError: as :meth:`open`.
+        """
+        attempts = self.attempts()
+        while True:
+            with closing(self.open(request, attempts)) as answer:
+                if size_bytes is not None and answer.length_bytes not in (None, size_bytes):
+                    what = str(request.blob or self.shown(request))
+                    raise ContentMismatch(what, f"{size_bytes} bytes", f"{answer.length_bytes} bytes")
+                try:
+                    content = answer.read_up_to(limit_bytes)
+                except Failure as failure:
+                    broken = failure
+                else:
+                    return Reply(
+                        content=content,
+                        content_type=answer.header("Content-Type"),
+                        content_digest=answer.header("Docker-Content-Digest"),
+                    )
+            attempts.failed(broken)
+
+    def close(self) -> None:
+        """Close the connections that no answer is being read from; the others close with their answers."""
+        self._pool.close()
+
+    def shown(self, request: Request) -> str:
+        """Return the URL of a request as an error may show it."""
+        return Url(self.registry, request.target).shown
+
+    def _ask(self, request: Request) -> Answer:
+        url, is_home = Url(self.registry, request.target), True
+        for _ in range(_MAX_HOPS + 1):
+            answer = self._authorized(request, url) if is_home else self._elsewhere(request, url)
+            if answer.status not in _REDIRECTS:
+                return self._accepted(request, answer, is_home=is_home)
+            # Its body is not read, not even to use the connection again.
+            with closing(answer):
+                url = self._next_hop(answer, url)
+            is_home = is_home and url.origin == self.registry
+        raise RegistryError(request.method, self.shown(request), None, (), f"more than {_MAX_HOPS} redirects")
+
+    def _next_hop(self, answer: Answer, url: Url) -> Url:
+        location = answer.header("Location")
+        try:
+            if location is None:
+                raise InvalidUrl("there is none")
+            following = url.join(location)
+            if url.origin.scheme == "https" and following.origin.scheme != "https":
+                raise InvalidUrl("it leads from TLS to plain HTTP")
+        except InvalidUrl as error:
+            problem = f"the address it redirects to is refused: {error}"
+            raise RegistryError(answer.method, answer.url, answer.status, (), problem) from None
+        return following
+
+    def _authorized(self, request: Request, url: Url) -> Answer:
+        """Ask the registry itself; where it refuses what the request carried, once more with something better."""
+        authorization = self._authorizer.authorization()
+        answer = self._send(request.method, url, request.headers, authorization)
+        is_worn = answer.status == 400 and self._authorizer.is_worn(authorization)
+        if answer.status != 401 and not is_worn:
+            return answer
+        refusal = self._refusal(answer, request.blob)
+        challenges = parse_challenges(answer.headers("WWW-Authenticate"))
+        answer.close()
+        better = self._authorizer.renew(challenges, authorization)
+        if better is None:
+            raise refusal.failure()
+        return self._send(request.method, url, request.headers, better)
+
+    def _elsewhere(self, request: Request, url: Url) -> Answer:
+        """Ask a host that was redirected to: without authorization, by an address that may be a secret itself."""
+        return self._send(request.method, url, request.headers, secrets=url.query_values)
+
+    def _accepted(self, request: Request, answer: Answer, *, is_home: bool) -> Answer:
+        try:
+            if answer.status not in request.accepts:
+                raise self._refusal(answer, request.blob, "registry" if is_home else "elsewhere").failure()
+            if any(encoding.lower() != "identity" for encoding in answer.headers("Content-Encoding")):
+                problem = "it is compressed on its way, though that was not asked for"
+                raise RegistryError(answer.method, answer.url, answer.status, (), problem)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def _refusal(self, answer: Answer, blob: Digest | None, answerer: Answerer = "registry") -> Refusal:
+        try:
+            body = answer.read_up_to(self._limits.error_bytes)
+        except Failure:
+            body = b""  # the status says enough
+        return Refusal(
+            method=answer.method,
+            url=answer.url,
+            status=answer.status,
+            body=body,
+            blob=blob,
+            answerer=answerer,
+            retry_after_seconds=parse_retry_after(answer.header("Retry-After"), answer.header("Date")),
+            secrets=(*answer.secrets, *self._authorizer.secrets()),
+        )
+
+    def _fetch_token(self, url: Url, authorization: str | None) -> bytes:
+        with closing(self._send("GET", url, {}, authorization)) as answer:
+            if answer.status in _REDIRECTS:
+                problem = "the token server redirects, which is not followed"
+                raise RegistryError("GET", url.shown, answer.status, (), problem)
+            if answer.status != 200:
+                raise self._refusal(answer, None, "token server").failure()
+            content = answer.read_up_to(self._limits.token_bytes)
+        if len(content) > self._limits.token_bytes:
+            problem = f"the token is larger than {self._limits.token_bytes} bytes"
+            raise RegistryError("GET", url.shown, answer.status, (), problem)
+        return content
+
+    def _send(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        authorization: str | None = None,
+        secrets: tuple[str, ...] = (),
+    ) -> Answer:
+        """Send one request and return its answer, whatever it is."""
+        sent = {**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        if authorization is not None:
+            sent["Authorization"] = authorization
+            secrets = (*secrets, authorization.partition(" ")[2])
+        with foreign_errors(method, url.shown):
+            connection, was_used = self._pool.take(url.origin)
+            try:
+                return self._exchange(connection, method, url, sent, secrets)
+            except TimeoutError:
+                raise
+            except (OSError, HTTPException):
+                # A server may close what has long been idle in the very moment in which it is used again.
+                if not was_used:
+                    raise
+            connection, _ = self._pool.take(url.origin, fresh=True)
+            return self._exchange(connection, method, url, sent, secrets)
+
+    def _exchange(
+        self, connection: Connection, method: str, url: Url, headers: Mapping[str, str], secrets: tuple[str, ...]
+    ) -> Answer:
+        try:
+            connection.send(method, url.target, headers)
+            return Answer(method=method, url=url.shown, secrets=secrets, connection=connection, pool=self._pool)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _check_interrupted(self) -> None:
+        with foreign_errors("GET", str(self.registry)):
+            self._pool.lines.check()

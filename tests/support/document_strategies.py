@@ -1,0 +1,94 @@
+"""Hypothesis strategies for documents: as values of the library, as JSON, and as bytes that are nearly a document."""
+
+import json
+import string
+from typing import Any
+
+from hypothesis import strategies as st
+
+from minibox_store.documents import Descriptor, Document, Index, Manifest
+from minibox_store.media_types import INDEXES, MANIFESTS
+from tests.support.strategies import digests, platforms
+
+# JSON's own text: no lone surrogates, which no UTF-8 can hold.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+_SIZES = st.sampled_from([0, 1, 2**31, 2**53 - 1]) | st.integers(min_value=0, max_value=2**53 - 1)
+_ANNOTATIONS = st.dictionaries(texts, texts, max_size=3)
+_MEDIA_TYPES = st.sampled_from([*INDEXES, *MANIFESTS, "application/vnd.oci.image.layer.v1.tar"]) | texts
+
+# Every JSON value, and what Python's reader takes for one besides.
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def descriptors() -> st.SearchStrategy[Descriptor]:
+    """Descriptors with everything that one may say."""
+    return st.builds(
+        Descriptor,
+        media_type=_MEDIA_TYPES,
+        digest=digests(),
+        size_bytes=_SIZES,
+        platform=st.none() | platforms(),
+        annotations=_ANNOTATIONS,
+        artifact_type=st.none() | texts,
+        urls=st.lists(texts, max_size=2).map(tuple),
+    )
+
+
+def documents() -> st.SearchStrategy[Document]:
+    """Manifests and indexes."""
+    common: dict[str, Any] = {
+        "subject": st.none() | descriptors(),
+        "artifact_type": st.none() | texts,
+        "annotations": _ANNOTATIONS,
+    }
+    several = st.lists(descriptors(), max_size=3).map(tuple)
+    manifests = st.builds(
+        Manifest, media_type=st.sampled_from(MANIFESTS), config=descriptors(), layers=several, **common
+    )
+    return manifests | st.builds(Index, media_type=st.sampled_from(INDEXES), manifests=several, **common)
+
+
+_KEYS = (
+    *("schemaVersion", "mediaType", "manifests", "config", "layers", "subject", "annotations", "artifactType"),
+    *("digest", "size", "platform", "os", "architecture", "variant", "os.version", "os.features", "urls", "data"),
+    *("fsLayers", "history", "signatures", "rootfs", "diff_ids", "created", "imageLayoutVersion"),
+    *("image", "manifest_digest", "token", "access_token", "expires_in", "errors", "code", "message"),
+)
+_TELLING: st.SearchStrategy[Any] = st.sampled_from(
+    [*INDEXES, *MANIFESTS, 1, 2, 2.0, True, "2", -1, 2**53, 10**400, [], {}, None]
+)
+
+
+def nearly_documents() -> st.SearchStrategy[Any]:
+    """JSON objects of the words that documents are made of, in any order and place."""
+    digest_texts = digests().map(str)
+    values = st.recursive(
+        _TELLING | digest_texts | digest_texts.map(lambda text: text.upper()) | json_values,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS) | texts, inner, max_size=6),
+        max_leaves=20,
+    )
+    return st.dictionaries(st.sampled_from(_KEYS), values, max_size=6)
+
+
+def nearly_json() -> st.SearchStrategy[bytes]:
+    """Bytes that are JSON, nearly JSON, or nothing of the kind."""
+    encoded = nearly_documents().map(lambda value: json.dumps(value, ensure_ascii=False).encode())
+    tokens = st.lists(
+        st.sampled_from(
+            [*'{}[],:" \n\t\0', *string.hexdigits, "NaN", "1e999", "-0", "\\ud800", '"a":', "true", "\ufeff"]
+        ),
+        max_size=30,
+    ).map(lambda parts: "".join(parts).encode())
+    return encoded | _damaged(encoded) | tokens | st.binary(max_size=100)
+
+
+def _damaged(contents: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    def damage(content: bytes, position: int, insert: bytes, skip: int) -> bytes:
+        at = position % (len(content) + 1)
+        return content[:at] + insert + content[at + skip :]
+
+    return st.builds(damage, contents, st.integers(0, 10_000), st.binary(max_size=3), st.integers(0, 5))

@@ -1,0 +1,165 @@
+"""S28: no token, password or signed query reaches a log, an error, a traceback's text, or a printed value."""
+
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from minibox_store.errors import StoreError
+from minibox_store.registry import Credentials
+from minibox_store.registry.failures import without_secrets
+from minibox_store.registry.tokens import Grant
+from tests.support.images import build_image
+from tests.support.registries import open_repository
+from tests.support.scripted_registry import (
+    NO_ANSWER,
+    Answer,
+    Request,
+    Scripted,
+    ScriptedRegistry,
+    ScriptedServer,
+    TokenServer,
+    basic_credentials,
+    blob_target,
+    manifest_target,
+    pull_scope,
+    redirect,
+    registry_error,
+    unauthorized,
+)
+from tests.support.sources import descriptors_of, read_all
+
+IMAGE = build_image()
+LAYER = descriptors_of(IMAGE)[0]
+BLOB = blob_target("team/app", str(LAYER.digest))
+SCOPE = pull_scope("team/app")
+PASSWORD = "planted-password-5f2c"
+TOKEN = "eyJplanted-token-91ab." + "x" * 900
+SIGNATURE = "planted-signature-77de"
+PLANTED = (PASSWORD, TOKEN[:24], SIGNATURE, basic_credentials("alice", PASSWORD).partition(" ")[2])
+
+
+def echo(status: int, place: str) -> Scripted:
+    """An answer that repeats what it was sent."""
+
+    def answer(request: Request) -> Answer:
+        told = f"cannot take {request.header('Authorization')} for {request.target}"
+        if place == "message":
+            return registry_error(status, "DENIED", told)
+        if place == "code":
+            return registry_error(status, told.replace(" ", "_").upper() if status == 400 else told)
+        return Answer(status=status, body=told.encode(), headers={"X-Odd Header": told, "Content-Type": "text/plain"})
+
+    return answer
+
+
+def echo_raw(head: bytes) -> Scripted:
+    """No answer at all, but what was sent."""
+
+    def answer(request: Request) -> Answer:
+        return Answer(raw=head + (request.header("Authorization") or "").encode() + b"\r\n\r\n")
+
+    return answer
+
+
+def odd_head(_: Request) -> Answer:
+    return Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n bad fold\r\n: none\r\nno colon\r\n\r\nhello")
+
+
+BLOB_SCRIPTS: dict[str, Callable[[ScriptedServer], Scripted]] = {
+    "refused, told in the message": lambda _: echo(403, "message"),
+    "failed, told in the code": lambda _: echo(500, "code"),
+    "failed, told in the body": lambda _: echo(418, "body"),
+    "failed, told for a status": lambda _: echo_raw(b""),
+    "failed, told for a version": lambda _: echo_raw(b"HTTP/7"),
+    "failed, told for a chunk": lambda _: echo_raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "odd head": lambda _: odd_head,
+    "signed, refused": lambda storage: redirect(f"{storage.url}/refused?X-Amz-Signature={SIGNATURE}"),
+    "signed, nobody there": lambda _: redirect(f"http://127.0.0.1:1/x?X-Amz-Signature={SIGNATURE}"),
+    "signed, cut": lambda storage: redirect(f"{storage.url}/cut?X-Amz-Signature={SIGNATURE}"),
+    "signed, odd head": lambda storage: redirect(f"{storage.url}/odd?X-Amz-Signature={SIGNATURE}"),
+    "signed, again and again": lambda storage: redirect(f"{storage.url}/loop?X-Amz-Signature={SIGNATURE}"),
+    "signed, a user in it": lambda _: redirect(f"https://u:{PASSWORD}@127.0.0.1/x?X-Amz-Signature={SIGNATURE}"),
+    "signed, no URL": lambda _: redirect(f"https://[::1/x?X-Amz-Signature={SIGNATURE}"),
+}
+
+
+@pytest.mark.parametrize("script", BLOB_SCRIPTS)
+def test_s28_no_secret_reaches_a_log_or_an_error(script: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with ExitStack() as servers:
+        registry = servers.enter_context(ScriptedRegistry())
+        tokens = servers.enter_context(TokenServer())
+        storage = servers.enter_context(ScriptedServer())
+        challenge = tokens.challenge(service="x", scope=SCOPE)
+        registry.allow("GET", BLOB, unauthorized(challenge), forbids=["Authorization"])
+        registry.allow("GET", BLOB, BLOB_SCRIPTS[script](storage), requires={"Authorization": f"Bearer {TOKEN}"})
+        tokens.expect_token(TOKEN, service="x", scope=SCOPE, credentials=("alice", PASSWORD))
+        stored: dict[str, Scripted] = {
+            "/refused": registry_error(403, "DENIED", f"bad signature {SIGNATURE}"),
+            "/cut": NO_ANSWER,
+            "/odd": odd_head,
+            "/loop": redirect(f"/loop?X-Amz-Signature={SIGNATURE}"),
+        }
+        for path, answer in stored.items():
+            storage.allow("GET", f"{path}?X-Amz-Signature={SIGNATURE}", answer)
+        options = {
+            "credentials": {registry.host: Credentials("alice", PASSWORD)},
+            "realms": {registry.host: [tokens.host]},
+            "attempts": 2,
+        }
+        repository = servers.enter_context(open_repository(registry.reference("team/app", "1"), **options))
+        with pytest.raises(StoreError) as caught:
+            read_all(repository, LAYER)
+        shown = told_by(caught.value) + caplog.text + repr(repository) + repr(vars(repository))
+    assert not [secret for secret in PLANTED if secret in shown], shown
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
+def test_s28_a_token_server_that_repeats_the_password_is_not_quoted(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with ScriptedRegistry() as registry, TokenServer() as tokens:
+        challenge = f'Bearer realm="{tokens.realm}?key={SIGNATURE}",scope="{SCOPE}"'
+        registry.allow("GET", manifest_target("team/app", "1"), unauthorized(challenge))
+        tokens.allow("GET", f"/token?key={SIGNATURE}&scope={SCOPE}", echo(status, "message"))
+        options = {
+            "credentials": {registry.host: Credentials("alice", PASSWORD)},
+            "realms": {registry.host: [tokens.host]},
+            "attempts": 1,
+        }
+        with (
+            open_repository(registry.reference("team/app", "1"), **options) as repository,
+            pytest.raises(StoreError) as caught,
+        ):
+            repository.resolve("1")
+    shown = told_by(caught.value) + caplog.text
+    assert not [secret for secret in PLANTED if secret in shown], shown
+
+
+def told_by(error: BaseException) -> str:
+    """Everything that an error says: by itself, printed, as a traceback with what caused it, and after a pickle."""
+    again = pickle.loads(pickle.dumps(error))
+    return "".join([str(error), repr(error), str(again), repr(again), *traceback.format_exception(error)])
+
+
+def test_s28_values_that_carry_secrets_print_none() -> None:
+    assert TOKEN[:24] not in repr(Grant(f"Bearer {TOKEN}", 0.0, 60.0))
+    assert PASSWORD not in repr(Credentials("alice", PASSWORD))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"bad token {TOKEN} sent", "bad token ***"),
+        (f"bad token {TOKEN[:40]}", "bad token ***"),
+        (f"{PASSWORD}", "***"),
+        ("nothing of it", "nothing of it"),
+    ],
+)
+def test_s28_a_text_is_cut_off_where_a_secret_begins(text: str, expected: str) -> None:
+    assert without_secrets(text, (TOKEN, PASSWORD, "", "ing")) == expected
