@@ -36,7 +36,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q --doctest-glob='*.md' minibox_store $(DOCUMENTS)
+	$(BIN)/python -m pytest -q --doctest-glob='*.md' minibox_store minibox_server $(DOCUMENTS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)

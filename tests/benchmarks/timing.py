@@ -1,0 +1,128 @@
+"""How things are measured: fresh processes in fresh folders, side by side, and the median of several rounds."""
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LAUNCHER = Path(__file__).with_name("launcher.py")
+_LIMIT_SECONDS = 900.0
+
+
+class BenchmarkFailed(Exception):
+    """A program that was to be measured failed, or did not do what it is measured for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What one run took: ``seconds`` from start to end of the process, its peak memory, and what it printed."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+    @property
+    def told_seconds(self) -> float:
+        """The seconds that the program itself has printed, as its first word: of the call alone, without its start."""
+        return float(self.output.split()[0])
+
+
+def always(command: Sequence[str]) -> Callable[[Path], Sequence[str]]:
+    """Return what gives this command line whatever the folder."""
+    return lambda _: command
+
+
+def do_nothing(folder: Path) -> None:
+    """Leave ``folder`` as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One of the things compared.
+
+    Attributes:
+        command: Given a fresh folder, the command line.
+        environment: Given the same folder, the whole environment.
+        prepare: What comes before each run and is not measured.
+        check: Raises BenchmarkFailed unless the run has left in the folder what it should.
+    """
+
+    command: Callable[[Path], Sequence[str]]
+    environment: Callable[[Path], Mapping[str, str]]
+    prepare: Callable[[Path], None] = field(default=do_nothing)
+    check: Callable[[Path], None] = field(default=do_nothing)
+
+
+def measure(command: Sequence[str], *, environment: Mapping[str, str], folder: Path) -> Sample:
+    """Run a program in a fresh process, and return what it took.
+
+    Raises:
+        BenchmarkFailed: when it fails, or takes longer than anything here should.
+    """
+    stdout, stderr = folder / "measured.stdout", folder / "measured.stderr"
+    launcher = [sys.executable, "-I", "-S", *map(str, (_LAUNCHER, stdout, stderr, folder)), *command]
+    # A session of its own, so that whatever ends this ends the program too, and not the launcher alone.
+    with subprocess.Popen(launcher, env=dict(environment), stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            told = process.communicate(timeout=_LIMIT_SECONDS)[0].decode().split()
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise BenchmarkFailed(f"{Path(command[0]).name} took more than {_LIMIT_SECONDS:.0f} s") from None
+            raise
+    if not told or told[0] != "0":
+        problem = stderr.read_text(errors="replace") if stderr.exists() else "it could not be started"
+        raise BenchmarkFailed(f"{Path(command[0]).name}: status {' '.join(told[:1])}\n{problem}")
+    return Sample(seconds=float(told[1]), peak_mib=int(told[2]) / 1024, output=stdout.read_text(errors="replace"))
+
+
+def measure_in_turn(
+    contenders: Mapping[str, Contender], *, runs: int, folder: Path, is_disk: bool = False, warm_up: bool = True
+) -> dict[str, list[Sample]]:
+    """Run each contender ``runs`` times, one after the other (A B C, A B C, ...), each in an empty folder.
+
+    Args:
+        contenders: By name, in their order.
+        runs: Rounds that count.
+        folder: Where the empty folders are made.
+        is_disk: Wait before each run until everything written earlier has reached the disk, so that nobody pays for
+            another's writing.
+        warm_up: Run a further round first that does not count: the first one finds files that are in no cache, code
+            that was never compiled, and memory that the machine's host has yet to hand out.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    for turn in range(-1 if warm_up else 0, runs):
+        for name, contender in contenders.items():
+            run = folder / "run"
+            run.mkdir()
+            try:
+                contender.prepare(run)
+                if is_disk:
+                    os.sync()
+                sample = measure(contender.command(run), environment=contender.environment(run), folder=run)
+                contender.check(run)
+            finally:
+                shutil.rmtree(run)
+            if turn >= 0:
+                samples[name].append(sample)
+    return samples
+
+
+def median_seconds(samples: Sequence[Sample]) -> float:
+    """Return the median of the wall times."""
+    return statistics.median(sample.seconds for sample in samples)
+
+
+def median_told_seconds(samples: Sequence[Sample]) -> float:
+    """Return the median of the times that the programs themselves have taken."""
+    return statistics.median(sample.told_seconds for sample in samples)
+
+
+def largest_mib(samples: Sequence[Sample]) -> float:
+    """Return the largest peak: memory has no noise to be averaged away."""
+    return max(sample.peak_mib for sample in samples)

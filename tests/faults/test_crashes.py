@@ -1,0 +1,229 @@
+"""A process dies at any operation on its files: then the store is whole, and the same call again succeeds.
+
+Each file operation of ``minibox_store._files`` is a place to die, by ``os._exit`` in a child process; every other time
+a write is torn in its middle.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from minibox_store import Store
+from tests.support.archives import members_of, pack, read_archive
+from tests.support.forks import run_forked
+from tests.support.images import BuiltImage, build_image, build_index, random_layer
+from tests.support.invariants import (
+    check_invariants,
+    find_leftovers,
+    held_locks,
+    reachable,
+    read_names,
+    stored,
+)
+from tests.support.os_proxy import DIED, no_hard_links, replaced_os
+from tests.support.sources import memory_of
+from tests.support.stores import blob, put, put_dead, rot
+
+SHARED = random_layer(4096, salt="shared")
+FRESH = random_layer(70_144, salt="fresh")
+ALWAYS = build_image([SHARED, {"a": b"always"}], salt="always")
+HALF = build_image([SHARED, FRESH], salt="new")
+NEW = build_index([HALF, build_image([SHARED], platform="linux/arm64")])
+OLD = build_image(salt="old")
+# Every place, where MINIBOX_DEEP is 1; else so many for each verb that all of it takes less than a minute.
+MOST_PLACES = 10_000 if os.environ.get("MINIBOX_DEEP") == "1" else 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """Something that is done to a store, and what its names are afterwards.
+
+    ``prepare`` makes the store; ``work`` is what the process dies of; ``names`` is what it changes, None for a name
+    that goes. ``mends`` says that the store is not whole before, and is afterwards.
+    """
+
+    prepare: Callable[[Path], None]
+    work: Callable[[Store, Path], object]
+    names: dict[str, BuiltImage | None]
+    mends: bool = False
+
+
+def make_store(root: Path) -> None:
+    put(root, ALWAYS, "always:1", "going:1")
+    put(root, OLD, "moving:1")
+
+
+def make_archive(root: Path) -> None:
+    make_store(root)
+    make_archive_alone(root)
+
+
+def make_archive_alone(root: Path) -> None:
+    (root.parent / "a.tar").write_bytes(pack(members_of(NEW, "new:1")))
+
+
+def make_garbage(root: Path) -> None:
+    make_store(root)
+    put_dead(root, NEW)
+    put_dead(root, build_image([random_layer(2048, salt=str(number)) for number in range(5)], salt="garbage"))
+    layer = OLD.layer_digests[0].removeprefix("sha256:")
+    for folder, name in (("blobs/sha256", "d" * 64 + ".index.json"), ("ingest/partial", f"sha256-{layer}")):
+        (root / folder / name).write_bytes(b"{}")
+    transaction = root / "ingest" / "0123456789abcdef"
+    transaction.mkdir()
+    (transaction / "lock").touch()
+    (transaction / "staged-00").write_bytes(b"x")
+    os.link(blob(root, NEW.digest), transaction / f"sha256-{NEW.digest.removeprefix('sha256:')}")
+    (root / (".index.json." + "0" * 16 + ".tmp")).write_bytes(b"{")
+
+
+def make_wrong_blobs(root: Path) -> None:
+    put(root, ALWAYS, "always:1")
+    put(root, NEW, "new:1")
+    rot(blob(root, NEW.digest))
+    short = blob(root, HALF.layer_digests[1])
+    short.chmod(0o600)
+    short.write_bytes(b"short")
+
+
+def make_partial(root: Path) -> None:
+    make_store(root)
+    layer = HALF.layer_digests[1]
+    unfinished = root / "ingest" / "partial" / layer.replace(":", "-")
+    unfinished.write_bytes(NEW.blobs[layer][:30_000])
+
+
+def import_new(store: Store, _: Path) -> object:
+    return store.import_image(memory_of({"new:1": NEW}), "new:1")
+
+
+def load_new(store: Store, root: Path) -> object:
+    return store.load(root.parent / "a.tar")
+
+
+def remove_once(store: Store, root: Path) -> object:
+    return store.remove("going:1") if "going:1" in read_names(root) else None
+
+
+VERBS = {
+    "import": Verb(prepare=make_store, work=import_new, names={"new:1": NEW}),
+    "import into no store": Verb(prepare=lambda root: None, work=import_new, names={"new:1": NEW}),
+    "import over a name": Verb(
+        prepare=make_store,
+        work=lambda store, _: store.import_image(memory_of({"x": NEW}), "x", as_name="moving:1"),
+        names={"moving:1": NEW},
+    ),
+    "import what is there": Verb(
+        prepare=make_store,
+        work=lambda store, _: store.import_image(memory_of({"x": ALWAYS}), "x", as_name="new:1"),
+        names={"new:1": ALWAYS},
+    ),
+    "import with a partial": Verb(prepare=make_partial, work=import_new, names={"new:1": NEW}),
+    "import over wrong blobs": Verb(prepare=make_wrong_blobs, work=import_new, names={"new:1": NEW}, mends=True),
+    "load": Verb(prepare=make_archive, work=load_new, names={"new:1": NEW}),
+    "load into no store": Verb(
+        prepare=make_archive_alone,
+        work=load_new,
+        names={"new:1": NEW},
+    ),
+    "tag": Verb(prepare=make_store, work=lambda store, _: store.tag("always:1", "new:1"), names={"new:1": ALWAYS}),
+    "tag over a name": Verb(
+        prepare=make_store, work=lambda store, _: store.tag("always:1", "moving:1"), names={"moving:1": ALWAYS}
+    ),
+    "remove": Verb(prepare=make_store, work=remove_once, names={"going:1": None}),
+    "prune": Verb(prepare=make_garbage, work=lambda store, _: store.prune(), names={}),
+    "save": Verb(
+        prepare=make_store, work=lambda store, root: store.save("always:1", root.parent / "out.tar"), names={}
+    ),
+}
+
+
+def expected_names(before: dict[str, str], changes: dict[str, BuiltImage | None]) -> dict[str, str]:
+    """Return the names once a verb has come to its end."""
+    after = {**before, **{name: image.digest for name, image in changes.items() if image is not None}}
+    return {name: digest for name, digest in after.items() if changes.get(name, ALWAYS) is not None}
+
+
+def count_changes(verb: Verb, template: Path, folder: Path, *, links: bool, durability: str) -> int:
+    """Return how many operations a verb takes when nobody dies."""
+    shutil.copytree(template, folder, symlinks=True)
+    with replaced_os(trees=True) as system:
+        if not links:
+            no_hard_links(system)
+        verb.work(open_at(folder, durability), folder / "store")
+        return len(system.changes)
+
+
+def open_at(folder: Path, durability: str) -> Store:
+    """Return the store of a folder."""
+    return Store(folder / "store", durability="full" if durability == "full" else "none", lock_timeout_seconds=5.0)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: hundreds of stores are copied, and none outlives the test."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(("links", "durability"), [(True, "none"), (True, "full"), (False, "none")])
+@pytest.mark.parametrize("name", VERBS)
+def test_a_process_may_die_at_any_operation(disk: Path, name: str, links: bool, durability: str) -> None:
+    verb = VERBS[name]
+    template = disk / "template"
+    template.mkdir()
+    verb.prepare(template / "store")
+    before = read_names(template / "store")
+    after = expected_names(before, verb.names)
+    changes = count_changes(verb, template, disk / "counted", links=links, durability=durability)
+    stride = -(-changes // MOST_PLACES)
+    died = 0
+    for position in range(0, changes, stride):
+        folder = disk / str(position)
+        shutil.copytree(template, folder, symlinks=True)
+        status = run_forked(partial(work_and_die, verb, folder, position, links=links, durability=durability))
+        assert status in (0, DIED), f"{name}: an error instead of a death at operation {position}"
+        died += status == DIED
+        check_store(verb, folder, before, after, place=f"{name}, operation {position} of {changes}")
+        shutil.rmtree(folder)
+    assert died >= changes // stride * 0.8, "most of the places were reached"
+
+
+def work_and_die(verb: Verb, folder: Path, position: int, *, links: bool, durability: str) -> None:
+    """Do what the verb says, and die at an operation."""
+    with replaced_os(trees=True) as system:
+        if not links:
+            no_hard_links(system)
+        system.die_at(position, torn=bool(position % 2))
+        verb.work(open_at(folder, durability), folder / "store")
+
+
+def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[str, str], *, place: str) -> None:
+    """Check a store whose process has died, then do the same again, collect, and check once more."""
+    root = folder / "store"
+    if not verb.mends:
+        check_invariants(root, leftovers=True)
+    assert held_locks(root) == [], place
+    assert read_names(root) in (before, after), place
+    if "out.tar" in os.listdir(folder):
+        assert read_archive((folder / "out.tar").read_bytes())[2] == ALWAYS.blobs
+    store = open_at(folder, "none")
+    verb.work(store, root)
+    check_invariants(root, leftovers=True)
+    assert read_names(root) == after, place
+    report = store.prune()
+    assert report.errors == (), place
+    leftovers = [path for path in find_leftovers(root) if not path.startswith("ingest/probe-")]
+    assert leftovers == [], place
+    assert list((root / "ingest" / "partial").iterdir()) == [], place
+    check_invariants(root, leftovers=True)
+    assert stored(root) == reachable(root), place
+    assert store.prune().removed == (), place
+    assert not any(image.damaged for image in store.images()), place

@@ -1,0 +1,53 @@
+"""The README's programs run as they stand, against a registry of this machine, and its table of variables is whole."""
+
+import re
+from pathlib import Path
+
+from minibox_store import Store
+from tests.support.images import build_image
+from tests.support.scripted_registry import ScriptedRegistry, basic_credentials, serve_image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run_block(source: str, folder: Path, registry: ScriptedRegistry) -> None:
+    """Run a program of the README with its folders and registries changed to ones that are there."""
+    for written, real in (
+        ("/var/lib/images", str(folder / "store")),
+        ("/srv/other", str(folder / "other")),
+        ("/tmp/alpine.tar", str(folder / "alpine.tar")),
+        ('"alpine:3.20"', f'"{registry.reference("library/alpine", "3.20")}"'),
+        ("registry.example.org", registry.host),
+    ):
+        source = source.replace(written, real)
+    exec(compile(source, "README.md", "exec"), {})  # the program is the project's own
+
+
+def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "library/alpine", "3.20", build_image())
+        run_block(BLOCKS[0], tmp_path, registry)
+    assert [image.name for image in Store(tmp_path / "store").images()] == ["base:current"]
+    assert len(Store(tmp_path / "other").images()) == 1
+
+
+def test_the_second_program_of_the_readme_sends_its_credentials_and_runs(tmp_path: Path) -> None:
+    with ScriptedRegistry() as registry:
+        serve_image(
+            registry,
+            "team/app",
+            "1",
+            build_image(),
+            authorization=basic_credentials("ci", "…"),
+            challenge='Basic realm="r"',
+        )
+        run_block(BLOCKS[1], tmp_path, registry)
+    assert len(Store(tmp_path / "store").images()) == 1
+
+
+def test_every_variable_that_the_daemon_reads_stands_in_the_readme() -> None:
+    read = set(re.findall(r"MINIBOX_[A-Z_]+", (ROOT / "minibox_server" / "settings.py").read_text()))
+    assert read
+    assert read <= set(re.findall(r"MINIBOX_[A-Z_]+", README))

@@ -1,0 +1,124 @@
+"""Progress as the daemon prints it: the lines of HTTP.md, each of them one line whatever stands in it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.events import (
+    BlobAdvanced,
+    BlobPresent,
+    BlobStarted,
+    ChoosingPlatform,
+    Event,
+    ImageCopied,
+    ManifestChosen,
+    RegisteringName,
+    ResolvingName,
+    render_line,
+)
+from minibox_store.platforms import LINUX_AMD64, Platform
+
+NAME = "alpine:3.18"
+
+
+def leaf(start: str) -> Descriptor:
+    return Descriptor(media_type="", digest=Digest("sha256", start.ljust(64, "0")), size_bytes=10)
+
+
+def started(role: str, position: int = 1, total: int = 1, start: str = "8ca4688f4f35") -> BlobStarted:
+    return BlobStarted(
+        descriptor=leaf(start),
+        role=role,  # type: ignore[arg-type]
+        position=position,
+        total=total,
+        offset_bytes=0,
+    )
+
+
+# "POST /images/pull" of HTTP.md, line by line; the daemon adds the last one, "[pull] Done".
+LINES: list[tuple[Event, str | None]] = [
+    (ResolvingName(name=NAME), "[pull] fetching alpine:3.18 manifest..."),
+    (
+        ChoosingPlatform(name=NAME, platform=LINUX_AMD64),
+        "[pull] alpine:3.18 is a manifest list, resolving amd64/linux...",
+    ),
+    (ManifestChosen(descriptor=leaf("48d9183eb12a")), "[pull] manifest: 48d9183eb12a"),
+    (started("config"), "[pull] pulling config 8ca4688f4f35..."),
+    (started("layer", start="91d30c5bc195"), "[pull] pulling layer 1/1 (91d30c5bc195)..."),
+    (started("layer", 2, 8, "91d30c5bc195"), "[pull] pulling layer 2/8 (91d30c5bc195)..."),
+    (BlobAdvanced(digest=leaf("a").digest, done_bytes=5, size_bytes=10), None),
+    (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),
+    (ImageCopied(name=NAME), "[pull] successfully pulled alpine:3.18"),
+]
+
+
+@pytest.mark.parametrize(("event", "line"), LINES)
+def test_the_lines_of_a_pull_are_those_of_the_contract_byte_for_byte(event: Event, line: str | None) -> None:
+    assert render_line(event) == line
+
+
+def test_a_variant_is_told_behind_the_platform() -> None:
+    event = ChoosingPlatform(name=NAME, platform=Platform(os="linux", architecture="arm", variant="v7"))
+    assert render_line(event) == "[pull] alpine:3.18 is a manifest list, resolving arm/linux/v7..."
+
+
+@pytest.mark.parametrize(
+    ("role", "position", "total", "line"),
+    [
+        ("layer", 2, 3, "[pull] layer 2/3 (8ca4688f4f35) is already here"),
+        ("layer", 1, 1, "[pull] layer 1/1 (8ca4688f4f35) is already here"),
+        ("config", 1, 1, "[pull] config (8ca4688f4f35) is already here"),
+    ],
+)
+def test_a_blob_that_is_there_has_a_line_of_its_own(role: str, position: int, total: int, line: str) -> None:
+    event = BlobPresent(descriptor=leaf("8ca4688f4f35"), role=role, position=position, total=total)  # type: ignore[arg-type]
+    assert render_line(event) == line
+
+
+def test_a_sha512_is_told_by_its_first_twelve_digits_too() -> None:
+    digest = Digest("sha512", "0123456789ab" + "c" * 116)
+    event = ManifestChosen(descriptor=Descriptor(media_type="", digest=digest, size_bytes=1))
+    assert render_line(event) == "[pull] manifest: 0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\n[pull] Done", r"a\x0a[pull] Done"),
+        ("a\r[pull] Done", r"a\x0d[pull] Done"),
+        ("a\x1b[2J", r"a\x1b[2J"),
+        ("a\0b\x7f\x85", r"a\x00b\x7f\x85"),
+        ("a\u2028b\u2029", r"a\u2028b\u2029"),
+        ("a\u202eb\ufeff", r"a\u202eb\ufeff"),
+        ("a\U000e0001", r"a\U000e0001"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_control_characters_cannot_break_a_line(name: str, shown: str) -> None:
+    assert render_line(ImageCopied(name=name)) == f"[pull] successfully pulled {shown}"
+    assert render_line(ResolvingName(name=name)) == f"[pull] fetching {shown} manifest..."
+    assert render_line(RegisteringName(name=name)) == f"[pull] registering {shown} in index.json..."
+    platform = Platform(os=name, architecture=name, variant=name)
+    assert render_line(ChoosingPlatform(name=name, platform=platform)) == (
+        f"[pull] {shown} is a manifest list, resolving {shown}/{shown}/{shown}..."
+    )
+
+
+@given(name=st.text(st.characters(), max_size=30), variant=st.none() | st.text(st.characters(), max_size=10))
+def test_a_line_is_one_printable_line_that_no_name_can_make_the_last(name: str, variant: str | None) -> None:
+    platform = Platform(os=name, architecture=name, variant=variant)
+    events: list[Event] = [
+        ResolvingName(name=name),
+        ChoosingPlatform(name=name, platform=platform),
+        RegisteringName(name=name),
+        ImageCopied(name=name),
+    ]
+    for event in events:
+        line = render_line(event)
+        assert line is not None
+        assert line.isprintable()
+        assert line.encode()
+        assert line.startswith("[pull] ")
+        assert line != "[pull] Done"
