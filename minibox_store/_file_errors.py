@@ -32,6 +32,8 @@ def path_errors(path: str) -> Iterator[None]:
         raise InvalidPath(path, "it has a NUL in it")
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InvalidPath(path, "it is no text that a path can be") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(path) from error

@@ -314,7 +314,7 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
         mode: of the new file, whatever the umask; where it is None the umask decides.
         durable: whether it survives a loss of power once the block is left.
     """
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(os.path.dirname(path), f".minibox-{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
     try:
         yield descriptor

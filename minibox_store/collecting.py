@@ -35,6 +35,8 @@ class Marks:
         Raises:
             BlobNotFound, ContentMismatch, InvalidDocument: when a document cannot be read; the marks are worth nothing.
         """
+        if root.digest in self.absent:  # a root may not be absent; and it may have come since
+            self.forget([self.absent[root.digest]])
         for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
             if node.document is None and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor

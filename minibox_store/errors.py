@@ -7,6 +7,7 @@ owns its sentence. The sentences name the thing that was wrong, and never show c
 import attrs
 
 _SHOWN_CHARACTERS = 200
+_SHOWN_ITEMS = 20
 
 
 def one_line(text: str) -> str:
@@ -123,7 +124,7 @@ class InvalidArchive(InvalidInput):
     member: str | None = None
 
     def _sentence(self) -> str:
-        place = f" at member {self.member!r}" if self.member is not None else ""
+        place = f" at member {_shown(self.member)}" if self.member is not None else ""
         return f"invalid archive{place}: {self.problem}"
 
 
@@ -160,7 +161,9 @@ class PlatformNotFound(NotFound):
     available: tuple[str, ...]
 
     def _sentence(self) -> str:
-        offered = ", ".join(self.available) or "none"
+        offered = ", ".join(each[:_SHOWN_CHARACTERS] for each in self.available[:_SHOWN_ITEMS]) or "none"
+        if len(self.available) > _SHOWN_ITEMS:
+            offered += f" and {len(self.available) - _SHOWN_ITEMS} more"
         return f"{self.name} has no image for platform {self.wanted}; on offer: {offered}"
 
 

@@ -52,7 +52,9 @@ def find_name(index: LayoutIndex, name: str) -> tuple[str, Descriptor]:
 
 def with_name(index: LayoutIndex, name: str, descriptor: Descriptor) -> LayoutIndex:
     """Return the index in which ``name`` stands for ``descriptor``, and for nothing else."""
-    annotations = {**descriptor.annotations, NAME_ANNOTATION: name}
+    # Only this project says of an entry that it is a referrer: a registry that could would have its image pruned.
+    kept = {key: text for key, text in descriptor.annotations.items() if key != REFERRER_ANNOTATION}
+    annotations = {**kept, NAME_ANNOTATION: name}
     new = LayoutEntry(descriptor=attrs.evolve(descriptor, annotations=annotations))
     entries = []
     placed = False

@@ -4,7 +4,9 @@ What the named image does not reach goes with the transaction. An archive is com
 is not taken from the store.
 """
 
+import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -100,3 +102,9 @@ def _naming_archive() -> Iterator[None]:
         raise InvalidArchive(f"it lacks {error.digest}, which its manifest names") from error
     except (ContentMismatch, InvalidDocument, InvalidReference, IncompleteImage) as error:
         raise InvalidArchive(str(error)) from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InvalidArchive(f"its compression is damaged: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise InvalidArchive(f"its compression is damaged: {error}") from error  # as gzip and bz2 say it

@@ -7,6 +7,7 @@ import pytest
 
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.report import Row, render_table
+from tests.benchmarks.scene import QUICK, Place, Scene
 from tests.benchmarks.timing import BenchmarkFailed, Contender, always, measure, measure_in_turn
 from tests.support.processes import plain_environment
 
@@ -58,7 +59,9 @@ def test_each_run_has_an_empty_folder_and_comes_in_its_turn(tmp_path: Path) -> N
             command=always(run_python("print(0.5, 'more')")), environment=plain_environment, prepare=prepare
         )
 
-    samples = measure_in_turn({"a": contender("a"), "b": contender("b")}, runs=2, folder=tmp_path)
+    place = Place(kind="tmpfs", folder=tmp_path, file_system="any")
+    scene = Scene(places=(place,), sizes=QUICK, runs=2)
+    samples = measure_in_turn({"a": contender("a"), "b": contender("b")}, scene=scene, place=place)
     assert "".join(turns) == "ababab"
     assert [sample.told_seconds for sample in samples["b"]] == [0.5, 0.5]
     assert not list(tmp_path.iterdir())

@@ -372,7 +372,7 @@ def test_a_transaction_of_a_living_process_stays_whole(root: Path) -> None:
         assert {path for path in (root / "ingest").rglob("*") if path.is_file()} >= before
 
 
-@pytest.mark.parametrize("name", [".index.json." + "0" * 16 + ".tmp", ".oci-layout." + "f" * 16 + ".tmp"])
+@pytest.mark.parametrize("name", [".minibox-" + "0" * 16 + ".tmp", ".minibox-" + "f" * 16 + ".tmp"])
 def test_a_file_that_was_half_written_beside_the_index_goes(root: Path, name: str) -> None:
     (root / name).write_bytes(b"{")
     assert paths_of(prune_twice(root)) == {name}
@@ -775,7 +775,7 @@ def test_what_it_does_not_know_is_never_touched(root: Path) -> None:
         "tmp-layer-",
         ".hidden",
         "index.json.bak",
-        ".index.json.short.tmp",
+        ".minibox-short.tmp",
         "x.tmp",
     ):
         (root / name).write_bytes(b"precious")

@@ -2,6 +2,7 @@
 
 import time
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from minibox_store.digest import Digest
 from minibox_store.errors import BlobNotFound, ManifestUnknown, RateLimited, RegistryError, StoreError
 from minibox_store.registry.failures import Failure
 from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
+from tests.support.certificates import make_certificate
 from tests.support.images import build_image
 from tests.support.processes import free_port
 from tests.support.registries import open_repository
@@ -329,10 +331,13 @@ def test_a_rate_limit_without_a_time_is_tried_again_and_then_told_of() -> None:
 # Connections
 
 
-def test_one_connection_serves_one_request_after_the_other() -> None:
-    with ScriptedRegistry() as registry:
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_one_connection_serves_one_request_after_the_other(with_tls: bool, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path) if with_tls else None
+    with ScriptedRegistry(certificate=certificate, hostname="localhost") as registry:
         serve_image(registry, "team/app", "1", IMAGE)
-        with open_repository(registry.reference("team/app", "1")) as repository:
+        options = {"https": [registry.host], "ca_file": certificate.chain} if certificate else {}
+        with open_repository(registry.reference("team/app", "1"), **options) as repository:
             repository.resolve("1")
             for descriptor in descriptors_of(IMAGE):
                 assert Digest.of(read_all(repository, descriptor)) == descriptor.digest

@@ -96,14 +96,15 @@ class ArchiveWriter:
         self._write_header("meta.json", len(metadata))
         _files.write_all(self._file_descriptor, metadata + padding(len(metadata)))
         written: set[Digest] = set()
+        followed: set[Digest] = set()  # what is a layer here may be a document there, and only that has children
         todo = [root]
         while todo:
             descriptor = todo.pop()
-            if descriptor.digest in written:
-                continue
-            written.add(descriptor.digest)
-            self._write_member(name, descriptor)
-            if media_types.is_document(descriptor.media_type):
+            if descriptor.digest not in written:
+                written.add(descriptor.digest)
+                self._write_member(name, descriptor)
+            if media_types.is_document(descriptor.media_type) and descriptor.digest not in followed:
+                followed.add(descriptor.digest)
                 todo.extend(reversed(self._children(descriptor)))
         _files.write_all(self._file_descriptor, END_OF_ARCHIVE)
 

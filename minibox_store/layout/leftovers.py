@@ -16,7 +16,7 @@ from minibox_store.layout.layout import Layout
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
-_UNFINISHED_WRITE = re.compile(r"\.(index\.json|oci-layout)\.[0-9a-f]{16}\.tmp")
+_UNFINISHED_WRITE = re.compile(r"\.minibox-[0-9a-f]{16}\.tmp")
 
 
 def is_alive(transaction: str) -> bool:

@@ -132,7 +132,7 @@ class RegistryRepository:
 
     def _change_to_tls(self, secured: Transport, refused: RegistryError) -> None:
         try:
-            secured.connect()
+            secured.check_connection()
         except RegistryError as failed:
             secured.close()
             if isinstance(failed.__cause__, ssl.SSLCertVerificationError):

@@ -91,23 +91,19 @@ class Transport:
         """Return the tries for something new."""
         return Attempts(self._policy, self._pool.lines.pause)
 
-    def connect(self) -> None:
-        """Try once to connect to the registry; the next request is sent on that connection.
+    def check_connection(self) -> None:
+        """See, by one try, whether the registry can be connected to at all, and speaks TLS where it should.
 
         Raises:
-            RegistryError: when it cannot be reached, or does not speak TLS where it should.
+            RegistryError: when not.
         """
         try:
             with foreign_errors("GET", str(self.registry)):
                 connection, _ = self._pool.take(self.registry)
-                try:
+                with closing(connection):
                     connection.connect()
-                except BaseException:
-                    connection.close()
-                    raise
         except Failure as failure:
             raise failure.error from failure.__cause__
-        self._pool.give_back(connection)
 
     def open(self, request: Request, attempts: Attempts) -> Answer:
         """Return an accepted answer, its body unread; the caller closes it.

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with opening_places(options.where, sizes) as (places, missing):
         notes.extend(missing)
         machine = describe_machine(places)
-        scene = Scene(places=places, sizes=sizes, runs=options.runs)
+        scene = Scene(places=places, sizes=sizes, runs=options.runs, patience_seconds=options.patience)
         for name in options.only if places else ():
             _say(f"measuring {name} ...")
             try:
@@ -69,6 +69,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=MEASURES, metavar="NAME", help=", ".join(MEASURES))
     parser.add_argument("--where", choices=("tmpfs", "disk", "both"), default="both", help="which file systems")
     parser.add_argument("--runs", type=int, help=f"rounds of each measure ({_RUNS}, with --quick {_QUICK_RUNS})")
+    patience = "wait up to so many seconds before each run for others to leave the processors alone"
+    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=patience)
     options = parser.parse_args(arguments)
     options.only = options.only or list(MEASURES)
     options.runs = options.runs or (_QUICK_RUNS if options.quick else _RUNS)

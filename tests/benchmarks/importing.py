@@ -36,7 +36,7 @@ def measure_import(scene: Scene) -> Iterator[Row]:
         for name, statement in _STATEMENTS.items()
     }
     runs = max(scene.sizes.import_runs, scene.runs)
-    samples = measure_in_turn(contenders, runs=runs, folder=place.folder)
+    samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs)
     nothing, attrs, package, store = (median_seconds(samples[name]) for name in _STATEMENTS)
     for statement, seconds, bar in (("package", package, _BAR_MS), ("store", store, None)):
         yield Row(

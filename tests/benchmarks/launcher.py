@@ -1,4 +1,4 @@
-"""Starts one program and prints what it took: exit status, seconds, peak memory in KiB.
+"""Starts one program and prints what it took: exit status, seconds, seconds of processor, peak memory in KiB.
 
 It is a process of its own because a program inherits the peak of the process that started it: Linux keeps the peak of
 the memory before an exec in the same counter, and so the figures of whoever starts a program from a large process are
@@ -12,8 +12,8 @@ import sys
 import time
 
 
-def launch(stdout: str, stderr: str, folder: str, command: list[str]) -> tuple[int, float, int]:
-    """Run ``command`` in ``folder``; return its status (negative for a signal), seconds, and peak memory in KiB."""
+def launch(stdout: str, stderr: str, folder: str, command: list[str]) -> tuple[int, float, float, int]:
+    """Run ``command`` in ``folder``; return its status (negative for a signal), and what it took."""
     os.chdir(folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     actions = [
@@ -25,7 +25,7 @@ def launch(stdout: str, stderr: str, folder: str, command: list[str]) -> tuple[i
     pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
     _, status, usage = os.wait4(pid, 0)
     seconds = time.perf_counter() - begin
-    return os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss
+    return os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
 
 
 if __name__ == "__main__":

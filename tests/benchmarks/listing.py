@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.report import Row, render_mib, render_seconds
 from tests.benchmarks.scene import Place, Scene, python_command, python_environment
-from tests.benchmarks.timing import BenchmarkFailed, Contender, always, largest_mib, measure_in_turn
+from tests.benchmarks.timing import BenchmarkFailed, Contender, always, largest_mib, measure_in_turn, wait_until_quiet
 from tests.support.daemon import running_daemon
 from tests.support.images import build_image
 from tests.support.layouts import write_layout
@@ -28,6 +28,7 @@ def measure_images(scene: Scene) -> Iterator[Row]:
     yield _library_row(scene, place, root)
     medians, slowest = [], 0.0
     for turn in range(scene.runs):
+        wait_until_quiet(scene.patience_seconds)
         taken, body_bytes = _ask(place.folder / f"daemon-{turn}", root, count, scene.sizes.requests)
         medians.append(statistics.median(taken))
         slowest = max(slowest, *taken)
@@ -46,7 +47,7 @@ def measure_images(scene: Scene) -> Iterator[Row]:
 def _library_row(scene: Scene, place: Place, root: Path) -> Row:
     command = python_command("child", "images", root, scene.sizes.requests)
     contenders = {"images": Contender(command=always(command), environment=python_environment)}
-    samples = measure_in_turn(contenders, runs=scene.runs, folder=place.folder)["images"]
+    samples = measure_in_turn(contenders, scene=scene, place=place)["images"]
     warm = statistics.median(sample.told_seconds for sample in samples)
     first = statistics.median(float(sample.output.split()[1]) for sample in samples)
     listed = {int(sample.output.split()[2]) for sample in samples}

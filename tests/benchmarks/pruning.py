@@ -42,7 +42,7 @@ def measure_prune(scene: Scene) -> Iterator[Row]:
             "prune": Contender(command=always(ours), environment=python_environment, prepare=garbage.write),
             "bare": Contender(command=always(bare), environment=python_environment, prepare=garbage.write),
         }
-        samples = measure_in_turn(contenders, runs=scene.runs, folder=place.folder, is_disk=place.is_disk)
+        samples = measure_in_turn(contenders, scene=scene, place=place)
         prune, unlink = (statistics.median(each.told_seconds for each in samples[name]) for name in contenders)
         yield Row(
             measure=f"prune, {sizes.prune_live_blobs:,} live blobs in {sizes.prune_images:,} images, "

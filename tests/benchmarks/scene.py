@@ -70,11 +70,19 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What every measure is given. ``places`` is never empty, and in the order in which they are measured."""
+    """What every measure is given.
+
+    Attributes:
+        places: At least one, in the order in which they are measured.
+        sizes: How much is moved.
+        runs: How many rounds count.
+        patience_seconds: How long each run waits at most for others to leave the processors alone.
+    """
 
     places: tuple[Place, ...]
     sizes: Sizes
     runs: int
+    patience_seconds: float = 0.0
 
 
 @contextmanager

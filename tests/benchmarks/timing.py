@@ -6,12 +6,17 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.benchmarks.scene import Place, Scene
+
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _LIMIT_SECONDS = 900.0
+_QUIET_SECONDS = 0.5
+_QUIET_SHARE = 0.05
 
 
 class BenchmarkFailed(Exception):
@@ -20,9 +25,18 @@ class BenchmarkFailed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What one run took: ``seconds`` from start to end of the process, its peak memory, and what it printed."""
+    """What one run took, and what it printed.
+
+    Attributes:
+        seconds: From the start to the end of the process.
+        processor_seconds: Of all its threads, and of the kernel for them; not of a server that it talks to. It says
+            something even where others keep the machine busy.
+        peak_mib: The most memory that it had at once.
+        output: All of its stdout.
+    """
 
     seconds: float
+    processor_seconds: float
     peak_mib: float
     output: str
 
@@ -78,32 +92,40 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], folder: P
     if not told or told[0] != "0":
         problem = stderr.read_text(errors="replace") if stderr.exists() else "it could not be started"
         raise BenchmarkFailed(f"{Path(command[0]).name}: status {' '.join(told[:1])}\n{problem}")
-    return Sample(seconds=float(told[1]), peak_mib=int(told[2]) / 1024, output=stdout.read_text(errors="replace"))
+    return Sample(
+        seconds=float(told[1]),
+        processor_seconds=float(told[2]),
+        peak_mib=int(told[3]) / 1024,
+        output=stdout.read_text(errors="replace"),
+    )
 
 
 def measure_in_turn(
-    contenders: Mapping[str, Contender], *, runs: int, folder: Path, is_disk: bool = False, warm_up: bool = True
+    contenders: Mapping[str, Contender], *, scene: Scene, place: Place, runs: int | None = None, warm_up: bool = True
 ) -> dict[str, list[Sample]]:
-    """Run each contender ``runs`` times, one after the other (A B C, A B C, ...), each in an empty folder.
+    """Run each contender several times, one after the other (A B C, A B C, ...), each in an empty folder.
+
+    On a disk each run waits until everything written earlier has reached it, so that nobody pays for another's writing.
 
     Args:
         contenders: By name, in their order.
-        runs: Rounds that count.
-        folder: Where the empty folders are made.
-        is_disk: Wait before each run until everything written earlier has reached the disk, so that nobody pays for
-            another's writing.
+        scene: Says how many rounds count, and how long a run may wait for a quiet machine.
+        place: Where the empty folders are made.
+        runs: In place of the scene's.
         warm_up: Run a further round first that does not count: the first one finds files that are in no cache, code
             that was never compiled, and memory that the machine's host has yet to hand out.
     """
+    runs = scene.runs if runs is None else runs
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
     for turn in range(-1 if warm_up else 0, runs):
         for name, contender in contenders.items():
-            run = folder / "run"
+            run = place.folder / "run"
             run.mkdir()
             try:
                 contender.prepare(run)
-                if is_disk:
+                if place.is_disk:
                     os.sync()
+                wait_until_quiet(scene.patience_seconds)
                 sample = measure(contender.command(run), environment=contender.environment(run), folder=run)
                 contender.check(run)
             finally:
@@ -113,14 +135,31 @@ def measure_in_turn(
     return samples
 
 
+def wait_until_quiet(limit_seconds: float) -> None:
+    """Return once others have left the processors alone for a moment, or the time is over; at once where it is 0."""
+    deadline = time.monotonic() + limit_seconds
+    while time.monotonic() < deadline:
+        busy, idle = _processor_ticks()
+        time.sleep(_QUIET_SECONDS)
+        now_busy, now_idle = _processor_ticks()
+        if now_busy - busy <= _QUIET_SHARE * (now_busy - busy + now_idle - idle):
+            return
+
+
+def _processor_ticks() -> tuple[int, int]:
+    with open("/proc/stat", encoding="ascii") as lines:
+        user, nice, system, idle, waiting, *others = map(int, lines.readline().split()[1:])
+    return user + nice + system + sum(others), idle + waiting
+
+
 def median_seconds(samples: Sequence[Sample]) -> float:
     """Return the median of the wall times."""
     return statistics.median(sample.seconds for sample in samples)
 
 
-def median_told_seconds(samples: Sequence[Sample]) -> float:
-    """Return the median of the times that the programs themselves have taken."""
-    return statistics.median(sample.told_seconds for sample in samples)
+def median_processor_seconds(samples: Sequence[Sample]) -> float:
+    """Return the median of the times of the processors."""
+    return statistics.median(sample.processor_seconds for sample in samples)
 
 
 def largest_mib(samples: Sequence[Sample]) -> float:

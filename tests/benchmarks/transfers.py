@@ -16,6 +16,7 @@ from tests.benchmarks.timing import (
     always,
     largest_mib,
     measure_in_turn,
+    median_processor_seconds,
     median_seconds,
 )
 from tests.support.peers import skopeo_command, skopeo_environment
@@ -46,7 +47,7 @@ def measure_transfer(operation: str, scene: Scene) -> Iterator[Row]:
                 contenders["skopeo"] = _skopeo(operation, image)
             contenders["none"] = _ours(operation, image, "none")
             contenders |= _bare_tools(operation, image)
-            samples = measure_in_turn(contenders, runs=scene.runs, folder=place.folder, is_disk=place.is_disk)
+            samples = measure_in_turn(contenders, scene=scene, place=place)
             yield from _rows(operation, image, place, samples)
 
 
@@ -62,7 +63,7 @@ def measure_memory(scene: Scene) -> Iterator[Row]:
         ):
             contenders = {"small": _ours(operation, image, "full"), "large": _ours(operation, large, "full")}
             runs = min(scene.runs, _MEMORY_RUNS)
-            samples = measure_in_turn(contenders, runs=runs, folder=place.folder, warm_up=False)
+            samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs, warm_up=False)
             peak_mib = largest_mib(samples["large"])
             yield Row(
                 measure=f"{operation}, peak memory, {large.text}",
@@ -158,6 +159,8 @@ def _rows(operation: str, image: Original, place: Place, samples: Mapping[str, l
 
 
 def _spread(samples: list[Sample]) -> str:
-    """Return the median with the least and the most, which say how noisy the machine was."""
+    """Return the median with the least and the most, which say how noisy the machine was, and the processor's time."""
     taken = [sample.seconds for sample in samples]
-    return f"{render_seconds(median_seconds(samples))} ({render_seconds(min(taken))} to {render_seconds(max(taken))})"
+    least, most = render_seconds(min(taken)), render_seconds(max(taken))
+    processor = render_seconds(median_processor_seconds(samples))
+    return f"{render_seconds(median_seconds(samples))} ({least} to {most}; CPU {processor})"
