@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import InvalidReference as InvalidReference
     from minibox_store.errors import ManifestUnknown as ManifestUnknown
     from minibox_store.errors import NotFound as NotFound
+    from minibox_store.errors import NothingToDo as NothingToDo
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
     from minibox_store.errors import RateLimited as RateLimited
     from minibox_store.errors import RegistryError as RegistryError
@@ -49,10 +50,16 @@ if TYPE_CHECKING:
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import render_line as render_line
+    from minibox_store.images import Finding as Finding
     from minibox_store.images import Image as Image
+    from minibox_store.images import ImageUsage as ImageUsage
+    from minibox_store.images import IndexRepair as IndexRepair
+    from minibox_store.images import LostName as LostName
+    from minibox_store.images import Need as Need
     from minibox_store.images import PruneReport as PruneReport
     from minibox_store.images import Removal as Removal
     from minibox_store.images import StoreInfo as StoreInfo
+    from minibox_store.images import StoreUsage as StoreUsage
     from minibox_store.limits import Limits as Limits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
@@ -94,6 +101,7 @@ _MODULES = {
         "InvalidReference",
         "ManifestUnknown",
         "NotFound",
+        "NothingToDo",
         "PlatformNotFound",
         "RateLimited",
         "RegistryError",
@@ -116,7 +124,18 @@ _MODULES = {
         "ResolvingName",
         "render_line",
     ),
-    "images": ("Image", "PruneReport", "Removal", "StoreInfo"),
+    "images": (
+        "Finding",
+        "Image",
+        "ImageUsage",
+        "IndexRepair",
+        "LostName",
+        "Need",
+        "PruneReport",
+        "Removal",
+        "StoreInfo",
+        "StoreUsage",
+    ),
     "limits": ("Limits",),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),

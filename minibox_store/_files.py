@@ -26,7 +26,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWNERS = 0o600
-NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO)
+_LONGEST_NAME_BYTES = 255
+_SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
+NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR)
+# What is not a readable file of the size that such a file may have; anything else says nothing of the file.
+DAMAGE = (*NOT_REGULAR, errno.ENOTDIR, errno.EFBIG, errno.EIO)
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 
 
@@ -41,9 +45,12 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
         OSError: ELOOP for a link, EINVAL for any other thing that is no regular file.
     """
     descriptor = os.open(path, _REGULAR & ~os.O_NOFOLLOW if follow_links else _REGULAR)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+    except BaseException:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", path)
+        raise
     return descriptor
 
 
@@ -314,7 +321,10 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
         mode: of the new file, whatever the umask; where it is None the umask decides.
         durable: whether it survives a loss of power once the block is left.
     """
-    temporary = os.path.join(os.path.dirname(path), f".minibox-{secrets.token_hex(8)}.tmp")
+    folder, name = os.path.split(path)
+    if len(os.fsencode(name)) > _LONGEST_NAME_BYTES - _SUFFIX_BYTES:
+        name = "file"
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
     try:
         yield descriptor

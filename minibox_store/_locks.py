@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minibox_store._files import is_same_file, open_shared
+from minibox_store._files import NOT_REGULAR, is_same_file, open_shared
 from minibox_store.errors import StoreBusy
 
 
@@ -36,9 +36,13 @@ def try_lock(descriptor: int, path: str, *, shared: bool = False) -> bool:
 def is_locked(path: str) -> bool:
     """Whether somebody holds the lock file ``path``; False where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno not in NOT_REGULAR:
+            raise
+        return False  # nobody locks a link or a folder
     try:
         return not try_lock(descriptor, path, shared=True)
     finally:

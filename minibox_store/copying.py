@@ -103,7 +103,7 @@ def ignore_events(event: Event) -> None:
 class _ObservedStream:
     """Bytes on their way: counted, and refused once the copy has stopped."""
 
-    def __init__(self, stream: BlobStream, observer: "_ObservedSource", descriptor: Descriptor, offset: int) -> None:
+    def __init__(self, stream: BlobStream, observer: "ObservedSource", descriptor: Descriptor, offset: int) -> None:
         self._stream = stream
         self._observer = observer
         self._descriptor = descriptor
@@ -134,8 +134,16 @@ class _ObservedRangeStream(_ObservedStream):
         return found
 
 
-class _ObservedSource:
-    """A source whose bytes are counted, and stop when the copy is cancelled or has failed elsewhere."""
+class ObservedSource:
+    """A source of one blob whose bytes are counted, and stop when the work is cancelled or has failed elsewhere.
+
+    Args:
+        source: where the bytes are.
+        node: the blob, and its place among the others.
+        on_event: told of the blob's beginning and of its progress.
+        stopped: whether to go on has become pointless.
+        pause: what waits until it has.
+    """
 
     def __init__(
         self, source: BlobSource, node: Node, on_event: EventListener, stopped: Callable[[], bool], pause: Waiting
@@ -148,10 +156,12 @@ class _ObservedSource:
         self.was_opened = False
 
     def check(self) -> None:
+        """Raise :class:`Cancelled` if the work has stopped."""
         if self._stopped():
             raise Cancelled
 
     def started(self, offset: int) -> None:
+        """Tell that the bytes begin to move; a second time, nothing."""
         if not self.was_opened:
             self.was_opened = True
             node = self._node
@@ -166,9 +176,11 @@ class _ObservedSource:
             )
 
     def advanced(self, descriptor: Descriptor, done_bytes: int) -> None:
+        """Tell how far they have come."""
         self._on_event(BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=descriptor.size_bytes))
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes from ``offset`` on, observed."""
         self.check()
         self.started(offset)
         stream = self._source.open_blob(descriptor, offset)
@@ -176,6 +188,7 @@ class _ObservedSource:
         return kind(stream, self, descriptor, offset)
 
     def wait(self, seconds: float) -> None:
+        """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
         self.check()
         self._pause.wait(seconds)
 
@@ -223,7 +236,7 @@ class _Copy:
         moving.clear()
 
     def _copy_leaf(self, node: Node) -> None:
-        source = _ObservedSource(self._source, node, self._on_event, self._stopped, self._cancellation)
+        source = ObservedSource(self._source, node, self._on_event, self._stopped, self._cancellation)
         source.check()
         present = self._writer.has_blob(node.descriptor)
         if not present:
@@ -325,7 +338,7 @@ def stage_blobs(
     def stage_one(blob: ArchivedBlob) -> None:
         descriptor = blob.descriptor
         node = Node(descriptor=descriptor, role="layer", position=blob.position, total=blob.position)
-        observer = _ObservedSource(
+        observer = ObservedSource(
             _OpenedSource(blob.stream),
             node,
             on_event,

@@ -241,6 +241,17 @@ class StoreDamaged(StoreError):
 
 
 @attrs.frozen(slots=False)
+class NothingToDo(StoreError):
+    """What was asked for has nothing to act on: no change to undo, no damage to mend. Nothing was changed."""
+
+    path: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"nothing to do for {self.path}: {self.problem}"
+
+
+@attrs.frozen(slots=False)
 class StoreUnavailable(StoreError):
     """The file system refuses an operation of the store (permission, read-only, input/output error)."""
 

@@ -4,7 +4,7 @@ Pull, push, save, load, collection, checking and sizing all see an image through
 verified and decoded before anything that it names is believed.
 """
 
-from collections.abc import Iterator, MutableSet
+from collections.abc import Callable, Iterator, MutableSet
 
 import attrs
 
@@ -12,20 +12,24 @@ from minibox_store import media_types
 from minibox_store.codec import decode_config, decode_document
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Child, Descriptor, Document, Index, Manifest, Role, children
-from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound
+from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
 from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 
 # A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
-Seen = MutableSet[tuple[Digest, int, str]]
+Identity = tuple[Digest, int, str]
+Seen = MutableSet[Identity]
+
+UnreadableListener = Callable[[Descriptor, Exception], None]
 
 
 @attrs.frozen(kw_only=True)
 class Node:
     """One blob of a graph. A document that was read carries its value and the very bytes that were verified.
 
-    A node of a document's type with no ``document`` is one that is absent, where the walk was told to allow it.
+    A node of a document's type with no ``document`` is one that is absent, or cannot be read, where the walk was told
+    to allow it.
     """
 
     descriptor: Descriptor
@@ -136,6 +140,7 @@ def walk(
     limits: Limits = DEFAULT_LIMITS,
     seen: Seen | None = None,
     allow_absent_manifests: bool = False,
+    on_unreadable: UnreadableListener | None = None,
 ) -> Iterator[Node]:
     """Yield every blob of the graph below ``root``: children before their parents, each once, the root last.
 
@@ -147,6 +152,8 @@ def walk(
             sizes, with two types of document, or both as a document and as a leaf, counts as two.
         allow_absent_manifests: whether a manifest below an index may be missing (not: unreadable). It is
             yielded as a node without a document then.
+        on_unreadable: told of each document that is missing or wrong, and why; it is yielded as a node without a
+            document then, and the walk goes on. None ends the walk with the error.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong.
@@ -157,15 +164,20 @@ def walk(
     todo: Child | None = Child(descriptor=root, role="manifest", position=1, total=1)
     while True:
         if todo is not None:
-            is_document = media_types.is_document(todo.descriptor.media_type)
-            key = _identity(todo.descriptor)
+            key = identity(todo.descriptor)
             if key not in seen:
                 seen.add(key)
                 node = Node(descriptor=todo.descriptor, role=todo.role, position=todo.position, total=todo.total)
-                if is_document:
+                if media_types.is_document(todo.descriptor.media_type):
                     documents += 1
-                    _check_bounds(root, documents, len(stack) + 1, limits)
-                    read = _read_document(source, todo.descriptor, limits, allow_absent_manifests and bool(stack))
+                    read = None
+                    try:
+                        _check_bounds(root, documents, len(stack) + 1, limits)
+                        read = _read_document(source, todo.descriptor, limits, allow_absent_manifests and bool(stack))
+                    except (StoreError, OSError) as error:
+                        if on_unreadable is None:
+                            raise
+                        on_unreadable(todo.descriptor, error)
                     if read is not None:
                         node = attrs.evolve(node, document=read[0], content=read[1])
                         stack.append(_Pending(node, iter(children(read[0]))))
@@ -179,7 +191,8 @@ def walk(
             yield stack.pop().node
 
 
-def _identity(descriptor: Descriptor) -> tuple[Digest, int, str]:
+def identity(descriptor: Descriptor) -> Identity:
+    """Return what tells a blob from another in a walk: its digest, its size and, of a document, its type."""
     is_document = media_types.is_document(descriptor.media_type)
     return descriptor.digest, descriptor.size_bytes, descriptor.media_type if is_document else ""
 

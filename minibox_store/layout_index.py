@@ -56,19 +56,53 @@ def with_name(index: LayoutIndex, name: str, descriptor: Descriptor) -> LayoutIn
     kept = {key: text for key, text in descriptor.annotations.items() if key != REFERRER_ANNOTATION}
     annotations = {**kept, NAME_ANNOTATION: name}
     new = LayoutEntry(descriptor=attrs.evolve(descriptor, annotations=annotations))
+    for entry in index.entries:
+        if name_of(entry.descriptor) == name:
+            # An unchanged entry keeps what others wrote into it.
+            same = entry.descriptor.digest == descriptor.digest
+            new = entry if same and entry.descriptor.media_type == descriptor.media_type else new
+            break
+    return with_entry(index, new)
+
+
+def with_entry(index: LayoutIndex, new: LayoutEntry) -> LayoutIndex:
+    """Return the index with this very entry, which takes the place of those that have its name; last where none has.
+
+    One without a name takes no other's place, and is there once.
+    """
+    name = name_of(new.descriptor)
     entries = []
     placed = False
     for entry in index.entries:
-        if name_of(entry.descriptor) != name:
+        if entry != new if name is None else name_of(entry.descriptor) != name:
             entries.append(entry)
         elif not placed:
-            # An unchanged entry keeps what others wrote into it.
-            same = entry.descriptor.digest == descriptor.digest
-            entries.append(entry if same and entry.descriptor.media_type == descriptor.media_type else new)
+            entries.append(new)
             placed = True
     if not placed:
         entries.append(new)
     return attrs.evolve(index, entries=tuple(entries))
+
+
+def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, ...]:
+    """Return the entries of ``before`` that ``after`` has not: removed, or their names standing for another entry.
+
+    Of entries with one name the first counts, in both.
+    """
+    kept = dict(names_of(after))
+    nameless = {entry.descriptor for entry in after.entries if name_of(entry.descriptor) is None}
+    lost = []
+    seen = set()
+    for entry in before.entries:
+        name = name_of(entry.descriptor)
+        if name is None:
+            is_kept = entry.descriptor in nameless
+        else:
+            is_kept = name in seen or kept.get(name) == entry.descriptor
+            seen.add(name)
+        if not is_kept:
+            lost.append(entry)
+    return tuple(lost)
 
 
 def without_name(index: LayoutIndex, name: str) -> LayoutIndex:

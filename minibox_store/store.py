@@ -19,6 +19,8 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
+from minibox_store.examining import ExaminedStore
+from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, select_manifest, walk
 from minibox_store.images import Image, PruneReport, StoreInfo
 from minibox_store.layout import Layout, Listing, Sweep, opening_image
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from minibox_store.registry import RegistryClient
 
 
-class Store:
+class Store(ExaminedStore, Generations):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
@@ -46,6 +48,7 @@ class Store:
             survives the end of the process, and the system decides on the rest.
         lock_timeout_seconds: how long a method waits for another process at most.
         limits: the bounds on what is read from anywhere.
+        settle_seconds: how long what another tool may be writing now is read again before it is called damaged.
 
     Spec: OCI image-spec 1.1, image-layout.md.
     """
@@ -57,9 +60,14 @@ class Store:
         durability: Literal["full", "none"] = "full",
         lock_timeout_seconds: float = 30.0,
         limits: Limits = DEFAULT_LIMITS,
+        settle_seconds: float = 1.0,
     ) -> None:
         self._layout = Layout(
-            root, durable=durability == "full", lock_timeout_seconds=lock_timeout_seconds, limits=limits
+            root,
+            durable=durability == "full",
+            lock_timeout_seconds=lock_timeout_seconds,
+            limits=limits,
+            settle_seconds=settle_seconds,
         )
         self._listing = Listing(self._layout)
         self._limits = limits

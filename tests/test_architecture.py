@@ -23,10 +23,10 @@ MOST_LINES = 400
 
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {"errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "limits"}
-CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking"}
+CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "image_map"}
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors"}
-FACE = {"store", "loading", "__init__"}
+FACE = {"store", "examining", "generations", "loading", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -52,6 +52,7 @@ VALUE_FILES = tuple(f"minibox_store/{part}.py" for part in VALUES)
 # Who starts threads, and why; locks and events are for everybody.
 THREADS = {
     "minibox_store/copying.py": "blobs move at once, because hashing and reading release the interpreter's lock",
+    "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "json": ("minibox_store/codec/",),

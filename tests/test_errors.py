@@ -63,6 +63,7 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     ),
     (errors.StoreDamaged("/store/index.json", "no JSON"), "store damaged: /store/index.json: no JSON"),
     (errors.StoreUnavailable("/store", "permission denied"), "cannot use /store: permission denied"),
+    (errors.NothingToDo("/store", "no change to undo"), "nothing to do for /store: no change to undo"),
     (errors.StoreFull("/store"), "no space left for /store"),
     (errors.StoreBusy("/store/.lock", 7, 1.5, "prune"), "store busy: process 7 holds /store/.lock (prune)"),
     (

@@ -279,6 +279,30 @@ def test_a_manifest_that_cannot_be_read_is_not_absent() -> None:
     assert caught.value.what == image.digest
 
 
+def test_a_document_that_cannot_be_read_is_told_and_the_walk_goes_on_where_somebody_listens() -> None:
+    good, wrong, gone = (build_image(salt=salt) for salt in ("good", "wrong", "gone"))
+    image = build_index([wrong, gone, good])
+    told: list[tuple[str, type]] = []
+    source = memory_of({"": image.without(gone.digest).corrupted(wrong.digest)})
+    nodes = list(
+        walk(source, root_of(image), on_unreadable=lambda each, error: told.append((str(each.digest), type(error))))
+    )
+    assert told == [(wrong.digest, ContentMismatch), (gone.digest, BlobNotFound)]
+    assert digests(nodes) == [wrong.digest, gone.digest, *digests(walked(good)), image.digest]
+    assert [node.document is None for node in nodes if str(node.descriptor.digest) in (wrong.digest, gone.digest)]
+
+
+def test_S7_documents_beyond_the_bounds_are_told_and_not_read_where_somebody_listens() -> None:
+    images = [build_image(salt=str(number)) for number in range(5)]
+    index = build_index(images)
+    source = RecordingSource(memory_of({"": index}))
+    told: list[str] = []
+    limits = Limits(documents=3)
+    list(walk(source, root_of(index), limits=limits, on_unreadable=lambda each, _: told.append(str(each.digest))))
+    assert told == [image.digest for image in images[2:]]
+    assert source.opened_digests == [root_of(each).digest for each in (index, *images[:2])]
+
+
 # ---- reading documents once
 
 

@@ -11,8 +11,10 @@ from minibox_store.layout_index import (
     NAME_ANNOTATION,
     REFERRER_ANNOTATION,
     find_name,
+    lost_entries,
     name_of,
     names_of,
+    with_entry,
     with_name,
     without_name,
 )
@@ -207,3 +209,37 @@ def test_only_the_very_name_goes(name: str) -> None:
 
 def test_a_name_that_comes_and_goes_leaves_the_index_as_it_was() -> None:
     assert without_name(with_name(INDEX, "new:1", descriptor("new")), "new:1") == INDEX
+
+
+# What a change took away, and giving it back
+
+
+def test_what_was_removed_or_replaced_is_lost_in_its_order_and_what_stayed_or_came_is_not() -> None:
+    after = with_name(without_name(INDEX, "one:1"), "three", descriptor("other"))
+    after = without_name(with_name(after, "new:1", descriptor("new")), "new:1")
+    assert lost_entries(INDEX, after) == (entry("one", "one:1"), entry("three", "three"))
+    assert lost_entries(INDEX, with_name(INDEX, "new:1", descriptor("new"))) == ()
+    assert lost_entries(INDEX, index()) == INDEX.entries
+
+
+def test_of_two_entries_with_one_name_only_the_first_can_be_lost() -> None:
+    twice = index(entry("one", "one:1"), entry("two", "one:1"))
+    assert lost_entries(twice, index(entry("one", "one:1"))) == ()
+    assert lost_entries(twice, index(entry("two", "one:1"))) == (entry("one", "one:1"),)
+    assert lost_entries(index(entry("one", "one:1")), index(entry("two", "one:1"), entry("one", "one:1"))) == (
+        entry("one", "one:1"),
+    )
+
+
+def test_an_entry_that_is_given_back_stands_as_it_stood_in_the_place_of_its_name() -> None:
+    given = entry("two", "team/two:1", raw={"what": "two", "unknown": 1})
+    found = with_entry(INDEX, given)
+    assert found == INDEX
+    assert found.entries[2].raw == {"what": "two", "unknown": 1}
+    assert found.raw == INDEX.raw
+    assert with_entry(without_name(INDEX, "one:1"), INDEX.entries[0]).entries == (*INDEX.entries[1:], INDEX.entries[0])
+
+
+def test_an_entry_without_a_name_takes_no_others_place_and_is_there_once() -> None:
+    assert with_entry(INDEX, entry("more")).entries == (*INDEX.entries, entry("more"))
+    assert with_entry(INDEX, entry("nameless")) == INDEX

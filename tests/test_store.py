@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from minibox_store import (
 )
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.forks import run_forked
-from tests.support.images import BuiltImage, build_image, build_index, random_layer
+from tests.support.images import BuiltImage, build_image, build_index, digest_of, encode_document, random_layer
 from tests.support.invariants import check_invariants, held_locks, open_files, read_index, read_names, stored
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
@@ -45,9 +46,11 @@ from tests.support.sources import (
     LackingSource,
     MovingImages,
     descriptor_of,
+    image_of,
     memory_of,
     read_all,
     read_stream,
+    root_document,
     root_of,
 )
 from tests.support.stores import blob, layer_of, mounted, open_store, put, remount, require_root, rot
@@ -278,6 +281,32 @@ def test_a_blob_is_read_from_any_offset_and_its_stream_may_be_closed_twice(root:
         stream.close()
     with pytest.raises(BlobNotFound, match=OTHER.digest):
         store.open_blob(root_of(OTHER))
+
+
+def test_a_file_in_the_place_of_the_store_is_told_and_left_alone(root: Path) -> None:
+    root.write_bytes(b"precious")
+    store = open_store(root)
+    for action in (
+        store.images,
+        store.prune,
+        lambda: store.prune(dry_run=True),
+        lambda: store.remove("app:1"),
+        lambda: store.import_image(memory_of({"app:1": IMAGE}), "app:1"),
+    ):
+        with pytest.raises(StoreError, match=str(root)):
+            action()
+    assert root.read_bytes() == b"precious"
+
+
+def test_a_store_may_be_reached_by_a_link(root: Path) -> None:
+    (root.parent / "real").mkdir()
+    root.symlink_to("real")
+    put(root, IMAGE, "app:1")
+    put(root, OTHER, "dead:1")
+    open_store(root).remove("dead:1")
+    assert open_store(root).prune().blobs_removed == len(OTHER.blobs)
+    check_invariants(root.parent / "real")
+    assert root.is_symlink()
 
 
 def test_reading_a_store_that_is_not_there_makes_none(root: Path) -> None:
@@ -665,6 +694,27 @@ def test_S5_a_document_of_another_kind_than_its_descriptor_says_is_refused(root:
         open_store(root).import_image(source, "app:1")
     assert open_store(root).images() == ()
     assert stored(root) == set()
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (0, -1)])
+def test_S26_a_manifest_that_gives_one_blob_two_sizes_is_refused(root: Path, sizes: tuple[int, int]) -> None:
+    document = IMAGE.document()
+    (layer, *_) = document["layers"]
+    document["layers"] = [{**layer, "size": layer["size"] + more} for more in sizes]
+    content = encode_document(document)
+    liar = image_of({**IMAGE.blobs, digest_of(content): content}, root_document(content, IMAGE.media_type))
+    with pytest.raises((ContentMismatch, InvalidInput), match=r"sha256:"):
+        open_store(root).import_image(memory_of({"liar:1": liar}), "liar:1")
+    (root.parent / "a.tar").write_bytes(pack(members_of(liar_types(liar), "liar:1")))
+    with pytest.raises(InvalidArchive):
+        open_store(root).load(root.parent / "a.tar")
+    assert read_names(root) == {}
+    check_invariants(root)
+
+
+def liar_types(image: BuiltImage) -> BuiltImage:
+    """Return the image with the types of its blobs."""
+    return replace(image, media_types={**IMAGE.media_types, image.digest: IMAGE.media_type})
 
 
 @pytest.mark.parametrize("size", [-1, 2**53, True, 1.0, "1", None, 1e400])

@@ -6,10 +6,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 
 from minibox_store import (
@@ -188,6 +190,19 @@ def test_a_new_blob_is_pinned_before_it_appears_among_the_blobs(root: Path) -> N
         assert pinned < placed
 
 
+def test_a_descriptor_that_lies_takes_no_pin_from_the_one_that_tells_the_truth(root: Path) -> None:
+    put_dead(root, IMAGE)
+    layer = layer_of(IMAGE)
+    with open_layout(root).open_writer() as writer:
+        assert writer.has_blob(layer)
+        assert not writer.has_blob(attrs.evolve(layer, size_bytes=layer.size_bytes + 1))
+        assert prune(root) == len(IMAGE.blobs) - 1
+        assert writer.has_blob(layer)
+        write_all(writer, IMAGE)
+        writer.write_name("image:1", root_of(IMAGE))
+    check_invariants(root)
+
+
 def test_a_blob_that_a_prune_took_just_before_it_was_pinned_is_back_at_the_commit(root: Path) -> None:
     put_dead(root, IMAGE)
     layer = layer_of(IMAGE)
@@ -294,7 +309,7 @@ def test_a_commit_waits_for_one_batch_at_most(root: Path, monkeypatch: pytest.Mo
 def test_a_prune_waits_for_one_commit_and_a_commit_that_comes_second_for_the_prune(root: Path) -> None:
     put_dead(root, OTHER)
     with replaced_os() as system, ExitStack() as stack:
-        gate = system.block("replace", path=f"{root}/.index.json")
+        gate = system.block("replace", path=f"{root}/index.json")
         writer = stack.enter_context(open_layout(root).open_writer())
         write_all(writer, IMAGE)
         writer.write_name("image:1", root_of(IMAGE))
@@ -367,6 +382,23 @@ def test_a_prune_begins_to_mark_again_when_an_image_goes_while_it_is_marked(root
     with replaced_os() as system:
         system.before("open", take_away, path=manifest.name)
         assert prune(root) == len(IMAGE.blobs) - 1
+    check_invariants(root)
+
+
+def test_S29_an_image_that_went_and_came_back_under_another_name_is_marked_from_its_root(root: Path) -> None:
+    put(root, IMAGE, "image:1")
+    manifest = blob(root, IMAGE.digest)
+
+    def take_away() -> None:
+        open_store(root).remove("image:1")
+        manifest.unlink()
+        # The root was looked for, and was not there; before the index is read again it is back.
+        system.before("open", lambda: copy_into(open_layout(root), IMAGE, "back:1"), path="index.json")
+
+    with replaced_os() as system:
+        system.before("open", take_away, path=manifest.name)
+        assert prune(root) == 0
+    assert read_names(root)["back:1"] == IMAGE.digest
     check_invariants(root)
 
 
@@ -586,6 +618,74 @@ def test_who_wants_the_same_blob_waits_while_it_grows_and_fetches_nothing(root: 
     check_invariants(root)
 
 
+def test_who_came_too_late_to_wait_looks_for_the_blob_once_more_before_it_fetches(root: Path) -> None:
+    layer = layer_of(BIG)
+    memory = memory_of({"x": BIG})
+    mine = RecordingSource(memory)
+    with (
+        replaced_os() as system,
+        open_layout(root).open_writer() as first,
+        open_layout(root).open_writer() as second,
+    ):
+        # The second one has looked, and found nothing; now the first one gets all of it done.
+        system.before("open", lambda: first.write_blob(layer, memory), path=str(partial_of(root, layer)))
+        second.write_blob(layer, mine)
+    assert mine.opened == []
+    assert not partial_of(root, layer).exists()
+    check_invariants(root)
+
+
+def test_who_opens_an_unfinished_download_that_is_finished_just_then_leaves_the_blob_as_it_is(root: Path) -> None:
+    layer = layer_of(BIG)
+    memory = memory_of({"x": BIG})
+    partial_of(root, layer).write_bytes(content_of(BIG, layer)[:1000])
+    mine = RecordingSource(memory)
+    with (
+        replaced_os() as system,
+        open_layout(root).open_writer() as first,
+        open_layout(root).open_writer() as second,
+    ):
+        system.after("open", lambda: first.write_blob(layer, memory), path=str(partial_of(root, layer)))
+        second.write_blob(layer, mine)
+    assert mine.opened == []
+    assert blob(root, str(layer.digest)).stat().st_mode & 0o7777 == 0o444
+    assert blob(root, str(layer.digest)).read_bytes() == content_of(BIG, layer)
+    check_invariants(root)
+
+
+def test_what_was_verified_as_it_came_is_not_read_again(root: Path) -> None:
+    layer = layer_of(BIG)
+    with replaced_os() as system, open_layout(root).open_writer() as writer:
+        writer.write_blob(layer, memory_of({"x": BIG}))
+        assert system.count("preadv", layer.digest.hex) == 0
+        assert writer.has_blob(layer)
+        assert system.count("preadv", layer.digest.hex) == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "FIFO"])
+def test_S17_what_lies_in_the_place_of_an_unfinished_download_is_not_written_to(root: Path, kind: str) -> None:
+    outside = root.parent / "outside"
+    outside.write_bytes(b"precious")
+    layer = layer_of(BIG)
+    shared = partial_of(root, layer)
+    if kind == "link":
+        shared.symlink_to(outside)
+    elif kind == "folder":
+        shared.mkdir()
+    else:
+        os.mkfifo(shared)
+    store = open_store(root)
+    start = time.monotonic()
+    with suppress(StoreError):
+        store.import_image(memory_of({"big:1": BIG}), "big:1")
+    open_store(root).prune()
+    store.import_image(memory_of({"big:1": BIG}), "big:1")
+    assert time.monotonic() - start < 5
+    assert outside.read_bytes() == b"precious"
+    assert blob(root, str(layer.digest)).read_bytes() == content_of(BIG, layer)
+    check_invariants(root)
+
+
 def test_who_waits_goes_on_from_what_a_process_that_died_has_left(root: Path) -> None:
     layer = layer_of(BIG)
     memory = memory_of({"x": BIG})
@@ -743,6 +843,27 @@ def test_a_partial_with_a_wrong_beginning_is_dropped_and_fetched_once_from_its_s
     assert not partial_of(root, layer).exists()
 
 
+def test_a_wrong_beginning_is_gone_when_the_second_try_is_cut_too(root: Path) -> None:
+    layer = layer_of(BIG)
+    memory = memory_of({"x": BIG})
+    partial_of(root, layer).write_bytes(b"x" * 200_000)
+
+    class CutTheSecondTime:
+        def __init__(self) -> None:
+            self.offsets: list[int] = []
+
+        def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+            self.offsets.append(offset)
+            source = BreakingSource(memory, [layer.digest], CUT, after_bytes=1000)
+            return (memory if offset else source).open_blob(descriptor, offset)
+
+    source = CutTheSecondTime()
+    with pytest.raises(RegistryError, match="cut"), open_layout(root).open_writer() as writer:
+        writer.write_blob(layer, source)
+    assert source.offsets == [200_000, 0]
+    assert partial_of(root, layer).read_bytes() == content_of(BIG, layer)[:1000]
+
+
 @pytest.mark.parametrize("had_bytes", [0, 1000])
 def test_a_source_that_lies_is_asked_at_most_once_more_and_nothing_is_kept_of_it(root: Path, had_bytes: int) -> None:
     layer = layer_of(BIG)
@@ -766,12 +887,15 @@ def test_a_partial_that_cannot_be_the_beginning_is_left_alone(root: Path, extra:
     else:
         (root.parent / "somebody's").write_bytes(content[:10])
         os.link(root.parent / "somebody's", partial_of(root, layer))
+    partial_of(root, layer).chmod(0o640)
     before = partial_of(root, layer).read_bytes()
     source = RecordingSource(memory_of({"x": BIG}))
     with open_layout(root).open_writer() as writer:
         writer.write_blob(layer, source)
     assert source.opened == [(layer.digest, 0)]
     assert partial_of(root, layer).read_bytes() == before
+    if extra != "too long":
+        assert (root.parent / "somebody's").stat().st_mode & 0o7777 == 0o640
     assert blob(root, str(layer.digest)).read_bytes() == content
 
 
@@ -901,6 +1025,18 @@ def test_a_prune_takes_a_partial_that_nobody_writes_and_leaves_one_that_somebody
     check_invariants(root)
 
 
+def test_a_prune_does_not_count_an_unfinished_download_that_was_finished_before_its_turn(root: Path) -> None:
+    layer = layer_of(BIG)
+    partial_of(root, layer).write_bytes(content_of(BIG, layer)[:1000])
+    with open_layout(root).open_writer() as writer, replaced_os() as system:
+        finish = lambda: writer.write_blob(layer, memory_of({"x": BIG}))  # noqa: E731
+        system.before("open", finish, path=str(partial_of(root, layer)))
+        report = open_store(root).prune()
+    assert report.removed == ()
+    assert not partial_of(root, layer).exists()
+    check_invariants(root)
+
+
 # Wrong blobs
 
 
@@ -976,7 +1112,7 @@ def test_a_load_that_fails_leaves_nothing(root: Path, harm: str) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("copy_file_range", "/ingest/"), ("fsync", "/ingest/"), ("open", ".index.json"), ("write", ".index.json")],
+    [("copy_file_range", "/ingest/"), ("fsync", "/ingest/"), ("open", "store/."), ("write", "store/.")],
 )
 def test_a_load_that_finds_the_disk_full_leaves_nothing(root: Path, name: str, path: str, number: int) -> None:
     (root.parent / "a.tar").write_bytes(pack(members_of(IMAGE, "image:1")))
@@ -999,6 +1135,22 @@ def test_a_blob_that_an_archive_holds_and_its_image_does_not_reach_goes_with_the
     check_invariants(root)
 
 
+@pytest.mark.parametrize("processes", [8])
+def test_many_processes_make_one_store_at_once(tmp_path: Path, processes: int) -> None:
+    folder = tmp_path / "new"
+    images = [build_image(salt=str(number)) for number in range(processes)]
+
+    def work(number: int) -> None:
+        put(folder, images[number], f"image:{number}")
+        open_store(folder).prune()
+
+    with ThreadPoolExecutor(processes) as pool:
+        ended = list(pool.map(lambda number: run_forked(partial(work, number)), range(processes)))
+    assert ended == [0] * processes
+    assert read_names(folder) == {f"image:{number}": image.digest for number, image in enumerate(images)}
+    check_invariants(folder)
+
+
 # Readers
 
 
@@ -1010,7 +1162,7 @@ def test_a_save_has_all_blobs_open_before_its_first_byte_and_survives_a_removal_
         assert prune(root) == len(IMAGE.blobs)
 
     with replaced_os() as system:
-        system.before("open", take_away, path=".a.tar.")
+        system.before("open", take_away, path=f"{root.parent}/.")
         image = open_store(root).save("image:1", root.parent / "a.tar")
     assert read_archive((root.parent / "a.tar").read_bytes()) == ("image:1", IMAGE.digest, IMAGE.blobs)
     assert not stored(root) & set(IMAGE.blobs)

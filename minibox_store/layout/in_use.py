@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import attrs
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-_LAYER_OPTIONS = ("lowerdir=", "upperdir=", "workdir=")
+_OVERLAY_OPTIONS = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +55,7 @@ def _is_below(path: str, used: frozenset[str]) -> bool:
 def read_usage(root: str) -> Usage:
     """Return what of ``root`` is used now, by any process that this one may look into."""
     prefix = os.path.realpath(root) + "/"
+    here = _Mount.of(prefix)
     opened: set[str] = set()
     mounted: set[str] = set()
     unseen, unseen_mounts = [], []
@@ -66,7 +67,8 @@ def read_usage(root: str) -> Usage:
         except OSError:
             unseen.append(int(name))
         try:
-            mounted.update(path for path in _mounted_paths(name) if path.startswith(prefix))
+            for line in _mountinfo(name):
+                mounted.update(path for path in _mounted_paths(line, here) if path.startswith(prefix))
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError:
@@ -80,30 +82,58 @@ def read_usage(root: str) -> Usage:
 
 
 def _open_paths(process: str) -> Iterator[str]:
-    for link in ("cwd", "root"):
+    """Yield what a process has open, works in, or runs from."""
+    for link in ("cwd", "root", "exe"):
         yield _read_link(f"/proc/{process}/{link}")
     folder = f"/proc/{process}/fd"
     for name in os.listdir(folder):
         yield _read_link(f"{folder}/{name}")
+    with open(f"/proc/{process}/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            yield line.rstrip("\n").partition("/")[1] + line.rstrip("\n").partition("/")[2]
 
 
 def _read_link(path: str) -> str:
     try:
         return os.readlink(path)
     except (FileNotFoundError, ProcessLookupError):
-        return ""  # closed meanwhile
+        return ""  # closed meanwhile, or a thread of the kernel
 
 
-def _mounted_paths(process: str) -> Iterator[str]:
-    """Yield mount points, and the folders that overlays are made of, as one process sees them."""
+@attrs.frozen
+class _Mount:
+    """One line of a mountinfo: which part of which device is seen where, and by which options."""
+
+    device: str
+    root: str
+    point: str
+    options: str
+
+    @classmethod
+    def of(cls, path: str) -> "_Mount":
+        """Return the mount, as this process sees it, that ``path`` lies in."""
+        found = [each for each in _mountinfo("self") if path.startswith(each.point.rstrip("/") + "/")]
+        return max(reversed(found), key=lambda each: len(each.point))
+
+
+def _mountinfo(process: str) -> Iterator[_Mount]:
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            fields, _, rest = line.rstrip("\n").partition(" - ")
-            yield _unescaped(fields.split(" ")[4])
-            for option in rest.split(" ")[-1].split(","):
-                for kind in _LAYER_OPTIONS:
-                    if option.startswith(kind):
-                        yield from (os.path.realpath(_unescaped(path)) for path in option[len(kind) :].split(":"))
+            before, _, after = line.rstrip("\n").partition(" - ")
+            fields = before.split(" ")
+            yield _Mount(fields[2], _unescaped(fields[3]), _unescaped(fields[4]), after.split(" ")[-1])
+
+
+def _mounted_paths(mount: _Mount, here: _Mount) -> Iterator[str]:
+    """Yield where something is mounted, what is mounted elsewhere, and the folders that an overlay is made of."""
+    yield mount.point
+    below = here.root.rstrip("/") + "/"
+    if mount.device == here.device and mount.root.startswith(below):
+        yield here.point.rstrip("/") + "/" + mount.root[len(below) :]
+    for option in mount.options.split(","):
+        key, _, paths = option.partition("=")
+        if key in _OVERLAY_OPTIONS:
+            yield from (os.path.realpath(_unescaped(path)) for path in paths.split(":") if path)
 
 
 def _unescaped(text: str) -> str:

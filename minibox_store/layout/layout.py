@@ -5,13 +5,12 @@ index.json is read whole and anew by every call, and changed only under the stor
 Spec: OCI image-spec 1.1, image-layout.md.
 """
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from minibox_store import _files, _locks
+from minibox_store import _files, _locks, media_types
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
@@ -23,7 +22,9 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
+from minibox_store.layout.history import History
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
+from minibox_store.layout.settling import read_settled
 from minibox_store.layout.transaction import LOCK, Transaction, living_folder
 from minibox_store.layout_index import find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -31,12 +32,10 @@ from minibox_store.protocols import BlobStream
 
 _FILE_MODE = 0o644
 _EMPTY = LayoutIndex()
-# What is not a readable file of the size that such a file may have; anything else says nothing of the file.
-_DAMAGE = (*_files.NOT_REGULAR, errno.EISDIR, errno.ENOTDIR, errno.EFBIG, errno.EIO)
 
 
 def _damage(path: str, error: OSError) -> Exception:
-    return StoreDamaged(path, error.strerror or str(error)) if error.errno in _DAMAGE else error
+    return StoreDamaged(path, error.strerror or str(error)) if error.errno in _files.DAMAGE else error
 
 
 class Layout:
@@ -47,6 +46,8 @@ class Layout:
         durable: whether a change survives a loss of power once the call that made it returns.
         lock_timeout_seconds: how long any call waits for another process at most, before StoreBusy.
         limits: the bounds on what is read.
+        settle_seconds: how long index.json, or a document, that is not what it should be is read again before that is
+            an error: another tool may be writing it.
     """
 
     def __init__(
@@ -56,11 +57,14 @@ class Layout:
         durable: bool = True,
         lock_timeout_seconds: float = 30.0,
         limits: Limits = DEFAULT_LIMITS,
+        settle_seconds: float = 1.0,
     ) -> None:
         self.paths = LayoutPaths(os.path.abspath(root))
         self.durable = durable
         self.lock_timeout_seconds = lock_timeout_seconds
         self.limits = limits
+        self.settle_seconds = settle_seconds
+        self.history = History(paths=self.paths, durable=durable, limit_bytes=limits.index_bytes)
         self._hard_links: bool | None = None
         self._last_index: tuple[bytes | None, LayoutIndex] = (None, _EMPTY)
 
@@ -74,23 +78,28 @@ class Layout:
         Raises:
             StoreDamaged: when it cannot be read as an index, or is gone while blobs are there.
         """
+        return self.read_content()[1]
+
+    def read_content(self) -> tuple[bytes | None, LayoutIndex]:
+        """Return the bytes of index.json too, None where no store has been made yet; raises as :meth:`read_index`."""
+        try:
+            return read_settled(self._read_content, self.paths.index, InvalidDocument, self.settle_seconds)
+        except InvalidDocument as error:
+            raise StoreDamaged(self.paths.index, str(error)) from error
+
+    def _read_content(self) -> tuple[bytes | None, LayoutIndex]:
         try:
             content = _files.read_whole(self.paths.index, self.limits.index_bytes)
         except FileNotFoundError:
             if self._has_blobs():
                 raise StoreDamaged(self.paths.index, "it is missing, though the store holds blobs") from None
-            return _EMPTY
+            return None, _EMPTY
         except OSError as error:
             raise _damage(self.paths.index, error) from error
-        last_content, last_index = self._last_index
-        if content == last_content:
-            return last_index
-        try:
-            index = decode_layout_index(content)
-        except InvalidDocument as error:
-            raise StoreDamaged(self.paths.index, str(error)) from error
-        self._last_index = (content, index)
-        return index
+        last = self._last_index
+        if content != last[0]:
+            self._last_index = last = (content, decode_layout_index(content))
+        return last
 
     def _has_blobs(self) -> bool:
         for algorithm in ALGORITHMS:
@@ -126,6 +135,14 @@ class Layout:
             StoreDamaged: when it is a link, no file, or of another size.
         """
         path = self.paths.blob(descriptor.digest)
+        is_document = media_types.is_document(descriptor.media_type)
+        seconds = self.settle_seconds if is_document else 0.0
+        try:
+            return read_settled(lambda: self._open_sized(path, descriptor), path, ContentMismatch, seconds)
+        except ContentMismatch as error:
+            raise StoreDamaged(path, f"it has {error.actual} where its descriptor says {error.expected}") from error
+
+    def _open_sized(self, path: str, descriptor: Descriptor) -> int:
         try:
             opened = _files.open_regular(path)
         except FileNotFoundError:
@@ -134,10 +151,13 @@ class Layout:
             if error.errno in _files.NOT_REGULAR:
                 raise StoreDamaged(path, "it is not a regular file") from error
             raise
-        size_bytes = os.fstat(opened).st_size
-        if size_bytes != descriptor.size_bytes:
+        try:
+            size_bytes = os.fstat(opened).st_size
+            if size_bytes != descriptor.size_bytes:
+                raise ContentMismatch(str(descriptor.digest), str(descriptor.size_bytes), f"{size_bytes} bytes")
+        except BaseException:
             os.close(opened)
-            raise StoreDamaged(path, f"it has {size_bytes} bytes where its descriptor says {descriptor.size_bytes}")
+            raise
         return opened
 
     @contextmanager
@@ -168,12 +188,11 @@ class Layout:
             yield transaction
             transaction.commit()
 
-    def prepare(self) -> None:
-        """Make the store where it is not there yet; check that it is ours to change where it is.
+    def prepare_folders(self) -> None:
+        """Make the folders that locks lie in; check that the store is ours to change.
 
         Raises:
             StoreUnavailable: when its folder belongs to another user.
-            StoreDamaged: when it is a layout of a version that this library does not know.
         """
         paths = self.paths
         _files.make_directories(paths.root, durable=self.durable)
@@ -181,6 +200,16 @@ class Layout:
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
             _files.make_directory(path)
+
+    def prepare(self) -> None:
+        """Make the store where it is not there yet; check that it is ours to change where it is.
+
+        Raises:
+            StoreUnavailable: when its folder belongs to another user.
+            StoreDamaged: when it is a layout of a version that this library does not know.
+        """
+        self.prepare_folders()
+        paths = self.paths
         if not self._has_marker() or not _files.exists(paths.index):
             with self.store_lock("making the store"):
                 if not self._has_marker():
@@ -224,13 +253,23 @@ class Layout:
         Raises:
             StoreUnavailable: when it would be larger than can be read again.
         """
-        if _files.exists(self.paths.index) and index == self.read_index():
+        present, present_index = self.read_content()
+        if present is not None and index == present_index:
             yield
             return
+        with self.writing_index(index, present):
+            yield
+
+    @contextmanager
+    def writing_index(self, index: LayoutIndex, present: bytes | None) -> Iterator[None]:
+        """Do as :meth:`replacing_index`, whatever is there; ``present`` is what is to be kept in the history of it."""
         content = encode_layout_index(index)
         if len(content) > self.limits.index_bytes:
             raise StoreUnavailable(self.paths.index, f"it would be larger than {self.limits.index_bytes} bytes")
-        with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened:
+        with (
+            self.history.recording(present, content),
+            _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened,
+        ):
             _files.write_all(opened, content)
             if self.durable:
                 _files.sync_file(opened)

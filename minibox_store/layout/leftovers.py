@@ -3,6 +3,7 @@
 Our own transactions and partials say by their lock whether they live. Of anything else, ``/proc`` is asked.
 """
 
+import itertools
 import os
 import re
 import stat
@@ -10,13 +11,13 @@ from collections.abc import Iterator
 
 from minibox_store import _files, _locks
 from minibox_store.images import Removal
-from minibox_store.layout.in_use import Usage, read_usage
+from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
-_UNFINISHED_WRITE = re.compile(r"\.minibox-[0-9a-f]{16}\.tmp")
+_UNFINISHED_WRITE = re.compile(r"\.(index\.json|oci-layout|[0-9]{10}\.json)\.[0-9a-f]{16}\.tmp")
 
 
 def is_alive(transaction: str) -> bool:
@@ -42,7 +43,6 @@ class Broom:
         self._removed = removed
         self._errors = errors
         self._dry_run = dry_run
-        self._usage: Usage | None = None
         self.kept: list[str] = []
 
     def sweep_leftovers(self, *, build_cache: bool) -> None:
@@ -63,12 +63,12 @@ class Broom:
                 self._remove_locked(path, os.path.join(path, "lock"), "transaction", "its process has ended")
 
     def _sweep_partials(self) -> None:
-        for path in _children(self._layout.paths.partials):
+        for path in filter(_is_regular, _children(self._layout.paths.partials)):
             self._remove_locked(path, path, "partial", "nobody goes on with this download")
 
     def _sweep_unfinished_writes(self) -> None:
         paths = self._layout.paths
-        for path in _children(paths.root):
+        for path in itertools.chain(_children(paths.root), _children(paths.history)):
             name = os.path.basename(path)
             if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
                 # Files are written anew under the store lock alone, so under it they are nobody's.
@@ -83,12 +83,12 @@ class Broom:
         self, paths: Iterator[str], kind: str, reason: str, linked: frozenset[str] = frozenset()
     ) -> None:
         for path in paths:
-            if self._usage is None:
-                self._usage = read_usage(self._layout.paths.root)
+            # Asked anew for each: what was begun while the others went is seen too.
+            usage = read_usage(self._layout.paths.root)
             if _is_pointed_at(path, linked):
                 user: str | None = "extracted/ points into it"
             else:
-                user = self._usage.who_mounts(path) if kind == "build cache" else self._usage.who_uses(path)
+                user = usage.who_mounts(path) if kind == "build cache" else usage.who_uses(path)
             if user is not None:
                 self.kept.append(f"{self._relative(path)}: {user}")
             elif self._dry_run:
@@ -140,8 +140,10 @@ def _foreign(root: str, ingest: str) -> Iterator[str]:
             yield path
     for path in _children(ingest):
         name = os.path.basename(path)
-        if name != "partial" and name not in _OUR_LOCKS and not _TRANSACTION.fullmatch(name):
+        is_transaction = _TRANSACTION.fullmatch(name) and _is_directory(path)
+        if name != "partial" and name not in _OUR_LOCKS and not is_transaction:
             yield path
+    yield from (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
 
 
 def _children(folder: str) -> Iterator[str]:
@@ -152,6 +154,13 @@ def _children(folder: str) -> Iterator[str]:
 def _is_directory(path: str) -> bool:
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
 
@@ -173,5 +182,5 @@ def _size_bytes(path: str) -> int:
         if not stat.S_ISDIR(status.st_mode):
             return status.st_size if status.st_nlink == 1 else 0
         return sum(_size_bytes(os.path.join(path, name)) for name in os.listdir(path))
-    except FileNotFoundError:
-        return 0
+    except OSError:
+        return 0  # gone, or not to be seen: its removal tells

@@ -8,6 +8,7 @@ open for writing.
 import errno
 import os
 import secrets
+import stat
 import time
 
 from minibox_store import _files, _locks
@@ -102,10 +103,16 @@ class PartialClaim:
 
     def take(self, size_bytes: int) -> Partial | None:
         """Return a partial to write, or None while it is better to wait: then look for the blob and ask again."""
-        opened = _files.open_shared(self._shared)
+        try:
+            opened = _files.open_shared(self._shared)
+        except OSError as error:
+            if error.errno not in _files.NOT_REGULAR:
+                raise
+            return self._take_own()  # a link or a folder: nobody downloads there
         if _locks.try_lock(opened, self._shared):
             status = os.fstat(opened)
-            if status.st_size <= size_bytes and status.st_nlink == 1:
+            is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            if is_ours and status.st_size <= size_bytes:
                 return Partial(opened, self._shared)
             _locks.release(opened)
             return self._take_own()

@@ -46,6 +46,11 @@ class LayoutPaths:
         return os.path.join(self.root, "quarantine")
 
     @property
+    def history(self) -> str:
+        """The last generations of index.json."""
+        return os.path.join(self.root, "history")
+
+    @property
     def store_lock(self) -> str:
         """Held for short steps that change index.json, or take from ``blobs/``."""
         return os.path.join(self.ingest, "store.lock")
@@ -76,6 +81,11 @@ class LayoutPaths:
     def partial(self, digest: Digest) -> str:
         """Return the path of a blob's shared unfinished download."""
         return os.path.join(self.partials, pin_name(digest))
+
+
+def relative_path(digest: Digest) -> str:
+    """Return the path of a blob below the root of any store."""
+    return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
 def pin_name(digest: Digest) -> str:

@@ -12,13 +12,13 @@ from typing import TypeVar
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, mark_index, plan_blobs
-from minibox_store.digest import Digest
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.images import PruneReport, Removal
+from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
-from minibox_store.layout.leftovers import Broom, is_alive
-from minibox_store.layout.paths import ALGORITHMS, HEX_LENGTHS, pinned_digest
+from minibox_store.layout.leftovers import Broom
+from minibox_store.layout.paths import ALGORITHMS, HEX_LENGTHS, pinned_digest, relative_path
 from minibox_store.layout_index import name_of
 
 _T = TypeVar("_T")
@@ -103,10 +103,6 @@ class Sweep:
             return
         raise StoreBusy(self._paths.index, None, None, "changing index.json all the time")
 
-    def _live_pins(self) -> set[Digest]:
-        transactions = (entry for entry in _entries(self._paths.ingest) if entry.is_dir(follow_symlinks=False))
-        return {digest for entry in transactions if is_alive(entry.path) for digest in _pins(entry.path)}
-
     # ---- blobs
 
     def _stored_blobs(self) -> Iterator[StoredBlob]:
@@ -114,7 +110,7 @@ class Sweep:
         for algorithm in ALGORITHMS:
             alive = {digest.hex for digest in live if digest.algorithm == algorithm}
             length = HEX_LENGTHS[algorithm]
-            for entry in _entries(self._paths.blobs(algorithm)):
+            for entry in iter_entries(self._paths.blobs(algorithm)):
                 # Most blobs are alive: they are passed over before a digest is made of their names.
                 if len(entry.name) != length or entry.name in alive:
                     continue
@@ -123,14 +119,14 @@ class Sweep:
                     yield StoredBlob(digest=digest, size_bytes=entry.stat(follow_symlinks=False).st_size)
 
     def _sweep_blobs(self) -> None:
-        plan = plan_blobs(self._stored_blobs(), lambda digest: digest in self._marks.live, _relative_path)
+        plan = plan_blobs(self._stored_blobs(), lambda digest: digest in self._marks.live, relative_path)
         if self._dry_run:
-            pins = self._live_pins()
+            pins = live_pins(self._paths)
             self._removed.extend(removal for digest, removal in plan if digest not in pins)
             return
         for batch in self._locked_batches(plan):
             self._mark_new_roots()
-            pins = self._live_pins()
+            pins = live_pins(self._paths)
             for digest, removal in batch:
                 if digest not in self._marks.live and digest not in pins:
                     self._remove(removal)
@@ -150,7 +146,7 @@ class Sweep:
     def _sweep_sidecars(self) -> None:
         gone = {removal.path for removal in self._removed}
         plan = []
-        for entry in _entries(self._paths.blobs("sha256")):
+        for entry in iter_entries(self._paths.blobs("sha256")):
             layer = entry.name.removesuffix(_SIDECAR)
             if layer == entry.name or pinned_digest(f"sha256-{layer}") is None or entry.is_dir(follow_symlinks=False):
                 continue
@@ -178,25 +174,6 @@ class Sweep:
             self._errors.append(f"{removal.path}: {error.strerror}")
             return
         self._removed.append(removal)
-
-
-def _relative_path(digest: Digest) -> str:
-    return f"blobs/{digest.algorithm}/{digest.hex}"
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except FileNotFoundError:
-        return
-
-
-def _pins(folder: str) -> Iterator[Digest]:
-    for entry in _entries(folder):
-        digest = pinned_digest(entry.name)
-        if digest is not None:
-            yield digest
 
 
 def _name_of_missing(index: LayoutIndex, digest: str) -> str:

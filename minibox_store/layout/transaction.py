@@ -5,17 +5,18 @@ found, finished or staged. A collection leaves those alone. The order is always:
 Whatever happens, a transaction that fails removes its own folder and nothing under ``blobs/``.
 """
 
+import functools
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from minibox_store import _files, _locks, media_types
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreUnavailable
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import LayoutPaths, pin_name
@@ -49,10 +50,11 @@ def living_folder(paths: LayoutPaths) -> Iterator[str]:
 
 def _begin(folder: str) -> int:
     path = os.path.join(folder, LOCK)
+    os.stat(os.path.dirname(folder))  # where there is no store, there is nothing to try again
     for _ in range(_ATTEMPTS):
-        _files.make_directory(folder)
         # Between these steps a collection may take the folder for an abandoned one: then begin again.
         with suppress(FileNotFoundError):
+            _files.make_directory(folder)
             lock = _files.open_shared(path)
             if _locks.try_lock(lock, path):
                 return lock
@@ -78,7 +80,7 @@ class Transaction:
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
         self._wrong: dict[Digest, _files.Signature | None] = {}
-        self._names: dict[str, Descriptor] = {}
+        self._changes: list[Callable[[LayoutIndex], LayoutIndex]] = []
 
     # ---- life
 
@@ -104,12 +106,12 @@ class Transaction:
         Raises:
             StoreBusy: when the lock was not to be had; nothing has changed then.
         """
-        if not self._names:
+        if not self._changes:
             return
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
-            for name, descriptor in self._names.items():
-                index = with_name(index, name, descriptor)
+            for change in self._changes:
+                index = change(index)
             with self._layout.replacing_index(index):
                 for digest in sorted(self._reached):
                     self._publish_locked(digest)
@@ -135,7 +137,7 @@ class Transaction:
             self._check_against_store(digest)
             with self._guard:
                 self._reached.add(digest)
-        elif size_bytes is not None and digest not in self._finished:
+        elif size_bytes is not None and digest not in self._finished and digest not in self._reached:
             self._unpin(digest)
         return is_good
 
@@ -167,7 +169,14 @@ class Transaction:
         check_image_name(name)
         if descriptor.digest not in self._reached:
             raise IncompleteImage(name, (str(descriptor.digest),))
-        self._names[name] = descriptor
+        self._changes.append(functools.partial(with_name, name=name, descriptor=descriptor))
+
+    def write_change(self, change: Callable[[LayoutIndex], LayoutIndex]) -> None:
+        """Let ``change`` be made to the index when the transaction commits, under the store lock.
+
+        The caller has seen to it that :meth:`has_blob` holds for all that it adds. An error that it raises aborts.
+        """
+        self._changes.append(change)
 
     # ---- BlobStage
 
@@ -254,17 +263,21 @@ class Transaction:
         Return False where ``path`` has become another file than the one that was verified: all is to be done again.
         """
         pin = self._pin_path(descriptor.digest)
-        try:
-            _files.rename_file(path, pin)
-        except FileNotFoundError:
-            return False
-        if not _files.is_same_file(opened, pin):
-            _files.discard_file(pin)
-            return False
-        _files.set_mode(opened, _BLOB_MODE)
         if self._layout.durable:
             _files.sync_file(opened)
         with self._guard:
+            if descriptor.digest in self._finished:
+                # Another thread of this transaction was first. Its copy must keep its name: it may be linked just now.
+                _files.discard_file(path)
+                return True
+            try:
+                _files.rename_file(path, pin)
+            except FileNotFoundError:
+                return False
+            if not _files.is_same_file(opened, pin):
+                _files.discard_file(pin)
+                return False
+            _files.set_mode(opened, _BLOB_MODE)
             self._held[descriptor.digest] = descriptor.size_bytes
             self._finished.add(descriptor.digest)
         return True
@@ -303,7 +316,8 @@ class Transaction:
             self._note_wrong(digest, blob)
             return
         try:
-            if not _is_content(opened, digest, self._held[digest]):
+            is_own = self._hard_links and _files.is_same_file(opened, self._pin_path(digest))
+            if not is_own and not _is_content(opened, digest, self._held[digest]):
                 self._note_wrong(digest, blob)
         finally:
             os.close(opened)

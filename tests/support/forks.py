@@ -16,6 +16,7 @@ RAISED = 99
 
 _WAIT_SECONDS = 15.0
 _NOT_PERMITTED = 98
+_PARENT_DEATH_SIGNAL = 1
 _NEW_NAMESPACES = 0x20000000 | 0x00020000  # CLONE_NEWPID | CLONE_NEWNS
 _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
 
@@ -129,6 +130,8 @@ def _fork(function: Callable[[], None]) -> int:
         pid = os.fork()
     if pid:
         return pid
+    # Whoever ends the parent, in whatever way, ends this one too: nothing outlives the test that wants it.
+    _libc().prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     status = RAISED
     try:
         function()

@@ -1,6 +1,7 @@
 """What always holds of a store, whatever was done to it or broke off: checked with nothing but json and hashlib.
 
-Nothing here knows ``minibox_store``. The rules are those of DESIGN.md, "What always holds", 1, 2, 3 and 10.
+Nothing here knows ``minibox_store``. The rules are those of DESIGN.md, "What always holds", 1, 2, 3 and 10, and that
+of ``history/``.
 """
 
 import fcntl
@@ -21,18 +22,24 @@ _DOCUMENTS = {
 }
 _HEX = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
 _LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
+_GENERATION = re.compile(r"[0-9]{10}\.json")
 _NAME = "org.opencontainers.image.ref.name"
 
 
-def check_invariants(root: Path, *, leftovers: bool = False, absent_manifests: bool = False) -> None:
+def check_invariants(
+    root: Path, *, leftovers: bool = False, absent_manifests: bool = False, history_behind: bool = False
+) -> None:
     """Fail with every breach that is found.
 
     Args:
         root: the store; one that has not been made yet keeps every rule.
         leftovers: whether unfinished work of processes that have ended may lie about.
         absent_manifests: whether manifests below an index may be missing.
+        history_behind: whether index.json may say what no generation says yet: another tool wrote it, or a process died
+            right behind it, and nothing has changed it since.
     """
     breaches = list(iter_breaches(root, absent_manifests=absent_manifests))
+    breaches += _breaches_of_history(root, behind=leftovers or history_behind)
     breaches += [f"{path}: somebody holds its lock" for path in held_locks(root)]
     breaches += [f"{path}: this process has it open" for path in open_files(root)]
     if not leftovers:
@@ -103,7 +110,7 @@ def find_leftovers(root: Path) -> list[str]:
     """Return what unfinished work has left: in ``ingest/`` all but locks and partials, and files half written."""
     ingest = root / "ingest"
     found = [path for path in ingest.glob("*") if path.name not in _LOCKS and path.name != "partial"]
-    found += [path for path in root.glob(".*") if path.name.endswith(".tmp")]
+    found += [path for path in [*root.glob(".*"), *root.glob("history/.*")] if path.name.endswith(".tmp")]
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
@@ -134,6 +141,24 @@ def open_files(root: Path) -> list[str]:
         if target.startswith(f"{root.resolve()}/"):
             found.append(target)
     return sorted(found)
+
+
+def generations(root: Path) -> list[Path]:
+    """Return the generations of index.json, the oldest first."""
+    return sorted(path for path in (root / "history").glob("*") if _GENERATION.fullmatch(path.name))
+
+
+def _breaches_of_history(root: Path, *, behind: bool) -> Iterator[str]:
+    for path in generations(root):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or stat.S_IMODE(status.st_mode) != 0o600:
+            yield f"history/{path.name}: it is no file of its own for its owner alone"
+        json.loads(path.read_bytes())
+    if generations(root) and not behind:
+        if len(generations(root)) > 10:
+            yield f"history/: there are {len(generations(root))} generations"
+        if generations(root)[-1].read_bytes() != (root / "index.json").read_bytes():
+            yield f"history/{generations(root)[-1].name}: it is not what index.json says"
 
 
 def _breaches_of_blobs(root: Path) -> Iterator[str]:

@@ -16,13 +16,13 @@ from tests.support.sources import descriptors_of, memory_of
 
 
 def open_store(root: Path, *, lock_timeout_seconds: float = 10.0) -> Store:
-    """Return a store that does not wait for the disk."""
-    return Store(root, durability="none", lock_timeout_seconds=lock_timeout_seconds)
+    """Return a store that waits neither for the disk nor for other tools to write what is damaged to its end."""
+    return Store(root, durability="none", lock_timeout_seconds=lock_timeout_seconds, settle_seconds=0.0)
 
 
 def open_layout(root: Path, *, lock_timeout_seconds: float = 10.0) -> Layout:
     """Return the same folder as an end of copies."""
-    return Layout(root, durable=False, lock_timeout_seconds=lock_timeout_seconds)
+    return Layout(root, durable=False, lock_timeout_seconds=lock_timeout_seconds, settle_seconds=0.0)
 
 
 def put(root: Path, image: BuiltImage, *names: str) -> None:

@@ -1,0 +1,49 @@
+"""The part of the store's face that goes back to what index.json said earlier: undo, find again, mend."""
+
+from minibox_store._file_errors import file_errors
+from minibox_store.images import Image, IndexRepair, LostName
+from minibox_store.layout import Layout, Listing, find_lost_names, mend_index, undo_last_change
+
+
+class Generations:
+    """What a :class:`minibox_store.Store` does with the last ten contents of its index.json, kept in ``history/``."""
+
+    _layout: Layout
+    _listing: Listing
+
+    def undo(self) -> tuple[Image, ...]:
+        """Give back the names that the last change took away or gave to other images; return what they stand for.
+
+        That change may have been another tool's. Names that it added stay, and so does what they stand for. An undo is
+        a change like any other: one that replaced something can be undone.
+
+        Raises:
+            NothingToDo: when the last change took nothing away and replaced nothing.
+            IncompleteImage: when a blob that such an image needs is gone; nothing has changed then.
+
+        Guarantees: atomic; every image that is given back is whole, and stays so while it is given back.
+        """
+        with file_errors(self._layout.paths.root):
+            given_back = undo_last_change(self._layout)
+            return tuple(self._listing.image(name, descriptor) for name, descriptor in given_back)
+
+    def lost_names(self) -> tuple[LostName, ...]:
+        """Return the names that the store had, has no more, and whose whole images are there; sorted by name.
+
+        Such is what another tool dropped when it wrote index.json from what it had read before, and what was removed.
+        """
+        with file_errors(self._layout.paths.root):
+            return find_lost_names(self._layout)
+
+    def repair_index(self) -> IndexRepair:
+        """Write an index.json that cannot be read anew, from the newest content before that can; return what was done.
+
+        Raises:
+            NothingToDo: when it can be read; nothing has changed then.
+            StoreDamaged: when no content before can be read either; nothing has changed then.
+
+        Guarantees: what is found in its place is kept in ``quarantine/``. A name of whose image a blob is gone is left
+            out, and told.
+        """
+        with file_errors(self._layout.paths.root):
+            return mend_index(self._layout)

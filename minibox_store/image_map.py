@@ -1,0 +1,133 @@
+"""What the entries of a store reach, kept to be asked afterwards: who needs a blob, by which way, and what it weighs.
+
+It is filled by the one walk, with each blob once, and keeps descriptors alone. Pure.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, children
+from minibox_store.graph import Identity, Node, UnreadableListener, identity, walk
+from minibox_store.images import ImageUsage, Need
+from minibox_store.layout_index import name_of
+from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.protocols import BlobSource
+
+
+@attrs.define
+class ImageMap:
+    """The graphs below some roots.
+
+    Attributes:
+        limits: how deep and how large each may be.
+        roots: in the order in which they were added.
+        leaves: each blob that is no document.
+        absent: the manifests below an index that are not there: foreign tools keep such indexes.
+        unreadable: the documents that are missing or wrong; what they alone lead to is not in the map.
+    """
+
+    limits: Limits = DEFAULT_LIMITS
+    roots: list[Descriptor] = attrs.field(factory=list)
+    leaves: dict[Identity, Node] = attrs.field(factory=dict)
+    absent: dict[Identity, Descriptor] = attrs.field(factory=dict)
+    unreadable: set[Identity] = attrs.field(factory=set)
+    _seen: set[Identity] = attrs.field(factory=set)
+    _children: dict[Identity, tuple[Descriptor, ...]] = attrs.field(factory=dict)
+    _parents: defaultdict[Identity, list[Identity]] = attrs.field(factory=lambda: defaultdict(list))
+    _identities: defaultdict[Digest, set[Identity]] = attrs.field(factory=lambda: defaultdict(set))
+
+    def add_root(
+        self, source: BlobSource, root: Descriptor, *, on_unreadable: UnreadableListener | None = None
+    ) -> None:
+        """Add everything that ``root`` reaches, and ``root``.
+
+        Args:
+            source: where documents are read from; leaves are not opened.
+            root: an entry of an index.
+            on_unreadable: told of each document that is missing or wrong, which counts as a leaf then.
+
+        Raises:
+            BlobNotFound, ContentMismatch, InvalidDocument: for such a document, where nobody is told; the map is
+                worth nothing then.
+        """
+        if identity(root) in self.absent:  # a root may not be absent; and it may have come since
+            del self.absent[identity(root)]
+            self._seen.discard(identity(root))
+        self.roots.append(root)
+
+        def note(descriptor: Descriptor, error: Exception) -> None:
+            if on_unreadable is None:
+                raise error
+            self.unreadable.add(identity(descriptor))
+            on_unreadable(descriptor, error)
+
+        for node in walk(
+            source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True, on_unreadable=note
+        ):
+            key = identity(node.descriptor)
+            self._identities[key[0]].add(key)
+            if node.document is not None:
+                self._children[key] = tuple(child.descriptor for child in children(node.document))
+                for below in {identity(child) for child in self._children[key]}:
+                    self._parents[below].append(key)
+            elif not media_types.is_document(node.descriptor.media_type):
+                self.leaves[key] = node
+            elif key not in self.unreadable:
+                self.absent[key] = node.descriptor
+
+    def has(self, digest: Digest) -> bool:
+        """Whether some root reaches the blob, or is it."""
+        return digest in self._identities
+
+    def needs_of(self, digest: Digest) -> Iterator[Need]:
+        """Yield for each root that reaches the blob the shortest way to it, in the order of the roots."""
+        nearer: dict[Identity, Identity] = {key: key for key in self._identities.get(digest, ())}
+        todo = list(nearer)
+        for key in todo:  # grows as it is gone through: whoever is nearest comes first
+            for parent in self._parents.get(key, ()):
+                if parent not in nearer:
+                    nearer[parent] = key
+                    todo.append(parent)
+        for root in self.roots:
+            if identity(root) in nearer:
+                yield Need(name=name_of(root), path=tuple(self._way_down(root, nearer)))
+
+    def _way_down(self, root: Descriptor, nearer: Mapping[Identity, Identity]) -> Iterator[Descriptor]:
+        yield root
+        key = identity(root)
+        while nearer[key] != key:
+            below = nearer[key]
+            yield next(each for each in self._children[key] if identity(each) == below)
+            key = below
+
+    def names_of(self, digest: Digest) -> tuple[str, ...]:
+        """Return the names of the images that need the blob, sorted."""
+        return tuple(sorted({need.name for need in self.needs_of(digest) if need.name is not None}))
+
+    def reached_from(self, root: Descriptor) -> set[Digest]:
+        """Return the digest of each blob that a root reaches, and its own."""
+        found = {identity(root)}
+        todo = [identity(root)]
+        while todo:
+            below = {identity(child) for child in self._children.get(todo.pop(), ())} - found
+            found |= below
+            todo.extend(below)
+        return {key[0] for key in found}
+
+
+def weigh_images(images: ImageMap, sizes_bytes: Mapping[Digest, int]) -> tuple[ImageUsage, ...]:
+    """Return what each root of a map takes of some blobs, sorted by name, those without one at the end."""
+    reached = [(root, images.reached_from(root)) for root in images.roots]
+    users = Counter(digest for _, digests in reached for digest in digests)
+    weighed = []
+    for root, digests in reached:
+        own_bytes = sum(sizes_bytes.get(digest, 0) for digest in digests if users[digest] == 1)
+        size_bytes = sum(sizes_bytes.get(digest, 0) for digest in digests)
+        weighed.append(
+            ImageUsage(name=name_of(root), digest=root.digest, own_bytes=own_bytes, shared_bytes=size_bytes - own_bytes)
+        )
+    return tuple(sorted(weighed, key=lambda usage: (usage.name is None, usage.name or "", usage.digest)))

@@ -1,0 +1,168 @@
+"""What lies in a store at one moment, for whoever looks and changes nothing. It takes no lock and writes nothing.
+
+Files are listed first, then what live transactions hold, then index.json: so a blob that a transaction has published
+is held by it, or its name is in the index.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+
+from minibox_store import _files
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreDamaged
+from minibox_store.image_map import ImageMap
+from minibox_store.images import Finding
+from minibox_store.layout.layout import Layout
+from minibox_store.layout.leftovers import is_alive
+from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
+from minibox_store.layout_index import name_of
+from minibox_store.protocols import BlobStream
+
+_ATTEMPTS = 5
+
+
+class Inventory:
+    """The files of a store as they were listed, and its blobs as a source that says in which way each is wrong.
+
+    Attributes:
+        sizes_bytes: of each regular file that is called by a digest.
+        strays: the path, below the root, of whatever else is no regular file; with its digest if it spells one.
+        pinned: the blobs that live transactions hold.
+        index: index.json.
+
+    Raises:
+        StoreDamaged: when index.json cannot be read.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.sizes_bytes: dict[Digest, int] = {}
+        self.strays: dict[str, Digest | None] = {}
+        for algorithm in ALGORITHMS:
+            self._list_blobs(algorithm)
+        self.pinned = live_pins(layout.paths)
+        self.index = layout.read_index()
+
+    @property
+    def roots(self) -> tuple[Descriptor, ...]:
+        """The entries of the index."""
+        return tuple(entry.descriptor for entry in self.index.entries)
+
+    def _list_blobs(self, algorithm: str) -> None:
+        for entry in iter_entries(self._layout.paths.blobs(algorithm)):
+            digest = pinned_digest(f"{algorithm}-{entry.name}")
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                self.strays[f"blobs/{algorithm}/{entry.name}"] = digest
+            elif digest is not None:
+                self.sizes_bytes[digest] = status.st_size
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return the blob's bytes from ``offset`` on.
+
+        Raises:
+            BlobNotFound: when there is nothing.
+            StoreDamaged: when it is a link, or no file.
+            ContentMismatch: when it has another size; nothing is read then.
+        """
+        path = self._layout.paths.blob(descriptor.digest)
+        try:
+            opened = _files.open_regular(path)
+        except FileNotFoundError:
+            raise BlobNotFound(str(descriptor.digest)) from None
+        except OSError as error:
+            if error.errno in _files.NOT_REGULAR:
+                raise StoreDamaged(path, "it is not a regular file") from error
+            raise
+        try:
+            size_bytes = os.fstat(opened).st_size
+            if size_bytes != descriptor.size_bytes:
+                raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
+        except BaseException:
+            os.close(opened)
+            raise
+        return _files.FileStream(opened, offset, size_bytes - offset)
+
+    def unneeded(self, images: ImageMap) -> dict[Digest, int]:
+        """Return the sizes of the blobs that no image and no transaction needs: what a prune would remove."""
+        return {
+            digest: size_bytes
+            for digest, size_bytes in self.sizes_bytes.items()
+            if not images.has(digest) and digest not in self.pinned
+        }
+
+    def findings(self, images: ImageMap) -> Iterator[Finding]:
+        """Yield what lies under ``blobs/`` and is no blob, or one that nobody needs.
+
+        Where a document could not be read nobody knows what it needs, and nothing is called unreferenced.
+        """
+        for path, digest in self.strays.items():
+            if digest is None or not images.has(digest):
+                yield Finding(kind="not a file", path=path, digest=digest, problem=f"{path} is not a regular file")
+        for digest in () if images.unreadable else self.unneeded(images):
+            path = relative_path(digest)
+            problem = f"no image in the index needs {digest}"
+            yield Finding(kind="unreferenced", path=path, digest=digest, problem=problem)
+
+    def confirmed(self, findings: list[Finding], images: ImageMap) -> tuple[Finding, ...]:
+        """Return the findings that hold still, sorted: an image that was removed and collected is no damage."""
+        held = sorted(findings, key=lambda finding: (finding.path, finding.kind))
+        for _ in range(_ATTEMPTS):
+            index = self._layout.read_index()
+            roots = {entry.descriptor.digest for entry in index.entries}
+            held = [finding for finding in held if self._holds(finding, images, roots)]
+            if self._layout.read_index() is index:
+                break
+        return tuple(held)
+
+    def _holds(self, finding: Finding, images: ImageMap, roots: set[Digest]) -> bool:
+        is_there = _files.exists(os.path.join(self._layout.paths.root, finding.path))
+        if finding.kind == "unreferenced":
+            return is_there
+        if finding.kind not in ("missing", "absent") or finding.digest is None:
+            return True
+        return not is_there and any(need.path[0].digest in roots for need in images.needs_of(finding.digest))
+
+
+def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
+    """Return what lies in a store, and what its entries reach.
+
+    Raises:
+        IncompleteImage, StoreDamaged: when a root or a document cannot be read.
+        StoreBusy: when images are removed and collected all the time.
+    """
+    for _ in range(_ATTEMPTS):
+        inventory = Inventory(layout)
+        images = ImageMap(limits=layout.limits)
+        try:
+            with layout.naming_damage():
+                for root in inventory.roots:
+                    images.add_root(layout, root)
+        except BlobNotFound as error:
+            if layout.read_index() is inventory.index:
+                root = images.roots[-1]
+                raise IncompleteImage(name_of(root) or str(root.digest), (error.digest,)) from error
+            continue  # the name has gone meanwhile, and its blobs with it
+        return inventory, images
+    raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
+
+
+def live_pins(paths: LayoutPaths) -> set[Digest]:
+    """Return the blobs that the transactions of living processes hold."""
+    transactions = [entry.path for entry in iter_entries(paths.ingest) if entry.is_dir(follow_symlinks=False)]
+    names = (each.name for path in transactions if is_alive(path) for each in iter_entries(path))
+    return {digest for name in names if (digest := pinned_digest(name)) is not None}
+
+
+def iter_entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder; nothing where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except FileNotFoundError:
+        return

@@ -1,0 +1,123 @@
+"""What the generations of index.json are good for beside undoing: names that were lost, an index that was damaged."""
+
+import os
+import secrets
+from contextlib import suppress
+
+import attrs
+
+from minibox_store import _files, media_types
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
+from minibox_store.errors import BlobNotFound, NothingToDo, StoreDamaged, StoreError
+from minibox_store.graph import walk
+from minibox_store.images import IndexRepair, LostName
+from minibox_store.layout.history import Generation
+from minibox_store.layout.layout import Layout
+from minibox_store.layout_index import name_of, names_of
+
+
+def find_lost_names(layout: Layout) -> tuple[LostName, ...]:
+    """Return each name that generations have and index.json has not: the newest whole image it stood for.
+
+    Sorted by name. Whatever took the name away is found, a rewrite by another tool as a removal.
+
+    Raises:
+        StoreDamaged: when index.json cannot be read.
+    """
+    present = dict(names_of(layout.read_index()))
+    found: dict[str, LostName] = {}
+    whole: dict[Digest, bool] = {}
+    for generation in layout.history.generations():
+        index = layout.history.index(generation)
+        for name, descriptor in () if index is None else names_of(index):
+            if name in present or name in found:
+                continue
+            if descriptor.digest not in whole:
+                whole[descriptor.digest] = _is_whole(layout, descriptor)
+            if whole[descriptor.digest]:
+                found[name] = LostName(name=name, descriptor=descriptor, generation=generation.number)
+    return tuple(found[name] for name in sorted(found))
+
+
+def _is_whole(layout: Layout, root: Descriptor) -> bool:
+    """Whether every blob of a graph is there in its full size, and every document is what it should be."""
+    try:
+        for node in walk(layout, root, limits=layout.limits):
+            if node.content is None:
+                os.close(layout.open_file(node.descriptor))
+    except StoreError:
+        return False
+    return True
+
+
+def mend_index(layout: Layout) -> IndexRepair:
+    """Write an index.json that cannot be read anew, from the newest generation that can; under the store lock.
+
+    What is found in its place is kept in ``quarantine/``. An entry of which a blob is gone is left out, and told.
+
+    Raises:
+        NothingToDo: when it can be read; nothing has changed then.
+        StoreDamaged: when no generation can be read either; nothing has changed then.
+    """
+    _refuse_readable(layout)
+    layout.prepare_folders()
+    with layout.store_lock("mending index.json"):
+        _refuse_readable(layout)
+        generation, before = _newest_readable(layout)
+        kept: list[LayoutEntry] = []
+        left_out: list[LayoutEntry] = []
+        for entry in before.entries:
+            (left_out if _lacks_blobs(layout, entry.descriptor) else kept).append(entry)
+        index = attrs.evolve(before, entries=tuple(kept))
+        with layout.writing_index(index, None):
+            aside = _set_aside(layout)
+    return IndexRepair(
+        generation=generation.number,
+        kept_aside=aside,
+        names=tuple(name for name, _ in names_of(index)),
+        left_out=tuple(name_of(entry.descriptor) or str(entry.descriptor.digest) for entry in left_out),
+    )
+
+
+def _refuse_readable(layout: Layout) -> None:
+    with suppress(StoreDamaged):
+        layout.read_index()
+        raise NothingToDo(layout.paths.index, "it can be read")
+
+
+def _newest_readable(layout: Layout) -> tuple[Generation, LayoutIndex]:
+    for generation in layout.history.generations():
+        index = layout.history.index(generation)
+        if index is not None:
+            return generation, index
+    raise StoreDamaged(layout.paths.index, "it cannot be read, and no generation of it in history/ can")
+
+
+def _lacks_blobs(layout: Layout, root: Descriptor) -> bool:
+    """Whether a blob of a graph is gone; one that is there and wrong is for a check to find, and not forgotten here."""
+    try:
+        for node in walk(layout, root, limits=layout.limits, allow_absent_manifests=True):
+            is_document = media_types.is_document(node.descriptor.media_type)
+            if not is_document and not _files.exists(layout.paths.blob(node.descriptor.digest)):
+                return True
+    except BlobNotFound:
+        return True
+    except StoreError:
+        return False
+    return False
+
+
+def _set_aside(layout: Layout) -> str | None:
+    """Keep what is in the place of index.json in ``quarantine/``, and return where; None where there is nothing."""
+    if not _files.exists(layout.paths.index):
+        return None
+    _files.make_directory(layout.paths.quarantine)
+    aside = os.path.join(layout.paths.quarantine, f"index.json.{secrets.token_hex(4)}")
+    if layout.has_hard_links() and not os.path.isdir(layout.paths.index):
+        _files.link_file(layout.paths.index, aside)  # it stays until the new one takes its place, in one step
+    else:
+        _files.rename_file(layout.paths.index, aside)
+    if layout.durable:
+        _files.sync_directory(layout.paths.quarantine)
+    return os.path.relpath(aside, layout.paths.root)
