@@ -130,8 +130,8 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
         if not any(sockets):
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return [each for each in sockets if each is not None]
-    except OSError as error:
-        problem = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
         raise SettingsError(f"cannot listen on {settings.address} (MINIBOX_HTTP_ADDR): {problem}") from error
 
 

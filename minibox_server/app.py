@@ -15,17 +15,20 @@ from minibox_server.settings import Settings
 from minibox_server.workers import Workers
 from minibox_store import Store, StoreError
 
+# Waiting for another process's lock cannot be cancelled, and must be over before the daemon has to be.
+_LOCK_SECONDS = 5.0
+
 
 def create_app(settings: Settings, *, store: Store | None = None, workers: Workers | None = None) -> Starlette:
     """Return the daemon's ASGI application; nothing is read or made before the first request.
 
     Args:
         settings: what the operator decided.
-        store: the store in DataRoot; one with the library's own defaults, where it is None.
+        store: the store in DataRoot; made here where it is None.
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
     """
     workers = workers or Workers()
-    store = store or Store(settings.data_root)
+    store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     app = Starlette(
         routes=[*Routes(store, paths, workers).all(), *Distribution(store, workers).all()],

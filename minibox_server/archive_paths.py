@@ -26,7 +26,9 @@ _OWN_NAMES = frozenset(
         *("ingest", "quarantine", "history", "tmp"),
     }
 )
-_OWN_BEGINNINGS = ("index.json", "oci-layout", "state.json", "tmp-pull-", "tmp-layer-")
+_OWN_BEGINNINGS = (
+    *("index.json", "oci-layout", "state.json", ".index.json.", ".oci-layout.", "tmp-pull-", "tmp-layer-"),
+)
 
 _PINNED = os.O_PATH | os.O_CLOEXEC
 _FOLDER = _PINNED | os.O_DIRECTORY
@@ -142,7 +144,7 @@ class ArchivePaths:
         """Return what lies below DataRoot by this project's names, and the folders of blobs below that."""
         try:
             names = [name for name in os.listdir(self.data_root) if _is_own(name)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return set()
         paths = [os.path.join(self.data_root, name) for name in names]
         paths += [os.path.join(self.data_root, "blobs", name) for name in _listed(self.data_root, "blobs")]
@@ -151,7 +153,7 @@ class ArchivePaths:
 
 def _check_form(path: str) -> None:
     if not path.startswith("/") or "\0" in path:
-        raise RequestError(400, "parameter path must be an absolute path")
+        raise RequestError(400, "parameter path must be an absolute path without a NUL in it")
 
 
 def _is_own(name: str) -> bool:

@@ -50,9 +50,10 @@ class Distribution:
             Route("/v2", self.version),
             Route("/v2/", self.version),
             Route("/v2/{name:path}/manifests/{reference}", self.manifest),
-            Route("/v2/{name:path}/blobs/uploads/{rest:path}", self.upload),
             Route("/v2/{name:path}/blobs/{digest}", self.blob),
             Route("/v2/{name:path}/tags/list", self.tags),
+            # The last one: a repository's own path may hold these words.
+            Route("/v2/{name:path}/blobs/uploads/{rest:path}", self.upload),
         ]
 
     async def version(self, request: Request) -> Response:
@@ -81,11 +82,11 @@ class Distribution:
 
         def call() -> Response:
             descriptor = self._find_manifest(self._repository(request), request.path_params["reference"])
-            stream = self._open(descriptor, 0, "MANIFEST_UNKNOWN")
             try:
-                content = b"" if request.method == "HEAD" else _read(stream, descriptor.size_bytes)
-            finally:
-                stream.close()
+                content = self._store.read_document(descriptor)
+            except BlobNotFound as error:
+                raise _unknown(f"{descriptor.digest}", "MANIFEST_UNKNOWN") from error
+            content = b"" if request.method == "HEAD" else content
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 

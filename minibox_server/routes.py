@@ -23,6 +23,7 @@ from minibox_store import (
     ImageNotFound,
     IncompleteImage,
     InvalidInput,
+    InvalidPath,
     InvalidPlatform,
     InvalidReference,
     Platform,
@@ -30,6 +31,7 @@ from minibox_store import (
     Reference,
     Store,
     StoreError,
+    StoreFull,
     check_image_name,
     one_line,
     render_line,
@@ -90,6 +92,9 @@ class Routes:
             with self._paths.open_target(path) as (folder, file_name):
                 try:
                     self._store.save(name, file_name, dir_fd=folder, cancellation=cancellation)
+                except (InvalidPath, StoreFull) as error:
+                    # The library was given the name alone; the client named the whole path.
+                    raise attrs.evolve(error, path=path) if error.path == file_name else error from None
                 except ImageNotFound:
                     _check_form(name)
                     raise

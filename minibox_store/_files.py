@@ -56,18 +56,27 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
 
 def open_new(path: str) -> int:
     """Create a file that only its owner may use, whatever the umask; return a descriptor to read and write."""
-    return _owners_alone(os.open(path, _NEW, _OWNERS))
-
-
-def open_shared(path: str) -> int:
-    """Open a file for reading and writing, creating it for the owner alone where it is not there."""
-    return _owners_alone(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _OWNERS))
-
-
-def _owners_alone(descriptor: int) -> int:
+    descriptor = os.open(path, _NEW, _OWNERS)
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OWNERS:
         os.fchmod(descriptor, _OWNERS)
     return descriptor
+
+
+def open_shared(path: str) -> int:
+    """Open a file for reading and writing, creating it for the owner alone where it is not there.
+
+    A file that is there is not touched: it may be somebody's by the time it is open.
+    """
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return open_existing(path)
+        with contextlib.suppress(FileExistsError):
+            return open_new(path)
+
+
+def open_existing(path: str) -> int:
+    """Open a file for reading and writing."""
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def read_whole(path: str, limit_bytes: int) -> bytes:

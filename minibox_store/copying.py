@@ -46,7 +46,8 @@ class Cancellation:
     """Lets one thread end what others are doing: hand it to an operation, and call :meth:`cancel` at any time.
 
     Guarantees: an operation that has not committed yet ends with :class:`Cancelled` within about one second,
-    also when it waits for a registry that sends nothing; what had committed stays.
+    also when it waits for a registry that sends nothing; what had committed stays. Only the wait for a lock that
+    another process holds is not cut short: it ends with the store's own ``lock_timeout_seconds``.
     """
 
     def __init__(self) -> None:

@@ -17,11 +17,11 @@ from minibox_store.copying import (
 )
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.errors import BlobNotFound
+from minibox_store.errors import BlobNotFound, InvalidInput, InvalidPath
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
-from minibox_store.graph import RememberingSource, select_manifest, walk
+from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
 from minibox_store.images import Image, PruneReport, StoreInfo
 from minibox_store.layout import Layout, Listing, Sweep, opening_image
 from minibox_store.layout_index import find_name, with_name, without_name
@@ -62,6 +62,10 @@ class Store(ExaminedStore, Generations):
         limits: Limits = DEFAULT_LIMITS,
         settle_seconds: float = 1.0,
     ) -> None:
+        if durability not in ("full", "none"):
+            raise InvalidInput(f"durability {durability!r} is neither 'full' nor 'none'")
+        if not os.fspath(root) or "\0" in os.fspath(root):
+            raise InvalidPath(os.fspath(root), "a store's folder needs a name")
         self._layout = Layout(
             root,
             durable=durability == "full",
@@ -115,6 +119,15 @@ class Store(ExaminedStore, Generations):
         with file_errors(self.root):
             return self._layout.open_blob(descriptor, offset)
 
+    def read_document(self, descriptor: Descriptor) -> bytes:
+        """Return the bytes of a manifest or index, verified now.
+
+        Raises:
+            BlobNotFound: when the store does not hold it.
+        """
+        with file_errors(self.root), self._layout.naming_damage():
+            return read_content(self._layout, descriptor, self._limits)
+
     def info(self) -> StoreInfo:
         """Return what the store is, and what it can do where it lies."""
         with file_errors(self.root):
@@ -159,6 +172,8 @@ class Store(ExaminedStore, Generations):
         """
         from minibox_store.registry import RegistryClient
 
+        if parallel < 1:
+            raise InvalidInput(f"parallel is {parallel}, and at least one layer has to move")
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()

@@ -211,7 +211,9 @@ def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, ob
     except UnicodeError:
         raise InvalidDocument("", "it is not UTF-8", document) from None
     except ValueError as error:
-        raise InvalidDocument("", f"it is not JSON: {error}", document) from None
+        # Python's own words on a number of too many digits are advice to programmers.
+        problem = "a number in it is too long" if "int_max_str_digits" in str(error) else str(error)
+        raise InvalidDocument("", f"it is not JSON: {problem}", document) from None
     if type(value) is not dict:
         raise InvalidDocument("", f"expected an object, got {kind_of(value)}", document)
     if _is_deeper_than(value, _MOST_LEVELS):

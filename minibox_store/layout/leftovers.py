@@ -52,9 +52,9 @@ class Broom:
         paths = self._layout.paths
         self._sweep_foreign(_foreign(paths.root, paths.ingest), "temporary", "left by interrupted work")
         if build_cache:
-            linked = _links_below(os.path.join(paths.root, "extracted"))
-            layers = _children(os.path.join(paths.root, "layers"))
-            self._sweep_foreign(layers, "build cache", "nothing uses this unpacked layer", linked)
+            layers = os.path.join(paths.root, "layers")
+            linked = _links_below(os.path.join(paths.root, "extracted"), layers)
+            self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
 
     def sweep_transactions(self) -> None:
         """Remove the transactions of processes that have ended, so that they pin nothing any more."""
@@ -97,13 +97,13 @@ class Broom:
                 self._remove(path, self._removal(path, kind, reason))
 
     def _remove_locked(self, path: str, lock_path: str, kind: str, reason: str) -> None:
-        removal = self._removal(path, kind, reason)
         if self._dry_run:
             if not _locks.is_locked(lock_path):
-                self._removed.append(removal)
+                self._removed.append(self._removal(path, kind, reason))
             return
         try:
-            opened = _files.open_shared(lock_path)
+            # A transaction may have died before it made its lock; a partial is its own.
+            opened = _files.open_existing(path) if path == lock_path else _files.open_shared(lock_path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -111,7 +111,7 @@ class Broom:
             return
         try:
             if _locks.try_lock(opened, lock_path):
-                self._remove(path, removal)
+                self._remove(path, self._removal(path, kind, reason))
         finally:
             _locks.release(opened)
 
@@ -165,9 +165,24 @@ def _is_regular(path: str) -> bool:
         return False
 
 
-def _links_below(folder: str) -> frozenset[str]:
-    """Return where the links of a folder lead, resolved."""
-    return frozenset(os.path.realpath(path) for path in _children(folder) if os.path.islink(path))
+def _links_below(folder: str, target: str) -> frozenset[str]:
+    """Return where the links at any depth of a folder lead, of those that lead below ``target``.
+
+    Raises:
+        OSError: when a part of it cannot be read: that may point anywhere.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    inside = os.path.realpath(target) + "/"
+    found = set()
+    for base, folders, files in os.walk(os.path.realpath(folder), onerror=fail):
+        for path in (os.path.join(base, name) for name in (*folders, *files)):
+            if os.path.islink(path) and (led := os.path.realpath(path)).startswith(inside):
+                found.add(led)
+    return frozenset(found)
 
 
 def _is_pointed_at(path: str, targets: frozenset[str]) -> bool:

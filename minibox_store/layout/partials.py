@@ -64,8 +64,7 @@ class Partial:
                 self._discard()  # a full disk needs the room more than the next try needs the bytes
             raise
         except StoreError:
-            if not os.fstat(self.file_descriptor).st_size:
-                self._discard()
+            self.discard_empty()
             raise
 
     def _fetch_rest(self, descriptor: Descriptor, source: BlobSource, had_bytes: int) -> None:
@@ -79,6 +78,11 @@ class Partial:
             finally:
                 stream.close()
         verifier.finish()
+
+    def discard_empty(self) -> None:
+        """Remove the file if nothing is in it."""
+        if not os.fstat(self.file_descriptor).st_size:
+            self._discard()
 
     def _discard(self) -> None:
         if _files.is_same_file(self.file_descriptor, self.path):

@@ -154,6 +154,9 @@ class Transaction:
                 source.wait(_POLL_SECONDS) if isinstance(source, Waiting) else time.sleep(_POLL_SECONDS)
                 continue
             with partial:
+                if self.has_blob(descriptor):
+                    partial.discard_empty()  # it was finished between our look and our turn
+                    break
                 partial.fetch(descriptor, source)
                 finished = self._finish(partial.file_descriptor, partial.path, descriptor)
             if finished:

@@ -75,8 +75,9 @@ class RegistryRepository:
         reply = self._read_first(self._manifest_request(name), limit)
         if len(reply.content) > limit:
             raise InvalidDocument("", f"it is larger than {limit} bytes", name)
-        digest = _checked_digest(reply, asked, name)
-        media_type = _checked_type(reply, name)
+        shown = f"{self._reference.domain}/{self._reference.repository}{'@' if asked else ':'}{name}"
+        digest = _checked_digest(reply, asked, shown)
+        media_type = _checked_type(reply, shown)
         descriptor = Descriptor(media_type=media_type, digest=digest, size_bytes=len(reply.content))
         self._resolved = (descriptor, reply.content)
         return descriptor
