@@ -7,8 +7,6 @@ fail, or be the last. Nothing here knows of images. Paths are the store's own; n
 import contextlib
 import errno
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +126,11 @@ class FileStream:
         if self._owned:
             self._owned = False
             os.close(self._descriptor)
+
+
+def fresh_name() -> str:
+    """Return sixteen hexadecimal digits that nobody has seen before."""
+    return os.urandom(8).hex()
 
 
 # ---- moving bytes ------------------------------------------------------------------------------------------
@@ -298,6 +301,8 @@ def remove_flat(path: str, *, last: str) -> None:
 def remove_tree(path: str) -> None:
     """Remove a directory and all below it by descriptors, following no link; of a link, the link itself."""
     if stat.S_ISDIR(os.lstat(path).st_mode):
+        import shutil  # it brings every compression along, and is seldom needed
+
         shutil.rmtree(path)
     else:
         os.unlink(path)
@@ -333,7 +338,7 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
     folder, name = os.path.split(path)
     if len(os.fsencode(name)) > _LONGEST_NAME_BYTES - _SUFFIX_BYTES:
         name = "file"
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f".{name}.{fresh_name()}.tmp")
     descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
     try:
         yield descriptor

@@ -4,13 +4,10 @@ Nothing here changes anything or takes a lock, so all of it works on a store tha
 """
 
 from minibox_store._file_errors import file_errors
-from minibox_store.checking import DEFAULT_CHECKS, check_images
 from minibox_store.copying import Cancellation, EventListener, ignore_events
 from minibox_store.digest import Digest
-from minibox_store.image_map import ImageMap, weigh_images
 from minibox_store.images import Finding, Need, StoreUsage
-from minibox_store.layout import Inventory, Layout, map_images
-from minibox_store.layout.paths import relative_path
+from minibox_store.layout import Layout
 
 
 class ExaminedStore:
@@ -21,7 +18,7 @@ class ExaminedStore:
     def verify(
         self,
         *,
-        parallel: int = DEFAULT_CHECKS,
+        parallel: int = 2,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> tuple[Finding, ...]:
@@ -43,6 +40,11 @@ class ExaminedStore:
             comes meanwhile is not looked at. What is unreferenced was so at the beginning; where a document cannot be
             read, nothing is called that.
         """
+        from minibox_store.checking import check_images
+        from minibox_store.image_map import ImageMap
+        from minibox_store.layout.inventory import Inventory
+        from minibox_store.layout.paths import relative_path
+
         with file_errors(self._layout.paths.root):
             inventory = Inventory(self._layout)
             images = ImageMap(limits=self._layout.limits)
@@ -66,6 +68,8 @@ class ExaminedStore:
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read, as the answer might lack a way.
         """
+        from minibox_store.layout.inventory import map_images
+
         with file_errors(self._layout.paths.root):
             return tuple(map_images(self._layout)[1].needs_of(digest))
 
@@ -77,6 +81,9 @@ class ExaminedStore:
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read.
         """
+        from minibox_store.image_map import weigh_images
+        from minibox_store.layout.inventory import map_images
+
         with file_errors(self._layout.paths.root):
             inventory, images = map_images(self._layout)
             return StoreUsage(

@@ -2,7 +2,7 @@
 
 from minibox_store._file_errors import file_errors
 from minibox_store.images import Image, IndexRepair, LostName
-from minibox_store.layout import Layout, Listing, find_lost_names, mend_index, undo_last_change
+from minibox_store.layout import Layout, Listing
 
 
 class Generations:
@@ -23,6 +23,8 @@ class Generations:
 
         Guarantees: atomic; every image that is given back is whole, and stays so while it is given back.
         """
+        from minibox_store.layout.undoing import undo_last_change
+
         with file_errors(self._layout.paths.root):
             given_back = undo_last_change(self._layout)
             return tuple(self._listing.image(name, descriptor) for name, descriptor in given_back)
@@ -32,6 +34,8 @@ class Generations:
 
         Such is what another tool dropped when it wrote index.json from what it had read before, and what was removed.
         """
+        from minibox_store.layout.mending import find_lost_names
+
         with file_errors(self._layout.paths.root):
             return find_lost_names(self._layout)
 
@@ -45,5 +49,7 @@ class Generations:
         Guarantees: what is found in its place is kept in ``quarantine/``. A name of whose image a blob is gone is left
             out, and told.
         """
+        from minibox_store.layout.mending import mend_index
+
         with file_errors(self._layout.paths.root):
             return mend_index(self._layout)

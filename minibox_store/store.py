@@ -23,7 +23,7 @@ from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
 from minibox_store.images import Image, PruneReport, StoreInfo
-from minibox_store.layout import Layout, Listing, Sweep, opening_image
+from minibox_store.layout import Layout, Listing, opening_image
 from minibox_store.layout_index import find_name, with_name, without_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.loading import load_archive
@@ -374,5 +374,7 @@ class Store(ExaminedStore, Generations):
             IncompleteImage, StoreDamaged: when a root or a document cannot be read; nothing has been removed then.
             StoreBusy: when another prune runs for longer than the lock's timeout.
         """
+        from minibox_store.layout.sweeping import Sweep
+
         with file_errors(self.root):
             return Sweep(self._layout, build_cache=build_cache, dry_run=dry_run).run()

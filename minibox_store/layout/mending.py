@@ -1,7 +1,6 @@
 """What the generations of index.json are good for beside undoing: names that were lost, an index that was damaged."""
 
 import os
-import secrets
 from contextlib import suppress
 
 import attrs
@@ -113,7 +112,7 @@ def _set_aside(layout: Layout) -> str | None:
     if not _files.exists(layout.paths.index):
         return None
     _files.make_directory(layout.paths.quarantine)
-    aside = os.path.join(layout.paths.quarantine, f"index.json.{secrets.token_hex(4)}")
+    aside = os.path.join(layout.paths.quarantine, f"index.json.{_files.fresh_name()}")
     if layout.has_hard_links() and not os.path.isdir(layout.paths.index):
         _files.link_file(layout.paths.index, aside)  # it stays until the new one takes its place, in one step
     else:

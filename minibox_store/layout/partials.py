@@ -7,7 +7,6 @@ open for writing.
 
 import errno
 import os
-import secrets
 import stat
 import time
 
@@ -102,7 +101,7 @@ class PartialClaim:
 
     def __init__(self, shared: str, own: str) -> None:
         self._shared = shared
-        self._own = f"{own}.{secrets.token_hex(8)}"
+        self._own = f"{own}.{_files.fresh_name()}"
         self._growth: _Growth | None = None
 
     def take(self, size_bytes: int) -> Partial | None:

@@ -7,7 +7,6 @@ Whatever happens, a transaction that fails removes its own folder and nothing un
 
 import functools
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ _POLL_SECONDS = 0.05
 @contextmanager
 def living_folder(paths: LayoutPaths) -> Iterator[str]:
     """Make a folder in ``ingest/``, its lock held for the block; remove it, and all that is in it, behind the block."""
-    folder = os.path.join(paths.ingest, secrets.token_hex(8))
+    folder = os.path.join(paths.ingest, _files.fresh_name())
     lock = _begin(folder)
     try:
         yield folder
@@ -191,7 +190,7 @@ class Transaction:
         Raises:
             ContentMismatch: when there are fewer or more bytes, or ``digest`` is another.
         """
-        path = os.path.join(self._folder, f"staged-{secrets.token_hex(8)}")
+        path = os.path.join(self._folder, f"staged-{_files.fresh_name()}")
         opened = _files.open_new(path)
         try:
             verifier = Verifier(digest, size_bytes)
@@ -337,7 +336,7 @@ class Transaction:
         # What is there is no good: it is kept for whoever wants to know, and the verified bytes take its place.
         pin, blob = self._pin_path(digest), self._paths.blob(digest)
         _files.make_directory(self._paths.quarantine)
-        aside = os.path.join(self._paths.quarantine, f"{pin_name(digest)}.{secrets.token_hex(4)}")
+        aside = os.path.join(self._paths.quarantine, f"{pin_name(digest)}.{_files.fresh_name()}")
         if self._hard_links and not os.path.isdir(blob):
             new = f"{pin}.new"
             _files.link_file(blob, aside)

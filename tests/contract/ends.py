@@ -15,7 +15,8 @@ from minibox_store.copying import copy_graph
 from minibox_store.documents import Descriptor
 from minibox_store.errors import StoreBusy
 from minibox_store.graph import RememberingSource
-from minibox_store.layout import Layout, Sweep, opening_image
+from minibox_store.layout import Layout, opening_image
+from minibox_store.layout.sweeping import Sweep
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import BlobSource, BlobStage, ImageSource, ImageTarget, ImageWriter
 from tests.support.archives import read_archive

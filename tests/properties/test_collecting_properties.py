@@ -16,7 +16,8 @@ from minibox_store.collecting import Marks, StoredBlob, mark_index, plan_blobs
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, InvalidDocument, StoreDamaged
-from minibox_store.layout import Layout, Sweep
+from minibox_store.layout import Layout
+from minibox_store.layout.sweeping import Sweep
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import BlobStream
 from tests.support.images import (
