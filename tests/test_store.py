@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import resource
 import socket
 import tempfile
 import time
@@ -884,6 +885,20 @@ def test_an_index_that_would_grow_past_its_bound_is_refused_before_it_is_replace
     with pytest.raises(StoreDamaged, match="larger than"):
         Store(root, limits=Limits(index_bytes=size_bytes - 1)).images()
     assert store.remove("app:1") == "app:1"
+
+
+def test_reading_the_index_takes_no_more_memory_than_there_is_to_read(root: Path) -> None:
+    put(root, IMAGE, "app:1")
+    store = open_store(root)
+    store.images()
+
+    def read_in_little_memory() -> None:
+        used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        most_bytes = used_bytes + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+        assert [image.name for image in store.images()] == ["app:1"]
+
+    assert run_forked(read_in_little_memory) == 0
 
 
 def test_a_layout_of_an_unknown_version_is_left_alone(root: Path) -> None:

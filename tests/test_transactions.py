@@ -618,6 +618,27 @@ def test_who_wants_the_same_blob_waits_while_it_grows_and_fetches_nothing(root: 
     check_invariants(root)
 
 
+def test_who_waits_fetches_nothing_when_the_blob_is_verified_and_about_to_appear(root: Path) -> None:
+    layer = layer_of(BIG)
+    mine = RecordingSource(memory_of({"x": BIG}))
+    with (
+        replaced_os() as system,
+        open_layout(root).open_writer() as first,
+        open_layout(root).open_writer() as second,
+        ExitStack() as stack,
+    ):
+        gate = system.block("link", target=str(blob(root, str(layer.digest))))
+        with thread(lambda: first.write_blob(layer, memory_of({"x": BIG}))):
+            gate.wait()
+            stack.enter_context(thread(lambda: second.write_blob(layer, mine)))
+            time.sleep(0.2)
+            gate.open()
+        stack.close()
+    assert mine.opened == []
+    assert not partial_of(root, layer).exists()
+    check_invariants(root)
+
+
 def test_who_came_too_late_to_wait_looks_for_the_blob_once_more_before_it_fetches(root: Path) -> None:
     layer = layer_of(BIG)
     memory = memory_of({"x": BIG})

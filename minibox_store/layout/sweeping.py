@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, mark_index, plan_blobs
+from minibox_store.digest import Digest
 from minibox_store.documents import LayoutIndex
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDigest, StoreBusy
 from minibox_store.images import PruneReport, Removal
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
@@ -114,8 +115,11 @@ class Sweep:
                 # Most blobs are alive: they are passed over before a digest is made of their names.
                 if len(entry.name) != length or entry.name in alive:
                     continue
-                digest = pinned_digest(f"{algorithm}-{entry.name}")
-                if digest is not None and not entry.is_dir(follow_symlinks=False):
+                try:
+                    digest = Digest(algorithm, entry.name)
+                except InvalidDigest:
+                    continue
+                if not entry.is_dir(follow_symlinks=False):
                     yield StoredBlob(digest=digest, size_bytes=entry.stat(follow_symlinks=False).st_size)
 
     def _sweep_blobs(self) -> None:
@@ -166,8 +170,7 @@ class Sweep:
 
     def _remove(self, removal: Removal) -> None:
         try:
-            os_path = os.path.join(self._paths.root, removal.path)
-            _files.remove_file(os_path)
+            _files.remove_file(f"{self._paths.root}/{removal.path}")
         except FileNotFoundError:
             return
         except OSError as error:

@@ -117,10 +117,15 @@ def find_leftovers(root: Path) -> list[str]:
 def held_locks(root: Path) -> list[str]:
     """Return the locks and partials of a store that somebody holds now."""
     found = []
-    for path in sorted((root / "ingest").glob("**/*")):
-        if not stat.S_ISREG(path.lstat().st_mode):
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
+    # Walked by os.walk, which bears that a folder goes while it is looked at.
+    paths = (Path(folder, name) for folder, _, names in os.walk(root / "ingest") for name in names)
+    for path in sorted(paths):
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # a transaction has ended meanwhile
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -88,7 +88,8 @@ class _Rule:
 class OsProxy:
     """All of ``os``, each call of it written down, and some of them met by what a test has ordered.
 
-    ``path`` is always a part of a path that the call must be about; ``skip`` lets so many such calls pass first.
+    ``path`` is always a part of a path that the call must be about, ``target`` a part of the second of two; ``skip``
+    lets so many such calls pass first.
     """
 
     def __init__(self) -> None:
@@ -111,26 +112,46 @@ class OsProxy:
 
     # ---- orders
 
-    def before(self, name: str, action: Callable[[], object], *, path: str = "", skip: int = 0, times: int = 1) -> None:
+    def before(
+        self,
+        name: str,
+        action: Callable[[], object],
+        *,
+        path: str = "",
+        target: str = "",
+        skip: int = 0,
+        times: int = 1,
+    ) -> None:
         """Do something in the calling thread before the operation; an error that it raises is the operation's."""
-        self._order(_about(name, path), lambda _: action(), skip=skip, times=times)
+        self._order(_about(name, path, target), lambda _: action(), skip=skip, times=times)
 
-    def after(self, name: str, action: Callable[[], object], *, path: str = "", skip: int = 0, times: int = 1) -> None:
+    def after(
+        self,
+        name: str,
+        action: Callable[[], object],
+        *,
+        path: str = "",
+        target: str = "",
+        skip: int = 0,
+        times: int = 1,
+    ) -> None:
         """Do something in the calling thread once the operation has succeeded."""
-        self._order(_about(name, path), lambda _: action(), skip=skip, times=times, behind=True)
+        self._order(_about(name, path, target), lambda _: action(), skip=skip, times=times, behind=True)
 
-    def fail(self, name: str, number: int, *, path: str = "", skip: int = 0, times: int = 1 << 60) -> None:
+    def fail(
+        self, name: str, number: int, *, path: str = "", target: str = "", skip: int = 0, times: int = 1 << 60
+    ) -> None:
         """Let the operation fail with an errno, and change nothing."""
-        self._order(_about(name, path), _failing(number), skip=skip, times=times)
+        self._order(_about(name, path, target), _failing(number), skip=skip, times=times)
 
     def fail_change(self, position: int, number: int) -> None:
         """Let the ``position``-th change of all (from 0), whatever it is, fail with an errno."""
         self._order(_changes, _failing(number), skip=position, times=1)
 
-    def block(self, name: str, *, path: str = "", skip: int = 0) -> Gate:
+    def block(self, name: str, *, path: str = "", target: str = "", skip: int = 0) -> Gate:
         """Let one call wait before the operation until the gate is opened."""
         gate = Gate()
-        self.before(name, gate, path=path, skip=skip)
+        self.before(name, gate, path=path, target=target, skip=skip)
         return gate
 
     def die_at(self, position: int, *, torn: bool = False) -> None:
@@ -185,8 +206,12 @@ class OsProxy:
         os._exit(DIED)
 
 
-def _about(name: str, path: str) -> Callable[[Call], bool]:
-    return lambda call: call.name == name and any(path in each for each in call.paths or ("",))
+def _about(name: str, path: str, target: str = "") -> Callable[[Call], bool]:
+    def matches(call: Call) -> bool:
+        is_meant = call.name == name and any(path in each for each in call.paths or ("",))
+        return is_meant and (not target or target in "".join(call.paths[1:]))
+
+    return matches
 
 
 def _failing(number: int) -> Callable[[Call], None]:
