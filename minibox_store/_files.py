@@ -85,10 +85,12 @@ def read_whole(path: str, limit_bytes: int) -> bytes:
     """
     descriptor = open_regular(path)
     with open(descriptor, "rb", buffering=0) as file:
-        if os.fstat(descriptor).st_size > limit_bytes:
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes > limit_bytes:
             raise OSError(errno.EFBIG, f"it is larger than {limit_bytes} bytes", path)
-        content = file.read(limit_bytes + 1) or b""
-        while len(content) <= limit_bytes and (more := file.read(limit_bytes + 1 - len(content))):
+        # One byte more than there is, to see the end: a read takes memory for all that it might return.
+        content = file.read(size_bytes + 1) or b""
+        while len(content) <= limit_bytes and (more := file.read(min(BUFFER_BYTES, limit_bytes + 1 - len(content)))):
             content += more
     if len(content) > limit_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {limit_bytes} bytes", path)
