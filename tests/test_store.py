@@ -657,13 +657,12 @@ def test_S17_what_is_no_blob_is_set_aside_and_replaced_by_verified_bytes(root: P
     assert len(list((root / "quarantine").iterdir())) == 2
 
 
-@pytest.mark.parametrize("verb", ["import", "load"])
-@pytest.mark.parametrize("victim", ["layer", "config", "manifest"])
+@pytest.mark.parametrize(
+    ("verb", "victim"), [("load", "layer"), ("load", "config"), ("load", "manifest"), ("import", "manifest")]
+)
 def test_S6_a_blob_of_wrong_content_is_set_aside_when_its_verified_bytes_come(
     root: Path, verb: str, victim: str
 ) -> None:
-    if (verb, victim) != ("load", victim) and victim != "manifest":
-        pytest.skip("a pull trusts the size of a leaf that is there")
     put(root, IMAGE, "app:1")
     (root.parent / "a.tar").write_bytes(pack(members_of(IMAGE, "app:1")))
     digest = {"layer": IMAGE.layer_digests[0], "config": IMAGE.config_digest, "manifest": IMAGE.digest}[victim]

@@ -277,7 +277,10 @@ class Layout:
 
     @contextmanager
     def store_lock(self, doing: str) -> Iterator[None]:
-        """Hold the store lock. Its order: prune lock, life lock, store lock, a transaction's own, a partial's.
+        """Hold the store lock.
+
+        Locks are waited for in this order: prune lock, life lock, a transaction's own, the turn, the store lock. A
+        partial's is only ever tried, and nothing is waited for under it.
 
         Who waits holds the turn meanwhile, so that a prune, which lets the lock go between its batches, cannot
         take it again before whoever came in between.

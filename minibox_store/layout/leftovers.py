@@ -103,7 +103,7 @@ class Broom:
             return
         try:
             # A transaction may have died before it made its lock; a partial is its own.
-            opened = _files.open_existing(path) if path == lock_path else _files.open_shared(lock_path)
+            opened = _files.open_regular(path) if path == lock_path else _files.open_shared(lock_path)
         except FileNotFoundError:
             return
         except OSError as error:

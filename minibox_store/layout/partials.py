@@ -51,16 +51,16 @@ class Partial:
         except ContentMismatch:
             _files.truncate_file(self.file_descriptor)
             if not had_bytes:
-                self._discard()
+                self.discard()
                 raise
             try:
                 self._fetch_rest(descriptor, source, 0)
             except ContentMismatch:
-                self._discard()
+                self.discard()
                 raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._discard()  # a full disk needs the room more than the next try needs the bytes
+                self.discard()  # a full disk needs the room more than the next try needs the bytes
             raise
         except StoreError:
             self.discard_empty()
@@ -81,9 +81,10 @@ class Partial:
     def discard_empty(self) -> None:
         """Remove the file if nothing is in it."""
         if not os.fstat(self.file_descriptor).st_size:
-            self._discard()
+            self.discard()
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Remove the file, if it has its name still."""
         if _files.is_same_file(self.file_descriptor, self.path):
             _files.discard_file(self.path)
 
@@ -109,9 +110,10 @@ class PartialClaim:
         try:
             opened = _files.open_shared(self._shared)
         except OSError as error:
-            if error.errno not in _files.NOT_REGULAR:
+            # Nobody downloads to a link or a folder, nor to what is read-only: a blob that appeared as its process died.
+            if error.errno not in (*_files.NOT_REGULAR, errno.EACCES):
                 raise
-            return self._take_own()  # a link or a folder: nobody downloads there
+            return self._take_own()
         if _locks.try_lock(opened, self._shared):
             status = os.fstat(opened)
             is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1

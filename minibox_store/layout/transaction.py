@@ -157,8 +157,13 @@ class Transaction:
                     partial.discard_empty()  # it was finished between our look and our turn
                     break
                 partial.fetch(descriptor, source)
-                finished = self._finish(partial.file_descriptor, partial.path, descriptor)
-            if finished:
+                if not self._finish(partial.file_descriptor, partial.path, descriptor, keep_name=self._hard_links):
+                    continue
+                # Until the blob has its place the partial has its name, and its lock: who wants it too waits.
+                is_placed = self._place(descriptor.digest)
+                with suppress(OSError):
+                    partial.discard()
+            if not is_placed:
                 self._publish(descriptor.digest)
 
     def write_name(self, name: str, descriptor: Descriptor) -> None:
@@ -259,7 +264,7 @@ class Transaction:
         finally:
             os.close(opened)
 
-    def _finish(self, opened: int, path: str, descriptor: Descriptor) -> bool:
+    def _finish(self, opened: int, path: str, descriptor: Descriptor, *, keep_name: bool = False) -> bool:
         """Make a verified file this transaction's own, and durable, in place of a wrong one it may have pinned.
 
         Return False where ``path`` has become another file than the one that was verified: all is to be done again.
@@ -273,6 +278,9 @@ class Transaction:
                 _files.discard_file(path)
                 return True
             try:
+                if keep_name:  # a second name, put in place of whatever was pinned
+                    _files.link_file(path, f"{pin}.new")
+                    path = f"{pin}.new"
                 _files.rename_file(path, pin)
             except FileNotFoundError:
                 return False
