@@ -380,6 +380,21 @@ def signature(path: str) -> Signature | None:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_regular)
 
 
+def is_unchanged(path: str, known: Signature | None) -> bool:
+    """Whether what is at ``path`` has this signature still; asked thousands of times for one listing."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return known is None
+    return (
+        known is not None
+        and status.st_mtime_ns == known.mtime_nanoseconds
+        and status.st_ino == known.inode
+        and status.st_size == known.size_bytes
+        and status.st_dev == known.device
+    )
+
+
 def is_same_file(descriptor: int, path: str) -> bool:
     """Whether ``path`` is the open file still."""
     try:

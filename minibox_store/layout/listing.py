@@ -10,7 +10,7 @@ from operator import itemgetter
 import attrs
 
 from minibox_store import media_types
-from minibox_store._files import Signature, signature
+from minibox_store._files import Signature, is_unchanged, signature
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, ImageConfig, LayoutIndex, Manifest
@@ -41,7 +41,7 @@ class _Summary:
     files: tuple[tuple[str, Signature | None], ...] = ()
 
     def is_current(self) -> bool:
-        return all(signature(path) == known for path, known in self.files)
+        return all(is_unchanged(path, known) for path, known in self.files)
 
 
 class Listing:

@@ -110,7 +110,7 @@ class PartialClaim:
         try:
             opened = _files.open_shared(self._shared)
         except OSError as error:
-            # Nobody downloads to a link or a folder, nor to what is read-only: a blob that appeared as its process died.
+            # Nobody downloads to a link, to a folder, or to a read-only blob that appeared as its process died.
             if error.errno not in (*_files.NOT_REGULAR, errno.EACCES):
                 raise
             return self._take_own()
