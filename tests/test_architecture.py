@@ -25,7 +25,7 @@ MOST_LINES = 400
 VALUES = {"errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "limits"}
 CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "image_map"}
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures"}
 FACE = {"store", "examining", "generations", "loading", "__init__"}
 
 # What each part may import of minibox_store, beside itself.

@@ -10,7 +10,7 @@ from operator import itemgetter
 import attrs
 
 from minibox_store import media_types
-from minibox_store._files import Signature, is_unchanged, signature
+from minibox_store._signatures import Signature, is_unchanged, signature
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, ImageConfig, LayoutIndex, Manifest

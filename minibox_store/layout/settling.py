@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from minibox_store import _files
+from minibox_store import _signatures
 
 _T = TypeVar("_T")
 _PAUSE_SECONDS = 0.01
@@ -35,5 +35,5 @@ def read_settled(read: Callable[[], _T], path: str, unsettled: type[Exception], 
 
 
 def _is_recent(path: str, seconds: float) -> bool:
-    found = _files.signature(path)
+    found = _signatures.signature(path)
     return found is not None and found.mtime_nanoseconds > time.time_ns() - seconds * _NANOSECONDS

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from minibox_store import _files, _locks, media_types
+from minibox_store import _files, _locks, _signatures, media_types
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreUnavailable
@@ -78,7 +78,7 @@ class Transaction:
         self._held: dict[Digest, int] = {}
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
-        self._wrong: dict[Digest, _files.Signature | None] = {}
+        self._wrong: dict[Digest, _signatures.Signature | None] = {}
         self._changes: list[Callable[[LayoutIndex], LayoutIndex]] = []
 
     # ---- life
@@ -305,7 +305,7 @@ class Transaction:
     def _note_wrong(self, digest: Digest, path: str) -> None:
         """Remember which file was found to be no such blob, so that another one in its place is not taken for it."""
         with self._guard:
-            self._wrong[digest] = _files.signature(path)
+            self._wrong[digest] = _signatures.signature(path)
 
     def _check_against_store(self, digest: Digest) -> None:
         """See whether the store's own blob, where there is one beside a copy that was verified here, is any good."""
@@ -374,7 +374,7 @@ class Transaction:
 
     def _is_good(self, digest: Digest) -> bool:
         """Whether what lies where the blob belongs may stay: a file of its size that nobody here has found wrong."""
-        found = _files.signature(self._paths.blob(digest))
+        found = _signatures.signature(self._paths.blob(digest))
         return (
             found is not None
             and found.is_regular
