@@ -8,6 +8,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.only if places else ():
             _say(f"measuring {name} ...")
             try:
-                for row in MEASURES[name](scene):
+                for measured in MEASURES[name](scene):
+                    row = replace(measured, bar=None) if options.quick else measured
                     rows.append(row)
                     _say("  " + " | ".join(row.cells()))
             except (BenchmarkFailed, PeerFailed, ProcessFailed) as error:
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(f"{name}: {error}")
                 notes.append(f"{name}: {str(error).splitlines()[0]}")
     medians = f"Medians of {options.runs}, alternating, each in a fresh process"
-    print(f"{medians}{', **quick sizes**' if options.quick else ''}. {machine}.", end="\n\n")
+    print(f"{medians}{', **quick sizes, for which no bar is meant**' if options.quick else ''}. {machine}.", end="\n\n")
     print(render_table(rows))
     if notes:
         print("\nNot measured:\n")

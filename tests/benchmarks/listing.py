@@ -45,7 +45,7 @@ def measure_images(scene: Scene) -> Iterator[Row]:
 
 
 def _library_row(scene: Scene, place: Place, root: Path) -> Row:
-    command = python_command("child", "images", root, scene.sizes.requests)
+    command = python_command("child", "images", root, scene.sizes.requests, "full")
     contenders = {"images": Contender(command=always(command), environment=python_environment)}
     samples = measure_in_turn(contenders, scene=scene, place=place)["images"]
     warm = statistics.median(sample.told_seconds for sample in samples)
