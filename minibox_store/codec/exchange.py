@@ -8,6 +8,9 @@ from minibox_store.errors import InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES
 
 
+_DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without it
+
+
 @attrs.frozen(kw_only=True)
 class ArchiveMetadata:
     """``meta.json`` of a minibox archive: the image's name, and the digest of its manifest."""
@@ -55,8 +58,9 @@ def decode_token_answer(content: bytes) -> TokenAnswer:
     if type(token) is not str or not token.isascii() or not token.isprintable():
         raise InvalidDocument("token", "there is no usable token in it", "token answer")
     seconds = value.get("expires_in")
-    usable = type(seconds) in (int, float) and 0 < seconds < MAX_SIZE_BYTES  # type: ignore[operator]
-    return TokenAnswer(token=token, expires_in_seconds=float(seconds) if usable else 60.0)  # type: ignore[arg-type]
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < MAX_SIZE_BYTES:
+        seconds = _DEFAULT_TOKEN_SECONDS
+    return TokenAnswer(token=token, expires_in_seconds=float(seconds))
 
 
 def decode_registry_errors(content: bytes) -> tuple[tuple[str, ...], str]:

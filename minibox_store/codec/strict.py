@@ -228,7 +228,7 @@ def _is_deeper_than(value: object, levels: int) -> bool:
         level = [
             item
             for node in level
-            for item in (node.values() if type(node) is dict else node)  # type: ignore[attr-defined]
+            for item in (node.values() if type(node) is dict else node)  # type: ignore[attr-defined]  # dict or list
             if type(item) is dict or type(item) is list
         ]
         if not level:
