@@ -7,7 +7,6 @@ from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES
 
-
 _DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without it
 
 
