@@ -50,16 +50,7 @@ if TYPE_CHECKING:
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import render_line as render_line
-    from minibox_store.images import Finding as Finding
     from minibox_store.images import Image as Image
-    from minibox_store.images import ImageUsage as ImageUsage
-    from minibox_store.images import IndexRepair as IndexRepair
-    from minibox_store.images import LostName as LostName
-    from minibox_store.images import Need as Need
-    from minibox_store.images import PruneReport as PruneReport
-    from minibox_store.images import Removal as Removal
-    from minibox_store.images import StoreInfo as StoreInfo
-    from minibox_store.images import StoreUsage as StoreUsage
     from minibox_store.limits import Limits as Limits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
@@ -76,6 +67,15 @@ if TYPE_CHECKING:
     from minibox_store.reference import check_image_name as check_image_name
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import RegistryClient as RegistryClient
+    from minibox_store.reports import Finding as Finding
+    from minibox_store.reports import ImageUsage as ImageUsage
+    from minibox_store.reports import IndexRepair as IndexRepair
+    from minibox_store.reports import LostName as LostName
+    from minibox_store.reports import Need as Need
+    from minibox_store.reports import PruneReport as PruneReport
+    from minibox_store.reports import Removal as Removal
+    from minibox_store.reports import StoreInfo as StoreInfo
+    from minibox_store.reports import StoreUsage as StoreUsage
     from minibox_store.store import Store as Store
 
 __version__ = "0.1.0"
@@ -124,18 +124,7 @@ _MODULES = {
         "ResolvingName",
         "render_line",
     ),
-    "images": (
-        "Finding",
-        "Image",
-        "ImageUsage",
-        "IndexRepair",
-        "LostName",
-        "Need",
-        "PruneReport",
-        "Removal",
-        "StoreInfo",
-        "StoreUsage",
-    ),
+    "images": ("Image",),
     "limits": ("Limits",),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
@@ -151,6 +140,17 @@ _MODULES = {
     ),
     "reference": ("Reference", "check_image_name"),
     "registry": ("Credentials", "RegistryClient"),
+    "reports": (
+        "Finding",
+        "ImageUsage",
+        "IndexRepair",
+        "LostName",
+        "Need",
+        "PruneReport",
+        "Removal",
+        "StoreInfo",
+        "StoreUsage",
+    ),
     "store": ("Store",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

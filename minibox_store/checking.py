@@ -20,7 +20,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
 from minibox_store.graph import Node, identity
 from minibox_store.image_map import ImageMap
-from minibox_store.images import Finding, FindingKind
+from minibox_store.reports import Finding, FindingKind
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource
 

@@ -12,7 +12,7 @@ from minibox_store import media_types
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.graph import Seen, walk
-from minibox_store.images import Removal
+from minibox_store.reports import Removal
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
 

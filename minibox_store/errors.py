@@ -38,7 +38,8 @@ def _shown(text: str) -> str:
 class StoreError(Exception):
     """The root of all errors that this library raises on purpose.
 
-    Guarantees: each subclass has fields, pickles, and gives one sentence as ``str(error)``.
+    Guarantees: each subclass has fields, pickles, and gives one sentence as ``str(error)``. Its ``repr`` is that of every
+        exception, from ``args``, which are the fields.
     """
 
     def __reduce__(self) -> tuple[type["StoreError"], tuple[object, ...]]:
@@ -56,7 +57,7 @@ class InvalidInput(StoreError, ValueError):
     """What was handed in has the wrong form; the same call fails again until the input is changed."""
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class InvalidReference(InvalidInput):
     """A text that is no image reference, or no name that an image may have in a store."""
 
@@ -67,7 +68,7 @@ class InvalidReference(InvalidInput):
         return f"invalid image reference {_shown(self.text)}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class InvalidDigest(InvalidInput):
     """A text that is no digest of a registered algorithm."""
 
@@ -78,7 +79,7 @@ class InvalidDigest(InvalidInput):
         return f"invalid digest {_shown(self.text)}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class InvalidPlatform(InvalidInput):
     """A text that names no platform."""
 
@@ -89,7 +90,7 @@ class InvalidPlatform(InvalidInput):
         return f"invalid platform {_shown(self.text)}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class InvalidPath(InvalidInput):
     """A path given by the caller that cannot be read or written as was asked."""
 
@@ -100,7 +101,7 @@ class InvalidPath(InvalidInput):
         return f"cannot use path {self.path!r}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class InvalidDocument(InvalidInput):
     """Bytes that are not the document they should be.
 
@@ -116,7 +117,7 @@ class InvalidDocument(InvalidInput):
         return f"invalid {self.document}{place}: {_beginning(self.problem)}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class InvalidArchive(InvalidInput):
     """A tar that is no image archive, breaks the format, or lacks what its manifest names."""
 
@@ -132,7 +133,7 @@ class NotFound(StoreError, LookupError):
     """What was asked for is not there."""
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class ImageNotFound(NotFound):
     """No entry of the index has this name."""
 
@@ -142,7 +143,7 @@ class ImageNotFound(NotFound):
         return f"image {self.name!r} not found"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class BlobNotFound(NotFound):
     """The source does not hold this blob."""
 
@@ -152,7 +153,7 @@ class BlobNotFound(NotFound):
         return f"blob {self.digest} not found"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class PlatformNotFound(NotFound):
     """An index offers no manifest for the platform; ``available`` lists what it does offer."""
 
@@ -167,7 +168,7 @@ class PlatformNotFound(NotFound):
         return f"{self.name} has no image for platform {self.wanted}; on offer: {offered}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class ContentMismatch(StoreError):
     """Bytes that are not what their descriptor says. ``what`` names the blob."""
 
@@ -179,7 +180,7 @@ class ContentMismatch(StoreError):
         return f"content of {self.what} does not match: expected {self.expected}, got {self.actual}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class IncompleteImage(StoreError):
     """The graph below ``root`` names blobs that are not there."""
 
@@ -191,7 +192,7 @@ class IncompleteImage(StoreError):
         return f"image {self.root} is incomplete: {self.missing[0]} is missing{rest}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class RegistryError(StoreError):
     """A registry that failed, answered wrongly, or was not reached (``status`` is None then).
 
@@ -218,7 +219,7 @@ class AuthenticationRefused(RegistryError):
     """The registry, or its token server, refuses these credentials, or their absence."""
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class RateLimited(RegistryError):
     """The registry limits the rate. ``retry_after_seconds`` is None where it did not say."""
 
@@ -229,7 +230,7 @@ class RateLimited(RegistryError):
         return super()._sentence() + wait
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class StoreDamaged(StoreError):
     """A file of the store cannot be read as what it is. Nothing was changed."""
 
@@ -240,7 +241,7 @@ class StoreDamaged(StoreError):
         return f"store damaged: {self.path}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class NothingToDo(StoreError):
     """What was asked for has nothing to act on: no change to undo, no damage to mend. Nothing was changed."""
 
@@ -251,7 +252,7 @@ class NothingToDo(StoreError):
         return f"nothing to do for {self.path}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class StoreUnavailable(StoreError):
     """The file system refuses an operation of the store (permission, read-only, input/output error)."""
 
@@ -262,7 +263,7 @@ class StoreUnavailable(StoreError):
         return f"cannot use {self.path}: {self.problem}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class StoreFull(StoreError):
     """No space, or no quota, is left where ``path`` lies."""
 
@@ -272,7 +273,7 @@ class StoreFull(StoreError):
         return f"no space left for {self.path}"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class StoreBusy(StoreError):
     """Somebody else holds a lock for longer than the caller would wait.
 
@@ -289,7 +290,7 @@ class StoreBusy(StoreError):
         return f"store busy: {holder} holds {self.path} ({self.doing or 'working'})"
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class Cancelled(StoreError):
     """The caller cancelled the operation; nothing was registered."""
 

@@ -3,11 +3,15 @@
 Nothing here changes anything or takes a lock, so all of it works on a store that may only be read.
 """
 
+from typing import TYPE_CHECKING
+
 from minibox_store._file_errors import file_errors
 from minibox_store.copying import Cancellation, EventListener, ignore_events
 from minibox_store.digest import Digest
-from minibox_store.images import Finding, Need, StoreUsage
 from minibox_store.layout import Layout
+
+if TYPE_CHECKING:
+    from minibox_store.reports import Finding, Need, StoreUsage
 
 
 class ExaminedStore:
@@ -21,7 +25,7 @@ class ExaminedStore:
         parallel: int = 2,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
-    ) -> tuple[Finding, ...]:
+    ) -> "tuple[Finding, ...]":
         """Walk every entry of index.json, read every byte that one of them needs, and return what was found.
 
         It is sorted by path, and empty where all is well; ``finding.is_damage`` tells damage from mere news.
@@ -59,7 +63,7 @@ class ExaminedStore:
             )
             return inventory.confirmed([*found, *inventory.findings(images)], images)
 
-    def why(self, digest: Digest) -> tuple[Need, ...]:
+    def why(self, digest: Digest) -> "tuple[Need, ...]":
         """Return why the store keeps a blob: for each entry that needs it, in their order, the shortest way to it.
 
         Entries without a name count: they keep blobs alive too. It is empty where nothing needs the blob, whether
@@ -73,7 +77,7 @@ class ExaminedStore:
         with file_errors(self._layout.paths.root):
             return tuple(map_images(self._layout)[1].needs_of(digest))
 
-    def usage(self) -> StoreUsage:
+    def usage(self) -> "StoreUsage":
         """Return the bytes that the blobs of each entry take, own and shared, of all, and of those nobody needs.
 
         Files are counted as they are: what is missing weighs nothing.
@@ -83,6 +87,7 @@ class ExaminedStore:
         """
         from minibox_store.image_map import weigh_images
         from minibox_store.layout.inventory import map_images
+        from minibox_store.reports import StoreUsage
 
         with file_errors(self._layout.paths.root):
             inventory, images = map_images(self._layout)

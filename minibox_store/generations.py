@@ -1,8 +1,13 @@
 """The part of the store's face that goes back to what index.json said earlier: undo, find again, mend."""
 
+from typing import TYPE_CHECKING
+
 from minibox_store._file_errors import file_errors
-from minibox_store.images import Image, IndexRepair, LostName
+from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
+
+if TYPE_CHECKING:
+    from minibox_store.reports import IndexRepair, LostName
 
 
 class Generations:
@@ -29,7 +34,7 @@ class Generations:
             given_back = undo_last_change(self._layout)
             return tuple(self._listing.image(name, descriptor) for name, descriptor in given_back)
 
-    def lost_names(self) -> tuple[LostName, ...]:
+    def lost_names(self) -> "tuple[LostName, ...]":
         """Return the names that the store had, has no more, and whose whole images are there; sorted by name.
 
         Such is what another tool dropped when it wrote index.json from what it had read before, and what was removed.
@@ -39,7 +44,7 @@ class Generations:
         with file_errors(self._layout.paths.root):
             return find_lost_names(self._layout)
 
-    def repair_index(self) -> IndexRepair:
+    def repair_index(self) -> "IndexRepair":
         """Write an index.json that cannot be read anew, from the newest content before that can; return what was done.
 
         Raises:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.archive import ArchiveFile
 from minibox_store.copying import (
     DEFAULT_PARALLEL,
     Cancellation,
@@ -22,17 +21,17 @@ from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
-from minibox_store.images import Image, PruneReport, StoreInfo
+from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, opening_image
 from minibox_store.layout_index import find_name, with_name, without_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.loading import load_archive
 from minibox_store.platforms import LINUX_AMD64, Platform
 from minibox_store.protocols import BlobSource, BlobStream, ImageSource
 from minibox_store.reference import Reference, check_image_name
 
 if TYPE_CHECKING:
     from minibox_store.registry import RegistryClient
+    from minibox_store.reports import PruneReport, StoreInfo
 
 
 class Store(ExaminedStore, Generations):
@@ -128,8 +127,10 @@ class Store(ExaminedStore, Generations):
         with file_errors(self.root), self._layout.naming_damage():
             return read_content(self._layout, descriptor, self._limits)
 
-    def info(self) -> StoreInfo:
+    def info(self) -> "StoreInfo":
         """Return what the store is, and what it can do where it lies."""
+        from minibox_store.reports import StoreInfo
+
         with file_errors(self.root):
             hard_links = None
             with suppress(OSError):  # a store that is not there, or not ours to write to
@@ -275,6 +276,8 @@ class Store(ExaminedStore, Generations):
 
         Guarantees: whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, whole.
         """
+        from minibox_store.archive import ArchiveFile
+
         target = ArchiveFile(os.fspath(path), dir_fd=dir_fd, durable=self._layout.durable)
         with file_errors(self.root), opening_image(self._layout, name) as image, path_errors(os.fspath(path)):
             found = self._listing.image(image.name, image.root, image)
@@ -314,6 +317,8 @@ class Store(ExaminedStore, Generations):
         Guarantees: every blob was verified as it was stored, and the whole graph is there, before the name is. An
             archive that is refused leaves nothing behind. Loading twice leaves what loading once does.
         """
+        from minibox_store.loading import load_archive
+
         with file_errors(self.root):
             loaded = load_archive(
                 file,
@@ -363,7 +368,7 @@ class Store(ExaminedStore, Generations):
             self._layout.change_index(change, "removing an image")
         return removed[0]
 
-    def prune(self, *, build_cache: bool = False, dry_run: bool = False) -> PruneReport:
+    def prune(self, *, build_cache: bool = False, dry_run: bool = False) -> "PruneReport":
         """Remove what no entry of the index reaches and no running transaction holds; return what was removed.
 
         Args:

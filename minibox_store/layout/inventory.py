@@ -13,7 +13,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreDamaged
 from minibox_store.image_map import ImageMap
-from minibox_store.images import Finding
+from minibox_store.reports import Finding
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import is_alive
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path

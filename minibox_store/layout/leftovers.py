@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from minibox_store import _files, _locks
-from minibox_store.images import Removal
+from minibox_store.reports import Removal
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
 

@@ -15,7 +15,7 @@ from minibox_store.collecting import Marks, StoredBlob, mark_index, plan_blobs
 from minibox_store.digest import Digest
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDigest, StoreBusy
-from minibox_store.images import PruneReport, Removal
+from minibox_store.reports import PruneReport, Removal
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom

@@ -42,9 +42,10 @@ class SystemNetwork:
     def resolve(self, host: str, port: int) -> Sequence[Address]:
         """Return what the system's resolver says."""
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # As bytes: of a text Python makes internationalised labels, and loads their tables, for a name that has none.
+            found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
         except UnicodeError:
-            raise socket.gaierror(socket.EAI_NONAME, "the name is too long") from None
+            raise socket.gaierror(socket.EAI_NONAME, "the name is no ASCII") from None
         return [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
 
     def begin_connect(self, opened: socket.socket, address: Address) -> None:

@@ -1,0 +1,188 @@
+"""What a store tells of itself, and of what was done to it, as values: collections, checks, repairs, and bytes."""
+
+from typing import Literal
+
+import attrs
+
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+
+
+@attrs.frozen(kw_only=True)
+class Removal:
+    """One thing that a collection removes, or would: ``path`` is relative to the store's root."""
+
+    kind: str
+    path: str
+    size_bytes: int
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class PruneReport:
+    """What a collection removed; of a dry run, what it would remove.
+
+    Attributes:
+        removed: each thing, with its bytes and the reason.
+        bytes_freed: bytes of all that is no build cache.
+        build_cache_removed: directories of unpacked layers removed, where that was asked for.
+        kept: what stayed, though nothing needs it, and why: somebody uses it.
+        absent: manifests that an index of another tool names and that were never fetched.
+        errors: what could not be removed, and why.
+        dry_run: whether nothing was removed.
+    """
+
+    removed: tuple[Removal, ...] = ()
+    kept: tuple[str, ...] = ()
+    absent: tuple[Digest, ...] = ()
+    errors: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def blobs_removed(self) -> int:
+        """How many blobs were removed."""
+        return sum(each.kind == "blob" for each in self.removed)
+
+    @property
+    def bytes_freed(self) -> int:
+        """Bytes of all that was removed and is no build cache."""
+        return sum(each.size_bytes for each in self.removed if each.kind != "build cache")
+
+    @property
+    def build_cache_removed(self) -> int:
+        """How many directories of unpacked layers were removed."""
+        return sum(each.kind == "build cache" for each in self.removed)
+
+    @property
+    def build_cache_bytes_freed(self) -> int:
+        """Bytes of the unpacked layers that were removed."""
+        return sum(each.size_bytes for each in self.removed if each.kind == "build cache")
+
+
+@attrs.frozen(kw_only=True)
+class LostName:
+    """A name that no entry of a store has any more, though the whole image that it stood for is there.
+
+    Attributes:
+        name: as it stood in index.json.
+        descriptor: of the manifest or index that it stood for last.
+        generation: the number of the newest content of index.json that says so.
+    """
+
+    name: str
+    descriptor: Descriptor
+    generation: int
+
+
+@attrs.frozen(kw_only=True)
+class IndexRepair:
+    """How an index.json that could not be read was mended.
+
+    Attributes:
+        generation: the number of the earlier content that it was written anew from.
+        kept_aside: where what was found in its place is now, relative to the store's root; None where it was missing.
+        names: those that index.json has now.
+        left_out: names, or digests of entries without one, that the generation has, and of which a blob is gone.
+    """
+
+    generation: int
+    kept_aside: str | None
+    names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class StoreInfo:
+    """What a store is and can do where it lies.
+
+    Attributes:
+        root: its folder.
+        durable: whether a change is on disk before the call that made it returns.
+        hard_links: whether the file system has them; without, a prune waits for the running pulls and loads.
+            None until the store exists.
+    """
+
+    root: str
+    durable: bool
+    hard_links: bool | None
+
+
+FindingKind = Literal["missing", "wrong size", "wrong digest", "unreadable", "not a file", "absent", "unreferenced"]
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """One thing that a check found.
+
+    Attributes:
+        kind: ``missing``: an image needs it, and nothing is there; ``wrong size``, ``wrong digest``: what is there is
+            something else; ``unreadable``: the system does not give its bytes, or they are no document;
+            ``not a file``: a link, a folder or a device is there. And what is no damage: ``absent``: a manifest that
+            an index names and that was never fetched; ``unreferenced``: no image needs it, and a prune would take it.
+        path: relative to the store's root.
+        digest: of the blob; None for what is called by no digest.
+        names: the images that need the blob, sorted.
+        problem: what was found, in a sentence.
+    """
+
+    kind: FindingKind
+    path: str
+    digest: Digest | None
+    names: tuple[str, ...] = ()
+    problem: str
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether something is wrong with the store."""
+        return self.kind not in ("absent", "unreferenced")
+
+
+@attrs.frozen(kw_only=True)
+class Need:
+    """Why a store keeps a blob: the way to it from one entry of index.json.
+
+    Attributes:
+        name: of the entry; None where it has none.
+        path: the entry's manifest or index first, then what lies between, the blob last; the blob alone, where the
+            entry stands for it.
+    """
+
+    name: str | None
+    path: tuple[Descriptor, ...]
+
+
+@attrs.frozen(kw_only=True)
+class ImageUsage:
+    """The bytes of one entry of index.json in the store's files, each blob once.
+
+    Attributes:
+        name: of the entry; None where it has none.
+        digest: of its manifest or index.
+        own_bytes: what no other entry needs: a prune frees it once this one is removed.
+        shared_bytes: what another entry needs too, were it a second name for the same image.
+    """
+
+    name: str | None
+    digest: Digest
+    own_bytes: int
+    shared_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Own and shared bytes."""
+        return self.own_bytes + self.shared_bytes
+
+
+@attrs.frozen(kw_only=True)
+class StoreUsage:
+    """The bytes of all blobs of a store, and whose they are.
+
+    Attributes:
+        images: one for each entry, sorted by name; those without one at the end.
+        total_bytes: of all blobs.
+        reclaimable_bytes: of the blobs that a prune would remove now.
+    """
+
+    images: tuple[ImageUsage, ...]
+    total_bytes: int
+    reclaimable_bytes: int
