@@ -16,13 +16,13 @@ import attrs
 
 from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
-from minibox_store.graph import Node, identity
+from minibox_store.graph import identity
 from minibox_store.image_map import ImageMap
-from minibox_store.reports import Finding, FindingKind
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource
+from minibox_store.reports import Finding, FindingKind
 
 DEFAULT_CHECKS = 2
 _BUFFER_BYTES = MEBIBYTE

@@ -4,17 +4,18 @@ It fails closed: a root or a document that cannot be read ends the marking with 
 a mark. What is alive is found by the same walk that copies images.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable
+from typing import NamedTuple
 
 import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.graph import Seen, walk
-from minibox_store.reports import Removal
+from minibox_store.graph import Identity, walk
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
+from minibox_store.reports import Removal
 
 
 @attrs.define
@@ -25,9 +26,20 @@ class Marks:
     """
 
     limits: Limits = DEFAULT_LIMITS
-    live: set[Digest] = attrs.field(factory=set)
     absent: dict[Digest, Descriptor] = attrs.field(factory=dict)
-    _seen: Seen = attrs.field(factory=set)
+    _seen: set[Identity] = attrs.field(factory=set)
+
+    @property
+    def live(self) -> set[Digest]:
+        """The blobs that are alive, those that are absent included."""
+        return {key[0] for key in self._seen}
+
+    def live_names(self) -> set[str]:
+        """Return what the files of the blobs that are alive are called: the hexadecimal part of their digests.
+
+        That tells them apart, as each algorithm has its length; and texts are compared faster than digests.
+        """
+        return {key[0].hex for key in self._seen}
 
     def add_root(self, source: BlobSource, root: Descriptor) -> None:
         """Mark everything that ``root`` reaches, and ``root``.
@@ -40,7 +52,6 @@ class Marks:
         for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
             if node.document is None and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor
-            self.live.add(node.descriptor.digest)
 
     def forget(self, absent: Iterable[Descriptor]) -> None:
         """Forget that these were absent: they have come since, and what they reach is to be marked."""
@@ -59,21 +70,24 @@ def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:
         marks.add_root(source, entry.descriptor)
 
 
-@attrs.frozen(kw_only=True)
-class StoredBlob:
-    """A file under ``blobs/``: the digest that it is called by, and its size in bytes."""
+class StoredBlob(NamedTuple):
+    """A file under ``blobs/``: its path below the root, its size in bytes, and how old it is."""
 
-    digest: Digest
+    path: str
     size_bytes: int
+    age_seconds: float
 
 
-def plan_blobs(
-    blobs: Iterable[StoredBlob], is_alive: Callable[[Digest], bool], path_of: Callable[[Digest], str]
-) -> list[tuple[Digest, Removal]]:
-    """Return the removal of each blob that is not alive."""
+def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[Removal]:
+    """Return the removal of each blob whose name is not among those of the blobs that are alive."""
     reason = "no image in the index needs it"
     return [
-        (blob.digest, Removal(kind="blob", path=path_of(blob.digest), size_bytes=blob.size_bytes, reason=reason))
+        Removal(kind="blob", path=blob.path, size_bytes=blob.size_bytes, reason=reason, age_seconds=blob.age_seconds)
         for blob in blobs
-        if not is_alive(blob.digest)
+        if file_name(blob.path) not in live_names
     ]
+
+
+def file_name(path: str) -> str:
+    """Return what the file of a blob is called."""
+    return path[path.rindex("/") + 1 :]

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import attrs
 
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled
 from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
-from minibox_store.graph import ContentSource, Node, walk
+from minibox_store.graph import ContentSource, walk
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
     ArchivedBlob,

@@ -14,7 +14,7 @@ _HEX_LENGTHS = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+")
 
 
-@attrs.frozen(order=True, cache_hash=True)
+@attrs.frozen(order=True)
 class Digest:
     """The address of some content: an algorithm and its lower-case hexadecimal value.
 

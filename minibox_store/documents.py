@@ -96,32 +96,37 @@ class LayoutIndex:
 
 
 @attrs.frozen(kw_only=True)
-class Child:
-    """A descriptor inside a document, and its place there: ``position`` of ``total``, from 1."""
+class Node:
+    """One blob of a graph, and its place below its parent: ``position`` of ``total``, from 1.
+
+    A document that was read carries its value, and the very bytes that were verified.
+    """
 
     descriptor: Descriptor
     role: Role
     position: int
     total: int
+    document: Document | None = None
+    content: bytes | None = None
 
 
-def children(document: Document) -> tuple[Child, ...]:
-    """Return what the graph has below ``document``, in the document's order.
+def children(document: Document) -> tuple[Node, ...]:
+    """Return what the graph has below ``document``, in the document's order; nothing of it has been read.
 
     ``subject`` points backwards and is no child.
     """
     if isinstance(document, Index):
         total = len(document.manifests)
         return tuple(
-            Child(descriptor=descriptor, role="manifest", position=position, total=total)
+            Node(descriptor=descriptor, role="manifest", position=position, total=total)
             for position, descriptor in enumerate(document.manifests, 1)
         )
-    config = Child(descriptor=document.config, role="config", position=1, total=1)
+    config = Node(descriptor=document.config, role="config", position=1, total=1)
     total = len(document.layers)
     return (
         config,
         *(
-            Child(descriptor=descriptor, role="layer", position=position, total=total)
+            Node(descriptor=descriptor, role="layer", position=position, total=total)
             for position, descriptor in enumerate(document.layers, 1)
         ),
     )

@@ -38,8 +38,8 @@ def _shown(text: str) -> str:
 class StoreError(Exception):
     """The root of all errors that this library raises on purpose.
 
-    Guarantees: each subclass has fields, pickles, and gives one sentence as ``str(error)``. Its ``repr`` is that of every
-        exception, from ``args``, which are the fields.
+    Guarantees: each subclass has fields, pickles, and gives one sentence as ``str(error)``. Its ``repr`` is that of
+        every exception, from ``args``, which are the fields.
     """
 
     def __reduce__(self) -> tuple[type["StoreError"], tuple[object, ...]]:

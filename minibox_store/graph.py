@@ -11,7 +11,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_config, decode_document
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Child, Descriptor, Document, Index, Manifest, Role, children
+from minibox_store.documents import Descriptor, Document, Index, Manifest, Node, children
 from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
@@ -22,22 +22,6 @@ Identity = tuple[Digest, int, str]
 Seen = MutableSet[Identity]
 
 UnreadableListener = Callable[[Descriptor, Exception], None]
-
-
-@attrs.frozen(kw_only=True)
-class Node:
-    """One blob of a graph. A document that was read carries its value and the very bytes that were verified.
-
-    A node of a document's type with no ``document`` is one that is absent, or cannot be read, where the walk was told
-    to allow it.
-    """
-
-    descriptor: Descriptor
-    role: Role
-    position: int
-    total: int
-    document: Document | None = None
-    content: bytes | None = None
 
 
 class ContentStream:
@@ -130,7 +114,7 @@ class _Pending:
     """A document whose children are being walked."""
 
     node: Node
-    rest: Iterator[Child]
+    rest: Iterator[Node]
 
 
 def walk(
@@ -143,6 +127,8 @@ def walk(
     on_unreadable: UnreadableListener | None = None,
 ) -> Iterator[Node]:
     """Yield every blob of the graph below ``root``: children before their parents, each once, the root last.
+
+    A node of a document's type with no ``document`` is one that is absent, or cannot be read, where that is allowed.
 
     Args:
         source: where documents are read from; leaves are not opened.
@@ -161,23 +147,23 @@ def walk(
     seen = set() if seen is None else seen
     documents = 0
     stack: list[_Pending] = []
-    todo: Child | None = Child(descriptor=root, role="manifest", position=1, total=1)
+    todo: Node | None = Node(descriptor=root, role="manifest", position=1, total=1)
     while True:
         if todo is not None:
-            key = identity(todo.descriptor)
+            node, descriptor = todo, todo.descriptor
+            key = identity(descriptor)
             if key not in seen:
                 seen.add(key)
-                node = Node(descriptor=todo.descriptor, role=todo.role, position=todo.position, total=todo.total)
-                if media_types.is_document(todo.descriptor.media_type):
+                if key[2]:  # the type of a document
                     documents += 1
                     read = None
                     try:
                         _check_bounds(root, documents, len(stack) + 1, limits)
-                        read = _read_document(source, todo.descriptor, limits, allow_absent_manifests and bool(stack))
+                        read = _read_document(source, descriptor, limits, allow_absent_manifests and bool(stack))
                     except (StoreError, OSError) as error:
                         if on_unreadable is None:
                             raise
-                        on_unreadable(todo.descriptor, error)
+                        on_unreadable(descriptor, error)
                     if read is not None:
                         node = attrs.evolve(node, document=read[0], content=read[1])
                         stack.append(_Pending(node, iter(children(read[0]))))

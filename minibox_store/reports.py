@@ -10,12 +10,23 @@ from minibox_store.documents import Descriptor
 
 @attrs.frozen(kw_only=True)
 class Removal:
-    """One thing that a collection removes, or would: ``path`` is relative to the store's root."""
+    """One thing that a collection removes, or would.
+
+    Attributes:
+        kind: ``blob``, ``sidecar``, ``transaction``, ``partial``, ``temporary``, ``build cache``; ``name`` where
+            a filter chose an image.
+        path: relative to the store's root; of a name, the name.
+        size_bytes: what its removal gives back; of a name nothing, as its blobs are told apart.
+        reason: why it goes, in a sentence.
+        age_seconds: since its file last changed, in content or in links; of a name, since it was last written; None
+            where that is not known.
+    """
 
     kind: str
     path: str
     size_bytes: int
     reason: str
+    age_seconds: float | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, PlatformNotFound
-from minibox_store.graph import ContentSource, Node, RememberingSource, read_content, select_manifest, walk
+from minibox_store.graph import ContentSource, RememberingSource, read_content, select_manifest, walk
 from minibox_store.limits import Limits
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from minibox_store.memory import MemoryImages

@@ -13,12 +13,12 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreDamaged
 from minibox_store.image_map import ImageMap
-from minibox_store.reports import Finding
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import is_alive
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
+from minibox_store.reports import Finding
 
 _ATTEMPTS = 5
 
@@ -42,7 +42,7 @@ class Inventory:
         self.strays: dict[str, Digest | None] = {}
         for algorithm in ALGORITHMS:
             self._list_blobs(algorithm)
-        self.pinned = live_pins(layout.paths)
+        self.pinned = frozenset(live_pins(layout.paths).values())
         self.index = layout.read_index()
 
     @property
@@ -152,11 +152,11 @@ def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
 
 
-def live_pins(paths: LayoutPaths) -> set[Digest]:
-    """Return the blobs that the transactions of living processes hold."""
+def live_pins(paths: LayoutPaths) -> dict[str, Digest]:
+    """Return the blobs that the transactions of living processes hold, by what their files are called."""
     transactions = [entry.path for entry in iter_entries(paths.ingest) if entry.is_dir(follow_symlinks=False)]
     names = (each.name for path in transactions if is_alive(path) for each in iter_entries(path))
-    return {digest for name in names if (digest := pinned_digest(name)) is not None}
+    return {digest.hex: digest for name in names if (digest := pinned_digest(name)) is not None}
 
 
 def iter_entries(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -10,9 +10,9 @@ import stat
 from collections.abc import Iterator
 
 from minibox_store import _files, _locks
-from minibox_store.reports import Removal
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
+from minibox_store.reports import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}

@@ -13,9 +13,9 @@ from minibox_store import media_types
 from minibox_store._signatures import Signature, is_unchanged, signature
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, ImageConfig, LayoutIndex, Manifest
+from minibox_store.documents import Descriptor, ImageConfig, LayoutIndex, Manifest, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
-from minibox_store.graph import Node, read_content, walk
+from minibox_store.graph import read_content, walk
 from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import NAME_ANNOTATION, names_of

@@ -10,10 +10,10 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, NothingToDo, StoreDamaged, StoreError
 from minibox_store.graph import walk
-from minibox_store.reports import IndexRepair, LostName
 from minibox_store.layout.history import Generation
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import name_of, names_of
+from minibox_store.reports import IndexRepair, LostName
 
 
 def find_lost_names(layout: Layout) -> tuple[LostName, ...]:

@@ -6,26 +6,26 @@ project does not know is left alone.
 """
 
 import os
+import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
 
 from minibox_store import _files, _locks
-from minibox_store.collecting import Marks, StoredBlob, mark_index, plan_blobs
-from minibox_store.digest import Digest
+from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
 from minibox_store.documents import LayoutIndex
-from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDigest, StoreBusy
-from minibox_store.reports import PruneReport, Removal
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
-from minibox_store.layout.paths import ALGORITHMS, HEX_LENGTHS, pinned_digest, relative_path
+from minibox_store.layout.paths import HEX_LENGTHS
 from minibox_store.layout_index import name_of
+from minibox_store.reports import PruneReport, Removal
 
-_T = TypeVar("_T")
 _BATCH = 1000
 _ATTEMPTS = 5
 _SIDECAR = ".index.json"
+_HEX = re.compile("[0-9a-f]+")
 
 
 class Sweep:
@@ -35,15 +35,21 @@ class Sweep:
         layout: the store.
         build_cache: whether unpacked layers (``layers/*``) that nobody uses go too.
         dry_run: whether to tell what would go, and remove nothing; takes no lock and writes nothing then.
+        keep_newer_than_seconds: blobs whose files changed since stay, though nothing needs them.
     """
 
-    def __init__(self, layout: Layout, *, build_cache: bool, dry_run: bool) -> None:
+    def __init__(
+        self, layout: Layout, *, build_cache: bool, dry_run: bool, keep_newer_than_seconds: float = 0.0
+    ) -> None:
         self._layout = layout
         self._paths = layout.paths
         self._build_cache = build_cache
         self._dry_run = dry_run
+        self._keep_newer_than_seconds = keep_newer_than_seconds
         self._marks = Marks(limits=layout.limits)
         self._marked: LayoutIndex | None = None
+        self._live_names: set[str] = set()
+        self._kept: list[str] = []
         self._removed: list[Removal] = []
         self._errors: list[str] = []
 
@@ -62,12 +68,13 @@ class Sweep:
             self._mark_new_roots()
             broom = Broom(self._layout, self._removed, self._errors, dry_run=self._dry_run)
             broom.sweep_transactions()
-            self._sweep_blobs()
-            self._sweep_sidecars()
+            blobs, sidecars = self._look()
+            self._sweep_blobs(plan_blobs(blobs, self._live_names))
+            self._sweep_sidecars(sidecars)
             broom.sweep_leftovers(build_cache=self._build_cache)
         return PruneReport(
             removed=tuple(self._removed),
-            kept=tuple(broom.kept),
+            kept=(*self._kept, *broom.kept),
             absent=tuple(sorted(self._marks.absent)),
             errors=tuple(self._errors),
             dry_run=self._dry_run,
@@ -101,41 +108,65 @@ class Sweep:
                     continue  # the name has gone meanwhile, and its blobs with it
                 raise IncompleteImage(_name_of_missing(index, error.digest), (error.digest,)) from error
             self._marked = index
+            self._live_names = self._marks.live_names()
             return
         raise StoreBusy(self._paths.index, None, None, "changing index.json all the time")
 
     # ---- blobs
 
-    def _stored_blobs(self) -> Iterator[StoredBlob]:
-        live = self._marks.live
-        for algorithm in ALGORITHMS:
-            alive = {digest.hex for digest in live if digest.algorithm == algorithm}
-            length = HEX_LENGTHS[algorithm]
+    def _look(self) -> tuple[list[StoredBlob], list[str]]:
+        """Return the blobs that are not alive, and the path of each sidecar of a layer that is not."""
+        now_seconds = time.time()
+        blobs, sidecars = [], []
+        for algorithm, length in HEX_LENGTHS.items():
             for entry in iter_entries(self._paths.blobs(algorithm)):
-                # Most blobs are alive: they are passed over before a digest is made of their names.
-                if len(entry.name) != length or entry.name in alive:
+                # Most blobs are alive: they are passed over before anything is asked about them.
+                name = entry.name
+                if name in self._live_names:
                     continue
-                try:
-                    digest = Digest(algorithm, entry.name)
-                except InvalidDigest:
+                layer = name.removesuffix(_SIDECAR)
+                if len(layer) != length or not _HEX.fullmatch(layer) or entry.is_dir(follow_symlinks=False):
                     continue
-                if not entry.is_dir(follow_symlinks=False):
-                    yield StoredBlob(digest=digest, size_bytes=entry.stat(follow_symlinks=False).st_size)
+                if layer == name:
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    age_seconds = now_seconds - max(status.st_mtime, status.st_ctime)
+                    blobs.append(StoredBlob(f"blobs/{algorithm}/{name}", status.st_size, age_seconds))
+                elif algorithm == "sha256" and layer not in self._live_names:
+                    sidecars.append(f"blobs/{algorithm}/{name}")
+        return blobs, sidecars
 
-    def _sweep_blobs(self) -> None:
-        plan = plan_blobs(self._stored_blobs(), lambda digest: digest in self._marks.live, relative_path)
+    def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
         if self._dry_run:
             pins = live_pins(self._paths)
-            self._removed.extend(removal for digest, removal in plan if digest not in pins)
+            plan = [removal for removal in plan if file_name(removal.path) not in pins]
+            self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
         for batch in self._locked_batches(plan):
             self._mark_new_roots()
             pins = live_pins(self._paths)
-            for digest, removal in batch:
-                if digest not in self._marks.live and digest not in pins:
+            for removal in batch:
+                name = file_name(removal.path)
+                if name not in self._live_names and name not in pins and not self._is_new(removal):
                     self._remove(removal)
 
-    def _locked_batches(self, plan: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    def _is_new(self, removal: Removal) -> bool:
+        """Whether a blob is younger than what is to stay, as its file is now: another tool may have written it anew."""
+        if self._keep_newer_than_seconds <= 0:
+            return False
+        try:
+            status = os.lstat(f"{self._paths.root}/{removal.path}")
+        except FileNotFoundError:
+            return False
+        age_seconds = time.time() - max(status.st_mtime, status.st_ctime)
+        if age_seconds < self._keep_newer_than_seconds:
+            self._kept.append(f"{removal.path}: it was written {max(age_seconds, 0):.0f} s ago")
+            return True
+        return False
+
+    def _locked_batches(self, plan: Sequence[Removal]) -> Iterator[Sequence[Removal]]:
         """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
         for start in range(0, len(plan), _BATCH):
             try:
@@ -147,26 +178,38 @@ class Sweep:
                 self._errors.append(str(busy))  # what was removed is told, and the next collection goes on
                 return
 
-    def _sweep_sidecars(self) -> None:
+    def _sweep_sidecars(self, paths: Sequence[str]) -> None:
         gone = {removal.path for removal in self._removed}
         plan = []
-        for entry in iter_entries(self._paths.blobs("sha256")):
-            layer = entry.name.removesuffix(_SIDECAR)
-            if layer == entry.name or pinned_digest(f"sha256-{layer}") is None or entry.is_dir(follow_symlinks=False):
-                continue
-            path = f"blobs/sha256/{layer}"
-            if path in gone or not os.path.lexists(os.path.join(self._paths.root, path)):
-                size_bytes = entry.stat(follow_symlinks=False).st_size
+        for path in paths:
+            layer = path.removesuffix(_SIDECAR)
+            if layer in gone or not self._is_there(layer):
+                try:
+                    status = os.lstat(f"{self._paths.root}/{path}")
+                except FileNotFoundError:
+                    continue
+                age_seconds = time.time() - max(status.st_mtime, status.st_ctime)
                 reason = "its layer is gone"
-                plan.append(Removal(kind="sidecar", path=path + _SIDECAR, size_bytes=size_bytes, reason=reason))
+                plan.append(
+                    Removal(
+                        kind="sidecar",
+                        path=path,
+                        size_bytes=status.st_size,
+                        reason=reason,
+                        age_seconds=age_seconds,
+                    )
+                )
         if self._dry_run:
             self._removed.extend(plan)
             return
         for batch in self._locked_batches(plan):
             for removal in batch:
                 # The layer may have come back since.
-                if not os.path.lexists(os.path.join(self._paths.root, removal.path.removesuffix(_SIDECAR))):
+                if not self._is_there(removal.path.removesuffix(_SIDECAR)):
                     self._remove(removal)
+
+    def _is_there(self, path: str) -> bool:
+        return os.path.lexists(f"{self._paths.root}/{path}")
 
     def _remove(self, removal: Removal) -> None:
         try:

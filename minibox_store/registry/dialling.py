@@ -42,7 +42,7 @@ class SystemNetwork:
     def resolve(self, host: str, port: int) -> Sequence[Address]:
         """Return what the system's resolver says."""
         try:
-            # As bytes: of a text Python makes internationalised labels, and loads their tables, for a name that has none.
+            # As bytes: of a text Python would make internationalised labels, and load their tables for it.
             found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
         except UnicodeError:
             raise socket.gaierror(socket.EAI_NONAME, "the name is no ASCII") from None

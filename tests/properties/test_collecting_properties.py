@@ -17,6 +17,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, InvalidDocument, StoreDamaged
 from minibox_store.layout import Layout
+from minibox_store.layout.paths import relative_path
 from minibox_store.layout.sweeping import Sweep
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import BlobStream
@@ -167,12 +168,14 @@ def test_at_every_step_the_marks_are_those_of_the_roots_so_far(graph: Graph) -> 
 def test_what_is_planned_is_what_cannot_be_reached(graph: Graph) -> None:
     marks = Marks()
     mark_index(marks, graph.memory(), graph.index())
-    stored = [StoredBlob(digest=Digest.parse(digest), size_bytes=len(graph.blobs[digest])) for digest in graph.present]
-    plan = plan_blobs(stored, lambda digest: digest in marks.live, str)
-    assert {str(digest) for digest, _ in plan} == set(graph.present) - graph.reachable()
-    for digest, removal in plan:
-        assert (removal.kind, removal.path) == ("blob", str(digest))
-        assert removal.size_bytes == len(graph.blobs[str(digest)])
+    paths = {relative_path(Digest.parse(digest)): digest for digest in graph.present}
+    stored = [StoredBlob(path, len(graph.blobs[digest]), age) for age, (path, digest) in enumerate(paths.items())]
+    plan = plan_blobs(stored, marks.live_names())
+    assert {paths[removal.path] for removal in plan} == set(graph.present) - graph.reachable()
+    for removal in plan:
+        assert removal.kind == "blob"
+        assert removal.size_bytes == len(graph.blobs[paths[removal.path]])
+        assert removal.age_seconds == list(paths).index(removal.path)
 
 
 @settings(max_examples=200)
