@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import InvalidArchive as InvalidArchive
     from minibox_store.errors import InvalidDigest as InvalidDigest
     from minibox_store.errors import InvalidDocument as InvalidDocument
+    from minibox_store.errors import InvalidFilter as InvalidFilter
     from minibox_store.errors import InvalidInput as InvalidInput
     from minibox_store.errors import InvalidPath as InvalidPath
     from minibox_store.errors import InvalidPlatform as InvalidPlatform
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import render_line as render_line
+    from minibox_store.filters import ImageFilter as ImageFilter
+    from minibox_store.filters import Label as Label
     from minibox_store.images import Image as Image
     from minibox_store.limits import Limits as Limits
     from minibox_store.media_types import is_document as is_document
@@ -95,6 +98,7 @@ _MODULES = {
         "InvalidArchive",
         "InvalidDigest",
         "InvalidDocument",
+        "InvalidFilter",
         "InvalidInput",
         "InvalidPath",
         "InvalidPlatform",
@@ -124,6 +128,7 @@ _MODULES = {
         "ResolvingName",
         "render_line",
     ),
+    "filters": ("ImageFilter", "Label"),
     "images": ("Image",),
     "limits": ("Limits",),
     "media_types": ("is_document",),

@@ -21,6 +21,7 @@ STEP_BYTES = 16 * MEBIBYTE
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OWNERS = 0o600
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
@@ -247,6 +248,14 @@ def exists(path: str) -> bool:
     return True
 
 
+def size_of(path: str) -> int:
+    """Return the size of what is at ``path``, 0 where there is nothing."""
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def set_mode(descriptor: int, mode: int) -> None:
     """Set the mode of an open file."""
     os.fchmod(descriptor, mode)
@@ -355,6 +364,17 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
         os.close(descriptor)
     if durable:
         sync_directory(os.path.dirname(path) or ".", dir_fd=dir_fd)
+
+
+def append_bytes(path: str, content: bytes) -> None:
+    """Add to a file, by one write, creating it for its owner alone where it is not there."""
+    descriptor = os.open(path, _APPEND, _OWNERS)
+    try:
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OWNERS:
+            os.fchmod(descriptor, _OWNERS)
+        write_all(descriptor, content)
+    finally:
+        os.close(descriptor)
 
 
 def is_same_file(descriptor: int, path: str) -> bool:

@@ -14,7 +14,7 @@ import attrs
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled
 from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
-from minibox_store.graph import ContentSource, walk
+from minibox_store.graph import ContentSource, RememberingSource, walk
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
     ArchivedBlob,
@@ -26,6 +26,7 @@ from minibox_store.protocols import (
     ImageWriter,
     Interruptible,
     RangeStream,
+    RoomChecking,
     Waiting,
 )
 
@@ -292,13 +293,17 @@ def copy_image(
 
     Raises:
         Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
+        StoreFull: before a byte has moved, when the target has not the room for what it lacks.
 
     Guarantees: atomic as to names; copying twice leaves what copying once does.
     """
     names = tuple(names)
     cancellation = cancellation or Cancellation()
+    # Each document is walked twice, and crosses the wire once.
+    source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.
     with cancellation.interrupting(source), target.open_writer() as writer:
+        _check_room(source, writer, root, limits)
         copy_graph(
             source,
             writer,
@@ -314,6 +319,12 @@ def copy_image(
         cancellation.check()
     for name in names:
         on_event(ImageCopied(name=name))
+
+
+def _check_room(source: BlobSource, writer: ImageWriter, root: Descriptor, limits: Limits) -> None:
+    """Let a writer that can say so weigh the whole image against the room that there is, before a byte of it moves."""
+    if isinstance(writer, RoomChecking):
+        writer.check_room(node.descriptor for node in walk(source, root, limits=limits))
 
 
 def stage_blobs(

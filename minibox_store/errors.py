@@ -69,6 +69,17 @@ class InvalidReference(InvalidInput):
 
 
 @attrs.frozen(slots=False, repr=False)
+class InvalidFilter(InvalidInput):
+    """A text that is no condition of a filter, or a filter that has none."""
+
+    text: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"invalid filter {_shown(self.text)}: {self.problem}" if self.text else f"invalid filter: {self.problem}"
+
+
+@attrs.frozen(slots=False, repr=False)
 class InvalidDigest(InvalidInput):
     """A text that is no digest of a registered algorithm."""
 
@@ -265,12 +276,16 @@ class StoreUnavailable(StoreError):
 
 @attrs.frozen(slots=False, repr=False)
 class StoreFull(StoreError):
-    """No space, or no quota, is left where ``path`` lies."""
+    """No space, or no quota, is left where ``path`` lies; or less is free than is needed, and nothing was begun."""
 
     path: str
+    needed_bytes: int | None = None
+    free_bytes: int | None = None
 
     def _sentence(self) -> str:
-        return f"no space left for {self.path}"
+        if self.needed_bytes is None:
+            return f"no space left for {self.path}"
+        return f"not enough space for {self.path}: {self.needed_bytes} bytes are needed, and {self.free_bytes} are free"
 
 
 @attrs.frozen(slots=False, repr=False)

@@ -13,6 +13,7 @@ import attrs
 
 from minibox_store._file_errors import path_errors
 from minibox_store._files import open_regular
+from minibox_store._room import check_room
 from minibox_store.archive import ArchiveReader
 from minibox_store.codec import describe_document
 from minibox_store.copying import Cancellation, EventListener, copy_graph, stage_blobs
@@ -51,6 +52,8 @@ def load_archive(
     """
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
+        # All of it is kept until it is known what is needed. What comes through a pipe is weighed member by member.
+        check_room(layout.paths.ingest, reader.file_bytes, name=layout.paths.root)
         with _naming_archive():
             stage_blobs(reader.iter_blobs(), writer, parallel=_PARALLEL, on_event=on_event, cancellation=cancellation)
             archived_name, digest = reader.image()

@@ -4,7 +4,7 @@ An end (the local layout, a registry's repository, an archive, memory) implement
 knows nothing else of it. A speed-up is a further protocol of one method, looked for in one place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
@@ -86,6 +86,18 @@ class ImageTarget(Protocol):
     def open_writer(self) -> AbstractContextManager[ImageWriter]:
         """Begin a transaction: leaving it without an error commits it, with one aborts it."""
         ...
+
+
+@runtime_checkable
+class RoomChecking(Protocol):
+    """A writer that can tell beforehand whether what will be written fits."""
+
+    def check_room(self, descriptors: Iterable[Descriptor]) -> None:
+        """Return if what the target lacks of these blobs fits, as far as can be told.
+
+        Raises:
+            StoreFull: with the bytes that are needed, and those that are free.
+        """
 
 
 class BlobStage(BlobSource, Protocol):

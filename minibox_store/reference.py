@@ -156,6 +156,21 @@ def normalised(text: str) -> str | None:
         return None
 
 
+def repository_of(name: str) -> str:
+    """Return what an image's name has in common with those of its other versions: all but tag and digest.
+
+    It is the canonical spelling where the name is a reference, and the name without its tag where it is none.
+
+    >>> repository_of("alpine:3.20") == repository_of("docker.io/library/alpine:3.18")
+    True
+    """
+    try:
+        reference = Reference.parse(name)
+    except InvalidReference:
+        return _split_tag(name.partition("@")[0])[0]
+    return f"{reference.domain}/{reference.repository}"
+
+
 def check_image_name(text: str) -> str:
     """Return ``text`` when an image may have it as its name in a store; the text is not trusted.
 

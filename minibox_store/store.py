@@ -22,19 +22,23 @@ from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
 from minibox_store.images import Image
-from minibox_store.layout import Layout, Listing, opening_image
+from minibox_store.layout import Layout, Listing, TransactionTarget, opening_image
 from minibox_store.layout_index import find_name, with_name, without_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import LINUX_AMD64, Platform
 from minibox_store.protocols import BlobSource, BlobStream, ImageSource
 from minibox_store.reference import Reference, check_image_name
+from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from minibox_store.registry import RegistryClient
-    from minibox_store.reports import PruneReport, StoreInfo
+    from minibox_store.reports import StoreInfo
 
 
-class Store(ExaminedStore, Generations):
+Verify = Literal["size", "content"]
+
+
+class Store(ExaminedStore, Generations, Upkeep):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
@@ -82,10 +86,20 @@ class Store(ExaminedStore, Generations):
 
     # ---- looking
 
-    def images(self) -> tuple[Image, ...]:
-        """Return every named image, sorted by name; the very same tuple as long as nothing has changed."""
+    def images(self, chosen_by: "ImageFilter | None" = None) -> tuple[Image, ...]:
+        """Return every named image, or those that a filter chooses, sorted by name.
+
+        Without a filter it is the very same tuple as long as nothing has changed.
+
+        Raises:
+            IncompleteImage, StoreDamaged: when what a filter asks about cannot be read.
+        """
         with file_errors(self.root):
-            return self._listing.images()
+            if chosen_by is None:
+                return self._listing.images()
+            from minibox_store.choosing import choose
+
+            return tuple(self._listing.image(each.name, each.descriptor) for each in choose(self._layout, chosen_by))
 
     def get(self, name: str) -> Image:
         """Return the image that ``name`` means: the very name, or else a single one that spells the same reference.
@@ -147,6 +161,7 @@ class Store(ExaminedStore, Generations):
         platform: Platform | None = LINUX_AMD64,
         client: "RegistryClient | None" = None,
         parallel: int = DEFAULT_PARALLEL,
+        verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> Image:
@@ -158,6 +173,8 @@ class Store(ExaminedStore, Generations):
             platform: which manifest of an index; None keeps the index, and every manifest in it.
             client: how registries are spoken to; anonymous, over TLS, where it is None.
             parallel: how many layers move at once.
+            verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
+                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``.
             on_event: called for each step of progress, from several threads.
             cancellation: ends the pull when it is cancelled.
 
@@ -166,6 +183,7 @@ class Store(ExaminedStore, Generations):
             PlatformNotFound: when the image is not offered for the platform.
             RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
             ContentMismatch, InvalidDocument: when it sends something else than it announced.
+            StoreFull: when what is missing does not fit; nothing has been fetched then.
             Cancelled: when ``cancellation`` was cancelled.
 
         Guarantees: the name changes in one step, after everything that it reaches is in the store and verified. A pull
@@ -186,7 +204,9 @@ class Store(ExaminedStore, Generations):
         ):
             on_event(ResolvingName(name=name))
             root = repository.resolve(str(parsed.digest or parsed.tag))
-            return self._copy_in(repository, root, name, platform, parallel, on_event, cancellation)
+            origin = f"{parsed.domain}/{parsed.repository}"
+            target = TransactionTarget(self._layout, origin=origin, verify_content=_is_content(verify))
+            return self._copy_in(repository, root, target, name, platform, parallel, on_event, cancellation)
 
     def import_image(
         self,
@@ -195,6 +215,7 @@ class Store(ExaminedStore, Generations):
         *,
         as_name: str | None = None,
         platform: Platform | None = None,
+        verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> Image:
@@ -205,6 +226,7 @@ class Store(ExaminedStore, Generations):
             name: what it is called there.
             as_name: what it is called here; ``name`` where it is None.
             platform: which manifest of an index; None keeps the whole.
+            verify: as for :meth:`pull`.
             on_event: called for each step of progress, from several threads.
             cancellation: ends the copy when it is cancelled.
 
@@ -218,27 +240,29 @@ class Store(ExaminedStore, Generations):
         cancellation = cancellation or Cancellation()
         with file_errors(self.root):
             root = source.resolve(name)
-            return self._copy_in(source, root, as_name, platform, DEFAULT_PARALLEL, on_event, cancellation)
+            target = TransactionTarget(self._layout, verify_content=_is_content(verify))
+            return self._copy_in(source, root, target, as_name, platform, DEFAULT_PARALLEL, on_event, cancellation)
 
     def _copy_in(
         self,
         source: BlobSource,
         root: Descriptor,
+        target: TransactionTarget,
         name: str,
         platform: Platform | None,
         parallel: int,
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
+        source = RememberingSource(source, self._limits)
         if platform is not None:
-            source = RememberingSource(source, self._limits)
             if media_types.is_index(root.media_type):
                 on_event(ChoosingPlatform(name=name, platform=platform))
             root = select_manifest(source, root, platform, name, self._limits)
         on_event(ManifestChosen(descriptor=root))
         copy_image(
             source,
-            self._layout,
+            target,
             root,
             [name],
             limits=self._limits,
@@ -280,6 +304,7 @@ class Store(ExaminedStore, Generations):
 
         target = ArchiveFile(os.fspath(path), dir_fd=dir_fd, durable=self._layout.durable)
         with file_errors(self.root), opening_image(self._layout, name) as image, path_errors(os.fspath(path)):
+            self._layout.activity.note_used(image.name)
             found = self._listing.image(image.name, image.root, image)
             copy_image(
                 image,
@@ -347,7 +372,7 @@ class Store(ExaminedStore, Generations):
         with file_errors(self.root):
             find_name(self._layout.read_index(), name)
             self._layout.prepare()
-            self._layout.change_index(change, "tagging an image")
+            self._layout.change_index(change, "tagging an image", names=[new_name])
         return self.get(new_name)
 
     def remove(self, name: str) -> str:
@@ -368,18 +393,8 @@ class Store(ExaminedStore, Generations):
             self._layout.change_index(change, "removing an image")
         return removed[0]
 
-    def prune(self, *, build_cache: bool = False, dry_run: bool = False) -> "PruneReport":
-        """Remove what no entry of the index reaches and no running transaction holds; return what was removed.
 
-        Args:
-            build_cache: whether unpacked layers under ``layers/`` that nothing uses go too.
-            dry_run: whether to return the plan, and change nothing.
-
-        Raises:
-            IncompleteImage, StoreDamaged: when a root or a document cannot be read; nothing has been removed then.
-            StoreBusy: when another prune runs for longer than the lock's timeout.
-        """
-        from minibox_store.layout.sweeping import Sweep
-
-        with file_errors(self.root):
-            return Sweep(self._layout, build_cache=build_cache, dry_run=dry_run).run()
+def _is_content(verify: Verify) -> bool:
+    if verify not in ("size", "content"):
+        raise InvalidInput(f"verify {verify!r} is neither 'size' nor 'content'")
+    return verify == "content"

@@ -35,9 +35,10 @@ VALUES = {
     "reports",
 }
 CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "image_map"}
+CORE |= {"filters"}
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures"}
-FACE = {"store", "examining", "generations", "loading", "__init__"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room"}
+FACE = {"store", "examining", "generations", "loading", "choosing", "upkeep", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

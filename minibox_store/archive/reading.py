@@ -69,6 +69,13 @@ class ArchiveReader:
         self._metadata: bytes | None = None
         self.sizes: dict[Digest, int] = {}
 
+    @property
+    def file_bytes(self) -> int:
+        """How much there is to be read, where that is a regular file; else 0."""
+        if self._file_descriptor is None:
+            return 0
+        return max(0, os.fstat(self._file_descriptor).st_size - self._start)
+
     def iter_blobs(self) -> Iterator[ArchivedBlob]:
         """Yield each blob; a stream that is no range of a file must be read before the next step.
 

@@ -7,10 +7,11 @@ the whole graph is known; then the members are laid down in one pass, moved by t
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minibox_store import _files, media_types
+from minibox_store._room import check_room
 from minibox_store.codec import ArchiveMetadata, decode_document, encode_archive_metadata
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, children
@@ -46,7 +47,7 @@ class ArchiveFile:
             if not stat.S_ISREG(present.st_mode):
                 raise InvalidPath(self._path, "it is not a regular file")
         with _files.replacing_file(self._path, dir_fd=self._dir_fd, durable=self._durable) as opened:
-            writer = ArchiveWriter(opened)
+            writer = ArchiveWriter(opened, self._path)
             yield writer
             writer.finish()
 
@@ -54,8 +55,9 @@ class ArchiveFile:
 class ArchiveWriter:
     """An ImageWriter that remembers where every blob can be read, and reads none before :meth:`finish`."""
 
-    def __init__(self, file_descriptor: int) -> None:
+    def __init__(self, file_descriptor: int, path: str) -> None:
         self._file_descriptor = file_descriptor
+        self._path = path
         self._guard = threading.Lock()
         self._sources: dict[Digest, tuple[Descriptor, BlobSource]] = {}
         self._named: tuple[str, Descriptor] | None = None
@@ -63,6 +65,15 @@ class ArchiveWriter:
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Say False: an archive is written from nothing."""
         return False
+
+    def check_room(self, descriptors: Iterable[Descriptor]) -> None:
+        """Return if an archive of these blobs fits.
+
+        Raises:
+            StoreFull: with the bytes that are needed, and those that are free.
+        """
+        distinct = {descriptor.digest: descriptor.size_bytes for descriptor in descriptors}
+        check_room(self._file_descriptor, sum(distinct.values()), name=self._path)
 
     def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         """Take note of the blob. ``source`` is opened when the archive is laid down, and not before."""

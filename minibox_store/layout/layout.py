@@ -7,7 +7,7 @@ Spec: OCI image-spec 1.1, image-layout.md.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from minibox_store import _files, _locks, media_types
@@ -22,10 +22,14 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
+from minibox_store.layout.activity import Activity
 from minibox_store.layout.history import History
+from minibox_store.layout.journal import Journal
+from minibox_store.layout.living import LOCK, living_folder
+from minibox_store.layout.origins import Origins
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
 from minibox_store.layout.settling import read_settled
-from minibox_store.layout.transaction import LOCK, Transaction, living_folder
+from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobStream
@@ -65,6 +69,8 @@ class Layout:
         self.limits = limits
         self.settle_seconds = settle_seconds
         self.history = History(paths=self.paths, durable=durable, limit_bytes=limits.index_bytes)
+        self.activity = Activity(Journal(self.paths.activity), self.paths.index)
+        self.origins = Origins(Journal(self.paths.origins))
         self._hard_links: bool | None = None
         self._last_index: tuple[bytes | None, LayoutIndex] = (None, _EMPTY)
 
@@ -175,15 +181,20 @@ class Layout:
 
     # ---- changing
 
-    def open_writer(self) -> AbstractContextManager[Transaction]:
-        """Begin a transaction; leaving it without an error commits it, with one aborts it."""
-        return self._transaction()
+    def open_writer(
+        self, *, origin: str | None = None, verify_content: bool = False
+    ) -> AbstractContextManager[Transaction]:
+        """Begin a transaction; leaving it without an error commits it, with one aborts it.
+
+        ``origin`` and ``verify_content`` are those of :class:`Transaction`.
+        """
+        return self._transaction(origin, verify_content)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Transaction]:
+    def _transaction(self, origin: str | None, verify_content: bool) -> Iterator[Transaction]:
         self.prepare()
         self.read_index()  # one that cannot be read is told before anything is fetched, and not at the end
-        transaction = Transaction(self)
+        transaction = Transaction(self, origin=origin, verify_content=verify_content)
         with transaction.alive():
             yield transaction
             transaction.commit()
@@ -238,10 +249,15 @@ class Layout:
             if _files.make_directory(path, 0o755) and self.durable:
                 _files.sync_directory(os.path.dirname(path))
 
-    def change_index(self, change: Callable[[LayoutIndex], LayoutIndex], doing: str) -> None:
-        """Replace index.json by what ``change`` makes of it, under the store lock, in one step."""
-        with self.store_lock(doing), self.replacing_index(change(self.read_index())):
-            pass
+    def change_index(
+        self, change: Callable[[LayoutIndex], LayoutIndex], doing: str, *, names: Iterable[str] = ()
+    ) -> None:
+        """Replace index.json by what ``change`` makes of it, under the store lock, in one step; it writes ``names``."""
+        with self.store_lock(doing):
+            changed = change(self.read_index())
+            self.activity.note_written(names)
+            with self.replacing_index(changed):
+                pass
 
     @contextmanager
     def replacing_index(self, index: LayoutIndex) -> Iterator[None]:
@@ -300,6 +316,11 @@ class Layout:
                 # Who has the turn waits too: what is of use is who has the lock.
                 raise _locks.holder_of(self.paths.store_lock) or busy from None
             yield
+
+    def quarantine_path(self, name: str) -> str:
+        """Return a path that nothing has yet, for what was found to be wrong and is to be kept."""
+        _files.make_directory(self.paths.quarantine)
+        return os.path.join(self.paths.quarantine, f"{name}.{_files.fresh_name()}")
 
     def is_there(self) -> bool:
         """Whether there is anything at the store's place."""

@@ -17,7 +17,7 @@ from minibox_store.reports import Removal
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
-_UNFINISHED_WRITE = re.compile(r"\.(index\.json|oci-layout|[0-9]{10}\.json)\.[0-9a-f]{16}\.tmp")
+_UNFINISHED_WRITE = re.compile(r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names)\.[0-9a-f]{16}\.tmp")
 
 
 def is_alive(transaction: str) -> bool:
@@ -68,7 +68,7 @@ class Broom:
 
     def _sweep_unfinished_writes(self) -> None:
         paths = self._layout.paths
-        for path in itertools.chain(_children(paths.root), _children(paths.history)):
+        for path in itertools.chain(*map(_children, (paths.root, paths.history, paths.journal))):
             name = os.path.basename(path)
             if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
                 # Files are written anew under the store lock alone, so under it they are nobody's.

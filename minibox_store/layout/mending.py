@@ -111,8 +111,7 @@ def _set_aside(layout: Layout) -> str | None:
     """Keep what is in the place of index.json in ``quarantine/``, and return where; None where there is nothing."""
     if not _files.exists(layout.paths.index):
         return None
-    _files.make_directory(layout.paths.quarantine)
-    aside = os.path.join(layout.paths.quarantine, f"index.json.{_files.fresh_name()}")
+    aside = layout.quarantine_path("index.json")
     if layout.has_hard_links() and not os.path.isdir(layout.paths.index):
         _files.link_file(layout.paths.index, aside)  # it stays until the new one takes its place, in one step
     else:

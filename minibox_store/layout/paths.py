@@ -51,6 +51,21 @@ class LayoutPaths:
         return os.path.join(self.root, "history")
 
     @property
+    def journal(self) -> str:
+        """What is good to know of blobs and names."""
+        return os.path.join(self.root, "journal")
+
+    @property
+    def origins(self) -> str:
+        """Where blobs came from: a journal."""
+        return os.path.join(self.journal, "origins")
+
+    @property
+    def activity(self) -> str:
+        """When names were written and used: a journal."""
+        return os.path.join(self.journal, "names")
+
+    @property
     def store_lock(self) -> str:
         """Held for short steps that change index.json, or take from ``blobs/``."""
         return os.path.join(self.ingest, "store.lock")

@@ -8,7 +8,7 @@ project does not know is left alone.
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 from minibox_store import _files, _locks
@@ -19,7 +19,7 @@ from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
 from minibox_store.layout.paths import HEX_LENGTHS
-from minibox_store.layout_index import name_of
+from minibox_store.layout_index import name_of, names_of
 from minibox_store.reports import PruneReport, Removal
 
 _BATCH = 1000
@@ -48,18 +48,24 @@ class Sweep:
         self._keep_newer_than_seconds = keep_newer_than_seconds
         self._marks = Marks(limits=layout.limits)
         self._marked: LayoutIndex | None = None
+        self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
         self._live_names: set[str] = set()
         self._kept: list[str] = []
         self._removed: list[Removal] = []
         self._errors: list[str] = []
 
-    def run(self) -> PruneReport:
+    def run(self, view: Callable[[LayoutIndex], LayoutIndex] | None = None) -> PruneReport:
         """Collect.
+
+        Args:
+            view: of a dry run, what index.json would say first.
 
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read; nothing has been removed then.
             StoreBusy: when another collection runs, or, where there are no hard links, a pull or load.
         """
+        if view is not None:
+            self._view = view
         if not self._layout.is_there():
             return PruneReport(dry_run=self._dry_run)
         with ExitStack() as stack:
@@ -72,6 +78,8 @@ class Sweep:
             self._sweep_blobs(plan_blobs(blobs, self._live_names))
             self._sweep_sidecars(sidecars)
             broom.sweep_leftovers(build_cache=self._build_cache)
+            if not self._dry_run:
+                self._tidy_journals()
         return PruneReport(
             removed=tuple(self._removed),
             kept=(*self._kept, *broom.kept),
@@ -100,7 +108,7 @@ class Sweep:
                     self._marks.forget(come)
                     for descriptor in come:
                         self._marks.add_root(self._layout, descriptor)
-                    mark_index(self._marks, self._layout, index)
+                    mark_index(self._marks, self._layout, self._view(index))
             except BlobNotFound as error:
                 # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
                 self._marks, self._marked = Marks(limits=self._layout.limits), None
@@ -207,6 +215,12 @@ class Sweep:
                 # The layer may have come back since.
                 if not self._is_there(removal.path.removesuffix(_SIDECAR)):
                     self._remove(removal)
+
+    def _tidy_journals(self) -> None:
+        with self._layout.store_lock("collecting"):
+            index = self._layout.read_index()
+            self._layout.activity.tidy({name for name, _ in names_of(index)})
+            self._layout.origins.tidy(self._live_names, len(self._live_names))
 
     def _is_there(self, path: str) -> bool:
         return os.path.lexists(f"{self._paths.root}/{path}")

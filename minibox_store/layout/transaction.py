@@ -9,16 +9,21 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from minibox_store import _files, _locks, _signatures, media_types
+import attrs
+
+from minibox_store import _files, _locks, media_types
+from minibox_store._room import check_room
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreUnavailable
+from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreUnavailable
+from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
-from minibox_store.layout.paths import LayoutPaths, pin_name
+from minibox_store.layout.paths import pin_name
+from minibox_store.layout.publishing import Publisher, is_content
 from minibox_store.layout_index import with_name
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
@@ -27,39 +32,7 @@ if TYPE_CHECKING:
     from minibox_store.layout.layout import Layout
 
 _BLOB_MODE = 0o444
-LOCK = "lock"
-_ATTEMPTS = 1000
 _POLL_SECONDS = 0.05
-
-
-@contextmanager
-def living_folder(paths: LayoutPaths) -> Iterator[str]:
-    """Make a folder in ``ingest/``, its lock held for the block; remove it, and all that is in it, behind the block."""
-    folder = os.path.join(paths.ingest, _files.fresh_name())
-    lock = _begin(folder)
-    try:
-        yield folder
-    finally:
-        # The lock goes last: while it is there, nobody else touches what is left. What cannot be removed is left to the
-        # next collection: the work itself is done, or has failed already.
-        with suppress(OSError):
-            _files.remove_flat(folder, last=LOCK)
-        _locks.release(lock)
-
-
-def _begin(folder: str) -> int:
-    path = os.path.join(folder, LOCK)
-    os.stat(os.path.dirname(folder))  # where there is no store, there is nothing to try again
-    for _ in range(_ATTEMPTS):
-        # Between these steps a collection may take the folder for an abandoned one: then begin again.
-        with suppress(FileNotFoundError):
-            _files.make_directory(folder)
-            lock = _files.open_shared(path)
-            if _locks.try_lock(lock, path):
-                return lock
-            os.close(lock)
-        time.sleep(0.001)
-    raise StoreBusy(path, None, None, "collecting")
 
 
 class Transaction:
@@ -67,18 +40,29 @@ class Transaction:
 
     Where the file system has no hard links, a lock that keeps collections out for the whole of its life takes the
     place of the pins, and a finished blob is moved to where it belongs instead of being linked.
+
+    Args:
+        layout: the store.
+        origin: the repository that blobs are fetched from, to be remembered; None where it is none.
+        verify_content: whether a blob that the store holds is read, and hashed, before it is relied on; else its size
+            is looked at, and of a document the content.
     """
 
-    def __init__(self, layout: "Layout") -> None:
+    def __init__(self, layout: "Layout", *, origin: str | None = None, verify_content: bool = False) -> None:
         self._layout = layout
+        self._origin = origin
+        self._verify_content = verify_content
         self._paths = layout.paths
         self._hard_links = layout.has_hard_links()
         self._folder = ""
+        self._publisher = Publisher(layout, self._pin_path, hard_links=self._hard_links)
         self._guard = threading.Lock()
         self._held: dict[Digest, int] = {}
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
-        self._wrong: dict[Digest, _signatures.Signature | None] = {}
+        self._verified: set[Digest] = set()
+        self._fetched: set[Digest] = set()
+        self._names: list[str] = []
         self._changes: list[Callable[[LayoutIndex], LayoutIndex]] = []
 
     # ---- life
@@ -111,9 +95,12 @@ class Transaction:
             index = self._layout.read_index()
             for change in self._changes:
                 index = change(index)
+            self._layout.activity.note_written(self._names)
+            if self._origin is not None:
+                self._layout.origins.note(sorted(self._fetched), self._origin)
             with self._layout.replacing_index(index):
                 for digest in sorted(self._reached):
-                    self._publish_locked(digest)
+                    self._publisher.publish_locked(digest, self._held[digest])
                 if self._layout.durable:
                     for algorithm in sorted({digest.algorithm for digest in self._reached}):
                         _files.sync_directory(self._paths.blobs(algorithm))
@@ -123,14 +110,14 @@ class Transaction:
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the store holds the blob, in its full size; if so it is pinned, and stays.
 
-        A document's content is verified too: it is small, and everything below it hangs on it.
+        A document's content is verified in any case: it is small, and everything below it hangs on it.
         """
         digest = descriptor.digest
         size_bytes = self._held.get(digest)
         if size_bytes is None:
             size_bytes = self._pin(digest)
         is_good = size_bytes == descriptor.size_bytes
-        if is_good and media_types.is_document(descriptor.media_type):
+        if is_good and (self._verify_content or media_types.is_document(descriptor.media_type)):
             is_good = self._is_whole(descriptor)
         if is_good:
             self._check_against_store(digest)
@@ -159,12 +146,14 @@ class Transaction:
                 partial.fetch(descriptor, source)
                 if not self._finish(partial.file_descriptor, partial.path, descriptor, keep_name=self._hard_links):
                     continue
+                with self._guard:
+                    self._fetched.add(descriptor.digest)
                 # Until the blob has its place the partial has its name, and its lock: who wants it too waits.
-                is_placed = self._place(descriptor.digest)
+                is_placed = self._publisher.place(descriptor.digest, descriptor.size_bytes)
                 with suppress(OSError):
                     partial.discard()
             if not is_placed:
-                self._publish(descriptor.digest)
+                self._publisher.publish(descriptor.digest, descriptor.size_bytes)
 
     def write_name(self, name: str, descriptor: Descriptor) -> None:
         """Let ``name`` stand for ``descriptor`` when the transaction commits.
@@ -176,14 +165,28 @@ class Transaction:
         check_image_name(name)
         if descriptor.digest not in self._reached:
             raise IncompleteImage(name, (str(descriptor.digest),))
-        self._changes.append(functools.partial(with_name, name=name, descriptor=descriptor))
+        self.write_change(functools.partial(with_name, name=name, descriptor=descriptor), [name])
 
-    def write_change(self, change: Callable[[LayoutIndex], LayoutIndex]) -> None:
-        """Let ``change`` be made to the index when the transaction commits, under the store lock.
+    def write_change(self, change: Callable[[LayoutIndex], LayoutIndex], names: Iterable[str]) -> None:
+        """Let ``change`` write these names into the index when the transaction commits, under the store lock.
 
         The caller has seen to it that :meth:`has_blob` holds for all that it adds. An error that it raises aborts.
         """
         self._changes.append(change)
+        self._names.extend(names)
+
+    def check_room(self, descriptors: Iterable[Descriptor]) -> None:
+        """Return if what is missing of these blobs fits; what a download has left behind is there already.
+
+        Raises:
+            StoreFull: with the bytes that are needed, and those that are free.
+        """
+        needed_bytes = 0
+        for descriptor in {descriptor.digest: descriptor for descriptor in descriptors}.values():
+            if not self.has_blob(descriptor):
+                had_bytes = _files.size_of(self._paths.partial(descriptor.digest))
+                needed_bytes += max(0, descriptor.size_bytes - had_bytes)
+        check_room(self._folder, needed_bytes, name=self._paths.root)
 
     # ---- BlobStage
 
@@ -195,6 +198,7 @@ class Transaction:
         Raises:
             ContentMismatch: when there are fewer or more bytes, or ``digest`` is another.
         """
+        check_room(self._folder, size_bytes, name=self._paths.root)
         path = os.path.join(self._folder, f"staged-{_files.fresh_name()}")
         opened = _files.open_new(path)
         try:
@@ -250,7 +254,7 @@ class Transaction:
             # A link to a folder is refused with EPERM, as is any link where there are none.
             if error.errno not in _files.NOT_REGULAR and not os.path.isdir(self._paths.blob(digest)):
                 raise
-            self._note_wrong(digest, self._paths.blob(digest))
+            self._publisher.note_wrong(digest, self._paths.blob(digest))
             return None
         size_bytes = os.fstat(opened).st_size
         os.close(opened)
@@ -258,11 +262,17 @@ class Transaction:
             return self._held.setdefault(digest, size_bytes)
 
     def _is_whole(self, descriptor: Descriptor) -> bool:
+        if descriptor.digest in self._verified or descriptor.digest in self._finished:
+            return True  # what a transaction has pinned is not read twice
         opened = _files.open_regular(self._where(descriptor.digest))
         try:
-            return _is_content(opened, descriptor.digest, descriptor.size_bytes)
+            is_whole = is_content(opened, descriptor.digest, descriptor.size_bytes)
         finally:
             os.close(opened)
+        if is_whole:
+            with self._guard:
+                self._verified.add(descriptor.digest)
+        return is_whole
 
     def _finish(self, opened: int, path: str, descriptor: Descriptor, *, keep_name: bool = False) -> bool:
         """Make a verified file this transaction's own, and durable, in place of a wrong one it may have pinned.
@@ -292,105 +302,30 @@ class Transaction:
             self._finished.add(descriptor.digest)
         return True
 
-    # ---- publishing
-
     def _unpin(self, digest: Digest) -> None:
         """Let go of a blob that is not what a descriptor says, and remember which file it was."""
-        self._note_wrong(digest, self._where(digest))
+        self._publisher.note_wrong(digest, self._where(digest))
         if self._hard_links:
             _files.discard_file(self._pin_path(digest))
         with self._guard:
             self._held.pop(digest, None)
 
-    def _note_wrong(self, digest: Digest, path: str) -> None:
-        """Remember which file was found to be no such blob, so that another one in its place is not taken for it."""
-        with self._guard:
-            self._wrong[digest] = _signatures.signature(path)
-
     def _check_against_store(self, digest: Digest) -> None:
         """See whether the store's own blob, where there is one beside a copy that was verified here, is any good."""
-        blob = self._paths.blob(digest)
         if digest not in self._finished:
-            with self._guard:
-                self._wrong.pop(digest, None)  # a descriptor that lied may have called it wrong
-            return
-        if digest in self._reached:
-            return
-        try:
-            opened = _files.open_regular(blob)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno not in _files.NOT_REGULAR:
-                raise
-            self._note_wrong(digest, blob)
-            return
-        try:
-            is_own = self._hard_links and _files.is_same_file(opened, self._pin_path(digest))
-            if not is_own and not _is_content(opened, digest, self._held[digest]):
-                self._note_wrong(digest, blob)
-        finally:
-            os.close(opened)
-
-    def _publish(self, digest: Digest) -> None:
-        """Let the blob appear in the store before the commit, so that others, and a next try, have it."""
-        if not self._place(digest):
-            with self._layout.store_lock("replacing a wrong blob"):
-                self._publish_locked(digest)
-
-    def _publish_locked(self, digest: Digest) -> None:
-        if self._place(digest):
-            return
-        # What is there is no good: it is kept for whoever wants to know, and the verified bytes take its place.
-        pin, blob = self._pin_path(digest), self._paths.blob(digest)
-        _files.make_directory(self._paths.quarantine)
-        aside = os.path.join(self._paths.quarantine, f"{pin_name(digest)}.{_files.fresh_name()}")
-        if self._hard_links and not os.path.isdir(blob):
-            new = f"{pin}.new"
-            _files.link_file(blob, aside)
-            _files.link_file(pin, new)
-            _files.rename_file(new, blob)
-        else:
-            _files.rename_file(blob, aside)
-            if not self._place(digest):
-                raise BlobNotFound(str(digest))
-        with self._guard:
-            self._wrong.pop(digest, None)
-
-    def _place(self, digest: Digest) -> bool:
-        """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""
-        pin, blob = self._pin_path(digest), self._paths.blob(digest)
-        self._layout.make_blob_folder(digest.algorithm)
-        try:
-            if self._hard_links:
-                _files.link_file(pin, blob)
-            elif not _files.exists(blob):
-                _files.rename_file(pin, blob)
-            else:
-                return self._is_good(digest)
-        except FileExistsError:
-            return self._is_good(digest)
-        return True
-
-    def _is_good(self, digest: Digest) -> bool:
-        """Whether what lies where the blob belongs may stay: a file of its size that nobody here has found wrong."""
-        found = _signatures.signature(self._paths.blob(digest))
-        return (
-            found is not None
-            and found.is_regular
-            and found.size_bytes == self._held[digest]
-            and found != self._wrong.get(digest)
-        )
+            self._publisher.forget_wrong(digest)  # a descriptor that lied may have called it wrong
+        elif digest not in self._reached:
+            self._publisher.compare(digest, self._held[digest])
 
 
-def _is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
-    """Whether an open file has this size and digest."""
-    if os.fstat(opened).st_size != size_bytes:
-        return False
-    verifier = Verifier(digest, size_bytes)
-    try:
-        _files.hash_range(opened, 0, size_bytes, verifier)
-        verifier.finish()
-    except ContentMismatch:
-        return False
-    return True
+@attrs.frozen
+class TransactionTarget:
+    """A store as an ImageTarget whose transactions know more: see :class:`Transaction`."""
+
+    layout: "Layout"
+    origin: str | None = attrs.field(default=None, kw_only=True)
+    verify_content: bool = attrs.field(default=False, kw_only=True)
+
+    def open_writer(self) -> AbstractContextManager[Transaction]:
+        """Begin a transaction; leaving it without an error commits it, with one aborts it."""
+        return self.layout.open_writer(origin=self.origin, verify_content=self.verify_content)

@@ -38,7 +38,10 @@ def undo_last_change(layout: Layout) -> tuple[tuple[str, Descriptor], ...]:
             with layout.open_writer() as writer:
                 for entry in lost:
                     _hold(layout, writer, entry)
-                writer.write_change(partial(_give_back, planned=index, lost=lost))
+                writer.write_change(
+                    partial(_give_back, planned=index, lost=lost),
+                    [name for name, _ in names_of(LayoutIndex(entries=lost))],
+                )
         except _IndexChanged:
             continue
         return tuple(names_of(LayoutIndex(entries=lost)))

@@ -1,0 +1,52 @@
+"""Where the blobs of a store came from, so that one that has rotted can be fetched again.
+
+For each blob that was fetched from a registry, the repository that it was fetched from: no credentials, no URL, no
+more than the name that a reference begins with. A blob that came out of an archive has no origin.
+"""
+
+from collections.abc import Container, Iterable
+
+import attrs
+
+from minibox_store.digest import Digest
+from minibox_store.layout.journal import Journal
+from minibox_store.limits import MEBIBYTE
+
+_LINE_BYTES = 100
+_ROOM_BYTES = MEBIBYTE
+
+
+@attrs.frozen
+class Origins:
+    """The origins of one store."""
+
+    journal: Journal
+
+    def note(self, digests: Iterable[Digest], origin: str) -> None:
+        """Remember where blobs came from. Under the store lock."""
+        self.journal.append((str(digest), origin) for digest in digests)
+
+    def read(self) -> dict[str, tuple[str, ...]]:
+        """Return for each blob its origins, the latest first."""
+        found: dict[str, tuple[str, ...]] = {}
+        for fields in self.journal.lines():
+            if len(fields) == 2:
+                digest, origin = fields
+                found[digest] = (origin, *(each for each in found.get(digest, ()) if each != origin))
+        return found
+
+    def tidy(self, live_names: Container[str], live_count: int) -> None:
+        """Forget the blobs that are gone, once there are so many that it is worth while. Under the store lock.
+
+        Args:
+            live_names: the hexadecimal part of the digests that are to be remembered.
+            live_count: how many these are.
+        """
+        if self.journal.size_bytes() <= _ROOM_BYTES + 2 * _LINE_BYTES * live_count:
+            return
+        self.journal.rewrite(
+            (digest, origin)
+            for digest, origins in self.read().items()
+            if digest.partition(":")[2] in live_names
+            for origin in reversed(origins)
+        )

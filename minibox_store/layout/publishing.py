@@ -1,0 +1,121 @@
+"""How a transaction's blobs get their place under ``blobs/``: a verified file, in place of nothing or of a wrong one.
+
+A good blob is never overwritten. One that is wrong is kept in ``quarantine/`` for whoever wants to know.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from minibox_store import _files, _signatures
+from minibox_store.digest import Digest, Verifier
+from minibox_store.errors import BlobNotFound, ContentMismatch
+from minibox_store.layout.paths import pin_name
+
+if TYPE_CHECKING:
+    from minibox_store.layout.layout import Layout
+
+
+class Publisher:
+    """Publishes what one transaction has pinned, and knows what it has found wrong. Safe for several threads.
+
+    Args:
+        layout: the store.
+        pin_path: where the transaction's own link, or copy, of a blob is.
+        hard_links: whether there are hard links; else a finished blob is moved instead of being linked.
+    """
+
+    def __init__(self, layout: "Layout", pin_path: Callable[[Digest], str], *, hard_links: bool) -> None:
+        self._layout = layout
+        self._paths = layout.paths
+        self._pin_path = pin_path
+        self._hard_links = hard_links
+        self._guard = threading.Lock()
+        self._wrong: dict[Digest, _signatures.Signature | None] = {}
+
+    def note_wrong(self, digest: Digest, path: str) -> None:
+        """Remember which file was found to be no such blob, so that another one in its place is not taken for it."""
+        with self._guard:
+            self._wrong[digest] = _signatures.signature(path)
+
+    def forget_wrong(self, digest: Digest) -> None:
+        """Forget what was found wrong about a blob."""
+        with self._guard:
+            self._wrong.pop(digest, None)
+
+    def compare(self, digest: Digest, size_bytes: int) -> None:
+        """Read the store's own blob, where there is one beside the transaction's, and remember it if it is wrong."""
+        blob = self._paths.blob(digest)
+        try:
+            opened = _files.open_regular(blob)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in _files.NOT_REGULAR:
+                raise
+            self.note_wrong(digest, blob)
+            return
+        try:
+            is_own = self._hard_links and _files.is_same_file(opened, self._pin_path(digest))
+            if not is_own and not is_content(opened, digest, size_bytes):
+                self.note_wrong(digest, blob)
+        finally:
+            os.close(opened)
+
+    def publish(self, digest: Digest, size_bytes: int) -> None:
+        """Let the blob appear in the store before the commit, so that others, and a next try, have it."""
+        if not self.place(digest, size_bytes):
+            with self._layout.store_lock("replacing a wrong blob"):
+                self.publish_locked(digest, size_bytes)
+
+    def publish_locked(self, digest: Digest, size_bytes: int) -> None:
+        """Do so under the store lock, in place of whatever is there if that is no good."""
+        if self.place(digest, size_bytes):
+            return
+        pin, blob = self._pin_path(digest), self._paths.blob(digest)
+        aside = self._layout.quarantine_path(pin_name(digest))
+        if self._hard_links and not os.path.isdir(blob):
+            new = f"{pin}.new"
+            _files.link_file(blob, aside)
+            _files.link_file(pin, new)
+            _files.rename_file(new, blob)
+        else:
+            _files.rename_file(blob, aside)
+            if not self.place(digest, size_bytes):
+                raise BlobNotFound(str(digest))
+        self.forget_wrong(digest)
+
+    def place(self, digest: Digest, size_bytes: int) -> bool:
+        """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""
+        pin, blob = self._pin_path(digest), self._paths.blob(digest)
+        self._layout.make_blob_folder(digest.algorithm)
+        try:
+            if self._hard_links:
+                _files.link_file(pin, blob)
+            elif not _files.exists(blob):
+                _files.rename_file(pin, blob)
+            else:
+                return self._is_good(digest, size_bytes)
+        except FileExistsError:
+            return self._is_good(digest, size_bytes)
+        return True
+
+    def _is_good(self, digest: Digest, size_bytes: int) -> bool:
+        """Whether what lies where the blob belongs may stay: a file of its size that nobody here has found wrong."""
+        found = _signatures.signature(self._paths.blob(digest))
+        is_sized = found is not None and found.is_regular and found.size_bytes == size_bytes
+        return is_sized and found != self._wrong.get(digest)
+
+
+def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
+    """Whether an open file has this size and digest."""
+    if os.fstat(opened).st_size != size_bytes:
+        return False
+    verifier = Verifier(digest, size_bytes)
+    try:
+        _files.hash_range(opened, 0, size_bytes, verifier)
+        verifier.finish()
+    except ContentMismatch:
+        return False
+    return True
