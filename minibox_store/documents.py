@@ -64,12 +64,25 @@ Document = Manifest | Index
 
 
 @attrs.frozen(kw_only=True)
-class ImageConfig:
-    """What an image's configuration says that this library needs. ``created`` is the text as it stands."""
+class ConfigSummary:
+    """What an image's configuration says that images are chosen, listed and filtered by.
+
+    Attributes:
+        platform: None where the configuration does not say.
+        created: the text as it stands, RFC 3339 if it keeps to the specification.
+        diff_ids: the digest of each layer's uncompressed tar, in the order in which layers are applied.
+        labels: empty where there are none.
+    """
 
     platform: Platform | None
     created: str | None
     diff_ids: tuple[Digest, ...]
+    labels: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+
+
+@attrs.frozen(kw_only=True)
+class ImageConfig(ConfigSummary):
+    """All that an image's configuration says."""
 
 
 @attrs.frozen(kw_only=True)

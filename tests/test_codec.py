@@ -25,7 +25,7 @@ from minibox_store.codec import (
     encode_layout_marker,
 )
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, ImageConfig, Index, LayoutMarker, Manifest
+from minibox_store.documents import ConfigSummary, Descriptor, Index, LayoutMarker, Manifest
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout_index import with_name
 from minibox_store.media_types import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
@@ -73,7 +73,7 @@ CONFIG: Json = {
     "variant": "v7",
     "created": "2024-01-01T00:00:00Z",
     "rootfs": {"type": "layers", "diff_ids": [DIGEST, DIGEST]},
-    "config": {"Env": None},
+    "config": {"Env": None, "Labels": {"stage": "test", "": ""}},
 }
 METADATA: Json = {"image": "app:1", "manifest_digest": DIGEST}
 MARKER: Json = {"imageLayoutVersion": "1.0.0"}
@@ -155,18 +155,39 @@ def test_an_index_is_decoded_with_its_entries_in_order() -> None:
     )
 
 
-def test_a_config_is_decoded_to_platform_age_and_layers() -> None:
+def test_a_config_is_decoded_to_platform_age_layers_and_labels() -> None:
     digest = Digest("sha256", HEX)
-    assert decode_config(encoded(CONFIG)) == ImageConfig(
+    assert decode_config(encoded(CONFIG)) == ConfigSummary(
         platform=Platform(os="linux", architecture="arm", variant="v7"),
         created="2024-01-01T00:00:00Z",
         diff_ids=(digest, digest),
+        labels={"stage": "test", "": ""},
     )
 
 
 @pytest.mark.parametrize("text", ["{}", '{"os":"linux"}', '{"os":"","architecture":""}', '{"rootfs":null,"os":null}'])
 def test_a_config_may_say_nothing(text: str) -> None:
-    assert decode_config(text.encode()) == ImageConfig(platform=None, created=None, diff_ids=())
+    assert decode_config(text.encode()) == ConfigSummary(platform=None, created=None, diff_ids=())
+
+
+@pytest.mark.parametrize(
+    ("execution", "labels"),
+    [
+        (None, {}),
+        ("text", {}),
+        ([{"Labels": {"a": "b"}}], {}),
+        ({}, {}),
+        ({"Labels": None}, {}),
+        ({"Labels": ["a=b"]}, {}),
+        ({"Labels": "a=b"}, {}),
+        ({"labels": {"a": "b"}}, {}),
+        ({"Labels": {"a": "b", "c": None, "d": 1, "e": {}, "f": ""}}, {"a": "b", "f": ""}),
+    ],
+)
+def test_no_image_is_refused_for_its_labels(execution: Json, labels: dict[str, str]) -> None:
+    found = decode_config(encoded({**CONFIG, "config": execution}))
+    assert found.labels == labels
+    assert found.platform == decode_config(encoded(CONFIG)).platform
 
 
 @pytest.mark.parametrize("image", [build_image(), build_image(docker=True), build_image(algorithm="sha512")])

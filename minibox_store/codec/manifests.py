@@ -8,7 +8,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec.strict import dump, kind_of, load_object, structure
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Document, ImageConfig, Index, Manifest
+from minibox_store.documents import ConfigSummary, Descriptor, Document, Index, Manifest
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.platforms import Platform
@@ -95,19 +95,29 @@ def _media_type_of(value: dict[str, object], document: str) -> str | None:
     return media_type
 
 
-def decode_config(content: bytes, document: str = "config") -> ImageConfig:
-    """Return what an image's configuration says of platform, age and layers. The bytes are not trusted.
+def decode_config(content: bytes, document: str = "config") -> ConfigSummary:
+    """Return what an image's configuration says of platform, age, layers and labels. The bytes are not trusted.
 
     Raises:
-        InvalidDocument: when they are no JSON object, or a field has another type.
+        InvalidDocument: when they are no JSON object, or a field of platform, age or layers has another type. Labels
+            only describe, and no image is refused for them: one that is no text counts as none.
 
     Spec: OCI image-spec 1.1, config.md, "Properties".
     """
-    value = structure(load_object(content, document, DEFAULT_LIMITS.document_bytes), _Config, document)
+    value = load_object(content, document, DEFAULT_LIMITS.document_bytes)
+    config = structure(value, _Config, document)
     platform = None
-    if value.os and value.architecture:
-        platform = Platform(os=value.os, architecture=value.architecture, variant=value.variant or None)
-    return ImageConfig(platform=platform, created=value.created, diff_ids=value.rootfs.diff_ids)
+    if config.os and config.architecture:
+        platform = Platform(os=config.os, architecture=config.architecture, variant=config.variant or None)
+    return ConfigSummary(
+        platform=platform, created=config.created, diff_ids=config.rootfs.diff_ids, labels=_labels_of(value)
+    )
+
+
+def _labels_of(value: dict[str, object]) -> dict[str, str]:
+    execution = value.get("config")
+    labels = execution.get("Labels") if isinstance(execution, dict) else None
+    return {key: text for key, text in labels.items() if type(text) is str} if isinstance(labels, dict) else {}
 
 
 def descriptor_object(descriptor: Descriptor) -> dict[str, object]:

@@ -26,7 +26,7 @@ from minibox_store.codec import (
     encode_layout_index,
 )
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Document, ImageConfig, Index, LayoutIndex, LayoutMarker, Manifest
+from minibox_store.documents import ConfigSummary, Descriptor, Document, Index, LayoutIndex, LayoutMarker, Manifest
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout_index import NAME_ANNOTATION, names_of, with_name, without_name
 from minibox_store.limits import MAX_SIZE_BYTES
@@ -38,7 +38,7 @@ TYPES = [*INDEXES, *MANIFESTS]
 DECODERS: dict[str, tuple[Callable[[bytes], object], type | tuple[type, ...]]] = {
     **{kind: (partial(decode_document, media_type=kind), (Index, Manifest)) for kind in TYPES},
     "descriptor": (describe_document, Descriptor),
-    "config": (decode_config, ImageConfig),
+    "config": (decode_config, ConfigSummary),
     "index.json": (decode_layout_index, LayoutIndex),
     "oci-layout": (decode_layout_marker, LayoutMarker),
     "meta.json": (decode_archive_metadata, ArchiveMetadata),
