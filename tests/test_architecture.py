@@ -26,7 +26,7 @@ VALUES = {"errors", "digest", "media_types", "reference", "platforms", "document
 CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "image_map"}
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures"}
-FACE = {"store", "examining", "generations", "loading", "__init__"}
+FACE = {"store", "examining", "generations", "loading", "naming", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
