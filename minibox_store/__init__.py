@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from minibox_store.copying import copy_image as copy_image
     from minibox_store.digest import Digest as Digest
     from minibox_store.documents import Descriptor as Descriptor
+    from minibox_store.documents import HistoryEntry as HistoryEntry
+    from minibox_store.documents import ImageConfig as ImageConfig
     from minibox_store.documents import Index as Index
     from minibox_store.documents import Manifest as Manifest
     from minibox_store.errors import AuthenticationRefused as AuthenticationRefused
@@ -60,6 +62,9 @@ if TYPE_CHECKING:
     from minibox_store.images import Removal as Removal
     from minibox_store.images import StoreInfo as StoreInfo
     from minibox_store.images import StoreUsage as StoreUsage
+    from minibox_store.inspection import ImageDetails as ImageDetails
+    from minibox_store.inspection import LayerDetails as LayerDetails
+    from minibox_store.inspection import ManifestDetails as ManifestDetails
     from minibox_store.limits import Limits as Limits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
@@ -84,7 +89,7 @@ _MODULES = {
     "codec": ("encode_document",),
     "copying": ("Cancellation", "copy_image"),
     "digest": ("Digest",),
-    "documents": ("Descriptor", "Index", "Manifest"),
+    "documents": ("Descriptor", "HistoryEntry", "ImageConfig", "Index", "Manifest"),
     "errors": (
         "AuthenticationRefused",
         "BlobNotFound",
@@ -136,6 +141,7 @@ _MODULES = {
         "StoreInfo",
         "StoreUsage",
     ),
+    "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits",),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),

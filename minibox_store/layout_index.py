@@ -24,6 +24,12 @@ def name_of(descriptor: Descriptor) -> str | None:
     return descriptor.annotations.get(NAME_ANNOTATION)
 
 
+def nameless(descriptor: Descriptor) -> Descriptor:
+    """Return what an entry stands for, without the name that it carries."""
+    kept = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
+    return attrs.evolve(descriptor, annotations=kept)
+
+
 def names_of(index: LayoutIndex) -> Iterator[tuple[str, Descriptor]]:
     """Yield each name once, with the entry it stands for: the first one, should a foreign tool have written two."""
     seen = set()
