@@ -225,7 +225,7 @@ def test_removing_a_name_leaves_the_blobs_and_a_prune_takes_them(root: Path) -> 
 
 def test_untagging_takes_away_one_name_and_tells_which_the_image_still_has(root: Path) -> None:
     store = open_store(root)
-    put(root, IMAGE, "two:1", "one:1", "three:1")
+    put(root, IMAGE, "two:1", "three:1", "one:1")
     put(root, OTHER, "other:1")
     assert store.untag("two:1") == ("one:1", "three:1")
     assert store.untag("one:1") == ("three:1",)
