@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from minibox_store.copying import copy_image as copy_image
     from minibox_store.digest import Digest as Digest
     from minibox_store.documents import Descriptor as Descriptor
+    from minibox_store.documents import HistoryEntry as HistoryEntry
+    from minibox_store.documents import ImageConfig as ImageConfig
     from minibox_store.documents import Index as Index
     from minibox_store.documents import Manifest as Manifest
     from minibox_store.errors import AuthenticationRefused as AuthenticationRefused
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter as ImageFilter
     from minibox_store.filters import Label as Label
     from minibox_store.images import Image as Image
+    from minibox_store.inspection import ImageDetails as ImageDetails
+    from minibox_store.inspection import LayerDetails as LayerDetails
+    from minibox_store.inspection import ManifestDetails as ManifestDetails
     from minibox_store.limits import Limits as Limits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
@@ -87,7 +92,7 @@ _MODULES = {
     "codec": ("encode_document",),
     "copying": ("Cancellation", "copy_image"),
     "digest": ("Digest",),
-    "documents": ("Descriptor", "Index", "Manifest"),
+    "documents": ("Descriptor", "HistoryEntry", "ImageConfig", "Index", "Manifest"),
     "errors": (
         "AuthenticationRefused",
         "BlobNotFound",
@@ -130,6 +135,7 @@ _MODULES = {
     ),
     "filters": ("ImageFilter", "Label"),
     "images": ("Image",),
+    "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits",),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),

@@ -98,8 +98,9 @@ def _reading_labels(layout: Layout, root: Descriptor) -> Callable[[], Mapping[st
         with layout.naming_damage():
             for node in walk(layout, root, limits=layout.limits):
                 manifest = node.document
-                is_own = node.descriptor == root and isinstance(manifest, Manifest)
-                if is_own and media_types.is_config(manifest.config.media_type):
+                if node.descriptor != root or not isinstance(manifest, Manifest):
+                    continue
+                if media_types.is_config(manifest.config.media_type):
                     digest = manifest.config.digest
                     return decode_config(read_content(layout, manifest.config, layout.limits), str(digest)).labels
         return {}

@@ -64,12 +64,72 @@ Document = Manifest | Index
 
 
 @attrs.frozen(kw_only=True)
-class ImageConfig:
-    """What an image's configuration says that this library needs. ``created`` is the text as it stands."""
+class ConfigSummary:
+    """What an image's configuration says that images are chosen, listed and filtered by.
+
+    Attributes:
+        platform: None where the configuration does not say.
+        created: the text as it stands, RFC 3339 if it keeps to the specification.
+        diff_ids: the digest of each layer's uncompressed tar, in the order in which layers are applied.
+        labels: empty where there are none.
+    """
 
     platform: Platform | None
     created: str | None
     diff_ids: tuple[Digest, ...]
+    labels: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+
+
+@attrs.frozen(kw_only=True)
+class HistoryEntry:
+    """One step in which an image was made, in its maker's own words: texts as they stand, which nobody has checked.
+
+    Attributes:
+        created: when, RFC 3339 if it keeps to the specification.
+        created_by: the command.
+        author: who.
+        comment: whatever was to be said.
+        empty_layer: whether the step made no layer.
+        layer: the one that it made; None where it made none, or where nobody can tell which.
+    """
+
+    created: str | None = None
+    created_by: str | None = None
+    author: str | None = None
+    comment: str | None = None
+    empty_layer: bool = False
+    layer: Descriptor | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ImageConfig(ConfigSummary):
+    """All that an image's configuration says that is of use without running it.
+
+    Texts are as they stand, which nobody has checked; None, or empty, is what is not there.
+
+    Attributes:
+        author: who made the image.
+        user: whom a process runs as: a user, or user and group behind a colon, by name or by number.
+        exposed_ports: such as ``80/tcp``, sorted.
+        env: ``NAME=value``, in order.
+        entrypoint: what runs, with its first arguments.
+        cmd: its further arguments, or what runs where there is no entry point.
+        volumes: where data lies that is no part of the image, sorted.
+        working_dir: where a process starts.
+        stop_signal: which signal ends it.
+        history: how the image was made, the oldest step first. No step has its layer here.
+    """
+
+    author: str | None = None
+    user: str | None = None
+    exposed_ports: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    working_dir: str | None = None
+    stop_signal: str | None = None
+    history: tuple[HistoryEntry, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

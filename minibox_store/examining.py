@@ -1,16 +1,25 @@
-"""The half of a store's face that examines: what is wrong with it, who needs a blob, and what takes how much.
+"""The half of a store's face that examines: what an image says, what is wrong, who needs a blob, what takes how much.
 
 Nothing here changes anything or takes a lock, so all of it works on a store that may only be read.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.copying import Cancellation, EventListener, ignore_events
 from minibox_store.digest import Digest
-from minibox_store.layout import Layout
+from minibox_store.documents import Descriptor, HistoryEntry
+from minibox_store.errors import BlobNotFound
+from minibox_store.images import Image
+from minibox_store.layout import Layout, Listing
+from minibox_store.layout_index import nameless
+from minibox_store.platforms import Platform
 
 if TYPE_CHECKING:
+    from minibox_store.graph import RememberingSource
+    from minibox_store.inspecting import ReadImage
+    from minibox_store.inspection import ImageDetails
     from minibox_store.reports import Finding, Need, StoreUsage
 
 
@@ -18,6 +27,92 @@ class ExaminedStore:
     """What :class:`minibox_store.Store` tells of itself, beyond its images."""
 
     _layout: Layout
+    _listing: Listing
+
+    def inspect(self, name: str, *, platform: Platform | None = None) -> "ImageDetails":
+        """Return all that the documents and configs of an image say.
+
+        Args:
+            name: which image, as for :meth:`minibox_store.Store.get`.
+            platform: which manifest of an index alone; None for every one, attestations too.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+            PlatformNotFound: when it has no manifest for the platform; with those that it has.
+            IncompleteImage: when a document or config of it is missing.
+            InvalidDocument: when a config has the bytes that it should have, and yet says what none may, such as a
+                label that is no text; ``document`` is its digest, and ``where`` the place in it. An image may be
+                pulled, saved and removed for all that.
+
+        Guarantees: every byte that it goes by was verified now; layers are not read, and may be missing. Changes
+            nothing.
+
+        Spec: OCI image-spec 1.1, manifest.md, image-index.md, config.md.
+        """
+        from minibox_store.graph import select_manifest
+        from minibox_store.inspecting import describe_manifest
+        from minibox_store.inspection import ImageDetails
+
+        def choose(source: "RememberingSource", root: Descriptor, found: str) -> Descriptor:
+            if platform is None:
+                return root
+            return select_manifest(source, root, platform, found, self._layout.limits)
+
+        image, read = self._read(name, choose)
+        return ImageDetails(
+            image=image,
+            document=read.document,
+            manifests=tuple(describe_manifest(each) for each in read.manifests),
+            absent=read.absent,
+        )
+
+    def history(self, name: str, *, platform: Platform | None = None) -> tuple[HistoryEntry, ...]:
+        """Return how an image was made, the oldest step first, each with the descriptor of the layer that it made.
+
+        A step that made none has ``empty_layer``. Every layer of the manifest is in it once, whatever the config says:
+        where that speaks of another number of layers, its steps come first, without layers, and then the layers, of
+        which nothing is said.
+
+        Args:
+            name: which image, as for :meth:`minibox_store.Store.get`.
+            platform: which manifest of an index. None is the only one that it has, attestations aside, or, of several,
+                the one for linux/amd64, as for a pull; a name that stands for a manifest means that one.
+
+        Raises:
+            ImageNotFound, IncompleteImage, InvalidDocument: as for :meth:`inspect`.
+            PlatformNotFound: when the image has no manifest for the platform; with those that it has.
+
+        Guarantees: the texts stand as the image's maker wrote them, control characters included, and nobody has
+            checked them.
+
+        Spec: OCI image-spec 1.1, config.md, "history".
+        """
+        from minibox_store.inspecting import choose_manifest, describe_manifest
+
+        def choose(source: "RememberingSource", root: Descriptor, found: str) -> Descriptor:
+            return choose_manifest(source, root, platform, found, self._layout.limits)
+
+        read = self._read(name, choose)[1]
+        return describe_manifest(read.manifests[0]).history
+
+    def _read(
+        self, name: str, choose: "Callable[[RememberingSource, Descriptor, str], Descriptor]"
+    ) -> "tuple[Image, ReadImage]":
+        """Read what lies at and below the manifest or index that is chosen from an image, and the root."""
+        from minibox_store.graph import RememberingSource
+        from minibox_store.inspecting import read_image
+        from minibox_store.layout.reading import reading_again
+
+        def read(found: str, entry: Descriptor) -> "tuple[Image, ReadImage]":
+            source = RememberingSource(self._layout, self._layout.limits)
+            root = nameless(entry)
+            image = read_image(source, root, choose(source, root, found), self._layout.limits)
+            if image.absent and self._layout.resolve(name).digest != root.digest:
+                raise BlobNotFound(str(image.absent[0].digest))  # collected meanwhile, and not just never fetched
+            return self._listing.image(found, entry, source), image
+
+        with file_errors(self._layout.paths.root):
+            return reading_again(self._layout, name, read)
 
     def verify(
         self,

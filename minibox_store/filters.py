@@ -26,7 +26,7 @@ from minibox_store.errors import InvalidFilter
 from minibox_store.reference import normalised, repository_of
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_UNITS = {unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), 1)}
+_UNITS: dict[str, int] = {unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), 1)}
 _UNITS |= {unit: 1000**power for power, unit in enumerate(("kB", "MB", "GB", "TB"), 1)}
 _TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([smhdw])", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,16})([kKMGT]i?B)?", re.ASCII)
@@ -246,7 +246,8 @@ def _size(condition: str, text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or (match[2] and match[2] not in _UNITS):
         raise InvalidFilter(condition, "a size is a number of bytes, or one with KiB, MiB, GiB, TiB, kB, MB, GB or TB")
-    return int(match[1]) * _UNITS.get(match[2] or "", 1)
+    factor: int = _UNITS.get(match[2], 1)
+    return int(match[1]) * factor
 
 
 def _count(condition: str, text: str) -> int:

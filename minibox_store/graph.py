@@ -235,7 +235,7 @@ def select_manifest(
             return found
         offered.append(found)
     else:
-        offered.extend(_manifests_below(source, root, limits))
+        offered.extend(manifests_below(source, root, limits))
     chosen = choose_platform([each.platform for each in offered], platform)
     if chosen is None:
         available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
@@ -243,8 +243,14 @@ def select_manifest(
     return root if offered[chosen].digest == root.digest else offered[chosen]
 
 
-def _manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
-    """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place."""
+def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
+    """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
+
+    Attestations are left out, and what an index names again.
+
+    Raises:
+        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
+    """
     stack = [iter((root,))]
     documents = 0
     seen = set()

@@ -6,9 +6,11 @@ Spec: OCI image-spec 1.1, image-layout.md, "index.json file"; annotations.md, `o
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import attrs
 
+from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import ImageNotFound
 from minibox_store.reference import normalised
@@ -22,6 +24,12 @@ def name_of(descriptor: Descriptor) -> str | None:
     return descriptor.annotations.get(NAME_ANNOTATION)
 
 
+def nameless(descriptor: Descriptor) -> Descriptor:
+    """Return what an entry stands for, without the name that it carries."""
+    kept = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
+    return attrs.evolve(descriptor, annotations=kept)
+
+
 def names_of(index: LayoutIndex) -> Iterator[tuple[str, Descriptor]]:
     """Yield each name once, with the entry it stands for: the first one, should a foreign tool have written two."""
     seen = set()
@@ -32,6 +40,23 @@ def names_of(index: LayoutIndex) -> Iterator[tuple[str, Descriptor]]:
             yield name, entry.descriptor
 
 
+def names_for(index: LayoutIndex, digest: Digest) -> tuple[str, ...]:
+    """Return the names that stand for the manifest or index with this digest, sorted."""
+    return tuple(sorted(name for name, descriptor in names_of(index) if descriptor.digest == digest))
+
+
+def find_exact_name(index: LayoutIndex, name: str) -> Descriptor:
+    """Return the entry with this very name; the first one, should a foreign tool have written two.
+
+    Raises:
+        ImageNotFound: when there is none.
+    """
+    for entry in index.entries:
+        if name_of(entry.descriptor) == name:
+            return entry.descriptor
+    raise ImageNotFound(name)
+
+
 def find_name(index: LayoutIndex, name: str) -> tuple[str, Descriptor]:
     """Return the entry that ``name`` means, and the name as it stands in the index.
 
@@ -40,9 +65,8 @@ def find_name(index: LayoutIndex, name: str) -> tuple[str, Descriptor]:
     Raises:
         ImageNotFound: when there is neither.
     """
-    for entry in index.entries:
-        if name_of(entry.descriptor) == name:
-            return name, entry.descriptor
+    with suppress(ImageNotFound):
+        return name, find_exact_name(index, name)
     wanted = normalised(name)
     alike = [found for found in names_of(index) if wanted is not None and normalised(found[0]) == wanted]
     if len(alike) != 1:

@@ -20,6 +20,7 @@ class Limits:
     documents: int = 1024
     depth: int = 8
     layers: int = 512
+    history: int = 4096
     index_bytes: int = 256 * MEBIBYTE
     archive_metadata_bytes: int = MEBIBYTE
     token_bytes: int = MEBIBYTE

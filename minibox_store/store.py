@@ -15,7 +15,7 @@ from minibox_store.copying import (
     ignore_events,
 )
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, LayoutIndex
+from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidInput, InvalidPath
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
@@ -23,14 +23,16 @@ from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget, opening_image
-from minibox_store.layout_index import find_name, with_name, without_name
+from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.naming import NamedStore
 from minibox_store.platforms import LINUX_AMD64, Platform
 from minibox_store.protocols import BlobSource, BlobStream, ImageSource
 from minibox_store.reference import Reference, check_image_name
 from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
+    from minibox_store.filters import ImageFilter
     from minibox_store.registry import RegistryClient
     from minibox_store.reports import StoreInfo
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 Verify = Literal["size", "content"]
 
 
-class Store(ExaminedStore, Generations, Upkeep):
+class Store(NamedStore, ExaminedStore, Generations, Upkeep):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
@@ -354,44 +356,6 @@ class Store(ExaminedStore, Generations, Upkeep):
                 cancellation=cancellation or Cancellation(),
             )
             return tuple(self._listing.image(name, root) for name, root in loaded)
-
-    # ---- names
-
-    def tag(self, name: str, new_name: str) -> Image:
-        """Let ``new_name`` stand for the image that ``name`` means, and return it.
-
-        Raises:
-            ImageNotFound: when there is no such image.
-            InvalidReference: when an image may not have the new name.
-        """
-        check_image_name(new_name)
-
-        def change(index: LayoutIndex) -> LayoutIndex:
-            return with_name(index, new_name, find_name(index, name)[1])
-
-        with file_errors(self.root):
-            find_name(self._layout.read_index(), name)
-            self._layout.prepare()
-            self._layout.change_index(change, "tagging an image", names=[new_name])
-        return self.get(new_name)
-
-    def remove(self, name: str) -> str:
-        """Take a name away, and return it as it stood; the blobs stay until a prune.
-
-        Raises:
-            ImageNotFound: when no entry means ``name``.
-        """
-        removed: list[str] = []
-
-        def change(index: LayoutIndex) -> LayoutIndex:
-            removed[:] = [find_name(index, name)[0]]
-            return without_name(index, removed[0])
-
-        with file_errors(self.root):
-            find_name(self._layout.read_index(), name)
-            self._layout.prepare()
-            self._layout.change_index(change, "removing an image")
-        return removed[0]
 
 
 def _is_content(verify: Verify) -> bool:

@@ -23,22 +23,16 @@ MOST_LINES = 400
 
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
-    "errors",
-    "digest",
-    "media_types",
-    "reference",
-    "platforms",
-    "documents",
-    "events",
-    "images",
-    "limits",
-    "reports",
+    *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
+    *("limits", "reports"),
 }
-CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "image_map"}
-CORE |= {"filters"}
+CORE = {
+    *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
+    *("image_map", "filters"),
+}
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room"}
-FACE = {"store", "examining", "generations", "loading", "choosing", "upkeep", "__init__"}
+FACE = {"store", "examining", "generations", "loading", "naming", "choosing", "upkeep", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

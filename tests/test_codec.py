@@ -14,6 +14,7 @@ from minibox_store.codec import (
     decode_archive_metadata,
     decode_config,
     decode_document,
+    decode_image_config,
     decode_layout_index,
     decode_layout_marker,
     decode_registry_errors,
@@ -25,7 +26,7 @@ from minibox_store.codec import (
     encode_layout_marker,
 )
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, ImageConfig, Index, LayoutMarker, Manifest
+from minibox_store.documents import ConfigSummary, Descriptor, HistoryEntry, ImageConfig, Index, LayoutMarker, Manifest
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout_index import with_name
 from minibox_store.media_types import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
@@ -73,7 +74,31 @@ CONFIG: Json = {
     "variant": "v7",
     "created": "2024-01-01T00:00:00Z",
     "rootfs": {"type": "layers", "diff_ids": [DIGEST, DIGEST]},
-    "config": {"Env": None},
+    "config": {"Env": None, "Labels": {"stage": "test", "": ""}},
+}
+WHOLE_CONFIG: Json = {
+    **CONFIG,
+    "os.version": "10.0",
+    "os.features": ["win32k"],
+    "author": "A. Maker",
+    "config": {
+        "User": "1000:1000",
+        "ExposedPorts": {"80/tcp": {}, "53/udp": None},
+        "Env": ["PATH=/bin", "EMPTY="],
+        "Entrypoint": ["/bin/hello", ""],
+        "Cmd": ["--world"],
+        "Volumes": {"/var/data": {}},
+        "WorkingDir": "/srv",
+        "Labels": {"stage": "test", "": ""},
+        "StopSignal": "SIGKILL",
+        "Healthcheck": {"Test": ["NONE"]},
+        "OnBuild": None,
+    },
+    "history": [
+        {"created": "2024-01-01T00:00:00Z", "created_by": "ADD /", "author": "A", "comment": "C"},
+        {"created_by": "ENV EMPTY=", "empty_layer": True},
+        {},
+    ],
 }
 METADATA: Json = {"image": "app:1", "manifest_digest": DIGEST}
 MARKER: Json = {"imageLayoutVersion": "1.0.0"}
@@ -82,6 +107,7 @@ DECODERS: dict[str, tuple[Json, Callable[[bytes], object]]] = {
     "manifest": (MANIFEST, lambda content: decode_document(content, OCI_MANIFEST)),
     "index": (INDEX, lambda content: decode_document(content, OCI_INDEX)),
     "config": (CONFIG, decode_config),
+    "image config": (WHOLE_CONFIG, lambda content: decode_image_config(content, "image config")),
     "index.json": (INDEX, decode_layout_index),
     "oci-layout": (MARKER, decode_layout_marker),
     "meta.json": (METADATA, decode_archive_metadata),
@@ -155,18 +181,94 @@ def test_an_index_is_decoded_with_its_entries_in_order() -> None:
     )
 
 
-def test_a_config_is_decoded_to_platform_age_and_layers() -> None:
+def test_a_config_is_decoded_to_platform_age_layers_and_labels() -> None:
     digest = Digest("sha256", HEX)
-    assert decode_config(encoded(CONFIG)) == ImageConfig(
+    assert decode_config(encoded(CONFIG)) == ConfigSummary(
         platform=Platform(os="linux", architecture="arm", variant="v7"),
         created="2024-01-01T00:00:00Z",
         diff_ids=(digest, digest),
+        labels={"stage": "test", "": ""},
     )
 
 
 @pytest.mark.parametrize("text", ["{}", '{"os":"linux"}', '{"os":"","architecture":""}', '{"rootfs":null,"os":null}'])
 def test_a_config_may_say_nothing(text: str) -> None:
-    assert decode_config(text.encode()) == ImageConfig(platform=None, created=None, diff_ids=())
+    assert decode_config(text.encode()) == ConfigSummary(platform=None, created=None, diff_ids=())
+
+
+def test_a_whole_config_is_decoded_with_all_that_it_says() -> None:
+    digest = Digest("sha256", HEX)
+    assert decode_image_config(encoded(WHOLE_CONFIG)) == ImageConfig(
+        platform=Platform(os="linux", architecture="arm", variant="v7", os_version="10.0", os_features=("win32k",)),
+        created="2024-01-01T00:00:00Z",
+        diff_ids=(digest, digest),
+        labels={"stage": "test", "": ""},
+        author="A. Maker",
+        user="1000:1000",
+        exposed_ports=("53/udp", "80/tcp"),
+        env=("PATH=/bin", "EMPTY="),
+        entrypoint=("/bin/hello", ""),
+        cmd=("--world",),
+        volumes=("/var/data",),
+        working_dir="/srv",
+        stop_signal="SIGKILL",
+        history=(
+            HistoryEntry(created="2024-01-01T00:00:00Z", created_by="ADD /", author="A", comment="C"),
+            HistoryEntry(created_by="ENV EMPTY=", empty_layer=True),
+            HistoryEntry(),
+        ),
+    )
+
+
+def test_a_whole_config_may_say_nothing_and_say_so_in_the_way_of_go() -> None:
+    nothing = ImageConfig(platform=None, created=None, diff_ids=())
+    nulls: Json = dict.fromkeys(WHOLE_CONFIG)
+    execution = dict.fromkeys(WHOLE_CONFIG["config"])
+    values: list[Json] = [{}, nulls, {**nulls, "config": execution, "history": []}]
+    for value in values:
+        assert decode_image_config(encoded(value)) == nothing
+    step = dict.fromkeys(("created", "created_by", "author", "comment", "empty_layer", "layer"))
+    assert decode_image_config(encoded({"history": [step]})).history == (HistoryEntry(),)
+
+
+def test_a_step_of_a_history_names_no_layer_whatever_stands_there() -> None:
+    found = decode_image_config(encoded({"history": [{"layer": LEAF}, {"layer": 5}]}))
+    assert found.history == (HistoryEntry(), HistoryEntry())
+
+
+def test_S7_a_history_has_up_to_4096_steps() -> None:
+    assert len(decode_image_config(encoded({"history": [{}] * 4096})).history) == 4096
+    with pytest.raises(InvalidDocument, match="at history: there are more than 4096 steps"):
+        decode_image_config(encoded({"history": [{}] * 4097}))
+    assert decode_config(encoded({"history": [{}] * 4097})) == decode_config(b"{}")
+
+
+@pytest.mark.parametrize("image", [build_image(salt="x"), build_image(docker=True, salt="x")])
+def test_a_config_of_the_builders_decodes_to_what_it_was_built_of(image: Any) -> None:
+    found = decode_image_config(image.blobs[image.config_digest])
+    assert found.labels == {"salt": "x"}
+    assert (found.env, found.cmd, found.entrypoint) == (("PATH=/bin",), ("/bin/hello",), ())
+    assert [step.created_by for step in found.history] == ["layer 0", "layer 1"]
+
+
+@pytest.mark.parametrize(
+    ("execution", "labels"),
+    [
+        (None, {}),
+        ("text", {}),
+        ([{"Labels": {"a": "b"}}], {}),
+        ({}, {}),
+        ({"Labels": None}, {}),
+        ({"Labels": ["a=b"]}, {}),
+        ({"Labels": "a=b"}, {}),
+        ({"labels": {"a": "b"}}, {}),
+        ({"Labels": {"a": "b", "c": None, "d": 1, "e": {}, "f": ""}}, {"a": "b", "f": ""}),
+    ],
+)
+def test_no_image_is_refused_for_its_labels(execution: Json, labels: dict[str, str]) -> None:
+    found = decode_config(encoded({**CONFIG, "config": execution}))
+    assert found.labels == labels
+    assert found.platform == decode_config(encoded(CONFIG)).platform
 
 
 @pytest.mark.parametrize("image", [build_image(), build_image(docker=True), build_image(algorithm="sha512")])
@@ -283,6 +385,19 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("config", "rootfs", OBJECTS),
     ("config", "rootfs.diff_ids", LISTS),
     ("config", "rootfs.diff_ids[1]", [*DIGESTS, None]),
+    *[("image config", place, STRINGS) for place in ("os", "architecture", "variant", "os.version", "author")],
+    *[("image config", f"config.{name}", STRINGS) for name in ("User", "WorkingDir", "StopSignal")],
+    *[("image config", f"config.{name}", LISTS) for name in ("Env", "Entrypoint", "Cmd")],
+    *[("image config", f"config.{name}[0]", [*STRINGS, None]) for name in ("Env", "Entrypoint", "Cmd")],
+    *[("image config", f"config.{name}", [*OBJECTS, {"a": 1}, {"a": []}]) for name in ("ExposedPorts", "Volumes")],
+    *[("image config", f"history[1].{name}", STRINGS) for name in ("created", "created_by", "author", "comment")],
+    ("image config", "os.features", LISTS),
+    ("image config", "rootfs.diff_ids[1]", [*DIGESTS, None]),
+    ("image config", "config", OBJECTS),
+    ("image config", "config.Labels", [*OBJECTS, {"a": 1}, {"a": None}, {"a": ["b"]}]),
+    ("image config", "history", LISTS),
+    ("image config", "history[0]", [*OBJECTS, None]),
+    ("image config", "history[1].empty_layer", [0, 1, "true", "", [], {}]),
     ("oci-layout", "imageLayoutVersion", [*STRINGS, *REQUIRED, "", "2.0.0", "0.9", "10.0.0"]),
     ("meta.json", "image", [*STRINGS, *REQUIRED]),
     ("meta.json", "manifest_digest", [*STRINGS, *REQUIRED, "", "../x", HEX.upper(), HEX[1:], f"md5:{HEX}"]),
@@ -485,7 +600,7 @@ def test_a_manifest_with_fields_of_schema_1_is_refused(field: str) -> None:
 # ---- bounds
 
 
-@pytest.mark.parametrize("kind", ["manifest", "index", "config"])
+@pytest.mark.parametrize("kind", ["manifest", "index", "config", "image config"])
 def test_S7_a_document_of_4_mib_is_read_and_one_byte_more_is_refused(kind: str) -> None:
     document, decode = DECODERS[kind]
     content = encoded(document)
@@ -502,10 +617,19 @@ def test_S7_the_small_files_have_smaller_bounds(kind: str) -> None:
 
 
 @pytest.mark.parametrize("item", [b"0", b"{}", b'{"digest":1}'])
-@pytest.mark.parametrize(("kind", "key"), [("index", "manifests"), ("manifest", "layers"), ("config", "diff_ids")])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("index", "manifests"),
+        ("manifest", "layers"),
+        ("config", "diff_ids"),
+        ("image config", "diff_ids"),
+        ("image config", "history"),
+    ],
+)
 def test_S7_a_document_of_nothing_but_faults_costs_no_more_than_its_length(kind: str, key: str, item: bytes) -> None:
     items = b"[" + b",".join([item] * 5_000) + b"]"
-    if kind == "config":
+    if key == "diff_ids":
         content = b'{"rootfs":{"diff_ids":' + items + b"}}"
     else:
         content = encoded({**DECODERS[kind][0], key: "HERE"}).replace(b'"HERE"', items)

@@ -223,6 +223,52 @@ def test_removing_a_name_leaves_the_blobs_and_a_prune_takes_them(root: Path) -> 
     assert store.images() == ()
 
 
+def test_untagging_takes_away_one_name_and_tells_which_the_image_still_has(root: Path) -> None:
+    store = open_store(root)
+    put(root, IMAGE, "two:1", "three:1", "one:1")
+    put(root, OTHER, "other:1")
+    assert store.untag("two:1") == ("one:1", "three:1")
+    assert store.untag("one:1") == ("three:1",)
+    assert store.prune().removed == ()
+    assert store.untag("three:1") == ()
+    assert store.prune().blobs_removed == len(IMAGE.blobs)
+    assert read_names(root) == {"other:1": OTHER.digest}
+
+
+def test_untagging_takes_no_other_spelling_for_the_name_as_removing_does(root: Path) -> None:
+    store = open_store(root)
+    put(root, IMAGE, "alpine:latest")
+    for spelling in ("alpine", "docker.io/library/alpine", "", "b\nad"):
+        index = (root / "index.json").read_bytes()
+        with pytest.raises(ImageNotFound):
+            store.untag(spelling)
+        assert (root / "index.json").read_bytes() == index
+    put(root, IMAGE, "alpine", "docker.io/library/alpine:latest")
+    assert store.untag("alpine") == ("alpine:latest", "docker.io/library/alpine:latest")
+    assert store.untag("docker.io/library/alpine:latest") == ("alpine:latest",)
+    assert store.remove("alpine") == "alpine:latest"
+
+
+def test_a_name_that_a_foreign_tool_wrote_twice_is_untagged_as_a_whole_and_stood_for_the_first(root: Path) -> None:
+    put(root, IMAGE, "twice:1", "kept:1")
+    put(root, OTHER, "other:1")
+
+    def write_twice(index: dict[str, Any]) -> None:
+        second = json.loads(json.dumps(index["manifests"][-1]))
+        second["annotations"] = dict(index["manifests"][0]["annotations"])
+        index["manifests"].append(second)
+
+    rewrite(root, write_twice)
+    assert open_store(root).untag("twice:1") == ("kept:1",)
+    assert read_names(root) == {"kept:1": IMAGE.digest, "other:1": OTHER.digest}
+
+
+def test_untagging_in_no_store_makes_none(root: Path) -> None:
+    with pytest.raises(ImageNotFound, match="app:1"):
+        open_store(root).untag("app:1")
+    assert not root.exists()
+
+
 @pytest.mark.parametrize("image", [IMAGE, MULTI, build_image(docker=True), build_image(algorithm="sha512")])
 def test_what_is_saved_and_loaded_elsewhere_is_the_same_and_saved_again_gives_equal_bytes(
     root: Path, image: BuiltImage
@@ -349,6 +395,7 @@ def changes(root: Path) -> dict[str, Callable[[Store], object]]:
         "tag": lambda store: store.tag("app:1", "new:1"),
         "tag over": lambda store: store.tag("app:1", "two:1"),
         "remove": lambda store: store.remove("two:1"),
+        "untag": lambda store: store.untag("two:1"),
         "import": lambda store: store.import_image(imported, "imported:1"),
         "import over": lambda store: store.import_image(imported, "imported:1", as_name="two:1"),
         "load": lambda store: store.load(root.parent / "a.tar"),
@@ -356,7 +403,7 @@ def changes(root: Path) -> dict[str, Callable[[Store], object]]:
     }
 
 
-@pytest.mark.parametrize("verb", ["tag", "tag over", "remove", "import", "import over", "load", "prune"])
+@pytest.mark.parametrize("verb", ["tag", "tag over", "remove", "untag", "import", "import over", "load", "prune"])
 def test_entries_without_a_name_and_whatever_else_is_unknown_survive_every_change(root: Path, verb: str) -> None:
     put(root, IMAGE, "app:1")
     put(root, OTHER, "two:1")
@@ -748,6 +795,7 @@ def failures(root: Path) -> dict[str, Callable[[Store], object]]:
         "bad tag": lambda store: store.tag("app:1", "b\nad"),
         "long tag": lambda store: store.tag("app:1", "x" * 513),
         "remove": lambda store: store.remove("missing:1"),
+        "untag": lambda store: store.untag("missing:1"),
         "save": lambda store: store.save("missing:1", root.parent / "out.tar"),
         "save to no folder": lambda store: store.save("app:1", root.parent / "no" / "folder" / "out.tar"),
         "save over a folder": lambda store: store.save("app:1", root.parent),
@@ -773,8 +821,15 @@ def failures(root: Path) -> dict[str, Callable[[Store], object]]:
 
 
 WAYS_TO_FAIL = [
-    *("get", "get nothing", "tag", "bad tag", "long tag", "remove", "save", "save to no folder", "save over a folder"),
-    *("save to a device", "save to a NUL", "save to a long name", "save an incomplete one", "load nothing"),
+    *("get", "get nothing", "tag", "bad tag", "long tag", "remove", "untag", "save", "save to no folder"),
+    *(
+        "save over a folder",
+        "save to a device",
+        "save to a NUL",
+        "save to a long name",
+        "save an incomplete one",
+        "load nothing",
+    ),
     *("load a folder", "load a NUL", "load no archive", "load half an archive", "import nothing", "import a bad name"),
     *("import a lie", "import a part", "import no platform", "find", "open"),
 ]

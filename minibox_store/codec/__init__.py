@@ -21,7 +21,13 @@ from minibox_store.codec.layout_files import (
     encode_layout_index,
     encode_layout_marker,
 )
-from minibox_store.codec.manifests import decode_config, decode_document, describe_document, encode_document
+from minibox_store.codec.manifests import (
+    decode_config,
+    decode_document,
+    decode_image_config,
+    describe_document,
+    encode_document,
+)
 
 __all__ = [
     "ArchiveMetadata",
@@ -29,6 +35,7 @@ __all__ = [
     "decode_archive_metadata",
     "decode_config",
     "decode_document",
+    "decode_image_config",
     "decode_layout_index",
     "decode_layout_marker",
     "decode_registry_errors",

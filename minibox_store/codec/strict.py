@@ -32,12 +32,27 @@ _FIELDS = {
     "os_features": "os.features",
     "schema_version": "schemaVersion",
     "image_layout_version": "imageLayoutVersion",
+    "user": "User",
+    "exposed_ports": "ExposedPorts",
+    "env": "Env",
+    "entrypoint": "Entrypoint",
+    "cmd": "Cmd",
+    "volumes": "Volumes",
+    "working_dir": "WorkingDir",
+    "labels": "Labels",
+    "stop_signal": "StopSignal",
 }
 
 
 def _exact_str(value: object, _: type) -> str:
     if type(value) is not str:
         raise TypeError(f"expected a string, got {kind_of(value)}")
+    return value
+
+
+def _exact_bool(value: object, _: type) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"expected a boolean, got {kind_of(value)}")
     return value
 
 
@@ -60,6 +75,16 @@ def _exact_annotations(value: object, _: object) -> dict[str, str]:
         if type(text) is not str:
             raise TypeError(f"expected strings, got {kind_of(text)} for {key!r}")
     return value
+
+
+def _exact_keys(value: object, _: object) -> frozenset[str]:
+    """A set, as Go's encoder writes one: an object whose values say nothing."""
+    if type(value) is not dict:
+        raise TypeError(f"expected an object, got {kind_of(value)}")
+    for key, item in value.items():
+        if item is not None and type(item) is not dict:
+            raise TypeError(f"expected objects, got {kind_of(item)} for {key!r}")
+    return frozenset(value)
 
 
 def _exact_tuple(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
@@ -110,8 +135,10 @@ def _strict_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=False)
     converter.register_structure_hook(str, _exact_str)
     converter.register_structure_hook(int, _exact_size)
+    converter.register_structure_hook(bool, _exact_bool)
     converter.register_structure_hook(Digest, _exact_digest)
     converter.register_structure_hook_func(partial(_is_generic, Mapping), _exact_annotations)
+    converter.register_structure_hook_func(partial(_is_generic, frozenset), _exact_keys)
     converter.register_structure_hook_factory(partial(_is_generic, tuple), partial(_exact_tuple, converter))
     converter.register_structure_hook_factory(attrs.has, partial(_exact_object, converter))
     return converter

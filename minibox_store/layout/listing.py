@@ -13,7 +13,7 @@ from minibox_store import media_types
 from minibox_store._signatures import Signature, is_unchanged, signature
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, ImageConfig, LayoutIndex, Manifest, Node
+from minibox_store.documents import ConfigSummary, Descriptor, LayoutIndex, Manifest, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
 from minibox_store.graph import read_content, walk
 from minibox_store.images import Image
@@ -120,13 +120,13 @@ class Listing:
             files=files.seen(),
         )
 
-    def _config(self, descriptor: Descriptor, source: BlobSource) -> ImageConfig:
+    def _config(self, descriptor: Descriptor, source: BlobSource) -> ConfigSummary:
         if media_types.is_config(descriptor.media_type):
             try:
                 return decode_config(read_content(source, descriptor, self._layout.limits))
             except _UNREADABLE:
                 pass  # the manifest is whole, and a listing tells what there is to tell; a check tells the rest
-        return ImageConfig(platform=None, created=None, diff_ids=())
+        return ConfigSummary(platform=None, created=None, diff_ids=())
 
 
 class _Files:

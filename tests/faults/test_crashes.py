@@ -115,6 +115,10 @@ def remove_once(store: Store, root: Path) -> object:
     return store.remove("going:1") if "going:1" in read_names(root) else None
 
 
+def untag_once(store: Store, root: Path) -> object:
+    return store.untag("going:1") if "going:1" in read_names(root) else None
+
+
 def undo_once(store: Store, root: Path) -> object:
     return None if "going:1" in read_names(root) else store.undo()
 
@@ -145,6 +149,7 @@ VERBS = {
         prepare=make_store, work=lambda store, _: store.tag("always:1", "moving:1"), names={"moving:1": ALWAYS}
     ),
     "remove": Verb(prepare=make_store, work=remove_once, names={"going:1": None}),
+    "untag": Verb(prepare=make_store, work=untag_once, names={"going:1": None}),
     "undo": Verb(prepare=make_removed, work=undo_once, names={"going:1": ALWAYS}),
     "prune": Verb(prepare=make_garbage, work=lambda store, _: store.prune(), names={}),
     "save": Verb(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from minibox_store.codec import (
     decode_archive_metadata,
     decode_config,
     decode_document,
+    decode_image_config,
     decode_layout_index,
     decode_layout_marker,
     decode_registry_errors,
@@ -26,19 +28,38 @@ from minibox_store.codec import (
     encode_layout_index,
 )
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Document, ImageConfig, Index, LayoutIndex, LayoutMarker, Manifest
+from minibox_store.documents import (
+    ConfigSummary,
+    Descriptor,
+    Document,
+    ImageConfig,
+    Index,
+    LayoutIndex,
+    LayoutMarker,
+    Manifest,
+)
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout_index import NAME_ANNOTATION, names_of, with_name, without_name
 from minibox_store.limits import MAX_SIZE_BYTES
 from minibox_store.media_types import INDEXES, MANIFESTS
-from tests.support.document_strategies import descriptors, documents, json_values, nearly_documents, nearly_json, texts
+from tests.support.document_strategies import (
+    descriptors,
+    documents,
+    image_configs,
+    json_values,
+    nearly_configs,
+    nearly_documents,
+    nearly_json,
+    texts,
+)
 from tests.support.strategies import digests
 
 TYPES = [*INDEXES, *MANIFESTS]
 DECODERS: dict[str, tuple[Callable[[bytes], object], type | tuple[type, ...]]] = {
     **{kind: (partial(decode_document, media_type=kind), (Index, Manifest)) for kind in TYPES},
     "descriptor": (describe_document, Descriptor),
-    "config": (decode_config, ImageConfig),
+    "config": (decode_config, ConfigSummary),
+    "image config": (decode_image_config, ImageConfig),
     "index.json": (decode_layout_index, LayoutIndex),
     "oci-layout": (decode_layout_marker, LayoutMarker),
     "meta.json": (decode_archive_metadata, ArchiveMetadata),
@@ -77,6 +98,45 @@ def test_reading_an_error_answer_never_fails(content: bytes) -> None:
     assert len(codes) <= 8
     assert all(isinstance(code, str) and len(code) <= 64 for code in codes)
     assert len(message) <= 300
+
+
+@given(value=nearly_configs() | image_configs())
+def test_both_readers_of_a_config_say_the_same_of_what_they_share(value: dict[str, Any]) -> None:
+    # And a fault in what only describes is met by the one alone that describes.
+    whole = outcome(decode_image_config, encoded(value))
+    summary = outcome(decode_config, encoded(value))
+    if isinstance(whole, ImageConfig):
+        assert isinstance(summary, ConfigSummary)
+        assert (summary.created, summary.diff_ids, summary.labels) == (whole.created, whole.diff_ids, whole.labels)
+        told, shared = whole.platform, summary.platform
+        assert (told is None) == (shared is None)
+        if told is not None and shared is not None:
+            assert attrs.evolve(told, os_version=None, os_features=()) == shared
+    elif isinstance(summary, ConfigSummary):
+        assert isinstance(whole, InvalidDocument)
+        assert whole.where.startswith(("config", "history", "author", "os.version", "os.features"))
+
+
+@given(value=image_configs())
+def test_a_config_is_decoded_to_what_its_json_says(value: dict[str, Any]) -> None:
+    found = decode_image_config(encoded(value))
+    execution = value.get("config") or {}
+    assert (found.author, found.created) == (value.get("author"), value.get("created"))
+    assert found.user == execution.get("User")
+    assert found.working_dir == execution.get("WorkingDir")
+    assert found.stop_signal == execution.get("StopSignal")
+    assert list(found.env) == (execution.get("Env") or [])
+    assert list(found.entrypoint) == (execution.get("Entrypoint") or [])
+    assert list(found.cmd) == (execution.get("Cmd") or [])
+    assert set(found.exposed_ports) == set(execution.get("ExposedPorts") or {})
+    assert set(found.volumes) == set(execution.get("Volumes") or {})
+    assert found.labels == (execution.get("Labels") or {})
+    said = [attrs.asdict(step, filter=lambda field, text: field.name != "layer") for step in found.history]
+    keys = ("created", "created_by", "author", "comment")
+    assert said == [
+        {**{key: step.get(key) for key in keys}, "empty_layer": step.get("empty_layer") or False}
+        for step in value.get("history") or []
+    ]
 
 
 @given(document=documents())

@@ -228,6 +228,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.stores[which].remove(name) == meant
         del self.names[meant]
 
+    @rule(which=either, name=names)
+    def untag(self, which: int, name: str) -> None:
+        if name not in self.names:
+            with pytest.raises(ImageNotFound):
+                self.stores[which].untag(name)
+            return
+        image = self.names.pop(name)
+        left = sorted(other for other, held in self.names.items() if held.digest == image.digest)
+        assert self.stores[which].untag(name) == tuple(left)
+
     @rule(which=either, dry_run=st.booleans())
     def prune(self, which: int, dry_run: bool) -> None:
         dead = {digest: size for digest, size in self.blobs.items() if digest not in self.needed()}

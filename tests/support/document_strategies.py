@@ -52,10 +52,63 @@ def documents() -> st.SearchStrategy[Document]:
     return manifests | st.builds(Index, media_type=st.sampled_from(INDEXES), manifests=several, **common)
 
 
+_CONFIG_TEXTS = ("created", "author", "os", "architecture", "variant", "os.version")
+_EXECUTION_TEXTS = ("User", "WorkingDir", "StopSignal")
+_EXECUTION_LISTS = ("Env", "Entrypoint", "Cmd")
+_EXECUTION_SETS = ("ExposedPorts", "Volumes")
+_STEP_TEXTS = ("created", "created_by", "author", "comment")
+
+
+def _optional(fields: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with some of the fields, of which any may be null."""
+    return st.fixed_dictionaries({}, optional={key: st.none() | values for key, values in fields.items()})
+
+
+def histories() -> st.SearchStrategy[list[dict[str, Any]]]:
+    """The steps of a config's history, as JSON."""
+    return st.lists(_optional({**dict.fromkeys(_STEP_TEXTS, texts), "empty_layer": st.booleans()}), max_size=5)
+
+
+def image_configs() -> st.SearchStrategy[dict[str, Any]]:
+    """Configs of images that keep to the specification, as JSON."""
+    execution = {
+        **dict.fromkeys(_EXECUTION_TEXTS, texts),
+        **dict.fromkeys(_EXECUTION_LISTS, st.lists(texts, max_size=3)),
+        **dict.fromkeys(_EXECUTION_SETS, st.dictionaries(texts, st.just({}) | st.none(), max_size=3)),
+        "Labels": _ANNOTATIONS,
+    }
+    return _optional(
+        {
+            **dict.fromkeys(_CONFIG_TEXTS, texts),
+            "os.features": st.lists(texts, max_size=2),
+            "config": _optional(execution),
+            "rootfs": _optional({"type": st.just("layers"), "diff_ids": st.lists(digests().map(str), max_size=3)}),
+            "history": histories(),
+        }
+    )
+
+
+@st.composite
+def nearly_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """Configs of which one part, at any depth, is something else."""
+    value = draw(image_configs())
+    inner: Any = value
+    while True:
+        keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        if not keys:
+            return value
+        key = draw(st.sampled_from(keys))
+        if not isinstance(inner[key], dict | list) or not inner[key] or draw(st.booleans()):
+            inner[key] = draw(json_values)
+            return value
+        inner = inner[key]
+
+
 _KEYS = (
     *("schemaVersion", "mediaType", "manifests", "config", "layers", "subject", "annotations", "artifactType"),
     *("digest", "size", "platform", "os", "architecture", "variant", "os.version", "os.features", "urls", "data"),
     *("fsLayers", "history", "signatures", "rootfs", "diff_ids", "created", "imageLayoutVersion"),
+    *("Env", "Cmd", "Labels", "ExposedPorts", "User", "created_by", "author", "comment", "empty_layer"),
     *("image", "manifest_digest", "token", "access_token", "expires_in", "errors", "code", "message"),
 )
 _TELLING: st.SearchStrategy[Any] = st.sampled_from(

@@ -179,6 +179,7 @@ def build_image(
     algorithm: str = "sha256",
     annotations: Mapping[str, str] | None = None,
     subject: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> BuiltImage:
     """Return an image of one platform.
 
@@ -192,6 +193,7 @@ def build_image(
         algorithm: The digest algorithm of every blob.
         annotations: Those of the manifest.
         subject: The descriptor that the manifest refers to.
+        config: Fields of the configuration that take the place of the usual ones.
     """
     contents = _default_layers(platform, salt) if layers is None else layers
     built = [
@@ -209,6 +211,7 @@ def build_image(
         algorithm=algorithm,
         annotations=annotations,
         subject=subject,
+        config=config,
     )
     parts.merge(image)
     return parts.finish(image.blobs[image.digest], image.media_type)
@@ -224,14 +227,15 @@ def build_image_over(
     algorithm: str = "sha256",
     annotations: Mapping[str, str] | None = None,
     subject: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> BuiltImage:
     """Return an image without its layers, of which only the descriptors are known; see :func:`build_image`."""
     parts = _Parts(algorithm)
-    config = encode_document(_config(platform, salt, diff_ids), docker=docker)
+    configuration = encode_document({**_config(platform, salt, diff_ids), **(config or {})}, docker=docker)
     manifest: Document = {
         "schemaVersion": 2,
         "mediaType": DOCKER_MANIFEST if docker else OCI_MANIFEST,
-        "config": parts.add(config, DOCKER_CONFIG if docker else OCI_CONFIG),
+        "config": parts.add(configuration, DOCKER_CONFIG if docker else OCI_CONFIG),
         "layers": list(layers),
     }
     if subject is not None:

@@ -1,0 +1,126 @@
+"""The same walk, for what an image's documents and configs say: first everything is read and verified, then decoded.
+
+So what is wrong with a source is told from what is odd about an image, of which every byte is as it should be.
+"""
+
+from itertools import islice
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.codec import decode_document, decode_image_config
+from minibox_store.documents import Descriptor, Document, Index, Manifest
+from minibox_store.errors import InvalidDocument
+from minibox_store.graph import RememberingSource, identity, manifests_below, select_manifest, walk
+from minibox_store.inspection import LayerDetails, ManifestDetails
+from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.platforms import LINUX_AMD64, Platform
+
+
+@attrs.frozen(kw_only=True)
+class ReadManifest:
+    """A manifest, as its index names it, and the verified bytes of its config; None for one that nobody reads."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    config: bytes | None
+
+
+@attrs.frozen(kw_only=True)
+class ReadImage:
+    """The manifests at and below a root, and the documents that were never fetched.
+
+    Attributes:
+        document: the root.
+        manifests: in the order of the indexes that name them.
+        absent: manifests and indexes below an index that are not there.
+    """
+
+    document: Document
+    manifests: tuple[ReadManifest, ...]
+    absent: tuple[Descriptor, ...]
+
+
+def read_image(
+    source: RememberingSource, root: Descriptor, chosen: Descriptor, limits: Limits = DEFAULT_LIMITS
+) -> ReadImage:
+    """Return the root, and what is at and below ``chosen``, read and verified with its configs; no layer is looked at.
+
+    Raises:
+        BlobNotFound, ContentMismatch, InvalidDocument: for a document or config that is missing or wrong; what a config
+            says is not asked yet.
+    """
+    if not media_types.is_document(root.media_type):
+        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
+    document = decode_document(source.read(root), root.media_type, str(root.digest))
+    manifests = {}
+    named = [chosen]
+    absent = []
+    for node in walk(source, chosen, limits=limits, allow_absent_manifests=True):
+        if isinstance(node.document, Manifest):
+            manifests[identity(node.descriptor)] = node.document
+        elif isinstance(node.document, Index):
+            named.extend(node.document.manifests)
+        elif media_types.is_document(node.descriptor.media_type):
+            absent.append(node.descriptor)
+    read = tuple(
+        _read_config(source, descriptor, manifests[identity(descriptor)], limits)
+        for descriptor in named
+        if identity(descriptor) in manifests
+    )
+    return ReadImage(document=document, manifests=read, absent=tuple(absent))
+
+
+def _read_config(source: RememberingSource, descriptor: Descriptor, manifest: Manifest, limits: Limits) -> ReadManifest:
+    is_read = media_types.is_config(manifest.config.media_type) and manifest.config.size_bytes <= limits.document_bytes
+    content = source.read(manifest.config) if is_read else None
+    return ReadManifest(descriptor=descriptor, manifest=manifest, config=content)
+
+
+def describe_manifest(read: ReadManifest) -> ManifestDetails:
+    """Return what a manifest and its config say.
+
+    Raises:
+        InvalidDocument: when the config of an image is none, or says something that none may.
+    """
+    manifest = read.manifest
+    name = str(manifest.config.digest)
+    config = None if read.config is None else decode_image_config(read.config, name)
+    if config is None and media_types.is_config(manifest.config.media_type):
+        raise InvalidDocument("", f"it has {manifest.config.size_bytes} bytes, which is too large for a config", name)
+    diff_ids = config.diff_ids if config is not None else ()
+    are_told = len(diff_ids) == len(manifest.layers)
+    return ManifestDetails(
+        descriptor=read.descriptor,
+        platform=(config and config.platform) or read.descriptor.platform,
+        config_descriptor=manifest.config,
+        config=config,
+        layers=tuple(
+            LayerDetails(descriptor=layer, diff_id=diff_ids[position] if are_told else None)
+            for position, layer in enumerate(manifest.layers)
+        ),
+        annotations=manifest.annotations,
+        subject=manifest.subject,
+        artifact_type=manifest.artifact_type,
+    )
+
+
+def choose_manifest(
+    source: RememberingSource, root: Descriptor, platform: Platform | None, name: str, limits: Limits = DEFAULT_LIMITS
+) -> Descriptor:
+    """Return the descriptor of one manifest at or below ``root``: as :func:`select_manifest`, if a platform is given.
+
+    Where it is None: the root, if that is a manifest; the only one that an index has for a platform, attestations
+    aside; of several the one for linux/amd64, as for a pull.
+
+    Raises:
+        PlatformNotFound: with the platforms that are on offer.
+    """
+    if platform is None:
+        if media_types.is_manifest(root.media_type):
+            return root
+        offered = list(islice(manifests_below(source, root, limits), 2))
+        if len(offered) == 1:
+            return offered[0]
+        platform = LINUX_AMD64
+    return select_manifest(source, root, platform, name, limits)

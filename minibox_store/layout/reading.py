@@ -1,0 +1,38 @@
+"""Reading a part of one image of a store without a lock: again, where the image goes while it is read."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from minibox_store import _files
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, IncompleteImage
+from minibox_store.layout.layout import Layout
+from minibox_store.layout_index import find_name
+
+_ATTEMPTS = 5
+_T = TypeVar("_T")
+
+
+def reading_again(layout: Layout, name: str, read: Callable[[str, Descriptor], _T]) -> _T:
+    """Return what ``read`` makes of the image that ``name`` means, given its name as it stands and its root.
+
+    Raises:
+        ImageNotFound: when no entry means ``name``.
+        IncompleteImage: when ``read`` found a blob missing, and the name still stands for the same image.
+        StoreDamaged: when ``read`` found a document or a file that is not what its descriptor says.
+    """
+    missing = ""
+    last_root = None
+    found = name
+    for _ in range(_ATTEMPTS):
+        # The name may have been removed or moved, and a collection come by, since the index was read the last time.
+        found, root = find_name(layout.read_index(), name)
+        if missing and last_root == root.digest and not _files.exists(layout.paths.blob(Digest.parse(missing))):
+            break
+        try:
+            with layout.naming_damage():
+                return read(found, root)
+        except BlobNotFound as error:
+            missing, last_root = error.digest, root.digest
+    raise IncompleteImage(found, (missing,))
