@@ -88,7 +88,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
     # ---- looking
 
-    def images(self, chosen_by: "ImageFilter | None" = None) -> tuple[Image, ...]:
+    def images(self, chosen_by: "ImageFilter | None" = None, /) -> tuple[Image, ...]:
         """Return every named image, or those that a filter chooses, sorted by name.
 
         Without a filter it is the very same tuple as long as nothing has changed.

@@ -21,6 +21,7 @@ class Upkeep:
     def prune(
         self,
         chosen_by: "ImageFilter | None" = None,
+        /,
         *,
         build_cache: bool = False,
         dry_run: bool = False,

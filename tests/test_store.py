@@ -1017,8 +1017,15 @@ def test_a_full_disk_is_said_so_loses_nothing_and_can_be_pruned(tmp_path: Path) 
         with pytest.raises(StoreFull, match="no space left for"):
             store.load(archive)
         assert snapshot(root) == before
-        with pytest.raises(StoreFull, match="no space left for"):
+        with pytest.raises(StoreFull, match=r"not enough space for .*/store: [0-9]+ bytes are needed, and [0-9]+ are free"):
             store.import_image(memory_of({"big:1": big}), "big:1")
+        check_invariants(root)
+        fits = build_image([random_layer(1 << 20)])
+        with replaced_os() as system, pytest.raises(StoreFull, match="no space left for"):
+            system.before("write", lambda: fill(disk / "filler"), path="/ingest/partial/")
+            store.import_image(memory_of({"fits:1": fits}), "fits:1")
+        assert (disk / "filler").stat().st_size > 1 << 20, "somebody else took the room once it had been weighed"
+        (disk / "filler").unlink()
         check_invariants(root)
         assert not list((root / "ingest" / "partial").iterdir()), "a full disk needs the room"
         fill(disk / "filler")
@@ -1051,7 +1058,7 @@ def test_a_full_disk_gets_room_by_removing_and_pruning(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_inodes_is_a_full_disk(tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "size=4m", "nr_inodes=24") as disk:
+    with mounted(tmp_path / "disk", "size=4m", "nr_inodes=26") as disk:
         root = disk / "store"
         put(root, IMAGE, "app:1")
         with pytest.raises(StoreFull):

@@ -471,7 +471,7 @@ def test_a_folder_that_a_prune_takes_before_it_is_locked_is_made_again(root: Pat
 def test_a_folder_that_is_taken_again_and_again_is_given_up_with_a_name(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minibox_store.layout.transaction._ATTEMPTS", 3)
+    monkeypatch.setattr("minibox_store.layout.living._ATTEMPTS", 3)
     with replaced_os() as system:
         system.fail("open", errno.ENOENT, path="/lock")
         with pytest.raises(StoreBusy, match="lock"), open_layout(root).open_writer():

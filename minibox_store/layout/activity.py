@@ -70,10 +70,12 @@ class Activity:
             found[name] = times
         return found
 
+    def is_untidy(self) -> bool:
+        """Whether so much is remembered that it is worth while to forget some."""
+        return self.journal.size_bytes() > _ROOM_BYTES
+
     def tidy(self, names: Container[str]) -> None:
-        """Forget all but these names, once there is so much that it is worth while. Under the store lock."""
-        if self.journal.size_bytes() <= _ROOM_BYTES:
-            return
+        """Forget all but these names, and all but the last time of each. Under the store lock."""
         lines = []
         for name, times in self._read().items():
             if name in names:

@@ -35,15 +35,12 @@ class Origins:
                 found[digest] = (origin, *(each for each in found.get(digest, ()) if each != origin))
         return found
 
-    def tidy(self, live_names: Container[str], live_count: int) -> None:
-        """Forget the blobs that are gone, once there are so many that it is worth while. Under the store lock.
+    def is_untidy(self, live_count: int) -> bool:
+        """Whether so much is remembered, for so many blobs, that it is worth while to forget some."""
+        return self.journal.size_bytes() > _ROOM_BYTES + 2 * _LINE_BYTES * live_count
 
-        Args:
-            live_names: the hexadecimal part of the digests that are to be remembered.
-            live_count: how many these are.
-        """
-        if self.journal.size_bytes() <= _ROOM_BYTES + 2 * _LINE_BYTES * live_count:
-            return
+    def tidy(self, live_names: Container[str]) -> None:
+        """Forget all but the blobs whose digests have these hexadecimal parts. Under the store lock."""
         self.journal.rewrite(
             (digest, origin)
             for digest, origins in self.read().items()

@@ -217,10 +217,12 @@ class Sweep:
                     self._remove(removal)
 
     def _tidy_journals(self) -> None:
-        with self._layout.store_lock("collecting"):
-            index = self._layout.read_index()
-            self._layout.activity.tidy({name for name, _ in names_of(index)})
-            self._layout.origins.tidy(self._live_names, len(self._live_names))
+        activity, origins = self._layout.activity, self._layout.origins
+        live_count = len(self._live_names)
+        if activity.is_untidy() or origins.is_untidy(live_count):
+            with self._layout.store_lock("collecting"):
+                activity.tidy({name for name, _ in names_of(self._layout.read_index())})
+                origins.tidy(self._live_names)
 
     def _is_there(self, path: str) -> bool:
         return os.path.lexists(f"{self._paths.root}/{path}")

@@ -5,11 +5,12 @@ import stat
 from pathlib import Path
 
 # The locks of a store: who takes one leaves a note in it, and changes nothing by that.
+# The same of its journals: that an image was read, or written again, is a note beside the store.
 LOCKS = {f"ingest/{name}" for name in ("store.lock", "store.turn", "prune.lock", "life.lock")}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return type, mode and content of everything below ``folder``, by relative path; no lock of a store counts.
+    """Return type, mode and content of everything below ``folder``, by relative path; no lock or journal of a store counts.
 
     The content of a link is where it leads.
     """
@@ -18,7 +19,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
         for name in [*subfolders, *files]:
             path = Path(directory, name)
             relative = path.relative_to(folder).as_posix()
-            if relative not in LOCKS:
+            if relative not in LOCKS and relative.partition("/")[0] != "journal":
                 found[relative] = (path.lstat().st_mode, _content(path))
     return found
 
