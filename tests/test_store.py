@@ -1014,16 +1014,18 @@ def test_a_full_disk_is_said_so_loses_nothing_and_can_be_pruned(tmp_path: Path) 
         put(root, IMAGE, "app:1")
         store = Store(root)
         before = snapshot(root)
-        with pytest.raises(StoreFull, match="no space left for"):
+        weighed = r"not enough space for .*/store: [0-9]+ bytes are needed, and [0-9]+ are free"
+        with pytest.raises(StoreFull, match=weighed):
             store.load(archive)
         assert snapshot(root) == before
-        with pytest.raises(StoreFull, match=r"not enough space for .*/store: [0-9]+ bytes are needed, and [0-9]+ are free"):
+        with pytest.raises(StoreFull, match=weighed):
             store.import_image(memory_of({"big:1": big}), "big:1")
         check_invariants(root)
         fits = build_image([random_layer(1 << 20)])
-        with replaced_os() as system, pytest.raises(StoreFull, match="no space left for"):
+        with replaced_os() as system:
             system.before("write", lambda: fill(disk / "filler"), path="/ingest/partial/")
-            store.import_image(memory_of({"fits:1": fits}), "fits:1")
+            with pytest.raises(StoreFull, match="no space left for"):
+                store.import_image(memory_of({"fits:1": fits}), "fits:1")
         assert (disk / "filler").stat().st_size > 1 << 20, "somebody else took the room once it had been weighed"
         (disk / "filler").unlink()
         check_invariants(root)

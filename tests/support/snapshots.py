@@ -10,7 +10,7 @@ LOCKS = {f"ingest/{name}" for name in ("store.lock", "store.turn", "prune.lock",
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return type, mode and content of everything below ``folder``, by relative path; no lock or journal of a store counts.
+    """Return type, mode and content of everything below ``folder``, by relative path; no lock or journal counts.
 
     The content of a link is where it leads.
     """
