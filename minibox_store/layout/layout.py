@@ -22,6 +22,7 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
+from minibox_store.layout.ground import Ground
 from minibox_store.layout.history import History
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
 from minibox_store.layout.settling import read_settled
@@ -65,6 +66,7 @@ class Layout:
         self.limits = limits
         self.settle_seconds = settle_seconds
         self.history = History(paths=self.paths, durable=durable, limit_bytes=limits.index_bytes)
+        self._ground = Ground(self.paths, durable=durable)
         self._hard_links: bool | None = None
         self._last_index: tuple[bytes | None, LayoutIndex] = (None, _EMPTY)
 
@@ -195,7 +197,7 @@ class Layout:
             StoreUnavailable: when its folder belongs to another user.
         """
         paths = self.paths
-        _files.make_directories(paths.root, durable=self.durable)
+        self._ground.make_root()
         if os.stat(paths.root).st_uid != os.geteuid():
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
@@ -219,6 +221,7 @@ class Layout:
                     # A missing index beside blobs is damage, never "empty": the reading says so.
                     with self.replacing_index(self.read_index()):
                         pass
+        self._ground.hold_marker()
         self.make_blob_folder("sha256")
 
     def _has_marker(self) -> bool:
@@ -234,9 +237,7 @@ class Layout:
 
     def make_blob_folder(self, algorithm: str) -> None:
         """Make the folder of an algorithm's blobs where it is not there yet."""
-        for path in (os.path.join(self.paths.root, "blobs"), self.paths.blobs(algorithm)):
-            if _files.make_directory(path, 0o755) and self.durable:
-                _files.sync_directory(os.path.dirname(path))
+        self._ground.make_blob_folder(algorithm)
 
     def change_index(self, change: Callable[[LayoutIndex], LayoutIndex], doing: str) -> None:
         """Replace index.json by what ``change`` makes of it, under the store lock, in one step."""
