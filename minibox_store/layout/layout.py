@@ -249,7 +249,7 @@ class Layout:
         """Write index.json anew, and let it take effect when the block is left without an error. Under the store lock.
 
         All that can fail for want of space has succeeded when the block begins. An index that says what the present
-        one says is not written.
+        one says is not written, but made durable: whoever wrote it may have died before it was.
 
         Raises:
             StoreUnavailable: when it would be larger than can be read again.
@@ -257,6 +257,7 @@ class Layout:
         present, present_index = self.read_content()
         if present is not None and index == present_index:
             yield
+            self.sync_index()
             return
         with self.writing_index(index, present):
             yield
@@ -275,6 +276,12 @@ class Layout:
             if self.durable:
                 _files.sync_file(opened)
             yield
+
+    def sync_index(self) -> None:
+        """Let what index.json says now survive a loss of power, whoever has written it. Under the store lock."""
+        if self.durable:
+            _files.sync_regular(self.paths.index)
+            _files.sync_directory(self.paths.root)
 
     @contextmanager
     def store_lock(self, doing: str) -> Iterator[None]:
