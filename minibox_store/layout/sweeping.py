@@ -44,6 +44,7 @@ class Sweep:
         self._dry_run = dry_run
         self._marks = Marks(limits=layout.limits)
         self._marked: LayoutIndex | None = None
+        self._durable_index: LayoutIndex | None = None
         self._removed: list[Removal] = []
         self._errors: list[str] = []
 
@@ -130,10 +131,17 @@ class Sweep:
             return
         for batch in self._locked_batches(plan):
             self._mark_new_roots()
+            # A name that is gone in memory alone comes back with a loss of power, and must find its blobs then.
+            if self._durable_index is not self._marked:
+                self._layout.sync_index()
+                self._durable_index = self._marked
             pins = live_pins(self._paths)
             for digest, removal in batch:
                 if digest not in self._marks.live and digest not in pins:
                     self._remove(removal)
+        if self._layout.durable:
+            for algorithm in sorted({digest.algorithm for digest, _ in plan}):
+                _files.sync_directory(self._paths.blobs(algorithm))
 
     def _locked_batches(self, plan: Sequence[_T]) -> Iterator[Sequence[_T]]:
         """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
