@@ -230,7 +230,8 @@ def make_directories(path: str) -> bool:
     while not exists(path):
         missing.append(path)
         path = os.path.dirname(path)
-    return any([make_directory(each) for each in reversed(missing)])
+    made = [make_directory(each) for each in reversed(missing)]
+    return any(made)
 
 
 def exists(path: str) -> bool:

@@ -1,7 +1,7 @@
 """What a durable change stands on: the folders and files of the store that it found there, and did not make itself.
 
 Whoever made them may have died before they were on the disk, may have left that to the system, or may know nothing of
-syncing. So the first time that a store's object relies on one it syncs it, whoever has made it; a clean one costs little.
+syncing. So the first time that an object of the store relies on one it syncs it, whoever has made it.
 """
 
 import os

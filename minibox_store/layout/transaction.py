@@ -17,6 +17,7 @@ from minibox_store import _files, _locks, _signatures, media_types
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreUnavailable
+from minibox_store.layout.contents import is_content, sync_contents
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import LayoutPaths, pin_name
 from minibox_store.layout_index import with_name
@@ -78,6 +79,7 @@ class Transaction:
         self._held: dict[Digest, int] = {}
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
+        self._placed: set[Digest] = set()  # of those finished: what lies where the blob belongs is our own
         self._wrong: dict[Digest, _signatures.Signature | None] = {}
         self._changes: list[Callable[[LayoutIndex], LayoutIndex]] = []
 
@@ -107,6 +109,9 @@ class Transaction:
         """
         if not self._changes:
             return
+        if self._layout.durable:
+            found = sorted(self._reached - self._placed)
+            sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
             for change in self._changes:
@@ -260,7 +265,7 @@ class Transaction:
     def _is_whole(self, descriptor: Descriptor) -> bool:
         opened = _files.open_regular(self._where(descriptor.digest))
         try:
-            return _is_content(opened, descriptor.digest, descriptor.size_bytes)
+            return is_content(opened, descriptor.digest, descriptor.size_bytes)
         finally:
             os.close(opened)
 
@@ -327,7 +332,7 @@ class Transaction:
             return
         try:
             is_own = self._hard_links and _files.is_same_file(opened, self._pin_path(digest))
-            if not is_own and not _is_content(opened, digest, self._held[digest]):
+            if not is_own and not is_content(opened, digest, self._held[digest]):
                 self._note_wrong(digest, blob)
         finally:
             os.close(opened)
@@ -370,6 +375,8 @@ class Transaction:
                 return self._is_good(digest)
         except FileExistsError:
             return self._is_good(digest)
+        if digest in self._finished:
+            self._placed.add(digest)
         return True
 
     def _is_good(self, digest: Digest) -> bool:
@@ -381,16 +388,3 @@ class Transaction:
             and found.size_bytes == self._held[digest]
             and found != self._wrong.get(digest)
         )
-
-
-def _is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
-    """Whether an open file has this size and digest."""
-    if os.fstat(opened).st_size != size_bytes:
-        return False
-    verifier = Verifier(digest, size_bytes)
-    try:
-        _files.hash_range(opened, 0, size_bytes, verifier)
-        verifier.finish()
-    except ContentMismatch:
-        return False
-    return True
