@@ -7,7 +7,7 @@ project does not know is left alone.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from minibox_store import _files, _locks
@@ -66,6 +66,8 @@ class Sweep:
             self._sweep_blobs()
             self._sweep_sidecars()
             broom.sweep_leftovers(build_cache=self._build_cache)
+            if self._layout.durable and not self._dry_run:
+                self._sync_removals()
         return PruneReport(
             removed=tuple(self._removed),
             kept=tuple(broom.kept),
@@ -139,9 +141,6 @@ class Sweep:
             for digest, removal in batch:
                 if digest not in self._marks.live and digest not in pins:
                     self._remove(removal)
-        if self._layout.durable:
-            for algorithm in sorted({digest.algorithm for digest, _ in plan}):
-                _files.sync_directory(self._paths.blobs(algorithm))
 
     def _locked_batches(self, plan: Sequence[_T]) -> Iterator[Sequence[_T]]:
         """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
@@ -175,6 +174,12 @@ class Sweep:
                 # The layer may have come back since.
                 if not os.path.lexists(os.path.join(self._paths.root, removal.path.removesuffix(_SIDECAR))):
                     self._remove(removal)
+
+    def _sync_removals(self) -> None:
+        """Let what was removed stay away: once for each folder that had any of it."""
+        for folder in sorted({os.path.dirname(removal.path) for removal in self._removed}):
+            with suppress(FileNotFoundError):
+                _files.sync_directory(os.path.join(self._paths.root, folder))
 
     def _remove(self, removal: Removal) -> None:
         try:
