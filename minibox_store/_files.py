@@ -225,18 +225,14 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
     return True
 
 
-def make_directories(path: str, *, durable: bool) -> None:
-    """Make a directory for its owner alone, and every one above it that is not there.
-
-    With ``durable`` their names survive a loss of power, as what is put into them later does.
-    """
+def make_directories(path: str) -> bool:
+    """Make a directory for its owner alone, and every one above it that is not there; return whether one was made."""
     missing = []
     while not exists(path):
         missing.append(path)
         path = os.path.dirname(path)
-    for each in reversed(missing):
-        if make_directory(each) and durable:
-            sync_directory(os.path.dirname(each))
+    made = [make_directory(each) for each in reversed(missing)]
+    return any(made)
 
 
 def exists(path: str) -> bool:
@@ -320,6 +316,15 @@ def remove_tree(path: str) -> None:
 def sync_file(descriptor: int) -> None:
     """Return when the content of an open file will survive a loss of power."""
     os.fsync(descriptor)
+
+
+def sync_regular(path: str) -> None:
+    """Do as :func:`sync_file` for the regular file at ``path``; raises as :func:`open_regular`."""
+    descriptor = open_regular(path)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: str, *, dir_fd: int | None = None) -> None:

@@ -23,6 +23,7 @@ from minibox_store.errors import (
     StoreUnavailable,
 )
 from minibox_store.layout.activity import Activity
+from minibox_store.layout.ground import Ground
 from minibox_store.layout.history import History
 from minibox_store.layout.journal import Journal
 from minibox_store.layout.living import LOCK, living_folder
@@ -71,6 +72,7 @@ class Layout:
         self.history = History(paths=self.paths, durable=durable, limit_bytes=limits.index_bytes)
         self.activity = Activity(Journal(self.paths.activity), self.paths.index)
         self.origins = Origins(Journal(self.paths.origins))
+        self._ground = Ground(self.paths, durable=durable)
         self._hard_links: bool | None = None
         self._last_index: tuple[bytes | None, LayoutIndex] = (None, _EMPTY)
 
@@ -206,7 +208,7 @@ class Layout:
             StoreUnavailable: when its folder belongs to another user.
         """
         paths = self.paths
-        _files.make_directories(paths.root, durable=self.durable)
+        self._ground.make_root()
         if os.stat(paths.root).st_uid != os.geteuid():
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
@@ -230,6 +232,7 @@ class Layout:
                     # A missing index beside blobs is damage, never "empty": the reading says so.
                     with self.replacing_index(self.read_index()):
                         pass
+        self._ground.hold_marker()
         self.make_blob_folder("sha256")
 
     def _has_marker(self) -> bool:
@@ -245,9 +248,7 @@ class Layout:
 
     def make_blob_folder(self, algorithm: str) -> None:
         """Make the folder of an algorithm's blobs where it is not there yet."""
-        for path in (os.path.join(self.paths.root, "blobs"), self.paths.blobs(algorithm)):
-            if _files.make_directory(path, 0o755) and self.durable:
-                _files.sync_directory(os.path.dirname(path))
+        self._ground.make_blob_folder(algorithm)
 
     def change_index(
         self, change: Callable[[LayoutIndex], LayoutIndex], doing: str, *, names: Iterable[str] = ()
@@ -264,7 +265,7 @@ class Layout:
         """Write index.json anew, and let it take effect when the block is left without an error. Under the store lock.
 
         All that can fail for want of space has succeeded when the block begins. An index that says what the present
-        one says is not written.
+        one says is not written, but made durable: whoever wrote it may have died before it was.
 
         Raises:
             StoreUnavailable: when it would be larger than can be read again.
@@ -272,6 +273,7 @@ class Layout:
         present, present_index = self.read_content()
         if present is not None and index == present_index:
             yield
+            self.sync_index()
             return
         with self.writing_index(index, present):
             yield
@@ -290,6 +292,12 @@ class Layout:
             if self.durable:
                 _files.sync_file(opened)
             yield
+
+    def sync_index(self) -> None:
+        """Let what index.json says now survive a loss of power, whoever has written it. Under the store lock."""
+        if self.durable:
+            _files.sync_regular(self.paths.index)
+            _files.sync_directory(self.paths.root)
 
     @contextmanager
     def store_lock(self, doing: str) -> Iterator[None]:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from minibox_store import _files, _signatures
-from minibox_store.digest import Digest, Verifier
-from minibox_store.errors import BlobNotFound, ContentMismatch
+from minibox_store.digest import Digest
+from minibox_store.errors import BlobNotFound
+from minibox_store.layout.contents import is_content
 from minibox_store.layout.paths import pin_name
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class Publisher:
         layout: the store.
         pin_path: where the transaction's own link, or copy, of a blob is.
         hard_links: whether there are hard links; else a finished blob is moved instead of being linked.
+
+    Attributes:
+        placed: the blobs whose place nothing had: what lies there is the transaction's own.
     """
 
     def __init__(self, layout: "Layout", pin_path: Callable[[Digest], str], *, hard_links: bool) -> None:
@@ -33,6 +37,7 @@ class Publisher:
         self._hard_links = hard_links
         self._guard = threading.Lock()
         self._wrong: dict[Digest, _signatures.Signature | None] = {}
+        self.placed: set[Digest] = set()
 
     def note_wrong(self, digest: Digest, path: str) -> None:
         """Remember which file was found to be no such blob, so that another one in its place is not taken for it."""
@@ -99,6 +104,7 @@ class Publisher:
                 return self._is_good(digest, size_bytes)
         except FileExistsError:
             return self._is_good(digest, size_bytes)
+        self.placed.add(digest)
         return True
 
     def _is_good(self, digest: Digest, size_bytes: int) -> bool:
@@ -106,16 +112,3 @@ class Publisher:
         found = _signatures.signature(self._paths.blob(digest))
         is_sized = found is not None and found.is_regular and found.size_bytes == size_bytes
         return is_sized and found != self._wrong.get(digest)
-
-
-def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
-    """Whether an open file has this size and digest."""
-    if os.fstat(opened).st_size != size_bytes:
-        return False
-    verifier = Verifier(digest, size_bytes)
-    try:
-        _files.hash_range(opened, 0, size_bytes, verifier)
-        verifier.finish()
-    except ContentMismatch:
-        return False
-    return True

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
@@ -51,6 +51,7 @@ class Sweep:
         self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
         self._live_names: set[str] = set()
         self._kept: list[str] = []
+        self._durable_index: LayoutIndex | None = None
         self._removed: list[Removal] = []
         self._errors: list[str] = []
 
@@ -80,6 +81,8 @@ class Sweep:
             broom.sweep_leftovers(build_cache=self._build_cache)
             if not self._dry_run:
                 self._tidy_journals()
+            if self._layout.durable and not self._dry_run:
+                self._sync_removals()
         return PruneReport(
             removed=tuple(self._removed),
             kept=(*self._kept, *broom.kept),
@@ -154,6 +157,10 @@ class Sweep:
             return
         for batch in self._locked_batches(plan):
             self._mark_new_roots()
+            # A name that is gone in memory alone comes back with a loss of power, and must find its blobs then.
+            if self._durable_index is not self._marked:
+                self._layout.sync_index()
+                self._durable_index = self._marked
             pins = live_pins(self._paths)
             for removal in batch:
                 name = file_name(removal.path)
@@ -223,6 +230,12 @@ class Sweep:
             with self._layout.store_lock("collecting"):
                 activity.tidy({name for name, _ in names_of(self._layout.read_index())})
                 origins.tidy(self._live_names)
+
+    def _sync_removals(self) -> None:
+        """Let what was removed stay away: once for each folder that had any of it."""
+        for folder in sorted({os.path.dirname(removal.path) for removal in self._removed}):
+            with suppress(FileNotFoundError):
+                _files.sync_directory(os.path.join(self._paths.root, folder))
 
     def _is_there(self, path: str) -> bool:
         return os.path.lexists(f"{self._paths.root}/{path}")

@@ -20,10 +20,11 @@ from minibox_store._room import check_room
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreUnavailable
+from minibox_store.layout.contents import is_content, sync_contents
 from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
-from minibox_store.layout.publishing import Publisher, is_content
+from minibox_store.layout.publishing import Publisher
 from minibox_store.layout_index import with_name
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
@@ -91,6 +92,9 @@ class Transaction:
         """
         if not self._changes:
             return
+        if self._layout.durable:
+            found = sorted(self._reached - self._publisher.placed)
+            sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
             for change in self._changes:
