@@ -55,8 +55,9 @@ def _begin(folder: str) -> int:
         with suppress(FileNotFoundError):
             _files.make_directory(folder)
             lock = _files.open_shared(path)
-            if _locks.try_lock(lock, path):
-                return lock
+            with _files.closing_on_error(lock):
+                if _locks.try_lock(lock, path):
+                    return lock
             os.close(lock)
         time.sleep(0.001)
     raise StoreBusy(path, None, None, "collecting")
@@ -204,7 +205,8 @@ class Transaction:
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")
         except BaseException:
-            _files.discard_file(path)
+            with suppress(OSError):  # it goes with the transaction
+                _files.discard_file(path)
             raise
         finally:
             os.close(opened)
@@ -252,8 +254,10 @@ class Transaction:
                 raise
             self._note_wrong(digest, self._paths.blob(digest))
             return None
-        size_bytes = os.fstat(opened).st_size
-        os.close(opened)
+        try:
+            size_bytes = os.fstat(opened).st_size
+        finally:
+            os.close(opened)
         with self._guard:
             return self._held.setdefault(digest, size_bytes)
 
