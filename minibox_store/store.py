@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+import attrs
+
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.archive import ArchiveFile
@@ -12,13 +14,14 @@ from minibox_store.copying import (
     DEFAULT_PARALLEL,
     Cancellation,
     EventListener,
+    copy_graph,
     copy_image,
     ignore_events,
 )
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, InvalidInput, InvalidPath
-from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
+from minibox_store.events import ChoosingPlatform, ImageCopied, ManifestChosen, RegisteringName, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
@@ -235,17 +238,22 @@ class Store(ExaminedStore, Generations):
                 on_event(ChoosingPlatform(name=name, platform=platform))
             root = select_manifest(source, root, platform, name, self._limits)
         on_event(ManifestChosen(descriptor=root))
-        copy_image(
-            source,
-            self._layout,
-            root,
-            [name],
-            limits=self._limits,
-            parallel=parallel,
-            on_event=on_event,
-            cancellation=cancellation,
-        )
-        return self._listing.image(name, root)
+        with cancellation.interrupting(source), self._layout.open_writer() as writer:
+            copy_graph(
+                source,
+                writer,
+                root,
+                limits=self._limits,
+                parallel=parallel,
+                on_event=on_event,
+                cancellation=cancellation,
+            )
+            found = self._listing.image(name, root, writer)  # what fails now changes no name
+            on_event(RegisteringName(name=name))
+            writer.write_name(name, root)
+            cancellation.check()
+        on_event(ImageCopied(name=name))
+        return found
 
     # ---- archives
 
@@ -315,15 +323,15 @@ class Store(ExaminedStore, Generations):
             archive that is refused leaves nothing behind. Loading twice leaves what loading once does.
         """
         with file_errors(self.root):
-            loaded = load_archive(
+            return load_archive(
                 file,
                 self._layout,
+                describe=self._listing.image,
                 names=names,
                 limits=self._limits,
                 on_event=on_event,
                 cancellation=cancellation or Cancellation(),
             )
-            return tuple(self._listing.image(name, root) for name, root in loaded)
 
     # ---- names
 
@@ -335,15 +343,17 @@ class Store(ExaminedStore, Generations):
             InvalidReference: when an image may not have the new name.
         """
         check_image_name(new_name)
+        tagged: list[Descriptor] = []
 
         def change(index: LayoutIndex) -> LayoutIndex:
-            return with_name(index, new_name, find_name(index, name)[1])
+            tagged[:] = [find_name(index, name)[1]]
+            return with_name(index, new_name, tagged[0])
 
         with file_errors(self.root):
-            find_name(self._layout.read_index(), name)
+            found = self.get(name)  # read before the change: what fails now changes no name
             self._layout.prepare()
             self._layout.change_index(change, "tagging an image")
-        return self.get(new_name)
+        return attrs.evolve(found, name=new_name) if tagged[0].digest == found.digest else self.get(new_name)
 
     def remove(self, name: str) -> str:
         """Take a name away, and return it as it stood; the blobs stay until a prune.

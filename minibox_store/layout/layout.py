@@ -8,7 +8,7 @@ Spec: OCI image-spec 1.1, image-layout.md.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks, media_types
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
@@ -266,14 +266,26 @@ class Layout:
         content = encode_layout_index(index)
         if len(content) > self.limits.index_bytes:
             raise StoreUnavailable(self.paths.index, f"it would be larger than {self.limits.index_bytes} bytes")
-        with (
-            self.history.recording(present, content),
-            _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened,
-        ):
-            _files.write_all(opened, content)
-            if self.durable:
-                _files.sync_file(opened)
-            yield
+        with self.history.recording(present, content):
+            try:
+                with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened:
+                    _files.write_all(opened, content)
+                    if self.durable:
+                        _files.sync_file(opened)
+                    yield
+            except OSError:
+                self._take_back(content, present)
+                raise
+
+    def _take_back(self, content: bytes, present: bytes | None) -> None:
+        """Let index.json say again what it said, where it was replaced and its folder could not be synced then.
+
+        Whoever is told of an error counts on it that nothing has changed.
+        """
+        with suppress(OSError):
+            if present is not None and _files.read_whole(self.paths.index, self.limits.index_bytes) == content:
+                with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=False) as opened:
+                    _files.write_all(opened, present)
 
     @contextmanager
     def store_lock(self, doing: str) -> Iterator[None]:
