@@ -25,6 +25,7 @@ _OWNERS = 0o600
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
 NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # What is not a readable file of the size that such a file may have; anything else says nothing of the file.
 DAMAGE = (*NOT_REGULAR, errno.ENOTDIR, errno.EFBIG, errno.EIO)
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}

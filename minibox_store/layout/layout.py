@@ -200,6 +200,9 @@ class Layout:
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
             _files.make_directory(path)
+        if not _files.exists(paths.prune_lock):
+            # A collection is what a full disk needs, and there may be no room for its lock then.
+            os.close(_files.open_shared(paths.prune_lock))
 
     def prepare(self) -> None:
         """Make the store where it is not there yet; check that it is ours to change where it is.
@@ -320,6 +323,14 @@ class Layout:
     def has_hard_links(self) -> bool:
         """Whether the file system of an existing store has hard links; tried once."""
         if self._hard_links is None:
-            with living_folder(self.paths) as folder:
-                self._hard_links = _files.can_link(os.path.join(folder, LOCK), os.path.join(folder, "probe"))
+            try:
+                with living_folder(self.paths) as folder:
+                    self._hard_links = _files.can_link(os.path.join(folder, LOCK), os.path.join(folder, "probe"))
+            except OSError as error:
+                if error.errno not in _files.NO_SPACE:
+                    raise
+                # A full disk has room for a further name sooner than for a folder.
+                probe = f"{self.paths.prune_lock}.{_files.fresh_name()}"
+                self._hard_links = _files.can_link(self.paths.prune_lock, probe)
+                _files.discard_file(probe)
         return self._hard_links

@@ -60,7 +60,7 @@ class Partial:
                 self.discard()
                 raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _files.NO_SPACE:
                 with suppress(OSError):
                     self.discard()  # a full disk needs the room more than the next try needs the bytes
             raise
