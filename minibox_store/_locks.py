@@ -78,8 +78,8 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
             raise busy
         time.sleep(pause)
         pause = min(2 * pause, 0.01)
+    note = f"{os.getpid()} {time.time():.3f} {doing}\n".encode()
     try:
-        note = f"{os.getpid()} {time.time():.3f} {doing}\n".encode()
         try:
             os.ftruncate(descriptor, len(note))
             os.pwrite(descriptor, note, 0)
@@ -88,7 +88,16 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
                 os.ftruncate(descriptor, 0)  # nor may the note of whoever was here before stand for this one's
         yield
     finally:
+        if shared:
+            _erase(descriptor, note)
         release(descriptor)
+
+
+def _erase(descriptor: int, note: bytes) -> None:
+    """Take away our note from a lock that others may share still: it must not stand for them."""
+    with contextlib.suppress(OSError):
+        if os.pread(descriptor, len(note) + 1, 0) == note:
+            os.ftruncate(descriptor, 0)
 
 
 def release(descriptor: int) -> None:
