@@ -26,12 +26,23 @@ _OWNERS = 0o600
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
 NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # What is not a readable file of the size that such a file may have; anything else says nothing of the file.
 DAMAGE = (*NOT_REGULAR, errno.ENOTDIR, errno.EFBIG, errno.EIO)
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 
 
 # ---- opening -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def closing_on_error(descriptor: int) -> Iterator[None]:
+    """Close an open file when the block fails: nobody is left then who would."""
+    try:
+        yield
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def open_regular(path: str, *, follow_links: bool = False) -> int:
@@ -42,20 +53,18 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
         OSError: ELOOP for a link, EINVAL for any other thing that is no regular file.
     """
     descriptor = os.open(path, _REGULAR & ~os.O_NOFOLLOW if follow_links else _REGULAR)
-    try:
+    with closing_on_error(descriptor):
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
-    except BaseException:
-        os.close(descriptor)
-        raise
     return descriptor
 
 
 def open_new(path: str) -> int:
     """Create a file that only its owner may use, whatever the umask; return a descriptor to read and write."""
     descriptor = os.open(path, _NEW, _OWNERS)
-    if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OWNERS:
-        os.fchmod(descriptor, _OWNERS)
+    with closing_on_error(descriptor):
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OWNERS:
+            os.fchmod(descriptor, _OWNERS)
     return descriptor
 
 
@@ -329,9 +338,15 @@ def sync_regular(path: str) -> None:
 
 def sync_directory(path: str, *, dir_fd: int | None = None) -> None:
     """Return when the names in a directory will survive a loss of power."""
+    with _opened_directory(path, dir_fd) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _opened_directory(path: str, dir_fd: int | None) -> Iterator[int]:
     descriptor = os.open(path, _DIRECTORY, dir_fd=dir_fd)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -353,22 +368,24 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
     if len(os.fsencode(name)) > _LONGEST_NAME_BYTES - _SUFFIX_BYTES:
         name = "file"
     temporary = os.path.join(folder, f".{name}.{fresh_name()}.tmp")
-    descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
-    try:
-        yield descriptor
-        if mode is not None:
-            os.fchmod(descriptor, mode)
-        if durable:
-            os.fsync(descriptor)
-        os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=dir_fd)
-        raise
-    finally:
-        os.close(descriptor)
-    if durable:
-        sync_directory(os.path.dirname(path) or ".", dir_fd=dir_fd)
+    # Opened first: behind the replacement nothing may fail any more but the disk itself.
+    with _opened_directory(folder or ".", dir_fd) if durable else contextlib.nullcontext() as directory:
+        descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
+        try:
+            yield descriptor
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            if durable:
+                os.fsync(descriptor)
+            os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                os.unlink(temporary, dir_fd=dir_fd)
+            raise
+        finally:
+            os.close(descriptor)
+        if directory is not None:
+            os.fsync(directory)
 
 
 def append_bytes(path: str, content: bytes) -> None:

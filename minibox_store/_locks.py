@@ -8,12 +8,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minibox_store._files import NOT_REGULAR, is_same_file, open_shared
+from minibox_store._files import NOT_REGULAR, closing_on_error, is_same_file, open_shared
 from minibox_store.errors import StoreBusy
+
+_NOTE = re.compile(rb"([0-9]{1,10}) ([0-9]{1,11}\.[0-9]{3}) (.+)\n")
 
 
 def try_lock(descriptor: int, path: str, *, shared: bool = False) -> bool:
@@ -35,18 +38,24 @@ def try_lock(descriptor: int, path: str, *, shared: bool = False) -> bool:
 
 def is_locked(path: str) -> bool:
     """Whether somebody holds the lock file ``path``; False where there is none."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
+    descriptor = _open_to_ask(path)
+    if descriptor is None:
         return False
-    except OSError as error:
-        if error.errno not in NOT_REGULAR:
-            raise
-        return False  # nobody locks a link or a folder
     try:
         return not try_lock(descriptor, path, shared=True)
     finally:
         release(descriptor)
+
+
+def _open_to_ask(path: str) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno not in NOT_REGULAR:
+            raise
+        return None  # nobody locks a link or a folder
 
 
 @contextmanager
@@ -60,22 +69,35 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
     pause = 0.001
     while True:
         descriptor = open_shared(path)
-        if try_lock(descriptor, path, shared=shared):
-            break
-        busy = _busy(descriptor, path)
+        with closing_on_error(descriptor):
+            if try_lock(descriptor, path, shared=shared):
+                break
+            busy = _busy(descriptor, path)
         os.close(descriptor)
         if time.monotonic() >= deadline:
             raise busy
         time.sleep(pause)
         pause = min(2 * pause, 0.01)
+    note = f"{os.getpid()} {time.time():.3f} {doing}\n".encode()
     try:
-        note = f"{os.getpid()} {time.time():.3f} {doing}\n".encode()
-        with contextlib.suppress(OSError):  # a full disk must not keep anybody from pruning it
+        try:
             os.ftruncate(descriptor, len(note))
             os.pwrite(descriptor, note, 0)
+        except OSError:  # a full disk must not keep anybody from pruning it
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)  # nor may the note of whoever was here before stand for this one's
         yield
     finally:
+        if shared:
+            _erase(descriptor, note)
         release(descriptor)
+
+
+def _erase(descriptor: int, note: bytes) -> None:
+    """Take away our note from a lock that others may share still: it must not stand for them."""
+    with contextlib.suppress(OSError):
+        if os.pread(descriptor, len(note) + 1, 0) == note:
+            os.ftruncate(descriptor, 0)
 
 
 def release(descriptor: int) -> None:
@@ -86,18 +108,17 @@ def release(descriptor: int) -> None:
 
 def holder_of(path: str) -> StoreBusy | None:
     """Return who holds the lock file ``path``, as the error for whoever waits; None where nobody does."""
-    if not is_locked(path):
+    descriptor = _open_to_ask(path)
+    if descriptor is None:
         return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return _busy(descriptor, path)
+        return None if try_lock(descriptor, path, shared=True) else _busy(descriptor, path)
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def _busy(descriptor: int, path: str) -> StoreBusy:
-    words = os.pread(descriptor, 512, 0).decode("utf-8", "replace").strip().split(" ", 2)
-    try:
-        return StoreBusy(path, int(words[0]), float(words[1]), words[2])
-    except (ValueError, IndexError):
+    found = _NOTE.fullmatch(os.pread(descriptor, 512, 0))
+    if found is None:
         return StoreBusy(path, None, None, "")
+    return StoreBusy(path, int(found[1]), float(found[2]), found[3].decode("utf-8", "replace"))

@@ -288,8 +288,11 @@ def copy_image(
     parallel: int = DEFAULT_PARALLEL,
     on_event: EventListener = ignore_events,
     cancellation: Cancellation | None = None,
+    when_whole: Callable[[], object] | None = None,
 ) -> None:
     """Copy the graph below ``root`` to ``target`` and let ``names`` stand for it there, in one transaction.
+
+    ``when_whole`` is called when the target holds all of it, before a name is written: what fails then changes none.
 
     Raises:
         Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
@@ -313,6 +316,8 @@ def copy_image(
             on_event=on_event,
             cancellation=cancellation,
         )
+        if when_whole is not None:
+            when_whole()
         for name in names:
             on_event(RegisteringName(name=name))
             writer.write_name(name, root)

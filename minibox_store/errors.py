@@ -4,6 +4,8 @@ One root, :class:`StoreError`, and branches where a caller acts differently. Cal
 owns its sentence. The sentences name the thing that was wrong, and never show credentials or a URL's query.
 """
 
+import time
+
 import attrs
 
 _SHOWN_CHARACTERS = 200
@@ -33,6 +35,13 @@ def _beginning(text: str) -> str:
 
 def _shown(text: str) -> str:
     return repr(_beginning(text))
+
+
+def _since(seconds: float) -> str:
+    try:
+        return time.strftime(" since %Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""  # a time that no calendar has
 
 
 class StoreError(Exception):
@@ -302,7 +311,8 @@ class StoreBusy(StoreError):
 
     def _sentence(self) -> str:
         holder = f"process {self.holder_pid}" if self.holder_pid is not None else "another process"
-        return f"store busy: {holder} holds {self.path} ({self.doing or 'working'})"
+        since = "" if self.since is None else _since(self.since)
+        return f"store busy: {holder} holds {self.path} ({self.doing or 'working'}){since}"
 
 
 @attrs.frozen(slots=False, repr=False)

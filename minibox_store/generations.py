@@ -31,8 +31,7 @@ class Generations:
         from minibox_store.layout.undoing import undo_last_change
 
         with file_errors(self._layout.paths.root):
-            given_back = undo_last_change(self._layout)
-            return tuple(self._listing.image(name, descriptor) for name, descriptor in given_back)
+            return undo_last_change(self._layout, self._listing.image)
 
     def lost_names(self) -> "tuple[LostName, ...]":
         """Return the names that the store had, has no more, and whose whole images are there; sorted by name.

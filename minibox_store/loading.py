@@ -29,6 +29,7 @@ from minibox_store.errors import (
 )
 from minibox_store.events import ImageCopied, RegisteringName
 from minibox_store.graph import read_content, walk
+from minibox_store.images import Image
 from minibox_store.layout import Layout
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource
@@ -41,14 +42,15 @@ def load_archive(
     file: str | os.PathLike[str] | BinaryIO,
     layout: Layout,
     *,
+    describe: Callable[[str, Descriptor, BlobSource], Image],
     names: Callable[[str], str | None] | None,
     limits: Limits,
     on_event: EventListener,
     cancellation: Cancellation,
-) -> list[tuple[str, Descriptor]]:
-    """Bring the image of an archive into ``layout``; return its name there and its descriptor.
+) -> tuple[Image, ...]:
+    """Bring the image of an archive into ``layout``, and return what ``describe`` says of it before it has its name.
 
-    Arguments, errors and guarantees are those of :meth:`minibox_store.Store.load`.
+    The other arguments, the errors and guarantees are those of :meth:`minibox_store.Store.load`.
     """
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
@@ -60,16 +62,17 @@ def load_archive(
             check_image_name(archived_name)
         name = archived_name if names is None else names(archived_name)
         if name is None:
-            return []
+            return ()
         check_image_name(name)
         with _naming_archive():
             root = _staged_root(writer, digest, reader.sizes, limits)
             copy_graph(writer, writer, root, limits=limits, cancellation=cancellation)
+        found = describe(name, root, writer)  # what fails now changes no name
         on_event(RegisteringName(name=name))
         writer.write_name(name, root)
         cancellation.check()
     on_event(ImageCopied(name=name))
-    return [(name, root)]
+    return (found,)
 
 
 def _staged_root(stage: BlobSource, digest: Digest, sizes: dict[Digest, int], limits: Limits) -> Descriptor:

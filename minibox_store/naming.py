@@ -26,15 +26,18 @@ class NamedStore:
             InvalidReference: when an image may not have the new name.
         """
         check_image_name(new_name)
+        tagged: list[Image] = []
 
         def change(index: LayoutIndex) -> LayoutIndex:
-            return with_name(index, new_name, find_name(index, name)[1])
+            descriptor = find_name(index, name)[1]
+            tagged[:] = [self._listing.image(new_name, descriptor)]  # before the change: what fails now changes no name
+            return with_name(index, new_name, descriptor)
 
         with file_errors(self._layout.paths.root):
             find_name(self._layout.read_index(), name)
             self._layout.prepare()
             self._layout.change_index(change, "tagging an image", names=[new_name])
-            return self._listing.image(*find_name(self._layout.read_index(), new_name))
+        return tagged[0]
 
     def remove(self, name: str) -> str:
         """Take a name away, and return it as it stood; the blobs stay until a prune.

@@ -262,6 +262,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
                 on_event(ChoosingPlatform(name=name, platform=platform))
             root = select_manifest(source, root, platform, name, self._limits)
         on_event(ManifestChosen(descriptor=root))
+        found: list[Image] = []
         copy_image(
             source,
             target,
@@ -271,8 +272,9 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             parallel=parallel,
             on_event=on_event,
             cancellation=cancellation,
+            when_whole=lambda: found.append(self._listing.image(name, root)),
         )
-        return self._listing.image(name, root)
+        return found[0]
 
     # ---- archives
 
@@ -347,15 +349,15 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         from minibox_store.loading import load_archive
 
         with file_errors(self.root):
-            loaded = load_archive(
+            return load_archive(
                 file,
                 self._layout,
+                describe=self._listing.image,
                 names=names,
                 limits=self._limits,
                 on_event=on_event,
                 cancellation=cancellation or Cancellation(),
             )
-            return tuple(self._listing.image(name, root) for name, root in loaded)
 
 
 def _is_content(verify: Verify) -> bool:

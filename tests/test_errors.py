@@ -65,7 +65,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (errors.StoreUnavailable("/store", "permission denied"), "cannot use /store: permission denied"),
     (errors.NothingToDo("/store", "no change to undo"), "nothing to do for /store: no change to undo"),
     (errors.StoreFull("/store"), "no space left for /store"),
-    (errors.StoreBusy("/store/.lock", 7, 1.5, "prune"), "store busy: process 7 holds /store/.lock (prune)"),
+    (
+        errors.StoreBusy("/store/.lock", 7, 1.5, "prune"),
+        "store busy: process 7 holds /store/.lock (prune) since 1970-01-01T00:00:01Z",
+    ),
     (
         errors.StoreBusy("/store/.lock", None, None, ""),
         "store busy: another process holds /store/.lock (working)",

@@ -44,7 +44,6 @@ from tests.support.sources import (
     LyingSource,
     RecordingSource,
     copy_into,
-    descriptor_of,
     memory_of,
     read_all,
     root_of,
@@ -556,44 +555,6 @@ def test_a_commit_counts_though_the_folder_of_its_transaction_cannot_be_removed(
     assert (image.name, read_names(root)["image:1"]) == ("image:1", IMAGE.digest)
     assert prune(root) == 0
     check_invariants(root)
-
-
-@pytest.mark.parametrize("verb", ["import", "load", "tag", "prune", "save"])
-def test_S18_an_error_at_any_operation_is_told_and_leaves_no_lock_and_no_open_file(root: Path, verb: str) -> None:
-    (root.parent / "a.tar").write_bytes(pack(members_of(IMAGE, "image:1")))
-    always = build_image(salt="always there")
-    verbs: dict[str, Callable[[], object]] = {
-        "import": lambda: open_store(root).import_image(memory_of({"image:1": IMAGE}), "image:1"),
-        "load": lambda: open_store(root).load(root.parent / "a.tar"),
-        "tag": lambda: open_store(root).tag("always:1", "image:1"),
-        "prune": lambda: open_store(root).prune(),
-        "save": lambda: open_store(root).save("always:1", root.parent / "out.tar"),
-    }
-    for position in range(200):
-        put_dead(root, OTHER)
-        with replaced_os() as system:
-            system.fail_change(position, errno.EIO)
-            try:
-                verbs[verb]()
-                failed = False
-            except StoreError:
-                failed = True
-            reached = len(system.changes) > position
-        assert open_files(root.parent) == [], f"{verb}, operation {position}"
-        assert held_locks(root) == [], f"{verb}, operation {position}"
-        check_invariants(root, leftovers=True)
-        assert read_names(root)["always:1"] == always.digest
-        if failed and verb in ("import", "load", "tag"):
-            assert "image:1" not in read_names(root), f"operation {position} failed, and yet there is the name"
-        if not reached:
-            assert not failed
-            break
-        if "image:1" in read_names(root):
-            open_store(root).remove("image:1")
-        prune(root)
-        check_invariants(root)
-    else:
-        raise AssertionError("there is no end of operations")
 
 
 # Partial downloads
@@ -1432,76 +1393,6 @@ def test_a_caller_waits_for_no_longer_than_it_said_though_others_wait_too(root: 
 def _give_up(root: Path, seconds: float) -> None:
     with pytest.raises(StoreBusy):
         open_store(root, lock_timeout_seconds=seconds).tag("always:1", "y:1")
-
-
-RANKS = ["prune.lock", "life.lock", "transaction", "store.turn", "store.lock", "partial"]
-"""A lock is waited for only by who holds none that stands behind it here."""
-
-
-def rank_of(path: str) -> int:
-    """Return the place of a lock in the order."""
-    if "/ingest/partial/" in path:
-        return RANKS.index("partial")
-    return RANKS.index("transaction") if path.endswith("/lock") else RANKS.index(os.path.basename(path))
-
-
-def locks_held_by_this_thread(root: Path) -> list[str]:
-    """Return the files below a store on which an open file of this process has a flock."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-            notes = Path(f"/proc/self/fdinfo/{name}").read_text()
-        except FileNotFoundError:
-            continue
-        if target.startswith(f"{root}/") and "FLOCK" in notes:
-            found.append(target)
-    return found
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_locks_are_waited_for_in_one_order(root: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root.parent / "a.tar").write_bytes(pack(members_of(OTHER, "loaded:1")))
-    partial_of(root, layer_of(BIG)).write_bytes(b"half")
-    waited: list[tuple[list[str], str]] = []
-    take = locks.holding_lock
-
-    @contextmanager
-    def recording(path: str, *, doing: str, timeout_seconds: float, shared: bool = False) -> Iterator[None]:
-        waited.append((locks_held_by_this_thread(root), path))
-        with take(path, doing=doing, timeout_seconds=timeout_seconds, shared=shared):
-            yield
-
-    monkeypatch.setattr(locks, "holding_lock", recording)
-    with replaced_os() as system:
-        if not links:
-            no_hard_links(system)
-        store = open_store(root)
-        with store._layout.open_writer() as writer:
-            for descriptor in (layer_of(IMAGE), layer_of(IMAGE, 1)):
-                writer.write_blob(descriptor, memory_of({"x": IMAGE}))
-        rot(blob(root, IMAGE.layer_digests[0]))
-        store.load(root.parent / "a.tar")
-        rot(blob(root, OTHER.digest))
-        with store._layout.open_writer() as writer:
-            for digest in (OTHER.digest, *OTHER.layer_digests):
-                writer.write_blob(
-                    descriptor_of(
-                        {"mediaType": OTHER.media_types[digest], "digest": digest, "size": len(OTHER.blobs[digest])}
-                    ),
-                    memory_of({"x": OTHER}),
-                )
-            writer.write_name("named:1", root_of(OTHER))
-        store.tag("loaded:1", "second:1")
-        store.remove("loaded:1")
-        (root / ("ingest/" + "0" * 16)).mkdir()
-        (root / (".index.json." + "0" * 16 + ".tmp")).write_bytes(b"x")
-        store.prune()
-    assert {os.path.basename(path) for _, path in waited} >= {"store.turn", "store.lock", "prune.lock"}
-    assert ("life.lock" in {os.path.basename(path) for _, path in waited}) is not links
-    wrong = [(held, path) for held, path in waited if any(rank_of(each) >= rank_of(path) for each in held)]
-    assert wrong == []
-    check_invariants(root)
 
 
 def test_digests_of_both_algorithms_are_pinned(root: Path) -> None:

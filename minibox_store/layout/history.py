@@ -120,8 +120,8 @@ class History:
             yield
 
     def _drop_old(self) -> None:
-        for generation in self.generations()[KEPT:]:
-            with suppress(OSError):  # the next change tries again
+        with suppress(OSError):  # the change counts already, and the next one tries again
+            for generation in self.generations()[KEPT:]:
                 _files.remove_file(generation.path)
 
     def _path(self, number: int) -> str:

@@ -8,7 +8,7 @@ Spec: OCI image-spec 1.1, image-layout.md.
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks, media_types
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
@@ -213,6 +213,9 @@ class Layout:
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
             _files.make_directory(path)
+        if not _files.exists(paths.prune_lock):
+            # A collection is what a full disk needs, and there may be no room for its lock then.
+            os.close(_files.open_shared(paths.prune_lock))
 
     def prepare(self) -> None:
         """Make the store where it is not there yet; check that it is ours to change where it is.
@@ -284,14 +287,26 @@ class Layout:
         content = encode_layout_index(index)
         if len(content) > self.limits.index_bytes:
             raise StoreUnavailable(self.paths.index, f"it would be larger than {self.limits.index_bytes} bytes")
-        with (
-            self.history.recording(present, content),
-            _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened,
-        ):
-            _files.write_all(opened, content)
-            if self.durable:
-                _files.sync_file(opened)
-            yield
+        with self.history.recording(present, content):
+            try:
+                with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened:
+                    _files.write_all(opened, content)
+                    if self.durable:
+                        _files.sync_file(opened)
+                    yield
+            except OSError:
+                self._take_back(content, present)
+                raise
+
+    def _take_back(self, content: bytes, present: bytes | None) -> None:
+        """Let index.json say again what it said, where it was replaced and its folder could not be synced then.
+
+        Whoever is told of an error counts on it that nothing has changed.
+        """
+        with suppress(OSError):
+            if present is not None and _files.read_whole(self.paths.index, self.limits.index_bytes) == content:
+                with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=False) as opened:
+                    _files.write_all(opened, present)
 
     def sync_index(self) -> None:
         """Let what index.json says now survive a loss of power, whoever has written it. Under the store lock."""
@@ -337,6 +352,14 @@ class Layout:
     def has_hard_links(self) -> bool:
         """Whether the file system of an existing store has hard links; tried once."""
         if self._hard_links is None:
-            with living_folder(self.paths) as folder:
-                self._hard_links = _files.can_link(os.path.join(folder, LOCK), os.path.join(folder, "probe"))
+            try:
+                with living_folder(self.paths) as folder:
+                    self._hard_links = _files.can_link(os.path.join(folder, LOCK), os.path.join(folder, "probe"))
+            except OSError as error:
+                if error.errno not in _files.NO_SPACE:
+                    raise
+                # A full disk has room for a further name sooner than for a folder.
+                probe = f"{self.paths.prune_lock}.{_files.fresh_name()}"
+                self._hard_links = _files.can_link(self.paths.prune_lock, probe)
+                _files.discard_file(probe)
         return self._hard_links

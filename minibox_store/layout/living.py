@@ -36,8 +36,9 @@ def _begin(folder: str) -> int:
         with suppress(FileNotFoundError):
             _files.make_directory(folder)
             lock = _files.open_shared(path)
-            if _locks.try_lock(lock, path):
-                return lock
+            with _files.closing_on_error(lock):
+                if _locks.try_lock(lock, path):
+                    return lock
             os.close(lock)
         time.sleep(0.001)
     raise StoreBusy(path, None, None, "collecting")

@@ -61,6 +61,7 @@ def mend_index(layout: Layout) -> IndexRepair:
     """
     _refuse_readable(layout)
     layout.prepare_folders()
+    layout.has_hard_links()  # tried by a transaction's lock, for which nobody asks who holds the store lock
     with layout.store_lock("mending index.json"):
         _refuse_readable(layout)
         generation, before = _newest_readable(layout)

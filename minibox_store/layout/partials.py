@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import time
+from contextlib import suppress
 
 from minibox_store import _files, _locks
 from minibox_store.digest import Verifier
@@ -59,8 +60,9 @@ class Partial:
                 self.discard()
                 raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self.discard()  # a full disk needs the room more than the next try needs the bytes
+            if error.errno in _files.NO_SPACE:
+                with suppress(OSError):
+                    self.discard()  # a full disk needs the room more than the next try needs the bytes
             raise
         except StoreError:
             self.discard_empty()
@@ -114,14 +116,16 @@ class PartialClaim:
             if error.errno not in (*_files.NOT_REGULAR, errno.EACCES):
                 raise
             return self._take_own()
-        if _locks.try_lock(opened, self._shared):
+        with _files.closing_on_error(opened):
+            is_locked = _locks.try_lock(opened, self._shared)
             status = os.fstat(opened)
+        if is_locked:
             is_ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
             if is_ours and status.st_size <= size_bytes:
                 return Partial(opened, self._shared)
             _locks.release(opened)
             return self._take_own()
-        grown_bytes = os.fstat(opened).st_size
+        grown_bytes = status.st_size
         os.close(opened)
         if self._growth is None:
             self._growth = _Growth(grown_bytes)

@@ -212,7 +212,8 @@ class Transaction:
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")
         except BaseException:
-            _files.discard_file(path)
+            with suppress(OSError):  # it goes with the transaction
+                _files.discard_file(path)
             raise
         finally:
             os.close(opened)
@@ -260,8 +261,10 @@ class Transaction:
                 raise
             self._publisher.note_wrong(digest, self._paths.blob(digest))
             return None
-        size_bytes = os.fstat(opened).st_size
-        os.close(opened)
+        try:
+            size_bytes = os.fstat(opened).st_size
+        finally:
+            os.close(opened)
         with self._guard:
             return self._held.setdefault(digest, size_bytes)
 

@@ -3,14 +3,17 @@
 A change may also be another tool's: what index.json says, and the newest generation does not, is the last one.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
 from minibox_store.graph import walk
+from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import lost_entries, name_of, names_of, with_entry
+from minibox_store.protocols import BlobSource
 
 _ATTEMPTS = 5
 
@@ -19,8 +22,10 @@ class _IndexChanged(Exception):
     """Another process has changed index.json since the undoing was planned."""
 
 
-def undo_last_change(layout: Layout) -> tuple[tuple[str, Descriptor], ...]:
-    """Give back the entries that the last change removed or replaced; return those that have names, with these.
+def undo_last_change(layout: Layout, describe: Callable[[str, Descriptor, BlobSource], Image]) -> tuple[Image, ...]:
+    """Give back the entries that the last change removed or replaced; return those that have names.
+
+    Each is what ``describe`` says of it before it is given back.
 
     Raises:
         NothingToDo: when it did neither.
@@ -38,13 +43,14 @@ def undo_last_change(layout: Layout) -> tuple[tuple[str, Descriptor], ...]:
             with layout.open_writer() as writer:
                 for entry in lost:
                     _hold(layout, writer, entry)
+                given_back = tuple(describe(*named, writer) for named in names_of(LayoutIndex(entries=lost)))
                 writer.write_change(
                     partial(_give_back, planned=index, lost=lost),
                     [name for name, _ in names_of(LayoutIndex(entries=lost))],
                 )
         except _IndexChanged:
             continue
-        return tuple(names_of(LayoutIndex(entries=lost)))
+        return given_back
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
 
 
@@ -52,7 +58,8 @@ def _plan(layout: Layout) -> tuple[LayoutIndex, tuple[LayoutEntry, ...]]:
     """Return index.json, and what of the content before it is to be given back. Under the store lock."""
     present, index = layout.read_content()
     known = layout.history.generations()
-    if known and layout.history.content(known[0]) == present:
+    # Two that say the same stand there when the newer one's change failed in the end.
+    while known and layout.history.content(known[0]) == present:
         known = known[1:]
     lost: tuple[LayoutEntry, ...] = ()
     if known:
