@@ -46,8 +46,8 @@ class Layout:
         durable: whether a change survives a loss of power once the call that made it returns.
         lock_timeout_seconds: how long any call waits for another process at most, before StoreBusy.
         limits: the bounds on what is read.
-        settle_seconds: how long index.json, or a document, that is not what it should be is read again before that is
-            an error: another tool may be writing it.
+        settle_seconds: how long index.json, oci-layout, or a document, that is not what it should be is read again
+            before that is an error: another tool may be writing it.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Layout:
 
     def _has_marker(self) -> bool:
         try:
-            decode_layout_marker(_files.read_whole(self.paths.marker, self.limits.error_bytes))
+            read_settled(self._read_marker, self.paths.marker, InvalidDocument, self.settle_seconds)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -231,6 +231,9 @@ class Layout:
         except InvalidDocument as error:
             raise StoreDamaged(self.paths.marker, str(error)) from error
         return True
+
+    def _read_marker(self) -> None:
+        decode_layout_marker(_files.read_whole(self.paths.marker, self.limits.error_bytes))
 
     def make_blob_folder(self, algorithm: str) -> None:
         """Make the folder of an algorithm's blobs where it is not there yet."""
