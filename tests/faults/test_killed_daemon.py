@@ -15,8 +15,7 @@ import pytest
 
 from minibox_store import Store
 from tests.support.daemon import Daemon, running_daemon
-from tests.support.daemon_clients import DAEMON_VERB_NAMES, DaemonClient, DaemonScene, names_of_clients
-from tests.support.image_families import build_family
+from tests.support.daemon_clients import DAEMON_VERB_NAMES, DaemonClient, DaemonScene, images_of_clients
 from tests.support.invariants import check_invariants, find_leftovers, reachable, read_names, stored
 from tests.support.layouts import write_layout
 from tests.support.ledgers import check_whole
@@ -27,7 +26,7 @@ CLIENTS = 5
 # Twenty kills in a minute, with all that is checked between them; what a test may wait for is no part of it.
 LONGEST_LIFE_SECONDS = 1.0
 NEXT_SECONDS = 5.0
-IMAGES = names_of_clients(build_family(6, with_indexes=False), CLIENTS)
+IMAGES = images_of_clients(CLIENTS)
 
 
 def be_killed(daemon: Daemon, clients: Sequence[DaemonClient], seconds: float) -> None:
@@ -62,37 +61,41 @@ def test_a_daemon_may_be_killed_at_any_moment(tmp_path: Path) -> None:
         drawn = random.Random(seed)
         scene = DaemonScene(root=tmp_path / "store", folder=tmp_path / "work", images=IMAGES, host=peer.host)
         clients = [DaemonClient(scene, number, drawn.randrange(1 << 32)) for number in range(CLIENTS)]
-        unfinished = 0
+        cut = Counter[str]()
         for number in range(KILLS):
             with running_daemon(tmp_path / f"{number}", data_root=scene.root, environment=settings) as daemon:
+                if number % 3 == 2:
+                    check_pruned(daemon, scene, clients)
                 start = time.monotonic()
                 assert drawn.choice(clients).ask_once([daemon])
                 assert time.monotonic() - start < NEXT_SECONDS, "whoever comes next waits for nobody who is dead"
                 be_killed(daemon, clients, drawn.uniform(0, LONGEST_LIFE_SECONDS))
                 assert "Traceback" not in daemon.read_log(), daemon.read_log()
-            unfinished += bool(find_leftovers(scene.root))
+            cut["transaction"] += bool(find_leftovers(scene.root))
+            cut["download"] += bool(list((scene.root / "ingest" / "partial").iterdir()))
             check_dead(scene, clients)
         with running_daemon(tmp_path / "last", data_root=scene.root, environment=settings) as daemon:
-            reply = daemon.post("/system/prune")
-            assert (reply.status, reply.json()["errors"]) == (200, [])
-        check_end(scene, clients)
-        check_load(clients, unfinished)
+            check_pruned(daemon, scene, clients)
+        assert Store(scene.root).verify() == ()
+        check_load(clients, cut)
 
 
-def check_end(scene: DaemonScene, clients: Sequence[DaemonClient]) -> None:
-    """Check that a prune has left nothing of all those deaths."""
+def check_pruned(daemon: Daemon, scene: DaemonScene, clients: Sequence[DaemonClient]) -> None:
+    """Check that a prune leaves nothing of all those deaths, and takes nothing else."""
+    reply = daemon.post("/system/prune")
+    assert (reply.status, reply.json()["errors"]) == (200, [])
     check_dead(scene, clients)
     check_invariants(scene.root, history_behind=True)
     assert stored(scene.root) == reachable(scene.root)
     assert list((scene.root / "ingest" / "partial").iterdir()) == []
-    assert Store(scene.root).verify() == ()
 
 
-def check_load(clients: Sequence[DaemonClient], unfinished: int) -> None:
+def check_load(clients: Sequence[DaemonClient], cut: Counter[str]) -> None:
     """Check that the deaths came in the midst of work, and of all of it: else they would have proven nothing."""
     done = sum((client.done for client in clients), Counter[str]())
     interrupted = sum((client.interrupted for client in clients), Counter[str]())
     assert set(done) == DAEMON_VERB_NAMES
     assert sum(interrupted.values()) > KILLS, interrupted
     assert {"pull", "load"} <= set(interrupted), interrupted
-    assert unfinished > KILLS / 4, "transactions were cut off"
+    assert cut["transaction"] > KILLS / 4, cut
+    assert cut["download"] > KILLS / 10, cut

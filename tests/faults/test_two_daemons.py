@@ -16,8 +16,7 @@ import pytest
 from minibox_store import Store
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.daemon import Daemon, running_daemon
-from tests.support.daemon_clients import DAEMON_VERB_NAMES, DaemonClient, DaemonScene, names_of_clients
-from tests.support.image_families import build_family
+from tests.support.daemon_clients import DAEMON_VERB_NAMES, DaemonClient, DaemonScene, images_of_clients
 from tests.support.images import build_image
 from tests.support.invariants import check_invariants, reachable, read_names, stored
 from tests.support.layouts import write_layout
@@ -26,7 +25,7 @@ from tests.support.trials import drawing, trial_seconds
 
 SECONDS = trial_seconds(8, 60)
 CLIENTS = 6
-IMAGES = names_of_clients(build_family(6, with_indexes=False), CLIENTS)
+IMAGES = images_of_clients(CLIENTS)
 IMAGE = build_image(salt="one")
 OTHER = build_image(salt="other")
 

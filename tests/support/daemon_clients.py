@@ -16,11 +16,13 @@ from pathlib import Path
 from minibox_store import Store
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.daemon import Daemon, Reply
+from tests.support.image_families import build_family
 from tests.support.images import BuiltImage
 from tests.support.invariants import read_names
 from tests.support.ledgers import Ledger
 
 _NAMES = 4
+_OWN_LAYER_BYTES = 393_216
 _DEATH_SECONDS = 5.0
 
 
@@ -51,9 +53,15 @@ class DaemonScene:
         return {image.digest: image for image in self.images.values()}
 
 
-def names_of_clients(images: Sequence[BuiltImage], clients: int) -> dict[str, BuiltImage]:
-    """Return a name for each client and image."""
-    return {f"client-{client}/app:{number}": image for client in range(clients) for number, image in enumerate(images)}
+def images_of_clients(clients: int) -> dict[str, BuiltImage]:
+    """Return the images of each client by name: they share layers, and each has one that is fetched for it alone."""
+    return {
+        f"client-{client}/app:{number}": image
+        for client in range(clients)
+        for number, image in enumerate(
+            build_family(_NAMES, salt=str(client), with_indexes=False, own_layer_bytes=_OWN_LAYER_BYTES)
+        )
+    }
 
 
 class DaemonClient:
