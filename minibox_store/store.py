@@ -335,15 +335,19 @@ class Store(ExaminedStore, Generations):
             InvalidReference: when an image may not have the new name.
         """
         check_image_name(new_name)
+        tagged: list[Descriptor] = []
 
         def change(index: LayoutIndex) -> LayoutIndex:
-            return with_name(index, new_name, find_name(index, name)[1])
+            changed = with_name(index, new_name, find_name(index, name)[1])
+            tagged[:] = [find_name(changed, new_name)[1]]
+            return changed
 
         with file_errors(self.root):
             find_name(self._layout.read_index(), name)
             self._layout.prepare()
             self._layout.change_index(change, "tagging an image")
-        return self.get(new_name)
+            # Not looked up again: another process may have taken the new name away, or given it to another image.
+            return self._listing.image(new_name, tagged[0])
 
     def remove(self, name: str) -> str:
         """Take a name away, and return it as it stood; the blobs stay until a prune.
