@@ -8,16 +8,16 @@ import os
 import stat
 from collections.abc import Iterator
 
-from minibox_store import _files, media_types
+from minibox_store import _files
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreDamaged
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.image_map import ImageMap
 from minibox_store.images import Finding
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import is_alive
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
-from minibox_store.layout.settling import read_settled
+from minibox_store.layout.settling import open_settled_stream
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
 
@@ -73,10 +73,8 @@ class Inventory:
                 is read then.
         """
         path = self._layout.paths.blob(descriptor.digest)
-        # Another tool may be writing a document: the same patience as for any reader of it.
-        seconds = self._layout.settle_seconds if media_types.is_document(descriptor.media_type) else 0.0
-        opened = read_settled(lambda: _open_sized(path, descriptor), path, ContentMismatch, seconds)
-        return _files.FileStream(opened, offset, descriptor.size_bytes - offset)
+        limit_bytes = self._layout.limits.document_bytes
+        return open_settled_stream(path, descriptor, offset, self._layout.settle_seconds, limit_bytes)
 
     def unneeded(self, images: ImageMap) -> dict[Digest, int]:
         """Return the sizes of the blobs that no image and no transaction needs: what a prune would remove."""
@@ -117,25 +115,6 @@ class Inventory:
         if finding.kind not in ("missing", "absent") or finding.digest is None:
             return True
         return not is_there and any(need.path[0].digest in roots for need in images.needs_of(finding.digest))
-
-
-def _open_sized(path: str, descriptor: Descriptor) -> int:
-    try:
-        opened = _files.open_regular(path)
-    except FileNotFoundError:
-        raise BlobNotFound(str(descriptor.digest)) from None
-    except OSError as error:
-        if error.errno in _files.NOT_REGULAR:
-            raise StoreDamaged(path, "it is not a regular file") from error
-        raise
-    try:
-        size_bytes = os.fstat(opened).st_size
-        if size_bytes != descriptor.size_bytes:
-            raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
-    except BaseException:
-        os.close(opened)
-        raise
-    return opened
 
 
 def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
