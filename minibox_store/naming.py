@@ -29,9 +29,10 @@ class NamedStore:
         tagged: list[Image] = []
 
         def change(index: LayoutIndex) -> LayoutIndex:
-            descriptor = find_name(index, name)[1]
-            tagged[:] = [self._listing.image(new_name, descriptor)]  # before the change: what fails now changes no name
-            return with_name(index, new_name, descriptor)
+            changed = with_name(index, new_name, find_name(index, name)[1])
+            # Read before the change: what fails now changes no name.
+            tagged[:] = [self._listing.image(*find_name(changed, new_name))]
+            return changed
 
         with file_errors(self._layout.paths.root):
             find_name(self._layout.read_index(), name)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from minibox_store import _files
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreBusy, StoreDamaged
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.image_map import ImageMap
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import is_alive
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
+from minibox_store.layout.settling import open_settled_stream
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
 from minibox_store.reports import Finding
@@ -68,25 +69,12 @@ class Inventory:
         Raises:
             BlobNotFound: when there is nothing.
             StoreDamaged: when it is a link, or no file.
-            ContentMismatch: when it has another size; nothing is read then.
+            ContentMismatch: when it has another size, a document for as long as somebody may be writing it; nothing
+                is read then.
         """
         path = self._layout.paths.blob(descriptor.digest)
-        try:
-            opened = _files.open_regular(path)
-        except FileNotFoundError:
-            raise BlobNotFound(str(descriptor.digest)) from None
-        except OSError as error:
-            if error.errno in _files.NOT_REGULAR:
-                raise StoreDamaged(path, "it is not a regular file") from error
-            raise
-        try:
-            size_bytes = os.fstat(opened).st_size
-            if size_bytes != descriptor.size_bytes:
-                raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
-        except BaseException:
-            os.close(opened)
-            raise
-        return _files.FileStream(opened, offset, size_bytes - offset)
+        limit_bytes = self._layout.limits.document_bytes
+        return open_settled_stream(path, descriptor, offset, self._layout.settle_seconds, limit_bytes)
 
     def unneeded(self, images: ImageMap) -> dict[Digest, int]:
         """Return the sizes of the blobs that no image and no transaction needs: what a prune would remove."""

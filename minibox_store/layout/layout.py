@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
-from minibox_store import _files, _locks, media_types
+from minibox_store import _files, _locks
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import (
-    BlobNotFound,
     ContentMismatch,
     InvalidDocument,
     StoreBusy,
@@ -29,7 +28,7 @@ from minibox_store.layout.journal import Journal
 from minibox_store.layout.living import LOCK, living_folder
 from minibox_store.layout.origins import Origins
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
-from minibox_store.layout.settling import read_settled
+from minibox_store.layout.settling import open_settled, open_settled_stream, read_settled
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -43,6 +42,14 @@ def _damage(path: str, error: OSError) -> Exception:
     return StoreDamaged(path, error.strerror or str(error)) if error.errno in _files.DAMAGE else error
 
 
+@contextmanager
+def _naming_size(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ContentMismatch as error:
+        raise StoreDamaged(path, f"it has {error.actual} where its descriptor says {error.expected}") from error
+
+
 class Layout:
     """The store at ``root``. Objects are cheap, safe for several threads, and hold no file open.
 
@@ -51,8 +58,8 @@ class Layout:
         durable: whether a change survives a loss of power once the call that made it returns.
         lock_timeout_seconds: how long any call waits for another process at most, before StoreBusy.
         limits: the bounds on what is read.
-        settle_seconds: how long index.json, or a document, that is not what it should be is read again before that is
-            an error: another tool may be writing it.
+        settle_seconds: how long index.json, oci-layout, or a document, that is not what it should be is read again
+            before that is an error: another tool may be writing it.
     """
 
     def __init__(
@@ -133,7 +140,9 @@ class Layout:
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on; raises as :meth:`open_file`."""
-        return _files.FileStream(self.open_file(descriptor), offset, descriptor.size_bytes - offset)
+        path = self.paths.blob(descriptor.digest)
+        with _naming_size(path):
+            return open_settled_stream(path, descriptor, offset, self.settle_seconds, self.limits.document_bytes)
 
     def open_file(self, descriptor: Descriptor) -> int:
         """Return an open file that has the descriptor's size; the caller closes it.
@@ -143,30 +152,8 @@ class Layout:
             StoreDamaged: when it is a link, no file, or of another size.
         """
         path = self.paths.blob(descriptor.digest)
-        is_document = media_types.is_document(descriptor.media_type)
-        seconds = self.settle_seconds if is_document else 0.0
-        try:
-            return read_settled(lambda: self._open_sized(path, descriptor), path, ContentMismatch, seconds)
-        except ContentMismatch as error:
-            raise StoreDamaged(path, f"it has {error.actual} where its descriptor says {error.expected}") from error
-
-    def _open_sized(self, path: str, descriptor: Descriptor) -> int:
-        try:
-            opened = _files.open_regular(path)
-        except FileNotFoundError:
-            raise BlobNotFound(str(descriptor.digest)) from None
-        except OSError as error:
-            if error.errno in _files.NOT_REGULAR:
-                raise StoreDamaged(path, "it is not a regular file") from error
-            raise
-        try:
-            size_bytes = os.fstat(opened).st_size
-            if size_bytes != descriptor.size_bytes:
-                raise ContentMismatch(str(descriptor.digest), str(descriptor.size_bytes), f"{size_bytes} bytes")
-        except BaseException:
-            os.close(opened)
-            raise
-        return opened
+        with _naming_size(path):
+            return open_settled(path, descriptor, self.settle_seconds)
 
     @contextmanager
     def naming_damage(self) -> Iterator[None]:
@@ -240,7 +227,7 @@ class Layout:
 
     def _has_marker(self) -> bool:
         try:
-            decode_layout_marker(_files.read_whole(self.paths.marker, self.limits.error_bytes))
+            read_settled(self._read_marker, self.paths.marker, InvalidDocument, self.settle_seconds)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -248,6 +235,9 @@ class Layout:
         except InvalidDocument as error:
             raise StoreDamaged(self.paths.marker, str(error)) from error
         return True
+
+    def _read_marker(self) -> None:
+        decode_layout_marker(_files.read_whole(self.paths.marker, self.limits.error_bytes))
 
     def make_blob_folder(self, algorithm: str) -> None:
         """Make the folder of an algorithm's blobs where it is not there yet."""

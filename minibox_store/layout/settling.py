@@ -1,10 +1,15 @@
 """Reading what another tool may be writing at this moment: it rewrites files in place, and takes no lock of ours."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from minibox_store import _signatures
+from minibox_store import _files, _signatures, media_types
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, ContentMismatch, StoreDamaged
+from minibox_store.graph import ContentStream
+from minibox_store.protocols import BlobStream
 
 _T = TypeVar("_T")
 _PAUSE_SECONDS = 0.01
@@ -32,6 +37,61 @@ def read_settled(read: Callable[[], _T], path: str, unsettled: type[Exception], 
             if time.monotonic() >= deadline or not _is_recent(path, seconds):
                 raise
         time.sleep(_PAUSE_SECONDS)
+
+
+def open_settled(path: str, descriptor: Descriptor, seconds: float) -> int:
+    """Return an open file that has the descriptor's size; the caller closes it. A document gets time to come to that.
+
+    Raises:
+        BlobNotFound: when there is nothing.
+        StoreDamaged: when it is a link, or no file.
+        ContentMismatch: when it has another size.
+    """
+    return read_settled(lambda: _open_sized(path, descriptor), path, ContentMismatch, _patience(descriptor, seconds))
+
+
+def open_settled_stream(path: str, descriptor: Descriptor, offset: int, seconds: float, limit_bytes: int) -> BlobStream:
+    """Return a blob's bytes from ``offset`` on; raises as :func:`open_settled`.
+
+    A document of up to ``limit_bytes`` is read here, whole: its file may be emptied once it has been opened.
+    """
+    if not media_types.is_document(descriptor.media_type) or descriptor.size_bytes > limit_bytes:
+        return _files.FileStream(_open_sized(path, descriptor), offset, descriptor.size_bytes - offset)
+    content = read_settled(lambda: _read_sized(path, descriptor), path, ContentMismatch, seconds)
+    return ContentStream(content, offset)
+
+
+def _patience(descriptor: Descriptor, seconds: float) -> float:
+    return seconds if media_types.is_document(descriptor.media_type) else 0.0
+
+
+def _open_sized(path: str, descriptor: Descriptor) -> int:
+    try:
+        opened = _files.open_regular(path)
+    except FileNotFoundError:
+        raise BlobNotFound(str(descriptor.digest)) from None
+    except OSError as error:
+        if error.errno in _files.NOT_REGULAR:
+            raise StoreDamaged(path, "it is not a regular file") from error
+        raise
+    try:
+        _check_size(os.fstat(opened).st_size, descriptor)
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
+def _read_sized(path: str, descriptor: Descriptor) -> bytes:
+    with open(_open_sized(path, descriptor), "rb") as file:
+        content = file.read(descriptor.size_bytes + 1)
+    _check_size(len(content), descriptor)
+    return content
+
+
+def _check_size(size_bytes: int, descriptor: Descriptor) -> None:
+    if size_bytes != descriptor.size_bytes:
+        raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
 
 
 def _is_recent(path: str, seconds: float) -> bool:
