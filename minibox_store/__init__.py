@@ -79,11 +79,14 @@ if TYPE_CHECKING:
     from minibox_store.reports import ImageUsage as ImageUsage
     from minibox_store.reports import IndexRepair as IndexRepair
     from minibox_store.reports import LostName as LostName
+    from minibox_store.reports import MendedBlob as MendedBlob
     from minibox_store.reports import Need as Need
     from minibox_store.reports import PruneReport as PruneReport
     from minibox_store.reports import Removal as Removal
+    from minibox_store.reports import RepairReport as RepairReport
     from minibox_store.reports import StoreInfo as StoreInfo
     from minibox_store.reports import StoreUsage as StoreUsage
+    from minibox_store.reports import UnmendedBlob as UnmendedBlob
     from minibox_store.store import Store as Store
 
 __version__ = "0.1.0"
@@ -156,11 +159,14 @@ _MODULES = {
         "ImageUsage",
         "IndexRepair",
         "LostName",
+        "MendedBlob",
         "Need",
         "PruneReport",
         "Removal",
+        "RepairReport",
         "StoreInfo",
         "StoreUsage",
+        "UnmendedBlob",
     ),
     "store": ("Store",),
 }

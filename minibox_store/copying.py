@@ -6,7 +6,7 @@ has heard of either.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import attrs
@@ -17,9 +17,7 @@ from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, 
 from minibox_store.graph import ContentSource, RememberingSource, walk
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
-    ArchivedBlob,
     BlobSource,
-    BlobStage,
     BlobStream,
     FileRange,
     ImageTarget,
@@ -330,72 +328,3 @@ def _check_room(source: BlobSource, writer: ImageWriter, root: Descriptor, limit
     """Let a writer that can say so weigh the whole image against the room that there is, before a byte of it moves."""
     if isinstance(writer, RoomChecking):
         writer.check_room(node.descriptor for node in walk(source, root, limits=limits))
-
-
-def stage_blobs(
-    blobs: Iterable[ArchivedBlob],
-    stage: BlobStage,
-    *,
-    parallel: int,
-    on_event: EventListener = ignore_events,
-    cancellation: Cancellation | None = None,
-) -> None:
-    """Stage every blob, each verified as it was kept.
-
-    Blobs that lie in a file are staged ``parallel`` at once (hashing is the cost, and it leaves the interpreter's
-    lock); any other is staged before the next one is asked for.
-
-    Raises:
-        ContentMismatch: for the first blob that is not what its digest says; no further one is begun.
-        Cancelled: when ``cancellation`` was cancelled.
-    """
-    cancellation = cancellation or Cancellation()
-    failed = threading.Event()
-
-    def stage_one(blob: ArchivedBlob) -> None:
-        descriptor = blob.descriptor
-        node = Node(descriptor=descriptor, role="layer", position=blob.position, total=blob.position)
-        observer = ObservedSource(
-            _OpenedSource(blob.stream),
-            node,
-            on_event,
-            lambda: failed.is_set() or cancellation.is_cancelled,
-            cancellation,
-        )
-        stream = observer.open_blob(descriptor)
-        try:
-            stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
-        finally:
-            stream.close()
-
-    pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-stage")
-    moving: set[Future[None]] = set()
-    try:
-        for blob in blobs:
-            cancellation.check()
-            if not isinstance(blob.stream, RangeStream):
-                stage_one(blob)
-                continue
-            # A bounded queue: an archive of a million members must not become a million futures.
-            if len(moving) >= 2 * parallel:
-                done, moving = wait(moving, return_when=FIRST_COMPLETED)
-                for each in done:
-                    each.result()
-            moving.add(pool.submit(stage_one, blob))
-        for each in moving:
-            each.result()
-    except BaseException:
-        failed.set()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _OpenedSource:
-    """The stream of one blob, open already, as a source."""
-
-    def __init__(self, stream: BlobStream) -> None:
-        self._stream = stream
-
-    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        return self._stream

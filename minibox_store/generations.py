@@ -7,7 +7,7 @@ from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
 
 if TYPE_CHECKING:
-    from minibox_store.reports import IndexRepair, LostName
+    from minibox_store.reports import LostName
 
 
 class Generations:
@@ -42,18 +42,3 @@ class Generations:
 
         with file_errors(self._layout.paths.root):
             return find_lost_names(self._layout)
-
-    def repair_index(self) -> "IndexRepair":
-        """Write an index.json that cannot be read anew, from the newest content before that can; return what was done.
-
-        Raises:
-            NothingToDo: when it can be read; nothing has changed then.
-            StoreDamaged: when no content before can be read either; nothing has changed then.
-
-        Guarantees: what is found in its place is kept in ``quarantine/``. A name of whose image a blob is gone is left
-            out, and told.
-        """
-        from minibox_store.layout.mending import mend_index
-
-        with file_errors(self._layout.paths.root):
-            return mend_index(self._layout)

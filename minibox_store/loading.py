@@ -16,7 +16,7 @@ from minibox_store._files import open_regular
 from minibox_store._room import check_room
 from minibox_store.archive import ArchiveReader
 from minibox_store.codec import describe_document
-from minibox_store.copying import Cancellation, EventListener, copy_graph, stage_blobs
+from minibox_store.copying import Cancellation, EventListener, copy_graph
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (
@@ -34,6 +34,7 @@ from minibox_store.layout import Layout
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import check_image_name
+from minibox_store.staging import stage_blobs
 
 _PARALLEL = 2  # hashing is the cost, and the kernel copies behind it
 

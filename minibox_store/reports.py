@@ -103,6 +103,60 @@ class IndexRepair:
 
 
 @attrs.frozen(kw_only=True)
+class MendedBlob:
+    """A blob that was wrong, and is right again.
+
+    Attributes:
+        finding: what was wrong.
+        origin: the repository that it was fetched from again; of a source that the caller gave, which one.
+    """
+
+    finding: "Finding"
+    origin: str
+
+
+@attrs.frozen(kw_only=True)
+class UnmendedBlob:
+    """A blob that is wrong, and that nobody could be had a right one from.
+
+    Attributes:
+        finding: what is wrong.
+        kept_aside: where what was in its place is now, relative to the store's root; None where nothing was, or where
+            it was left.
+        problems: what each of those said that were asked, a sentence each; or why nobody was.
+    """
+
+    finding: "Finding"
+    kept_aside: str | None
+    problems: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class RepairReport:
+    """What a repair did, and what it could not do.
+
+    Attributes:
+        index: how index.json was mended; None where it could be read.
+        mended: the blobs that are right again.
+        unmended: those that are not. A pull of an image that needs one fetches it.
+        lost_names: the names that the store had, has no more, and whose whole images are there: to be given back by
+            ``import_image``, or by ``undo`` where the last change took them. Nothing was done about them.
+        nameless: whole images that no entry reaches, were they named once or not; a prune takes them.
+    """
+
+    index: IndexRepair | None = None
+    mended: tuple[MendedBlob, ...] = ()
+    unmended: tuple[UnmendedBlob, ...] = ()
+    lost_names: tuple[LostName, ...] = ()
+    nameless: tuple[Descriptor, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left that is wrong."""
+        return not self.unmended and not (self.index and self.index.left_out)
+
+
+@attrs.frozen(kw_only=True)
 class StoreInfo:
     """What a store is and can do where it lies.
 

@@ -1,16 +1,22 @@
 """The part of the store's face that keeps it in order: what is collected, and what is mended."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import attrs
 
 from minibox_store._file_errors import file_errors
+from minibox_store.copying import Cancellation, EventListener, ignore_events
 from minibox_store.errors import InvalidInput
 from minibox_store.layout import Layout
 
 if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
-    from minibox_store.reports import PruneReport
+    from minibox_store.protocols import BlobSource
+    from minibox_store.registry import RegistryClient
+    from minibox_store.reports import PruneReport, RepairReport
+
+_PARALLEL = 2
 
 
 class Upkeep:
@@ -65,3 +71,48 @@ class Upkeep:
             gone = remove_chosen(self._layout, chosen_by)
             report = sweep.run()
             return attrs.evolve(report, removed=(*gone, *report.removed))
+
+    def repair(
+        self,
+        *,
+        client: "RegistryClient | None" = None,
+        sources: "Iterable[BlobSource]" = (),
+        parallel: int = _PARALLEL,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> "RepairReport":
+        """Find what is wrong with the store, mend it where the right bytes are to be had, and tell what was done.
+
+        An index.json that cannot be read is written anew, from the newest content before that can. Each blob that an
+        image needs, and that is missing or wrong, is fetched again: from ``sources``, then from the repositories that
+        it was pulled from. What was wrong is kept in ``quarantine/``, where nothing right was to be had, too.
+
+        Args:
+            client: how registries are spoken to; anonymous, over TLS, where it is None.
+            sources: what is asked first; their bytes are not trusted.
+            parallel: how many blobs are read at once.
+            on_event: called as the reading, or the fetching, of each blob begins and goes on, from several threads.
+            cancellation: ends the repair when it is cancelled; what was mended stays so.
+
+        Raises:
+            StoreDamaged: when index.json cannot be read, and no content before it can; nothing has changed then.
+            StoreFull: when what is fetched does not fit.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: no name is removed or changed, but for entries of a damaged index.json of which a blob is gone; the
+            report names them. Each blob is replaced in one step, by verified bytes. Repairing twice mends no more.
+        """
+        from minibox_store.reference import Reference
+        from minibox_store.registry import RegistryClient
+        from minibox_store.repairing import repair
+
+        opened = client or RegistryClient()
+        with file_errors(self._layout.paths.root):
+            return repair(
+                self._layout,
+                open_origin=lambda origin: opened.open_repository(Reference.parse(origin)),
+                sources=sources,
+                parallel=parallel,
+                on_event=on_event,
+                cancellation=cancellation or Cancellation(),
+            )

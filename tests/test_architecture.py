@@ -28,11 +28,11 @@ VALUES = {
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
-    *("image_map", "filters"),
+    *("image_map", "filters", "staging"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room"}
-FACE = {"store", "examining", "generations", "loading", "naming", "choosing", "upkeep", "__init__"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving"}
+FACE = {"store", "examining", "generations", "loading", "naming", "choosing", "repairing", "upkeep", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -40,7 +40,7 @@ MAY_IMPORT = {
     **dict.fromkeys(CORE, VALUES | CORE),
     **dict.fromkeys(FILE_PARTS, VALUES | FILE_PARTS | {"protocols"}),
     # An end may walk what it holds; of the copy, and so of progress and cancelling, no end knows.
-    **dict.fromkeys(ENDS, VALUES | FILE_PARTS | CORE - {"copying"}),
+    **dict.fromkeys(ENDS, VALUES | FILE_PARTS | CORE - {"copying", "staging"}),
     **dict.fromkeys(FACE, VALUES | CORE | ENDS | FACE | FILE_PARTS),
 }
 
@@ -58,6 +58,7 @@ VALUE_FILES = tuple(f"minibox_store/{part}.py" for part in VALUES)
 # Who starts threads, and why; locks and events are for everybody.
 THREADS = {
     "minibox_store/copying.py": "blobs move at once, because hashing and reading release the interpreter's lock",
+    "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from minibox_store import Cancellation, Store, _files
+from minibox_store import Cancellation, Store, _moving
 from minibox_store.archive import ArchiveReader
 from minibox_store.errors import Cancelled, InvalidArchive, InvalidPath, InvalidReference, StoreError
 from minibox_store.events import BlobAdvanced, Event
@@ -235,7 +235,7 @@ def test_the_blobs_of_a_file_are_ranges_of_it_and_those_of_a_pipe_are_not(tmp_pa
     with open(tmp_path / "file", "rb") as file:
         file.seek(10)
         ranges = [(blob.stream, blob.descriptor) for blob in ArchiveReader(file).iter_blobs()]
-        assert all(isinstance(stream, _files.FileStream) for stream, _ in ranges)
+        assert all(isinstance(stream, _moving.FileStream) for stream, _ in ranges)
         assert [read_stream(stream) for stream, _ in ranges] == [content for _, content in members_of(IMAGE, NAME)[1:]]
     reader = ArchiveReader(io.BytesIO(GOOD))
     contents = [read_stream(blob.stream) for blob in reader.iter_blobs()]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from minibox_store import Store, _files
+from minibox_store import Store, _files, _moving
 from minibox_store.archive import ArchiveFile
-from minibox_store.copying import Cancellation, copy_graph, copy_image, stage_blobs
+from minibox_store.copying import Cancellation, copy_graph, copy_image
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, InvalidDocument, StoreError
@@ -23,6 +23,7 @@ from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_LAYER, OCI
 from minibox_store.memory import MemoryImages
 from minibox_store.platforms import LINUX_AMD64
 from minibox_store.protocols import ArchivedBlob, BlobSource, ImageTarget, RangeStream
+from minibox_store.staging import stage_blobs
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, encode_document
 from tests.support.snapshots import snapshot
 from tests.support.sources import (
@@ -134,7 +135,7 @@ def test_progress_is_told_in_steps_where_the_kernel_moves_the_bytes(tmp_path: Pa
     opened = _files.open_regular(str(tmp_path / "file"))
     digest = Digest.parse(digest_of(bytes(size_bytes)))
     descriptor = Descriptor(media_type=OCI_LAYER, digest=digest, size_bytes=size_bytes)
-    blob = ArchivedBlob(descriptor=descriptor, stream=_files.FileStream(opened, 0, size_bytes), position=1)
+    blob = ArchivedBlob(descriptor=descriptor, stream=_moving.FileStream(opened, 0, size_bytes), position=1)
     assert isinstance(blob.stream, RangeStream)
     events: list[Event] = []
     with Layout(tmp_path / "store", durable=False).open_writer() as writer:
@@ -562,7 +563,7 @@ def archived(contents: list[bytes], folder: Path | None = None) -> list[Archived
         if folder is not None:
             path = folder / f"member-{position}"
             path.write_bytes(content)
-            stream = _files.FileStream(_files.open_regular(str(path)), 0, len(content))
+            stream = _moving.FileStream(_files.open_regular(str(path)), 0, len(content))
         found.append(ArchivedBlob(descriptor=descriptor_for(content, ""), stream=stream, position=position))
     return found
 

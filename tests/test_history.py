@@ -20,6 +20,7 @@ from minibox_store import (
     Limits,
     LostName,
     NothingToDo,
+    RepairReport,
     Store,
     StoreDamaged,
     StoreFull,
@@ -42,7 +43,7 @@ from tests.support.layouts import write_layout
 from tests.support.os_proxy import DIED, no_hard_links, replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.sources import memory_of, read_all, root_of
-from tests.support.stores import blob, open_store, put, rot
+from tests.support.stores import blob, mend_index, open_store, put, rot
 
 IMAGE = build_image(salt="image")
 OTHER = build_image(salt="other")
@@ -616,7 +617,7 @@ def test_a_damaged_index_is_mended_from_the_newest_generation_and_kept_aside(roo
     before = [path.read_bytes() for path in generations(root)]
     with pytest.raises(StoreDamaged):
         store.images()
-    report = store.repair_index()
+    report = mend_index(store)
     assert report == IndexRepair(generation=3, kept_aside=report.kept_aside, names=("app:1", "other:1"))
     assert path.read_bytes() == said
     assert [path.read_bytes() for path in generations(root)] == before, "it says what the newest says already"
@@ -628,16 +629,13 @@ def test_a_damaged_index_is_mended_from_the_newest_generation_and_kept_aside(roo
         aside = root / report.kept_aside
         assert aside.parent == root / "quarantine"
         assert aside.is_symlink() if harm == "a link" else aside.is_dir() or aside.read_bytes() == wrong
-    with pytest.raises(NothingToDo):
-        store.repair_index()
+    assert store.repair() == RepairReport()
 
 
 def test_an_index_that_can_be_read_is_not_mended(root: Path) -> None:
     before = snapshot(root)
-    with pytest.raises(NothingToDo, match=r"index\.json: it can be read"):
-        open_store(root).repair_index()
-    with pytest.raises(NothingToDo):
-        open_store(root.parent / "nowhere").repair_index()
+    assert open_store(root).repair() == RepairReport()
+    assert open_store(root.parent / "nowhere").repair() == RepairReport()
     assert snapshot(root) == before
     assert not (root.parent / "nowhere").exists()
 
@@ -647,8 +645,7 @@ def test_an_index_that_another_tool_is_still_writing_is_not_mended(root: Path) -
     (root / "index.json").write_bytes(whole[:20])
     other = threading.Timer(0.1, lambda: (root / "index.json").write_bytes(whole))
     other.start()
-    with pytest.raises(NothingToDo):
-        Store(root, durability="none", settle_seconds=10.0).repair_index()
+    assert Store(root, durability="none", settle_seconds=10.0).repair() == RepairReport()
     other.join()
     assert not (root / "quarantine").exists()
 
@@ -661,7 +658,7 @@ def test_an_older_generation_is_taken_where_newer_ones_cannot_be_read_without_wh
     store.prune()
     (root / "index.json").write_bytes(b"{")
     generations(root)[-1].write_bytes(b"{")
-    report = store.repair_index()
+    report = mend_index(store)
     assert (report.generation, report.names, report.left_out) == (4, ("app:1", "multi:1"), ("other:1",))
     assert read_names(root) == {"app:1": IMAGE.digest, "multi:1": MULTI.digest}
     generations(root)[-2].write_bytes(b"[]")
@@ -671,7 +668,7 @@ def test_an_older_generation_is_taken_where_newer_ones_cannot_be_read_without_wh
 def test_an_image_that_is_damaged_is_not_forgotten_when_the_index_is_mended(root: Path) -> None:
     rot(blob(root, IMAGE.digest))
     (root / "index.json").write_bytes(b"")
-    assert open_store(root).repair_index().names == ("app:1",)
+    assert mend_index(open_store(root)).names == ("app:1",)
     assert open_store(root).get("app:1").damaged
 
 
@@ -685,7 +682,7 @@ def test_without_a_generation_that_can_be_read_nothing_is_mended(root: Path, his
             path.write_bytes(b"[]")
     before = snapshot(root)
     with pytest.raises(StoreDamaged, match="no generation of it"):
-        open_store(root).repair_index()
+        open_store(root).repair()
     assert snapshot(root) == before
 
 
@@ -697,7 +694,7 @@ def test_who_dies_or_fails_while_it_mends_loses_nothing_and_the_next_mends(tmp_p
     said = (template / "index.json").read_bytes()
     (template / "index.json").write_bytes(b"{damaged")
     shutil.copytree(template, tmp_path / "counted")
-    changes = count_changes(Store(tmp_path / "counted", settle_seconds=0.0).repair_index)
+    changes = count_changes(Store(tmp_path / "counted", settle_seconds=0.0).repair)
     for position in range(changes):
         root = tmp_path / str(position)
         shutil.copytree(template, root)
@@ -708,13 +705,13 @@ def test_who_dies_or_fails_while_it_mends_loses_nothing_and_the_next_mends(tmp_p
                     system.die_at(position, torn=bool(position % 2))
                 else:
                     system.fail_change(position, number)
-                Store(root, settle_seconds=0.0).repair_index()
+                Store(root, settle_seconds=0.0).repair()
 
         assert run_forked(mend) in ((DIED,) if number is None else (0, RAISED))
         kept = [path.read_bytes() for path in [root / "index.json", *root.glob("quarantine/*")] if path.exists()]
         assert b"{damaged" in kept, f"operation {position}"
         if said not in kept:
-            assert open_store(root).repair_index().names == ("app:1", "other:1")
+            assert mend_index(open_store(root)).names == ("app:1", "other:1")
         assert (root / "index.json").read_bytes() == said
         open_store(root).prune()
         check_invariants(root)

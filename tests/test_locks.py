@@ -83,7 +83,7 @@ def import_over(store: Store, root: Path) -> None:
 
 def repair(store: Store, root: Path) -> None:
     (root / "index.json").write_bytes(b"{")
-    store.repair_index()
+    store.repair()
 
 
 VERBS: dict[str, Callable[[Store, Path], object]] = {

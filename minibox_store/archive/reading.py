@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
-from minibox_store import _files
+from minibox_store import _moving
 from minibox_store.codec import decode_archive_metadata
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
@@ -139,7 +139,7 @@ class ArchiveReader:
         offset = self._start + member.data_offset
         if offset + member.size_bytes > os.fstat(self._file_descriptor).st_size:
             raise InvalidArchive("the archive ends inside the data of this member", member.name)
-        return _files.FileStream(self._file_descriptor, offset, member.size_bytes, owns_descriptor=False)
+        return _moving.FileStream(self._file_descriptor, offset, member.size_bytes, owns_descriptor=False)
 
 
 def _regular_file(file: Archive | BinaryIO) -> tuple[int | None, int]:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from minibox_store import _files, media_types
+from minibox_store import _files, _moving, media_types
 from minibox_store._room import check_room
 from minibox_store.codec import ArchiveMetadata, decode_document, encode_archive_metadata
 from minibox_store.digest import Digest, Verifier
@@ -105,7 +105,7 @@ class ArchiveWriter:
         name, root = self._named
         metadata = encode_archive_metadata(ArchiveMetadata(image=name, manifest_digest=root.digest))
         self._write_header("meta.json", len(metadata))
-        _files.write_all(self._file_descriptor, metadata + padding(len(metadata)))
+        _moving.write_all(self._file_descriptor, metadata + padding(len(metadata)))
         written: set[Digest] = set()
         followed: set[Digest] = set()  # what is a layer here may be a document there, and only that has children
         todo = [root]
@@ -117,10 +117,10 @@ class ArchiveWriter:
             if media_types.is_document(descriptor.media_type) and descriptor.digest not in followed:
                 followed.add(descriptor.digest)
                 todo.extend(reversed(self._children(descriptor)))
-        _files.write_all(self._file_descriptor, END_OF_ARCHIVE)
+        _moving.write_all(self._file_descriptor, END_OF_ARCHIVE)
 
     def _write_header(self, name: str, size_bytes: int) -> None:
-        _files.write_all(self._file_descriptor, encode_header(Member(name=name, size_bytes=size_bytes)))
+        _moving.write_all(self._file_descriptor, encode_header(Member(name=name, size_bytes=size_bytes)))
 
     def _write_member(self, name: str, wanted: Descriptor) -> None:
         if wanted.digest not in self._sources:
@@ -131,15 +131,15 @@ class ArchiveWriter:
         try:
             if isinstance(stream, RangeStream):
                 # The file of a store, whose bytes were verified as they were stored: the kernel moves them unseen.
-                written_bytes = _files.append_stream(stream, self._file_descriptor)
+                written_bytes = _moving.append_stream(stream, self._file_descriptor)
                 _check_size(descriptor, written_bytes)
             else:
                 verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-                _files.append_stream(stream, self._file_descriptor, verifier)
+                _moving.append_stream(stream, self._file_descriptor, verifier)
                 verifier.finish()
         finally:
             stream.close()
-        _files.write_all(self._file_descriptor, padding(descriptor.size_bytes))
+        _moving.write_all(self._file_descriptor, padding(descriptor.size_bytes))
 
     def _children(self, descriptor: Descriptor) -> list[Descriptor]:
         content = read_content(self._sources[descriptor.digest][1], descriptor)

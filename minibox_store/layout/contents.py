@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from minibox_store.digest import Digest, Verifier
 from minibox_store.errors import ContentMismatch
 
@@ -14,7 +14,7 @@ def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
         return False
     verifier = Verifier(digest, size_bytes)
     try:
-        _files.hash_range(opened, 0, size_bytes, verifier)
+        _moving.hash_range(opened, 0, size_bytes, verifier)
         verifier.finish()
     except ContentMismatch:
         return False

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import attrs
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from minibox_store.codec import decode_layout_index
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import InvalidDocument
@@ -114,7 +114,7 @@ class History:
     @contextmanager
     def _writing(self, number: int, content: bytes) -> Iterator[None]:
         with _files.replacing_file(self._path(number), mode=_MODE, durable=self.durable) as opened:
-            _files.write_all(opened, content)
+            _moving.write_all(opened, content)
             if self.durable:
                 _files.sync_file(opened)
             yield

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from minibox_store.limits import MEBIBYTE
 
 _END = "."
@@ -48,7 +48,7 @@ class Journal:
     def rewrite(self, lines: Iterable[tuple[str, ...]]) -> None:
         """Replace all lines, in one step, under the store lock; what somebody adds at this very moment may be lost."""
         with _files.replacing_file(self.path, mode=0o600, durable=False) as opened:
-            _files.write_all(opened, _encoded(lines))
+            _moving.write_all(opened, _encoded(lines))
 
     def size_bytes(self) -> int:
         """Return how large it is."""

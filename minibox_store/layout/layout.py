@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
-from minibox_store import _files, _locks
+from minibox_store import _files, _locks, _moving
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
@@ -217,7 +217,7 @@ class Layout:
             with self.store_lock("making the store"):
                 if not self._has_marker():
                     with _files.replacing_file(paths.marker, mode=_FILE_MODE, durable=self.durable) as opened:
-                        _files.write_all(opened, encode_layout_marker())
+                        _moving.write_all(opened, encode_layout_marker())
                 if not _files.exists(paths.index):
                     # A missing index beside blobs is damage, never "empty": the reading says so.
                     with self.replacing_index(self.read_index()):
@@ -280,7 +280,7 @@ class Layout:
         with self.history.recording(present, content):
             try:
                 with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened:
-                    _files.write_all(opened, content)
+                    _moving.write_all(opened, content)
                     if self.durable:
                         _files.sync_file(opened)
                     yield
@@ -296,7 +296,7 @@ class Layout:
         with suppress(OSError):
             if present is not None and _files.read_whole(self.paths.index, self.limits.index_bytes) == content:
                 with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=False) as opened:
-                    _files.write_all(opened, present)
+                    _moving.write_all(opened, present)
 
     def sync_index(self) -> None:
         """Let what index.json says now survive a loss of power, whoever has written it. Under the store lock."""

@@ -1,4 +1,4 @@
-"""What the generations of index.json are good for beside undoing: names that were lost, an index that was damaged."""
+"""What can be found again of a store: names that were lost, an index that was damaged, images that nothing names."""
 
 import os
 from contextlib import suppress
@@ -6,11 +6,13 @@ from contextlib import suppress
 import attrs
 
 from minibox_store import _files, media_types
+from minibox_store.codec import describe_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, NothingToDo, StoreDamaged, StoreError
-from minibox_store.graph import walk
+from minibox_store.graph import read_content, walk
 from minibox_store.layout.history import Generation
+from minibox_store.layout.inventory import map_images
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import name_of, names_of
 from minibox_store.reports import IndexRepair, LostName
@@ -37,6 +39,38 @@ def find_lost_names(layout: Layout) -> tuple[LostName, ...]:
             if whole[descriptor.digest]:
                 found[name] = LostName(name=name, descriptor=descriptor, generation=generation.number)
     return tuple(found[name] for name in sorted(found))
+
+
+def find_nameless(layout: Layout) -> tuple[Descriptor, ...]:
+    """Return each manifest or index that nothing reaches, and below which everything is there; sorted by digest.
+
+    What another one of these reaches is not told beside it.
+
+    Raises:
+        IncompleteImage, StoreDamaged: when a root or a document cannot be read: nobody knows what is reached then.
+    """
+    inventory, images = map_images(layout)
+    found: dict[Digest, Descriptor] = {}
+    below: set[Digest] = set()
+    for digest, size_bytes in inventory.unneeded(images).items():
+        root = _document(layout, digest, size_bytes)
+        if root is not None and _is_whole(layout, root):
+            found[digest] = root
+            reached = walk(layout, root, limits=layout.limits)
+            below.update(node.descriptor.digest for node in reached if node.descriptor.digest != digest)
+    return tuple(found[digest] for digest in sorted(found) if digest not in below)
+
+
+def _document(layout: Layout, digest: Digest, size_bytes: int) -> Descriptor | None:
+    """Return the descriptor of a blob that is a manifest or index, None where it is something else."""
+    if size_bytes > layout.limits.document_bytes:
+        return None
+    wanted = Descriptor(media_type="", digest=digest, size_bytes=size_bytes)
+    try:
+        described = describe_document(read_content(layout, wanted, layout.limits), str(digest))
+    except StoreError:
+        return None
+    return attrs.evolve(described, digest=digest)
 
 
 def _is_whole(layout: Layout, root: Descriptor) -> bool:

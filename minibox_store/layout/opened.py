@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, IncompleteImage
@@ -42,7 +42,7 @@ class OpenedImage:
         if digest not in self.files:
             raise BlobNotFound(str(digest))
         rest_bytes = descriptor.size_bytes - offset
-        return _files.FileStream(self.files[digest], offset, rest_bytes, owns_descriptor=False)
+        return _moving.FileStream(self.files[digest], offset, rest_bytes, owns_descriptor=False)
 
     def close(self) -> None:
         """Close every file."""

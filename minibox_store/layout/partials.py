@@ -11,7 +11,7 @@ import stat
 import time
 from contextlib import suppress
 
-from minibox_store import _files, _locks
+from minibox_store import _files, _locks, _moving
 from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
@@ -70,12 +70,12 @@ class Partial:
 
     def _fetch_rest(self, descriptor: Descriptor, source: BlobSource, had_bytes: int) -> None:
         verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-        _files.hash_range(self.file_descriptor, 0, had_bytes, verifier)
+        _moving.hash_range(self.file_descriptor, 0, had_bytes, verifier)
         os.lseek(self.file_descriptor, had_bytes, os.SEEK_SET)
         if had_bytes < descriptor.size_bytes or not had_bytes:
             stream = source.open_blob(descriptor, had_bytes)
             try:
-                _files.append_stream(stream, self.file_descriptor, verifier)
+                _moving.append_stream(stream, self.file_descriptor, verifier)
             finally:
                 stream.close()
         verifier.finish()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from minibox_store import _files, _signatures, media_types
+from minibox_store import _files, _moving, _signatures, media_types
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, StoreDamaged
 from minibox_store.graph import ContentStream
@@ -56,7 +56,7 @@ def open_settled_stream(path: str, descriptor: Descriptor, offset: int, seconds:
     A document of up to ``limit_bytes`` is read here, whole: its file may be emptied once it has been opened.
     """
     if not media_types.is_document(descriptor.media_type) or descriptor.size_bytes > limit_bytes:
-        return _files.FileStream(_open_sized(path, descriptor), offset, descriptor.size_bytes - offset)
+        return _moving.FileStream(_open_sized(path, descriptor), offset, descriptor.size_bytes - offset)
     content = read_settled(lambda: _read_sized(path, descriptor), path, ContentMismatch, seconds)
     return ContentStream(content, offset)
 
@@ -83,8 +83,11 @@ def _open_sized(path: str, descriptor: Descriptor) -> int:
 
 
 def _read_sized(path: str, descriptor: Descriptor) -> bytes:
-    with open(_open_sized(path, descriptor), "rb") as file:
-        content = file.read(descriptor.size_bytes + 1)
+    opened = _open_sized(path, descriptor)
+    try:
+        content = _moving.read_beginning(opened, descriptor.size_bytes + 1)
+    finally:
+        os.close(opened)
     _check_size(len(content), descriptor)
     return content
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from minibox_store import _files, _locks, media_types
+from minibox_store import _files, _locks, _moving, media_types
 from minibox_store._room import check_room
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
@@ -207,7 +207,7 @@ class Transaction:
         opened = _files.open_new(path)
         try:
             verifier = Verifier(digest, size_bytes)
-            _files.append_stream(stream, opened, verifier)
+            _moving.append_stream(stream, opened, verifier)
             found = verifier.finish()
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")
@@ -232,7 +232,7 @@ class Transaction:
         if size_bytes != descriptor.size_bytes:
             raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
         opened = _files.open_regular(self._where(descriptor.digest))
-        return _files.FileStream(opened, offset, size_bytes - offset)
+        return _moving.FileStream(opened, offset, size_bytes - offset)
 
     # ---- pins
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage
@@ -47,7 +47,7 @@ def stage(end: StageEnd) -> BlobStage:
 def in_file(path: Path, content: bytes) -> BlobStream:
     """Return content as a range of a file, with other bytes before and behind it."""
     path.write_bytes(b"before" + content + b"behind")
-    return _files.FileStream(_files.open_regular(str(path)), len(b"before"), len(content))
+    return _moving.FileStream(_files.open_regular(str(path)), len(b"before"), len(content))
 
 
 @pytest.mark.parametrize("name", CONTENTS)

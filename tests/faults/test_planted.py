@@ -63,7 +63,7 @@ def change_in_every_way(root: Path) -> None:
         lambda: store.tag("image:1", "tag:1"),
         lambda: store.remove("tag:1"),
         store.undo,
-        store.repair_index,
+        store.repair,
         store.prune,
     )
     for action in actions:
@@ -193,7 +193,7 @@ def test_S19_what_is_unfinished_set_aside_or_kept_is_for_its_owner_alone_whateve
             writer.write_blob(layer, BreakingSource(memory_of({"x": OTHER}), [layer.digest], CUT, after_bytes=10))
         store.load(root.parent / "a.tar")
         (root / "index.json").write_bytes(b"{")
-        store.repair_index()
+        store.repair()
         # Unfinished bytes are 0600; a verified blob is 0444 from the moment at which it has its pin.
         # For a moment the umask takes from a new file what its owner is given behind it.
         new = {0o600, 0o600 & ~umask}
@@ -224,7 +224,7 @@ def test_S19_the_store_of_another_user_is_neither_undone_nor_mended_nor_pulled_i
     (root / "index.json").write_bytes(b"{")
     damaged = snapshot(root)
     with pytest.raises(StoreUnavailable, match=f"{root}.*another user"):
-        store.repair_index()
+        store.repair()
     assert snapshot(root) == damaged
     assert damaged.keys() == before.keys()
 

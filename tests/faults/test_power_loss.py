@@ -219,7 +219,7 @@ def test_the_power_may_go_while_an_index_is_mended(disk: Path, links: bool) -> N
     def mend(system: OsProxy) -> None:
         if not links:
             no_hard_links(system)
-        open_at(scene.folder, "full").repair_index()
+        open_at(scene.folder, "full").repair()
 
     scene.recording.run(mend)
     for number, left in enumerate(scene.recording.disks(random.Random(0), drawn=DRAWN)):
@@ -232,7 +232,7 @@ def test_the_power_may_go_while_an_index_is_mended(disk: Path, links: bool) -> N
             folder = disk / str(number)
             folder.mkdir()
             left.write_to(folder)
-            open_store(folder / "store").repair_index()
+            open_store(folder / "store").repair()
             assert read_names(folder / "store") == scene.before, left
 
 

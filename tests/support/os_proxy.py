@@ -1,7 +1,8 @@
 """The ``os`` module as one module of the library sees it, in a test's hands: counted, failing, blocking, or the end.
 
-It takes the place of ``minibox_store._files.os``, through which every change to a store goes (and of ``shutil.os``, by
-which whole trees are removed). Nothing of the library is replaced: only the system below it answers otherwise.
+It takes the place of ``os`` in ``minibox_store._files`` and ``_moving``, through which every change to a store goes
+(and of ``shutil.os``, by which whole trees are removed). Nothing of the library is replaced: only the system below it
+answers otherwise.
 """
 
 import errno
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 
 # What changes something on a disk: the operations at which a process may die, and at which a disk may fail.
 CHANGES = frozenset(
@@ -240,10 +241,11 @@ def _paths(name: str, arguments: tuple[Any, ...]) -> Iterator[str]:
 
 @contextmanager
 def replaced_os(*, trees: bool = False) -> Iterator[OsProxy]:
-    """Put a proxy in the place of ``minibox_store._files.os`` for the block; and, with ``trees``, of ``shutil.os``."""
+    """Put a proxy in the place of the library's ``os`` for the block; and, with ``trees``, of ``shutil.os``."""
     proxy = OsProxy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_files, "os", proxy)
+        patch.setattr(_moving, "os", proxy)
         if trees:
             patch.setattr("shutil.os", proxy)
         yield proxy

@@ -1,7 +1,7 @@
 """A recording of every change that work makes to a folder, and the disks that a loss of power may leave of it.
 
-The recording stands where :mod:`tests.support.os_proxy` does: in the place of ``minibox_store._files.os``, and of
-``shutil.os``. What it would miss is shown by :meth:`Recording.check_complete`: with nothing lost, the model must say
+The recording stands where :mod:`tests.support.os_proxy` does: in the place of ``os`` in ``_files``, ``_moving`` and
+``shutil``. What it would miss is shown by :meth:`Recording.check_complete`: with nothing lost, the model must say
 just what lies in the folder. Only the notes in lock files are written past it, and they mean nothing after a crash.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from tests.support.disk_model import (
     ROOT,
     Change,
@@ -211,6 +211,7 @@ class _in_place:  # noqa: N801  # it is used as a function is
 
     def __enter__(self) -> None:
         self._patch.setattr(_files, "os", self._system)
+        self._patch.setattr(_moving, "os", self._system)
         self._patch.setattr("shutil.os", self._system)
 
     def __exit__(self, *_: object) -> None:

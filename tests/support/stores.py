@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minibox_store import Descriptor, Store
+from minibox_store import Descriptor, IndexRepair, Store
 from minibox_store.layout import Layout
 from tests.support.forks import not_possible
 from tests.support.images import BuiltImage
@@ -45,6 +45,13 @@ def blob(root: Path, digest: str) -> Path:
 def layer_of(image: BuiltImage, number: int = 0) -> Descriptor:
     """Return the descriptor of a layer."""
     return next(each for each in descriptors_of(image) if str(each.digest) == image.layer_digests[number])
+
+
+def mend_index(store: Store) -> IndexRepair:
+    """Repair a store whose index.json cannot be read, and return what was done about that."""
+    report = store.repair().index
+    assert report is not None
+    return report
 
 
 def rot(path: Path) -> None:

@@ -1,0 +1,132 @@
+"""Bytes of open files: read, written, hashed, and moved inside the kernel where both ends are files.
+
+As in :mod:`minibox_store._files`, each operation is one call of ``os`` from this module.
+"""
+
+import errno
+import os
+
+from minibox_store.digest import Verifier
+from minibox_store.limits import MEBIBYTE
+from minibox_store.protocols import BlobStream, FileRange, RangeStream
+
+BUFFER_BYTES = MEBIBYTE
+STEP_BYTES = 16 * MEBIBYTE
+
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+
+
+class FileStream:
+    """Part of an open regular file, as the bytes of a blob; the kernel may move them.
+
+    Reads by position, so that several streams may share a descriptor; closes it only if it owns it.
+    """
+
+    def __init__(self, descriptor: int, offset: int, size_bytes: int, *, owns_descriptor: bool = True) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+        self._end = offset + size_bytes
+        self._owned = owns_descriptor
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of ``buffer``; 0 at the end."""
+        room = min(len(buffer), self._end - self._offset)
+        count = os.preadv(self._descriptor, [buffer[:room]], self._offset) if room > 0 else 0
+        self._offset += count
+        return count
+
+    def next_range(self, limit_bytes: int, /) -> FileRange:
+        """Return the next bytes as a range of the file, and pass them."""
+        size_bytes = max(0, min(limit_bytes, self._end - self._offset))
+        found = FileRange(file_descriptor=self._descriptor, offset=self._offset, size_bytes=size_bytes)
+        self._offset += size_bytes
+        return found
+
+    def close(self) -> None:
+        """Close the descriptor, if the stream owns it."""
+        if self._owned:
+            self._owned = False
+            os.close(self._descriptor)
+
+
+def append_stream(stream: BlobStream, descriptor: int, verifier: Verifier | None = None) -> int:
+    """Append the rest of ``stream`` to the open file, and return how many bytes that was.
+
+    Where the stream's bytes lie in a file, the kernel moves them, and what the verifier sees is read back from
+    the copy: the bytes verified are the bytes kept.
+    """
+    position = start = os.lseek(descriptor, 0, os.SEEK_CUR)
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    if isinstance(stream, RangeStream):
+        while (source := stream.next_range(STEP_BYTES)).size_bytes:
+            _copy_range(source, descriptor, position, buffer)
+            if verifier is not None:
+                hash_range(descriptor, position, source.size_bytes, verifier, buffer)
+            position += source.size_bytes
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return position - start
+    while count := stream.readinto(buffer):
+        if verifier is not None:
+            verifier.update(buffer[:count])
+        write_all(descriptor, buffer[:count])
+        position += count
+    return position - start
+
+
+def hash_range(
+    descriptor: int, offset: int, size_bytes: int, verifier: Verifier, buffer: memoryview | None = None
+) -> None:
+    """Let ``verifier`` see ``size_bytes`` of an open file from ``offset`` on, by bounded reads."""
+    buffer = memoryview(bytearray(BUFFER_BYTES)) if buffer is None else buffer
+    end = offset + size_bytes
+    while offset < end:
+        count = os.preadv(descriptor, [buffer[: min(len(buffer), end - offset)]], offset)
+        if count == 0:
+            raise OSError(errno.EIO, "the file became shorter while it was read")
+        verifier.update(buffer[:count])
+        offset += count
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` where the descriptor stands."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _copy_range(source: FileRange, descriptor: int, position: int, buffer: memoryview) -> None:
+    """Copy a range inside the kernel where it can, else through ``buffer``."""
+    offset, end = source.offset, source.offset + source.size_bytes
+    while offset < end:
+        try:
+            count = os.copy_file_range(source.file_descriptor, descriptor, end - offset, offset, position)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            count = _send_range(source.file_descriptor, descriptor, offset, position, end - offset, buffer)
+        if count == 0:
+            raise OSError(errno.EIO, "the file to copy from became shorter while it was read")
+        offset += count
+        position += count
+
+
+def _send_range(source: int, target: int, offset: int, position: int, size_bytes: int, buffer: memoryview) -> int:
+    os.lseek(target, position, os.SEEK_SET)
+    try:
+        return os.sendfile(target, source, offset, size_bytes)
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+    count = os.preadv(source, [buffer[: min(len(buffer), size_bytes)]], offset)
+    write_all(target, buffer[:count])
+    return count
+
+
+def read_beginning(descriptor: int, limit_bytes: int) -> bytes:
+    """Return the first bytes of an open file: all of them, if they are not more than ``limit_bytes``."""
+    content = bytearray(limit_bytes)
+    filled = 0
+    with memoryview(content) as view:
+        while filled < limit_bytes and (count := os.preadv(descriptor, [view[filled:]], filled)):
+            filled += count
+    return bytes(content[:filled])

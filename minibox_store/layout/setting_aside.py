@@ -1,0 +1,51 @@
+"""Taking what is wrong out of ``blobs/``, when there is nothing right to put in its place. It is kept."""
+
+import os
+
+from minibox_store import _files, _signatures
+from minibox_store.digest import Digest
+from minibox_store.layout.contents import is_content
+from minibox_store.layout.layout import Layout
+from minibox_store.layout.paths import pin_name
+
+
+def has_content(layout: Layout, digest: Digest) -> bool:
+    """Whether the bytes in a blob's place are those that its digest names, however many a descriptor says there are."""
+    try:
+        opened = _files.open_regular(layout.paths.blob(digest))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _files.DAMAGE:
+            raise
+        return False
+    try:
+        return is_content(opened, digest, os.fstat(opened).st_size)
+    except OSError as error:
+        if error.errno not in _files.DAMAGE:
+            raise
+        return False
+    finally:
+        os.close(opened)
+
+
+def set_aside(layout: Layout, digest: Digest, seen: _signatures.Signature | None) -> str | None:
+    """Move what lies in a blob's place to ``quarantine/``, and return where, relative to the store's root.
+
+    Args:
+        layout: the store.
+        digest: of the blob.
+        seen: what was found to be wrong. Another thing in its place is left alone, and nothing is returned.
+    """
+    path = layout.paths.blob(digest)
+    if seen is None:
+        return None
+    with layout.store_lock("setting a wrong blob aside"):
+        if _signatures.signature(path) != seen:
+            return None
+        aside = layout.quarantine_path(pin_name(digest))
+        _files.rename_file(path, aside)
+        if layout.durable:
+            _files.sync_directory(os.path.dirname(aside))
+            _files.sync_directory(os.path.dirname(path))
+    return os.path.relpath(aside, layout.paths.root)
