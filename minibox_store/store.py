@@ -84,7 +84,12 @@ class Store(ExaminedStore, Generations):
     # ---- looking
 
     def images(self) -> tuple[Image, ...]:
-        """Return every named image, sorted by name; the very same tuple as long as nothing has changed."""
+        """Return every named image, sorted by name; the very same tuple as long as nothing has changed.
+
+        What other processes do is seen at once; a document that was changed in its place, which nobody may do, within
+        a second. What many documents say is left in the store, in ``listing.cache``, for the next process, if this
+        one may write there; it may be removed at any time, and nothing else believes it.
+        """
         with file_errors(self.root):
             return self._listing.images()
 

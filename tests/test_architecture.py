@@ -22,7 +22,10 @@ TOP_LEVEL = {
 MOST_LINES = 400
 
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
-VALUES = {"errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "limits"}
+VALUES = {
+    *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "limits"),
+    "summaries",
+}
 CORE = {"codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "image_map"}
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures"}
