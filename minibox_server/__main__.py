@@ -124,7 +124,7 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
         if not settings.host:
             dual = socket.has_dualstack_ipv6()
             family = socket.AF_INET6 if dual else socket.AF_INET
-            return [socket.create_server(("", settings.port), family=family, dualstack_ipv6=dual)]
+            return [_hurried(socket.create_server(("", settings.port), family=family, dualstack_ipv6=dual))]
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         sockets = [_listen(family, address) for family, _, _, _, address in found]
         if not any(sockets):
@@ -137,12 +137,18 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
 
 def _listen(family: int, address: Any) -> socket.socket | None:
     try:
-        return socket.create_server(address, family=family)
+        return _hurried(socket.create_server(address, family=family))
     except OSError as error:
         # The other address of a name such as localhost may be of a family that this machine does not have.
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             return None
         raise
+
+
+def _hurried(listening: socket.socket) -> socket.socket:
+    """Let each connection that is accepted send what it has at once: asyncio does so with its own sockets alone."""
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

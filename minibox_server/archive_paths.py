@@ -27,7 +27,8 @@ _OWN_NAMES = frozenset(
     }
 )
 _OWN_BEGINNINGS = (
-    *("index.json", "oci-layout", "state.json", ".index.json.", ".oci-layout.", "tmp-pull-", "tmp-layer-"),
+    *("index.json", "oci-layout", "state.json", "listing.cache"),
+    *(".index.json.", ".oci-layout.", ".listing.cache.", "tmp-pull-", "tmp-layer-"),
 )
 
 _PINNED = os.O_PATH | os.O_CLOEXEC

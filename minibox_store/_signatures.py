@@ -2,8 +2,14 @@
 
 import os
 import stat
+from collections.abc import Iterable
 
 import attrs
+
+from minibox_store.summaries import FileState
+
+# Device, inode, and the times of the last change of its entries and of itself, in nanoseconds.
+FolderState = tuple[int, int, int, int]
 
 
 @attrs.frozen
@@ -27,16 +33,37 @@ def signature(path: str) -> Signature | None:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_regular)
 
 
-def is_unchanged(path: str, known: Signature | None) -> bool:
-    """Whether what is at ``path`` has this signature still; asked thousands of times for one listing."""
+def file_state(path: str) -> FileState | None:
+    """Return the state of what is at ``path``, a link itself; None where there is nothing."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        return known is None
-    return (
-        known is not None
-        and status.st_mtime_ns == known.mtime_nanoseconds
-        and status.st_ino == known.inode
-        and status.st_size == known.size_bytes
-        and status.st_dev == known.device
-    )
+        return None
+    return status.st_size, status.st_ino, status.st_mtime_ns
+
+
+def are_unchanged(files: Iterable[tuple[str, FileState | None]]) -> bool:
+    """Whether each of these paths has the state still that is told with it; asked of thousands at once."""
+    lstat = os.lstat
+    for path, known in files:
+        try:
+            status = lstat(path)
+        except FileNotFoundError:
+            if known is None:
+                continue
+            return False
+        if known != (status.st_size, status.st_ino, status.st_mtime_ns):
+            return False
+    return True
+
+
+def folder_state(path: str) -> FolderState | None:
+    """Return the state of a folder, through links; None where there is none.
+
+    It changes whenever an entry is added, renamed or removed, or the folder itself is another one.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns

@@ -91,7 +91,10 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
     def images(self, chosen_by: "ImageFilter | None" = None, /) -> tuple[Image, ...]:
         """Return every named image, or those that a filter chooses, sorted by name.
 
-        Without a filter it is the very same tuple as long as nothing has changed.
+        Without a filter it is the very same tuple as long as nothing has changed. What other processes do is seen at
+        once; a document that was changed in its place, which nobody may do, within a second. What many documents say is
+        left in the store, in ``listing.cache``, for the next process, if this one may write there; it may be removed at
+        any time, and nothing else believes it.
 
         Raises:
             IncompleteImage, StoreDamaged: when what a filter asks about cannot be read.

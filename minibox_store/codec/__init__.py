@@ -28,9 +28,11 @@ from minibox_store.codec.manifests import (
     describe_document,
     encode_document,
 )
+from minibox_store.codec.summaries import SummaryTable, decode_summaries, encode_summaries
 
 __all__ = [
     "ArchiveMetadata",
+    "SummaryTable",
     "TokenAnswer",
     "decode_archive_metadata",
     "decode_config",
@@ -39,10 +41,12 @@ __all__ = [
     "decode_layout_index",
     "decode_layout_marker",
     "decode_registry_errors",
+    "decode_summaries",
     "decode_token_answer",
     "describe_document",
     "encode_archive_metadata",
     "encode_document",
     "encode_layout_index",
     "encode_layout_marker",
+    "encode_summaries",
 ]

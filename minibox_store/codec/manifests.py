@@ -212,7 +212,7 @@ def descriptor_object(descriptor: Descriptor) -> dict[str, object]:
         "size": descriptor.size_bytes,
     }
     if descriptor.platform is not None:
-        value["platform"] = _platform_object(descriptor.platform)
+        value["platform"] = platform_object(descriptor.platform)
     if descriptor.annotations:
         value["annotations"] = dict(sorted(descriptor.annotations.items()))
     if descriptor.artifact_type is not None:
@@ -222,7 +222,8 @@ def descriptor_object(descriptor: Descriptor) -> dict[str, object]:
     return value
 
 
-def _platform_object(platform: Platform) -> dict[str, object]:
+def platform_object(platform: Platform) -> dict[str, object]:
+    """Return a platform as the JSON object that it is in a document."""
     value: dict[str, object] = {"architecture": platform.architecture, "os": platform.os}
     if platform.variant is not None:
         value["variant"] = platform.variant

@@ -17,7 +17,9 @@ from minibox_store.reports import Removal
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
-_UNFINISHED_WRITE = re.compile(r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names)\.[0-9a-f]{16}\.tmp")
+_UNFINISHED_WRITE = re.compile(
+    r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names|listing\.cache)\.[0-9a-f]{16}\.tmp"
+)
 
 
 def is_alive(transaction: str) -> bool:
@@ -71,7 +73,8 @@ class Broom:
         for path in itertools.chain(*map(_children, (paths.root, paths.history, paths.journal))):
             name = os.path.basename(path)
             if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
-                # Files are written anew under the store lock alone, so under it they are nobody's.
+                # Files are written anew under the store lock alone, so under it they are nobody's. A listing's cache is
+                # written without: whoever is just writing one goes without it.
                 removal = self._removal(path, "temporary", "left by interrupted work")
                 if self._dry_run:
                     self._removed.append(removal)

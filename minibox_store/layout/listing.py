@@ -1,47 +1,57 @@
 """What a store holds, as images: read once, and again only where something has changed.
 
-index.json is read whole at every call, and each manifest's file is looked at, so that what another process did, and
-a manifest that has gone, is seen at once. What manifests and configs say is kept by digest, and forgotten with it.
+index.json is read whole at every call. A document's file that has gone, come or been replaced is seen at once, and so
+is each change of a document that could not be read; one that was changed in place, which nobody may do, is seen within
+a second (:mod:`minibox_store.layout.stillness`). What documents say is kept by digest, and forgotten with it.
 """
 
-from collections.abc import Iterator
 from operator import itemgetter
 
 import attrs
 
-from minibox_store import media_types
-from minibox_store._signatures import Signature, is_unchanged, signature
-from minibox_store.codec import decode_config
-from minibox_store.digest import Digest
-from minibox_store.documents import ConfigSummary, Descriptor, LayoutIndex, Manifest, Node
-from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
-from minibox_store.graph import read_content, walk
+from minibox_store import _signatures, media_types
+from minibox_store.codec import SummaryTable
+from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.listing_cache import read_cache, write_cache
+from minibox_store.layout.stillness import BlobFolders, Glance
+from minibox_store.layout.summarising import summarise
 from minibox_store.layout_index import NAME_ANNOTATION, names_of
-from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource
-
-_UNREADABLE = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
-
+from minibox_store.summaries import FileState, ImageSummary
 
 _ATTEMPTS = 3
+# To read a few images anew costs less than to ask the cache, and much less than to write it. So it is written once
+# so many are not in it, or such a part of all: a store that grows image by image pays each time for that one alone.
+_WORTH_KEEPING = 64
+_PART_WORTH_KEEPING = 64
+
+# A root by all that its entry says of it; of its digest the text, which is hashed much faster.
+Key = tuple[str, int, str]
+Summaries = dict[Key, ImageSummary]
+Files = tuple[tuple[str, FileState | None], ...]
 
 
 @attrs.frozen(kw_only=True)
-class _Summary:
-    """What the documents of one root say, and in which state their files were when they were read."""
+class _Listed:
+    """One listing, and all that it hangs on.
 
-    size_bytes: int
-    platform: Platform | None = None
-    platforms: tuple[Platform, ...] = ()
-    created: str | None = None
-    layers: int = 0
-    damaged: bool = False
-    files: tuple[tuple[str, Signature | None], ...] = ()
+    Attributes:
+        glance: at the folders, before the files were looked at last.
+        index: that it was made of; None for what is known before the first.
+        images: the listing.
+        summaries: of the images.
+        files: of all documents.
+        doubtful: of those that are not complete: somebody may mend them in place, and these few cost little.
+    """
 
-    def is_current(self) -> bool:
-        return all(is_unchanged(path, known) for path, known in self.files)
+    glance: Glance | None = None
+    index: LayoutIndex | None = None
+    images: tuple[Image, ...] = ()
+    summaries: Summaries = attrs.field(factory=dict)
+    files: Files = ()
+    doubtful: Files = ()
 
 
 class Listing:
@@ -49,8 +59,9 @@ class Listing:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._summaries: dict[Digest, _Summary] = {}
-        self._last: tuple[LayoutIndex | None, tuple[Image, ...]] = (None, ())
+        self._folders = BlobFolders(layout.paths)
+        self._listed = _Listed()
+        self._unkept = 0
 
     def images(self) -> tuple[Image, ...]:
         """Return every named image, sorted by name; the very same tuple as long as nothing has changed.
@@ -59,118 +70,108 @@ class Listing:
             StoreDamaged: when index.json cannot be read.
         """
         for _ in range(_ATTEMPTS):
+            glance = self._folders.glance()
             index = self._layout.read_index()
-            last_index, images = self._last
-            if index is last_index and all(summary.is_current() for summary in self._summaries.values()):
-                return images
-            found = sorted(names_of(index), key=itemgetter(0))
-            summaries = {descriptor.digest: self._summary(descriptor) for _, descriptor in found}
-            images = tuple(_image(name, descriptor, summaries[descriptor.digest]) for name, descriptor in found)
+            listed = self._listed
+            if index is listed.index and self._is_current(listed, glance):
+                return listed.images
+            listed = self._list(index, glance)
             # An image whose name goes meanwhile, and its blobs with it, is not damaged.
-            if not any(image.damaged for image in images) or self._layout.read_index() is index:
+            if not any(image.damaged for image in listed.images) or self._layout.read_index() is index:
                 break
-        self._summaries = summaries
-        self._last = (index, images)
-        return images
+        self._listed = listed
+        return listed.images
 
     def image(self, name: str, descriptor: Descriptor, source: BlobSource | None = None) -> Image:
         """Return one image whose entry is at hand, read from ``source`` if that has it open."""
-        summary = self._summary(descriptor) if source is None else self._summarise(descriptor, source)
-        return _image(name, descriptor, summary)
+        summary = None if source is not None else self._known(self._listed.summaries.get(_key(descriptor)))
+        return _image(name, descriptor, summary or summarise(self._layout, descriptor, source))
 
-    def _summary(self, descriptor: Descriptor) -> _Summary:
-        known = self._summaries.get(descriptor.digest)
-        if known is not None and known.is_current():
-            return known
-        return self._summarise(descriptor, self._layout)
+    def _is_current(self, listed: _Listed, glance: Glance) -> bool:
+        if listed.glance is not None and listed.glance.covers(glance):
+            return _signatures.are_unchanged(listed.doubtful)
+        if not _signatures.are_unchanged(listed.files):
+            return False
+        self._listed = attrs.evolve(listed, glance=glance)
+        return True
 
-    def _summarise(self, descriptor: Descriptor, source: BlobSource) -> _Summary:
-        files = _Files(self._layout)
-        files.add(descriptor)
-        nodes = []
-        try:
-            with self._layout.naming_damage():
-                for node in walk(source, descriptor, limits=self._layout.limits, allow_absent_manifests=True):
-                    files.add(node.descriptor)
-                    nodes.append(node)
-        except _UNREADABLE as error:
-            files.add_culprit(error)
-            return _Summary(size_bytes=descriptor.size_bytes, damaged=True, files=files.seen())
-        if isinstance(nodes[-1].document, Manifest):
-            return self._of_manifest(descriptor, nodes[-1].document, source, files)
-        distinct = {node.descriptor.digest: node for node in nodes}
-        return _Summary(
-            size_bytes=sum(node.descriptor.size_bytes for node in distinct.values()),
-            platforms=tuple(dict.fromkeys(_platforms(nodes))),
-            layers=sum(node.role == "layer" for node in distinct.values()),
-            files=files.seen(),
+    def _list(self, index: LayoutIndex, glance: Glance) -> _Listed:
+        found = [(name, descriptor, _key(descriptor)) for name, descriptor in names_of(index)]
+        found.sort(key=itemgetter(0))
+        summaries = self._summaries({key: descriptor for _, descriptor, key in found})
+        return _Listed(
+            glance=glance,
+            index=index,
+            images=tuple([_image(name, descriptor, summaries[key]) for name, descriptor, key in found]),
+            summaries=summaries,
+            files=self._files(summaries, doubtful=False),
+            doubtful=self._files(summaries, doubtful=True),
         )
 
-    def _of_manifest(self, descriptor: Descriptor, manifest: Manifest, source: BlobSource, files: "_Files") -> _Summary:
-        config = self._config(manifest.config, source)
-        platform = config.platform or descriptor.platform
-        return _Summary(
-            size_bytes=descriptor.size_bytes
-            + manifest.config.size_bytes
-            + sum(layer.size_bytes for layer in manifest.layers),
-            platform=platform,
-            platforms=(platform,) if platform else (),
-            created=config.created,
-            layers=len(manifest.layers),
-            files=files.seen(),
-        )
+    def _summaries(self, roots: dict[Key, Descriptor]) -> Summaries:
+        summaries: Summaries = {}
+        known = self._listed.summaries
+        missing = {}
+        for key, root in roots.items():
+            summary = self._known(known.get(key))
+            if summary is None:
+                missing[key] = root
+            else:
+                summaries[key] = summary
+        kept = read_cache(self._layout.paths) if len(missing) >= _WORTH_KEEPING else SummaryTable()
+        for key, root in missing.items():
+            summary = self._known(kept.find(root))
+            if summary is None:
+                summary = summarise(self._layout, root)
+                self._unkept += summary.is_complete
+            summaries[key] = summary
+        if self._unkept >= max(_WORTH_KEEPING, len(summaries) // _PART_WORTH_KEEPING):
+            self._unkept = 0  # were it not written, the next attempt would fail as well
+            write_cache(self._layout.paths, summaries.values())
+        return summaries
 
-    def _config(self, descriptor: Descriptor, source: BlobSource) -> ConfigSummary:
-        if media_types.is_config(descriptor.media_type):
-            try:
-                return decode_config(read_content(source, descriptor, self._layout.limits))
-            except _UNREADABLE:
-                pass  # the manifest is whole, and a listing tells what there is to tell; a check tells the rest
-        return ConfigSummary(platform=None, created=None, diff_ids=())
+    def _known(self, summary: ImageSummary | None) -> ImageSummary | None:
+        """Return the summary, if every file of it is as it was when it was read."""
+        if summary is not None:
+            blob = self._layout.paths.blob
+            for digest, state in summary.files:
+                if _signatures.file_state(blob(digest)) != state:
+                    return None
+        return summary
 
-
-class _Files:
-    """The files of the documents that a summary was read from, in the state they had before they were read."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._signatures: dict[str, Signature | None] = {}
-
-    def add(self, descriptor: Descriptor) -> None:
-        if media_types.is_document(descriptor.media_type):
-            path = self._layout.paths.blob(descriptor.digest)
-            self._signatures.setdefault(path, signature(path))
-
-    def seen(self) -> tuple[tuple[str, Signature | None], ...]:
-        return tuple(self._signatures.items())
-
-    def add_culprit(self, error: StoreError) -> None:
-        """Add the document that was not readable: it was not yielded, but the summary hangs on it most of all."""
-        if isinstance(error, BlobNotFound):
-            path = self._layout.paths.blob(Digest.parse(error.digest))
-        elif isinstance(error, StoreDamaged):
-            path = error.path
-        else:
-            return
-        self._signatures.setdefault(path, signature(path))
+    def _files(self, summaries: Summaries, *, doubtful: bool) -> Files:
+        blob = self._layout.paths.blob
+        chosen = (summary for summary in summaries.values() if not (doubtful and summary.is_complete))
+        return tuple([(blob(digest), state) for summary in chosen for digest, state in summary.files])
 
 
-def _platforms(nodes: list[Node]) -> Iterator[Platform]:
-    for node in nodes:
-        platform = node.descriptor.platform
-        is_image = media_types.is_manifest(node.descriptor.media_type) and not node.descriptor.is_attestation
-        if platform is not None and is_image:
-            yield platform
+def _key(root: Descriptor) -> Key:
+    return root.digest.hex, root.size_bytes, root.media_type
 
 
-def _image(name: str, descriptor: Descriptor, summary: _Summary) -> Image:
-    annotations = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
+def _image(name: str, descriptor: Descriptor, summary: ImageSummary) -> Image:
+    annotations: dict[str, str] = {}
+    if len(descriptor.annotations) > 1 or NAME_ANNOTATION not in descriptor.annotations:
+        annotations = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
+    platform, platforms = summary.platform, summary.platforms
+    if descriptor.media_type in media_types.MANIFESTS and not summary.damaged:
+        platform = platform or descriptor.platform
+        platforms = (platform,) if platform else ()
     return Image(
         name=name,
-        descriptor=attrs.evolve(descriptor, annotations=annotations),
+        # Made by hand: attrs.evolve takes several times as long, and this is done for every image of a store.
+        descriptor=Descriptor(
+            media_type=descriptor.media_type,
+            digest=descriptor.digest,
+            size_bytes=descriptor.size_bytes,
+            platform=descriptor.platform,
+            annotations=annotations,
+            artifact_type=descriptor.artifact_type,
+            urls=descriptor.urls,
+        ),
         size_bytes=summary.size_bytes,
-        platform=summary.platform,
-        platforms=summary.platforms,
+        platform=platform,
+        platforms=platforms,
         created=summary.created,
         layers=summary.layers,
         damaged=summary.damaged,

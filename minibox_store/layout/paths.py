@@ -31,6 +31,11 @@ class LayoutPaths:
         return os.path.join(self.root, "oci-layout")
 
     @property
+    def listing(self) -> str:
+        """What the documents say, kept for the next process that lists the store; it may be lost at any time."""
+        return os.path.join(self.root, "listing.cache")
+
+    @property
     def ingest(self) -> str:
         """Everything unfinished, and the locks."""
         return os.path.join(self.root, "ingest")

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.benchmarks.importing import measure_import
-from tests.benchmarks.listing import measure_images
+from tests.benchmarks.listing import measure_images, measure_listing
 from tests.benchmarks.pruning import measure_prune
 from tests.benchmarks.report import Row, render_table
 from tests.benchmarks.scene import QUICK, Scene, Sizes, describe_machine, opening_places
@@ -28,6 +28,7 @@ MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     "memory": measure_memory,
     "prune": measure_prune,
     "images": measure_images,
+    "listing": measure_listing,
     "import": measure_import,
 }
 _RUNS = 5

@@ -18,7 +18,7 @@ from tests.server.mounts import bind_mount
 
 OWN = ["blobs", "lazy", "cache", "extracted", "base_layers", "ingest", "tmp", "layers", "containers", "volumes"]
 OWN += ["images", "quarantine", "history", "tmp-pull-1", "tmp-layer-abc"]
-OWN_FILES = ["index.json", "oci-layout", "state.json", "index.json.tmp-1"]
+OWN_FILES = ["index.json", "oci-layout", "state.json", "listing.cache", "index.json.tmp-1"]
 F_SETSIG = 10
 
 

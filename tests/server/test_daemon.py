@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from starlette.testclient import TestClient
 
+from minibox_server.__main__ import open_sockets
 from minibox_server.app import create_app
-from minibox_server.settings import Settings
+from minibox_server.settings import Settings, parse_settings
 from minibox_server.workers import Workers
 from tests.server.clients import BASE_URL, TOKEN, read_reply
 from tests.support.daemon import DAEMON_COMMAND, daemon_environment, run_daemon_to_its_end, running_daemon
@@ -214,3 +216,16 @@ def test_the_environment_of_other_servers_changes_nothing(tmp_path: Path) -> Non
     with running_daemon(tmp_path, environment=variables) as daemon:
         assert daemon.request("GET", "/ping", headers={"X-Forwarded-For": "203.0.113.9"}).status == 200
         assert "203.0.113.9" not in daemon.read_log()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""], ids=["one address", "every address"])
+def test_what_an_answer_ends_with_waits_for_no_acknowledgement(host: str) -> None:
+    with contextlib.ExitStack() as stack:
+        listening, *others = open_sockets(attrs.evolve(parse_settings({}), host=host, port=0))
+        stack.enter_context(listening)
+        assert not others
+        listening.settimeout(5)
+        address = ("127.0.0.1", listening.getsockname()[1])
+        stack.enter_context(socket.create_connection(address, timeout=5))
+        accepted = stack.enter_context(listening.accept()[0])
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,43 @@
+"""The file in which a process leaves what documents say for the next one, so that a large store need not be read again.
+
+It is a help and no more. Nothing but the listing asks it, and of each image only where every file of its documents has
+the very state in which it was read and verified. One that is lost, damaged, of another version, or not ours to read is
+none; one that cannot be written is not written. No lock is needed: it is replaced in one step, and the last one wins.
+"""
+
+import errno
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+
+from minibox_store import _files, _moving
+from minibox_store.codec import SummaryTable, decode_summaries, encode_summaries
+from minibox_store.errors import InvalidDocument
+from minibox_store.layout.paths import LayoutPaths
+from minibox_store.limits import MAX_LISTING_BYTES
+from minibox_store.summaries import ImageSummary
+
+_MODE = 0o600
+
+
+def read_cache(paths: LayoutPaths) -> SummaryTable:
+    """Return what an earlier process left; never raises."""
+    try:
+        return decode_summaries(_files.read_whole(paths.listing, MAX_LISTING_BYTES))
+    except (OSError, InvalidDocument):
+        return SummaryTable()
+
+
+def write_cache(paths: LayoutPaths, summaries: Iterable[ImageSummary]) -> None:
+    """Leave these summaries, and no others, for the next process; never raises.
+
+    Nothing is written where the store belongs to another user, or where it would be more than may be read again.
+    """
+    with suppress(OSError):
+        if os.stat(paths.root).st_uid != os.geteuid():
+            return
+        with _files.replacing_file(paths.listing, mode=_MODE, durable=False) as opened:
+            content = encode_summaries(summaries)  # not before it is known that a file can be made at all
+            if len(content) > MAX_LISTING_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), paths.listing)
+            _moving.write_all(opened, content)

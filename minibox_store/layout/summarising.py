@@ -1,0 +1,99 @@
+"""How a store's documents are read for a listing: one walk over each image, and what they say of it."""
+
+from collections.abc import Iterator
+
+from minibox_store import _signatures, media_types
+from minibox_store.codec import decode_config
+from minibox_store.digest import Digest
+from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Node
+from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged
+from minibox_store.graph import read_content, walk
+from minibox_store.layout.layout import Layout
+from minibox_store.platforms import Platform
+from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.summaries import DocumentFile, FileState, ImageSummary
+
+_UNREADABLE = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
+
+
+def summarise(layout: Layout, root: Descriptor, source: BlobSource | None = None) -> ImageSummary:
+    """Return what the documents below ``root`` say, verified as they are read.
+
+    Args:
+        layout: the store.
+        root: an entry of its index.
+        source: where the documents are read from, if somebody has them open; else the store.
+    """
+    watched = _WatchedSource(layout, source or layout)
+    try:
+        nodes = list(walk(watched, root, limits=layout.limits, allow_absent_manifests=True))
+    except _UNREADABLE:
+        return ImageSummary(
+            media_type=root.media_type,
+            size_bytes=root.size_bytes,
+            damaged=True,
+            is_complete=False,
+            files=watched.files(),
+        )
+    if isinstance(nodes[-1].document, Manifest):
+        return _summary_of_manifest(layout, root, nodes[-1].document, watched)
+    distinct = {node.descriptor.digest: node for node in nodes}
+    files = watched.files()
+    return ImageSummary(
+        media_type=root.media_type,
+        size_bytes=sum(node.descriptor.size_bytes for node in distinct.values()),
+        platforms=tuple(dict.fromkeys(_platforms(nodes))),
+        layers=sum(node.role == "layer" for node in distinct.values()),
+        is_complete=bool(files) and all(state is not None for _, state in files),
+        files=files,
+    )
+
+
+def _summary_of_manifest(
+    layout: Layout, root: Descriptor, manifest: Manifest, watched: "_WatchedSource"
+) -> ImageSummary:
+    config = ConfigSummary(platform=None, created=None, diff_ids=())
+    is_complete = True
+    if media_types.is_config(manifest.config.media_type):
+        try:
+            config = decode_config(read_content(watched, manifest.config, layout.limits))
+            watched.forget(manifest.config)
+        except _UNREADABLE:
+            is_complete = False  # the manifest is whole, and a listing tells what there is; a check tells the rest
+    return ImageSummary(
+        media_type=root.media_type,
+        size_bytes=root.size_bytes + manifest.config.size_bytes + sum(layer.size_bytes for layer in manifest.layers),
+        platform=config.platform,
+        created=config.created,
+        layers=len(manifest.layers),
+        is_complete=is_complete,
+        files=watched.files(),
+    )
+
+
+class _WatchedSource:
+    """A source that notes which blobs were opened, and the state that each file had before."""
+
+    def __init__(self, layout: Layout, source: BlobSource) -> None:
+        self._layout = layout
+        self._source = source
+        self._states: dict[Digest, FileState | None] = {}
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        path = self._layout.paths.blob(descriptor.digest)
+        self._states.setdefault(descriptor.digest, _signatures.file_state(path))
+        return self._source.open_blob(descriptor, offset)
+
+    def forget(self, descriptor: Descriptor) -> None:
+        self._states.pop(descriptor.digest, None)
+
+    def files(self) -> tuple[DocumentFile, ...]:
+        return tuple(self._states.items())
+
+
+def _platforms(nodes: list[Node]) -> Iterator[Platform]:
+    for node in nodes:
+        platform = node.descriptor.platform
+        is_image = media_types.is_manifest(node.descriptor.media_type) and not node.descriptor.is_attestation
+        if platform is not None and is_image:
+            yield platform
