@@ -83,10 +83,16 @@ def _open_sized(path: str, descriptor: Descriptor) -> int:
 
 
 def _read_sized(path: str, descriptor: Descriptor) -> bytes:
-    with open(_open_sized(path, descriptor), "rb") as file:
-        content = file.read(descriptor.size_bytes + 1)
-    _check_size(len(content), descriptor)
-    return content
+    stream = _files.FileStream(_open_sized(path, descriptor), 0, descriptor.size_bytes)
+    try:
+        content = memoryview(bytearray(descriptor.size_bytes))
+        filled = 0
+        while count := stream.readinto(content[filled:]):
+            filled += count
+    finally:
+        stream.close()
+    _check_size(filled, descriptor)
+    return bytes(content)
 
 
 def _check_size(size_bytes: int, descriptor: Descriptor) -> None:
