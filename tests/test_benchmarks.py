@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.growth import exponent
+from tests.benchmarks.growth import exponent, growth_row
 from tests.benchmarks.report import Row, render_seconds, render_table
 from tests.benchmarks.scene import QUICK, Place, Scene, python_command, python_environment
 from tests.benchmarks.small_blobs import SmallBlobs, make_small_blobs
@@ -144,6 +144,16 @@ def test_a_time_is_told_in_a_unit_in_which_it_can_be_read() -> None:
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 1.5, 2.0])
 def test_the_exponent_is_that_of_the_power_by_which_the_time_grows(power: float) -> None:
     assert exponent({size: 0.003 * size**power for size in (1000, 10_000, 100_000)}) == pytest.approx(power)
+
+
+@pytest.mark.parametrize(
+    ("power", "told"), [(0.5, "linear or less"), (1.0, "linear or less"), (1.2, "**more than linear**")]
+)
+def test_what_grows_faster_than_the_store_is_told_so(power: float, told: str) -> None:
+    row = growth_row("prune", "tmpfs", {size: 0.001 * size**power for size in (1000, 10_000, 100_000)})
+    assert row.theirs == f"{told}; from 10,000 to 100,000 the exponent is {power:.2f}"
+    assert row.result == pytest.approx(power)
+    assert row.bar is None
 
 
 def small_blobs() -> SmallBlobs:
