@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.report import Row, render_table
-from tests.benchmarks.scene import QUICK, Place, Scene
+from tests.benchmarks.growth import exponent, growth_row
+from tests.benchmarks.report import Row, render_seconds, render_table
+from tests.benchmarks.scene import QUICK, Place, Scene, python_command, python_environment
+from tests.benchmarks.small_blobs import SmallBlobs, make_small_blobs
 from tests.benchmarks.timing import BenchmarkFailed, Contender, always, measure, measure_in_turn
+from tests.benchmarks.verifying import check_digests
+from tests.support.peers import require_peer
 from tests.support.processes import plain_environment
+from tests.support.stores import rot
 
 MIB = 1024 * 1024
 
@@ -18,14 +23,50 @@ def run_python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def test_a_measure_in_its_quick_form_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
-    where = "tmpfs" if Path("/dev/shm").is_dir() else "disk"
-    status = main(["--quick", "--only", "save", "--only", "prune", "--where", where, "--runs", "1"])
+WHERE = "tmpfs" if Path("/dev/shm").is_dir() else "disk"
+
+
+def run_quickly(capsys: pytest.CaptureFixture[str], *measures: str) -> str:
+    """Return what the benchmarks print of some measures in their quick form."""
+    chosen = [word for name in measures for word in ("--only", name)]
+    status = main(["--quick", *chosen, "--where", WHERE, "--runs", "1"])
     printed = capsys.readouterr().out
     assert status == 0, printed
-    assert f"| save, 8 x 1 MiB | {where}, full |" in printed
-    assert f"| {where}, full | " in printed.partition("| prune, 1,000 live blobs")[2]
     assert "/dev/shm" not in printed
+    return printed
+
+
+def test_a_measure_in_its_quick_form_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_quickly(capsys, "save", "prune")
+    assert f"| save, 8 x 1 MiB | {WHERE}, full |" in printed
+    assert f"| {WHERE}, full | " in printed.partition("| prune, 1,000 live blobs")[2]
+
+
+def test_collection_and_verification_stand_beside_those_of_umoci_and_openssl(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    require_peer("umoci")
+    require_peer("openssl")
+    printed = run_quickly(capsys, "collect", "verify")
+    rows = [line for line in printed.splitlines() if "umoci gc " in line or "openssl dgst " in line]
+    assert [row.partition(",")[0] for row in rows] == ["| prune", "| verify"]
+    assert all(float(row.split(" | ")[-3]) > 0 for row in rows)
+
+
+def test_opening_and_growth_are_told_for_each_thing_that_may_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_quickly(capsys, "open", "growth")
+    for row in ("open and list 200 images, cold", "list 200 images, warm"):
+        assert f"| {row} | {WHERE} |" in printed
+    for operation in ("the first listing", "listing anew", "verify", "importing one more image", "prune"):
+        assert f"| {operation}, time per blob" in printed
+
+
+def test_what_full_durability_costs_is_told_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_quickly(capsys, "durability")
+    told = [line.split(" | ")[0] for line in printed.splitlines() if "full durability over none" in line]
+    assert [cell.removeprefix("| ").replace(",", ":").partition(":")[0] for cell in told] == [
+        *("import", "load", "tag", "remove")
+    ]
 
 
 def test_the_memory_of_who_measures_does_not_count(tmp_path: Path) -> None:
@@ -78,3 +119,80 @@ def test_the_table_has_the_bar_beside_each_result() -> None:
         "| save | tmpfs | 1 s | 2 s | 0.50 | 0.15 | **no** |",
         "| memory | tmpfs | 20.0 MiB | - | 20.0 MiB | - | - |",
     ]
+
+
+def test_a_rate_has_its_bar_below_it() -> None:
+    rows = [
+        Row(measure="verify", where="tmpfs", ours="1 s", result=0.9, bar=0.85, at_least=True),
+        Row(measure="verify", where="tmpfs", ours="1 s", result=0.8, bar=0.85, at_least=True),
+        Row(measure="verify", where="tmpfs", ours="1 s", result=0.85, bar=0.85, at_least=True),
+        Row(measure="verify", where="tmpfs", ours="1 s", bar=0.85, at_least=True),
+    ]
+    assert [row.cells()[-3:] for row in rows] == [
+        ("0.90", "at least 0.85", "yes"),
+        ("0.80", "at least 0.85", "**no**"),
+        ("0.85", "at least 0.85", "yes"),
+        ("-", "at least 0.85", "-"),
+    ]
+
+
+def test_a_time_is_told_in_a_unit_in_which_it_can_be_read() -> None:
+    times = (2.0, 0.25, 0.025, 0.000025, 0.0, -0.025)
+    assert [render_seconds(each) for each in times] == ["2.00 s", "250 ms", "25.0 ms", "25.0 µs", "0.0 µs", "-25.0 ms"]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_the_exponent_is_that_of_the_power_by_which_the_time_grows(power: float) -> None:
+    assert exponent({size: 0.003 * size**power for size in (1000, 10_000, 100_000)}) == pytest.approx(power)
+
+
+@pytest.mark.parametrize(
+    ("power", "told"), [(0.5, "linear or less"), (1.0, "linear or less"), (1.2, "**more than linear**")]
+)
+def test_what_grows_faster_than_the_store_is_told_so(power: float, told: str) -> None:
+    row = growth_row("prune", "tmpfs", {size: 0.001 * size**power for size in (1000, 10_000, 100_000)})
+    assert row.theirs == f"{told}; from 10,000 to 100,000 the exponent is {power:.2f}"
+    assert row.result == pytest.approx(power)
+    assert row.bar is None
+
+
+def small_blobs() -> SmallBlobs:
+    return make_small_blobs(images=2, live_blobs=10, dead_blobs=3, blob_bytes=100)
+
+
+def test_a_collection_that_leaves_something_dead_is_no_measurement(tmp_path: Path) -> None:
+    blobs = small_blobs()
+    assert (len(blobs.live), len(blobs.dead)) == (10, 3)
+    blobs.write(tmp_path / "layout")
+    with pytest.raises(BenchmarkFailed, match="0 of 10 live blobs are gone, and 3 dead ones are left"):
+        blobs.check_collected(tmp_path / "layout")
+
+
+def test_a_collection_that_takes_something_live_is_no_measurement(tmp_path: Path) -> None:
+    blobs = small_blobs()
+    blobs.write_live(tmp_path / "layout")
+    blobs.check_collected(tmp_path / "layout")
+    (tmp_path / "layout/blobs/sha256" / next(iter(blobs.live))).unlink()
+    with pytest.raises(BenchmarkFailed, match="1 of 10 live blobs are gone, and 0 dead ones are left"):
+        blobs.check_collected(tmp_path / "layout")
+
+
+def test_a_check_that_finds_damage_is_no_measurement(tmp_path: Path) -> None:
+    blobs, root = small_blobs(), tmp_path / "layout"
+    blobs.write(root)
+    command = python_command("child", "verify", root, 2, "full")
+    environment = python_environment(tmp_path)
+    assert measure(command, environment=environment, folder=tmp_path).told_seconds > 0
+    layer = next(iter(blobs.images.values())).layer_digests[0]
+    rot(root / "blobs" / layer.replace(":", "/"))
+    with pytest.raises(BenchmarkFailed, match="1 blobs are damaged"):
+        measure(command, environment=environment, folder=tmp_path)
+
+
+def test_a_digest_that_openssl_did_not_find_is_no_measurement() -> None:
+    names = {"a" * 64, "b" * 64}
+    right = "".join(f"SHA2-256({name})= {name}\n" for name in sorted(names))
+    check_digests(right, names)
+    for wrong in (right.replace("= b", "= c"), right.partition("\n")[0], ""):
+        with pytest.raises(BenchmarkFailed, match="of 2"):
+            check_digests(wrong, names)

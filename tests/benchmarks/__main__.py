@@ -13,13 +13,18 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
+from tests.benchmarks.collecting import measure_collect
+from tests.benchmarks.durability import measure_durability
+from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.importing import measure_import
-from tests.benchmarks.listing import measure_images, measure_listing
+from tests.benchmarks.listing import measure_images
+from tests.benchmarks.opening import measure_opening
 from tests.benchmarks.pruning import measure_prune
 from tests.benchmarks.report import Row, render_table
 from tests.benchmarks.scene import QUICK, Scene, Sizes, describe_machine, opening_places
 from tests.benchmarks.timing import BenchmarkFailed
 from tests.benchmarks.transfers import OPERATIONS, measure_memory, measure_transfer
+from tests.benchmarks.verifying import measure_verify
 from tests.support.peers import PeerFailed
 from tests.support.processes import ProcessFailed
 
@@ -28,8 +33,12 @@ MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     "memory": measure_memory,
     "prune": measure_prune,
     "images": measure_images,
-    "listing": measure_listing,
     "import": measure_import,
+    "collect": measure_collect,
+    "open": measure_opening,
+    "verify": measure_verify,
+    "durability": measure_durability,
+    "growth": measure_growth,
 }
 _RUNS = 5
 _QUICK_RUNS = 2

@@ -1,7 +1,4 @@
-"""GET /images of a daemon, and the call of the library behind it, with many images and nothing changing.
-
-Cold is the first call of a fresh process, on a store that another process has listed before.
-"""
+"""GET /images of a daemon, and the call of the library behind it, with many images and nothing changing."""
 
 import contextlib
 import http.client
@@ -19,24 +16,16 @@ from tests.support.images import build_image
 from tests.support.layouts import write_layout
 
 _BAR_MS = 20.0
-_COLD_BAR_MS = 400.0
-_WARM_BAR_MS = 15.0
 _WARM_UP_REQUESTS = 3
 
 
 def measure_images(scene: Scene) -> Iterator[Row]:
     """Yield the rows of listing; where the images lie is of no weight, so it is measured in one place."""
     place, count = scene.places[0], scene.sizes.listed_images
-    root = _write_images(place.folder / "images", count)
-    warm, cold, memory_mib = _listed(scene, place, root, count)
-    yield Row(
-        measure=f"Store.images(), {count:,} images, warm",
-        where=place.kind,
-        ours=f"{render_seconds(warm)}, {render_mib(memory_mib)}",
-        theirs=f"the first call {render_seconds(cold)}",
-        result=warm * 1000,
-        unit="ms",
-    )
+    root = place.folder / "images"
+    # One layer less each: no listing opens a layer.
+    write_layout(root, {f"team/app-{number}:1.{number}": build_image([], salt=str(number)) for number in range(count)})
+    yield _library_row(scene, place, root)
     medians, slowest = [], 0.0
     for turn in range(scene.runs):
         wait_until_quiet(scene.patience_seconds)
@@ -55,39 +44,23 @@ def measure_images(scene: Scene) -> Iterator[Row]:
     )
 
 
-def measure_listing(scene: Scene) -> Iterator[Row]:
-    """Yield the rows of opening and listing a large store by the library, cold and warm."""
-    place, count = scene.places[0], scene.sizes.opened_images
-    root = _write_images(place.folder / "listing", count)
-    warm, cold, memory_mib = _listed(scene, place, root, count)
-    for name, seconds, bar in (("cold", cold, _COLD_BAR_MS), ("warm", warm, _WARM_BAR_MS)):
-        yield Row(
-            measure=f"opening and listing {count:,} images, {name}",
-            where=place.kind,
-            ours=f"{render_seconds(seconds)}, {render_mib(memory_mib)}",
-            result=seconds * 1000,
-            unit="ms",
-            bar=bar,
-        )
-
-
-def _write_images(root: Path, count: int) -> Path:
-    # One layer less each: no listing opens a layer.
-    write_layout(root, {f"team/app-{number}:1.{number}": build_image([], salt=str(number)) for number in range(count)})
-    return root
-
-
-def _listed(scene: Scene, place: Place, root: Path, count: int) -> tuple[float, float, float]:
-    """Return the seconds of a warm and of the first call, each in fresh processes, and the most memory that took."""
+def _library_row(scene: Scene, place: Place, root: Path) -> Row:
     command = python_command("child", "images", root, scene.sizes.requests, "full")
     contenders = {"images": Contender(command=always(command), environment=python_environment)}
     samples = measure_in_turn(contenders, scene=scene, place=place)["images"]
-    listed = {int(sample.output.split()[2]) for sample in samples}
-    if listed != {count}:
-        raise BenchmarkFailed(f"Store.images() listed {listed} of {count} images")
     warm = statistics.median(sample.told_seconds for sample in samples)
-    cold = statistics.median(float(sample.output.split()[1]) for sample in samples)
-    return warm, cold, largest_mib(samples)
+    first = statistics.median(float(sample.output.split()[1]) for sample in samples)
+    listed = {int(sample.output.split()[2]) for sample in samples}
+    if listed != {scene.sizes.listed_images}:
+        raise BenchmarkFailed(f"Store.images() listed {listed} of {scene.sizes.listed_images} images")
+    return Row(
+        measure=f"Store.images(), {scene.sizes.listed_images:,} images, warm",
+        where=place.kind,
+        ours=f"{render_seconds(warm)}, {render_mib(largest_mib(samples))}",
+        theirs=f"the first call {render_seconds(first)}",
+        result=warm * 1000,
+        unit="ms",
+    )
 
 
 def _ask(folder: Path, root: Path, count: int, requests: int) -> tuple[list[float], int]:

@@ -1,5 +1,6 @@
 """What a run prints: rows of a Markdown table, each with its bar beside it. They are told and never judged."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ class Row:
         result: The number that the bar speaks of; None where there was nothing to compare with.
         unit: Of the result: empty for a ratio.
         bar: The most that the result may be; None in rows that are there to be known.
+        at_least: Whether the bar is the least that it may be, as it is of a rate.
     """
 
     measure: str
@@ -27,15 +29,21 @@ class Row:
     result: float | None = None
     unit: str = ""
     bar: float | None = None
+    at_least: bool = False
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells of the row."""
         result = "-" if self.result is None else _number(self.result, self.unit)
         bar = "-" if self.bar is None else _number(self.bar, self.unit)
-        within = "-"
-        if self.result is not None and self.bar is not None:
-            within = "yes" if self.result <= self.bar else "**no**"
-        return self.measure, self.where, self.ours, self.theirs, result, bar, within
+        if self.at_least and self.bar is not None:
+            bar = f"at least {bar}"
+        return self.measure, self.where, self.ours, self.theirs, result, bar, self._within()
+
+    def _within(self) -> str:
+        if self.result is None or self.bar is None:
+            return "-"
+        is_within = self.result >= self.bar if self.at_least else self.result <= self.bar
+        return "yes" if is_within else "**no**"
 
 
 def render_table(rows: Sequence[Row]) -> str:
@@ -46,7 +54,15 @@ def render_table(rows: Sequence[Row]) -> str:
 
 def render_seconds(seconds: float) -> str:
     """Return a time in a unit in which it can be read."""
+    if abs(seconds) < 0.001:
+        return f"{seconds * 1_000_000:.1f} µs"
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.{0 if seconds >= 0.1 else 1}f} ms"
+
+
+def render_spread(seconds: Sequence[float]) -> str:
+    """Return the median of some times with the least and the most, which say how noisy the machine was."""
+    least, most = render_seconds(min(seconds)), render_seconds(max(seconds))
+    return f"{render_seconds(statistics.median(seconds))} ({least} to {most})"
 
 
 def render_mib(mib: float) -> str:

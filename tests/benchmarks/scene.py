@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from tests.support.processes import plain_environment
 
 PROJECT = Path(__file__).parents[2]
 _MIB = 1024 * 1024
+_SMALL_FILE_BYTES = 4096
+_VERSION = re.compile(r"\b\d+\.\d\S*")
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 
@@ -35,12 +38,24 @@ class Sizes:
     opened_images: int = 10_000
     requests: int = 50
     import_runs: int = 41
+    collected_images: int = 5000
+    collected_live_blobs: int = 100_000
+    collected_dead_blobs: int = 100_000
+    opened_images: int = 10_000
+    verified_bytes: int = 1024 * _MIB
+    durable_layers: int = 4
+    durable_layer_bytes: int = 4 * _MIB
+    durable_names: int = 20
+    growing_blobs: tuple[int, ...] = (1000, 10_000, 100_000)
+    # Of each measure that has to write a large tree before each of its runs.
+    most_fresh_trees: int = 3
 
     def needed_bytes(self, kind: str) -> int:
         """Return how much room there must be in a place of this kind."""
         # An image lies there as two archives and a layout, and twice more in the making. The large one goes to a disk.
         larger = self.large_layers * self.large_layer_bytes if kind == "disk" else 0
-        return 6 * max(self.layers * self.layer_bytes, larger)
+        small = _SMALL_FILE_BYTES * (self.collected_live_blobs + self.collected_dead_blobs)
+        return max(6 * max(self.layers * self.layer_bytes, larger), 2 * small, 2 * self.verified_bytes)
 
 
 QUICK = Sizes(
@@ -53,6 +68,15 @@ QUICK = Sizes(
     opened_images=400,
     requests=10,
     import_runs=5,
+    collected_images=50,
+    collected_live_blobs=1000,
+    collected_dead_blobs=1000,
+    opened_images=200,
+    verified_bytes=16 * _MIB,
+    durable_layer_bytes=_MIB // 4,
+    durable_names=5,
+    growing_blobs=(100, 400, 1600),
+    most_fresh_trees=1,
 )
 
 
@@ -126,7 +150,9 @@ def describe_machine(places: tuple[Place, ...]) -> str:
         systems,
         f"Python {platform.python_version()}",
         _version("skopeo", "--version"),
+        _version("umoci", "--version"),
         _version("docker-registry", "--version"),
+        _version("openssl", "version"),
         f"load {os.getloadavg()[0]:.1f} at the start",
     ]
     return "; ".join(parts)
@@ -145,8 +171,8 @@ def _version(program: str, option: str) -> str:
         told = subprocess.run([program, option], capture_output=True, check=True, timeout=10).stdout.decode()
     except (OSError, subprocess.SubprocessError):
         return f"no {program}"
-    words = told.split()
-    return f"{program} {words[2] if len(words) > 2 else told.strip()}"
+    found = _VERSION.search(told)
+    return f"{program} {found[0] if found else told.strip()}"
 
 
 def _base_folder(kind: str, needed_bytes: int) -> Path | None:

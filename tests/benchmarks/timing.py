@@ -45,6 +45,12 @@ class Sample:
         """The seconds that the program itself has printed, as its first word: of the call alone, without its start."""
         return float(self.output.split()[0])
 
+    @property
+    def told_steps(self) -> dict[str, float]:
+        """The seconds of each step that the program itself has printed, by the step's name."""
+        lines = (line.partition("\t") for line in self.output.splitlines())
+        return {name: float(seconds) for seconds, _, name in lines}
+
 
 def always(command: Sequence[str]) -> Callable[[Path], Sequence[str]]:
     """Return what gives this command line whatever the folder."""

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.originals import NAME, REPOSITORY, Original, is_installed, making_original
-from tests.benchmarks.report import Row, render_mib, render_seconds
+from tests.benchmarks.report import Row, render_mib, render_seconds, render_spread
 from tests.benchmarks.scene import Place, Scene, python_command, python_environment
 from tests.benchmarks.timing import (
     Contender,
@@ -159,8 +159,6 @@ def _rows(operation: str, image: Original, place: Place, samples: Mapping[str, l
 
 
 def _spread(samples: list[Sample]) -> str:
-    """Return the median with the least and the most, which say how noisy the machine was, and the processor's time."""
-    taken = [sample.seconds for sample in samples]
-    least, most = render_seconds(min(taken)), render_seconds(max(taken))
+    """Return the times, and the processor's."""
     processor = render_seconds(median_processor_seconds(samples))
-    return f"{render_seconds(median_seconds(samples))} ({least} to {most}; CPU {processor})"
+    return f"{render_spread([sample.seconds for sample in samples])}, CPU {processor}"

@@ -30,7 +30,16 @@ def write_layout(directory: Path, images: Mapping[str, BuiltImage]) -> None:
             path = blob_path(directory, digest)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    _write_layout_files(directory, {name: image.root for name, image in images.items()})
+    write_layout_files(directory, {name: image.root for name, image in images.items()})
+
+
+def write_layout_files(directory: Path, roots: Mapping[str, Document]) -> None:
+    """Write ``oci-layout`` and ``index.json``, with the descriptor of each root by its name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    entries = [{**root, "annotations": {REFERENCE_NAME: name}} for name, root in roots.items()]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    (directory / "oci-layout").write_bytes(encode_document({"imageLayoutVersion": "1.0.0"}))
+    (directory / "index.json").write_bytes(encode_document(index))
 
 
 def write_random_layout(
@@ -63,14 +72,6 @@ def blob_path(directory: Path, digest: str) -> Path:
     """Return where a layout keeps a blob."""
     algorithm, _, encoded = digest.partition(":")
     return directory / "blobs" / algorithm / encoded
-
-
-def _write_layout_files(directory: Path, roots: Mapping[str, Document]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    entries = [{**root, "annotations": {REFERENCE_NAME: name}} for name, root in roots.items()]
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-    (directory / "oci-layout").write_bytes(encode_document({"imageLayoutVersion": "1.0.0"}))
-    (directory / "index.json").write_bytes(encode_document(index))
 
 
 def _write_random_blob(directory: Path, size_bytes: int, salt: str) -> Document:
