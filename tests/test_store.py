@@ -996,7 +996,7 @@ def test_a_full_disk_gets_room_by_removing_and_pruning(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_inodes_is_a_full_disk(tmp_path: Path) -> None:
-    with mounted(tmp_path / "disk", "size=4m", "nr_inodes=24") as disk:
+    with mounted(tmp_path / "disk", "size=4m", "nr_inodes=25") as disk:
         root = disk / "store"
         put(root, IMAGE, "app:1")
         with pytest.raises(StoreFull):
