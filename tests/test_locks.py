@@ -361,7 +361,7 @@ def test_the_note_of_whoever_held_a_lock_before_does_not_stand_for_one_who_could
     assert b"tagging an image" in Path(path).read_bytes()
     with failing_system() as system, ExitStack() as stack:
         system.fail("pwrite", errno.ENOSPC, path="store.lock")
-        stack.enter_context(locks.holding_lock(path, doing="something else", timeout_seconds=1))
+        stack.enter_context(locks.holding_lock(path, doing="tagging anything", timeout_seconds=1))
         busy = busy_of(lambda store: store.tag("always:1", "second:1"), root)
     assert (busy.holder_pid, busy.since, busy.doing) == (None, None, "")
     assert str(busy) == f"store busy: another process holds {path} (working)"

@@ -35,7 +35,6 @@ class Sizes:
     prune_dead_blobs: int = 20_000
     blob_bytes: int = 500
     listed_images: int = 5000
-    opened_images: int = 10_000
     requests: int = 50
     import_runs: int = 41
     collected_images: int = 5000
@@ -65,7 +64,6 @@ QUICK = Sizes(
     prune_live_blobs=1000,
     prune_dead_blobs=1000,
     listed_images=200,
-    opened_images=400,
     requests=10,
     import_runs=5,
     collected_images=50,

@@ -148,6 +148,7 @@ def count_places(verb: Verb, scene: Scene, matches: Callable[[Call], bool]) -> i
     return system.count_of(matches)
 
 
+@pytest.mark.timeout(1800 if DEEP else 120)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", VERBS)
 def test_S18_an_error_at_any_call_is_told_loses_nothing_and_leaves_no_lock_and_no_open_file(
