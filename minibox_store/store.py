@@ -1,7 +1,7 @@
 """The store: everything a program does with images, each thing a few lines over the copy, the walk and the ends."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -114,6 +114,20 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         """
         with file_errors(self.root):
             return self._listing.image(*find_name(self._layout.read_index(), name))
+
+    def resolve(self, name: str) -> Descriptor:
+        """Return the descriptor that ``name`` stands for: a store is an ImageSource, for another one's import too.
+
+        Raises:
+            ImageNotFound: when no entry means it.
+        """
+        with file_errors(self.root):
+            return self._layout.resolve(name)
+
+    def iter_names(self) -> Iterator[str]:
+        """Yield each name once."""
+        with file_errors(self.root):
+            return self._layout.iter_names()
 
     def find_blob(self, name: str, digest: Digest) -> Descriptor:
         """Return the descriptor of a blob, document or not, that the image's graph names.

@@ -1155,3 +1155,16 @@ def test_without_durability_nothing_is_synced(root: Path) -> None:
         store.prune()
 
     assert synced(root, work) == []
+
+
+def test_a_store_is_a_source_that_another_one_imports_from(root: Path) -> None:
+    other = root.parent / "layout"
+    write_layout(other, {"app:1": IMAGE, "multi:1": MULTI})
+    source = open_store(other)
+    assert sorted(source.iter_names()) == ["app:1", "multi:1"]
+    for name in source.iter_names():
+        open_store(root).import_image(source, name)
+    assert read_names(root) == {"app:1": IMAGE.digest, "multi:1": MULTI.digest}
+    check_invariants(root)
+    with pytest.raises(ImageNotFound, match="nothing:1"):
+        open_store(root).import_image(source, "nothing:1")
