@@ -12,8 +12,6 @@ from contextlib import closing
 from itertools import chain
 from queue import SimpleQueue
 
-import attrs
-
 from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Node
@@ -127,7 +125,7 @@ class _Reading:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         try:
             for place in self._todo:  # next() of a range's iterator is one step, whoever else takes one
-                node = attrs.evolve(self._leaves[place], position=place + 1, total=len(self._leaves))
+                node = self._leaves[place]._replace(position=place + 1, total=len(self._leaves))
                 try:
                     self._read(node, buffer)
                 except (StoreError, OSError) as error:

@@ -65,7 +65,9 @@ def _exact_size(value: object, _: type) -> int:
 
 
 def _exact_digest(value: object, _: type) -> Digest:
-    return Digest.parse(_exact_str(value, str))
+    if type(value) is not str:
+        raise TypeError(f"expected a string, got {kind_of(value)}")
+    return Digest.parse(value)
 
 
 def _exact_annotations(value: object, _: object) -> dict[str, str]:

@@ -135,18 +135,16 @@ class Sweep:
                 name = entry.name
                 if name in self._live_names:
                     continue
-                layer = name.removesuffix(_SIDECAR)
-                if len(layer) != length or not _HEX.fullmatch(layer) or entry.is_dir(follow_symlinks=False):
-                    continue
-                if layer == name:
-                    try:
+                if len(name) != length:
+                    layer = name.removesuffix(_SIDECAR)
+                    is_sidecar = algorithm == "sha256" and layer != name and len(layer) == length
+                    if is_sidecar and layer not in self._live_names and _is_hex_file(entry, layer):
+                        sidecars.append(f"blobs/{algorithm}/{name}")
+                elif _is_hex_file(entry, name):
+                    with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    age_seconds = now_seconds - max(status.st_mtime, status.st_ctime)
-                    blobs.append(StoredBlob(f"blobs/{algorithm}/{name}", status.st_size, age_seconds))
-                elif algorithm == "sha256" and layer not in self._live_names:
-                    sidecars.append(f"blobs/{algorithm}/{name}")
+                        age_seconds = now_seconds - max(status.st_mtime, status.st_ctime)
+                        blobs.append(StoredBlob(f"blobs/{algorithm}/{name}", status.st_size, age_seconds))
         return blobs, sidecars
 
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
@@ -249,6 +247,10 @@ class Sweep:
             self._errors.append(f"{removal.path}: {error.strerror}")
             return
         self._removed.append(removal)
+
+
+def _is_hex_file(entry: os.DirEntry[str], encoded: str) -> bool:
+    return _HEX.fullmatch(encoded) is not None and not entry.is_dir(follow_symlinks=False)
 
 
 def _name_of_missing(index: LayoutIndex, digest: str) -> str:
