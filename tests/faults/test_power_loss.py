@@ -46,6 +46,7 @@ MOST_OPENED = 600 if DEEP else 3
 DRAWN = 200 if DEEP else 8
 # At how many further places a process dies, for each verb and each thing that is done then; else at all.
 MOST_DEATHS = 1
+MOST_SECONDS = 900 if DEEP else 120
 DRAWN_AFTER_DEATH = 20 if DEEP else 8
 
 # It has a layer of each image that the verbs bring in.
@@ -78,10 +79,10 @@ class Scene:
     unsound: frozenset[str]
     recording: Recording
 
-    def work(self, system: OsProxy, *, links: bool = True, durability: str = "full") -> None:
+    def work(self, system: OsProxy, *, links: bool = True) -> None:
         if not links:
             no_hard_links(system)
-        self.verb.work(open_at(self.folder, durability), self.folder / "store")
+        self.verb.work(open_at(self.folder, "full"), self.folder / "store")
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_a_file_that_was_not_synced_before_its_rename_may_be_anything_and_one_th
     assert found == {False: {b"old", b"good", b"go", b"", b"\0\0\0\0"}, True: {b"old", b"good"}}
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(MOST_SECONDS)
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 @pytest.mark.parametrize("name", POWER_VERBS)
 def test_the_power_may_go_at_any_operation(disk: Path, name: str, links: bool) -> None:
@@ -290,7 +291,7 @@ def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int
     return [*sorted(named), *chance.sample(syncs, min(len(syncs), MOST_DEATHS))]
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(MOST_SECONDS)
 @pytest.mark.parametrize("follower", FOLLOWERS)
 @pytest.mark.parametrize("name", [name for name in POWER_VERBS if not POWER_VERBS[name].mends])
 def test_a_process_dies_and_another_has_returned_when_the_power_goes(disk: Path, name: str, follower: str) -> None:
@@ -317,7 +318,7 @@ def test_a_process_dies_and_another_has_returned_when_the_power_goes(disk: Path,
         shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(MOST_SECONDS)
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 @pytest.mark.parametrize("is_named", [True, False], ids=["named", "nameless"])
 @pytest.mark.parametrize("way", ["import into no store", "load into no store"])
