@@ -210,7 +210,9 @@ def check_one(
 def check_sentence(error: StoreError, scene: Scene, number: int, system: FailingSystem, place: str) -> None:
     """Check that an error is one sentence that names a thing, and of its kind."""
     sentence = str(error)
-    assert str(scene.folder) in sentence, f"{place}: {sentence!r} names nothing"
+    # A durable change makes the folders above the store durable too, and says which of them it could not.
+    above = any(sentence.startswith(f"cannot use {folder}: ") for folder in scene.folder.parents)
+    assert str(scene.folder) in sentence or above, f"{place}: {sentence!r} names nothing"
     assert sentence.isprintable(), place
     assert "Traceback" not in sentence
     assert system.failed, f"{place}: {sentence}"

@@ -5,6 +5,7 @@ The recording stands where :mod:`tests.support.os_proxy` does: in the place of `
 just what lies in the folder. Only the notes in lock files are written past it, and they mean nothing after a crash.
 """
 
+import fcntl
 import os
 import pickle
 import random
@@ -337,7 +338,9 @@ class RecordingOs(OsProxy):
 
 
 def _position(opened: int) -> int:
-    return os.lseek(opened, 0, os.SEEK_CUR)
+    """Return where the next write goes: to the end, where the file was opened for that."""
+    appends = fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_APPEND
+    return os.fstat(opened).st_size if appends else os.lseek(opened, 0, os.SEEK_CUR)
 
 
 def _where(opened: int) -> str:
