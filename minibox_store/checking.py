@@ -15,7 +15,14 @@ from queue import SimpleQueue
 from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Node
-from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
+from minibox_store.errors import (
+    BlobNotFound,
+    ContentMismatch,
+    InvalidArgument,
+    InvalidDocument,
+    StoreDamaged,
+    StoreError,
+)
 from minibox_store.graph import identity
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
@@ -56,6 +63,8 @@ def check_images(
 
     Guarantees: a document that cannot be read hides nothing but what it alone leads to. No thread is left behind.
     """
+    if parallel < 1:
+        raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
     cancellation = cancellation or Cancellation()
     told: set[tuple[Digest, FindingKind]] = set()
     with cancellation.interrupting(source):

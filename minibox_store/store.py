@@ -16,7 +16,7 @@ from minibox_store.copying import (
 )
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, InvalidInput, InvalidPath
+from minibox_store.errors import BlobNotFound, InvalidArgument, InvalidPath
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
@@ -68,11 +68,9 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         settle_seconds: float = 1.0,
     ) -> None:
         if durability not in ("full", "none"):
-            raise InvalidInput(f"durability {durability!r} is neither 'full' nor 'none'")
-        if not os.fspath(root) or "\0" in os.fspath(root):
-            raise InvalidPath(os.fspath(root), "a store's folder needs a name")
+            raise InvalidArgument("durability", durability, "it is neither 'full' nor 'none'")
         self._layout = Layout(
-            root,
+            _absolute(root),
             durable=durability == "full",
             lock_timeout_seconds=lock_timeout_seconds,
             limits=limits,
@@ -147,7 +145,10 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
         Raises:
             BlobNotFound: when the store does not hold it.
+            InvalidArgument: for an offset that is negative, or behind the blob's end.
         """
+        if not 0 <= offset <= descriptor.size_bytes:
+            raise InvalidArgument("offset", offset, f"the blob has {descriptor.size_bytes} bytes")
         with file_errors(self.root):
             return self._layout.open_blob(descriptor, offset)
 
@@ -211,7 +212,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         from minibox_store.registry import RegistryClient
 
         if parallel < 1:
-            raise InvalidInput(f"parallel is {parallel}, and at least one layer has to move")
+            raise InvalidArgument("parallel", parallel, "at least one layer has to move")
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
@@ -379,5 +380,16 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
 def _is_content(verify: Verify) -> bool:
     if verify not in ("size", "content"):
-        raise InvalidInput(f"verify {verify!r} is neither 'size' nor 'content'")
+        raise InvalidArgument("verify", verify, "it is neither 'size' nor 'content'")
     return verify == "content"
+
+
+def _absolute(root: str | os.PathLike[str]) -> str:
+    path = os.fspath(root)
+    if not isinstance(path, str):
+        raise InvalidArgument("root", root, "it is no text")
+    if not path:
+        raise InvalidPath(path, "a store's folder needs a name")
+    with path_errors(path):
+        os.fsencode(path)
+        return os.path.abspath(path)

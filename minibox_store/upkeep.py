@@ -7,7 +7,7 @@ import attrs
 
 from minibox_store._file_errors import file_errors
 from minibox_store.copying import Cancellation, EventListener, ignore_events
-from minibox_store.errors import InvalidInput
+from minibox_store.errors import InvalidArgument
 from minibox_store.layout import Layout
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Upkeep:
         from minibox_store.layout.sweeping import Sweep
 
         if not keep_newer_than_seconds >= 0:
-            raise InvalidInput(f"keep_newer_than_seconds is {keep_newer_than_seconds}, and less than nothing")
+            raise InvalidArgument("keep_newer_than_seconds", keep_newer_than_seconds, "it is less than nothing")
         with file_errors(self._layout.paths.root):
             sweep = Sweep(
                 self._layout,

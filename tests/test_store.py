@@ -24,6 +24,7 @@ from minibox_store import (
     ImageNotFound,
     IncompleteImage,
     InvalidArchive,
+    InvalidArgument,
     InvalidInput,
     InvalidPath,
     InvalidReference,
@@ -1168,3 +1169,24 @@ def test_a_store_is_a_source_that_another_one_imports_from(root: Path) -> None:
     check_invariants(root)
     with pytest.raises(ImageNotFound, match="nothing:1"):
         open_store(root).import_image(source, "nothing:1")
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 40])
+def test_a_blob_is_opened_within_its_bounds_alone(root: Path, offset: int) -> None:
+    put(root, IMAGE, "app:1")
+    for descriptor in (root_of(IMAGE), layer_of(IMAGE)):
+        with pytest.raises(InvalidArgument, match="invalid offset"):
+            open_store(root).open_blob(descriptor, offset)
+
+
+def test_a_folder_that_none_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("", "a\0b", "\ud800"):
+        with pytest.raises(InvalidPath):
+            Store(wrong)
+    with pytest.raises(InvalidArgument, match="root"):
+        Store(b"bytes")  # type: ignore[arg-type]  # what it is called with is what is tried
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InvalidPath, match="no such file"):
+        Store("relative")

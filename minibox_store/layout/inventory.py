@@ -114,7 +114,7 @@ class Inventory:
             return is_there
         if finding.kind not in ("missing", "absent") or finding.digest is None:
             return True
-        return not is_there and any(need.path[0].digest in roots for need in images.needs_of(finding.digest))
+        return not is_there and any(root.digest in roots for root in images.roots_of(finding.digest))
 
 
 def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
