@@ -5,6 +5,7 @@ verified and decoded before anything that it names is believed.
 """
 
 from collections.abc import Callable, Iterator, MutableSet
+from typing import NamedTuple
 
 import attrs
 
@@ -125,11 +126,10 @@ class RememberingSource:
             self._source.interrupt()
 
 
-@attrs.define
-class _Pending:
-    """A document whose children are being walked."""
+class _Pending(NamedTuple):
+    """A document whose children are being walked; None above the root."""
 
-    node: Node
+    node: Node | None
     rest: Iterator[Node]
 
 
@@ -162,35 +162,33 @@ def walk(
     """
     seen = set() if seen is None else seen
     documents = 0
-    stack: list[_Pending] = []
-    todo: Node | None = Node(descriptor=root, role="manifest", position=1, total=1)
-    while True:
-        if todo is not None:
-            node, descriptor = todo, todo.descriptor
+    stack = [_Pending(None, iter((Node(descriptor=root, role="manifest", position=1, total=1),)))]
+    while stack:
+        for node in stack[-1].rest:
+            descriptor = node.descriptor
             key = identity(descriptor)
-            if key not in seen:
-                seen.add(key)
-                if key[2]:  # the type of a document
-                    documents += 1
-                    read = None
-                    try:
-                        _check_bounds(root, documents, len(stack) + 1, limits)
-                        read = _read_document(source, descriptor, limits, allow_absent_manifests and bool(stack))
-                    except (StoreError, OSError) as error:
-                        if on_unreadable is None:
-                            raise
-                        on_unreadable(descriptor, error)
-                    if read is not None:
-                        node = node._replace(document=read[0], content=read[1])
-                        stack.append(_Pending(node, iter(children(read[0]))))
-                        todo = next(stack[-1].rest, None)
-                        continue
-                yield node
-        if not stack:
-            return
-        todo = next(stack[-1].rest, None)
-        if todo is None:
-            yield stack.pop().node
+            if key in seen:
+                continue
+            seen.add(key)
+            if key[2]:  # the type of a document
+                documents += 1
+                read = None
+                try:
+                    _check_bounds(root, documents, len(stack), limits)
+                    read = _read_document(source, descriptor, limits, allow_absent_manifests and len(stack) > 1)
+                except (StoreError, OSError) as error:
+                    if on_unreadable is None:
+                        raise
+                    on_unreadable(descriptor, error)
+                if read is not None:
+                    parent = node._replace(document=read[0], content=read[1])
+                    stack.append(_Pending(parent, iter(children(read[0]))))
+                    break
+            yield node
+        else:
+            done = stack.pop().node
+            if done is not None:
+                yield done
 
 
 def identity(descriptor: Descriptor) -> Identity:
