@@ -106,9 +106,10 @@ class Layout:
         try:
             content = _files.read_whole(self.paths.index, self.limits.index_bytes)
         except FileNotFoundError:
-            if self._has_blobs():
+            # Blobs come before the index does: a store that is just being made has both by now, in this order.
+            if self._has_blobs() and not _files.exists(self.paths.index):
                 raise StoreDamaged(self.paths.index, "it is missing, though the store holds blobs") from None
-            return None, _EMPTY
+            return (None, _EMPTY) if not _files.exists(self.paths.index) else self._read_content()
         except OSError as error:
             raise _damage(self.paths.index, error) from error
         last = self._last_index

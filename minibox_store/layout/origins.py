@@ -26,6 +26,11 @@ class Origins:
         """Remember where blobs came from. Under the store lock."""
         self.journal.append((str(digest), origin) for digest in digests)
 
+    def unknown(self, digests: Iterable[Digest], origin: str) -> list[Digest]:
+        """Return the blobs of which it is not remembered that they are to be had there."""
+        known = self.read()
+        return [digest for digest in digests if origin not in known.get(str(digest), ())]
+
     def read(self) -> dict[str, tuple[str, ...]]:
         """Return for each blob its origins, the latest first."""
         found: dict[str, tuple[str, ...]] = {}

@@ -100,4 +100,4 @@ def _check_size(size_bytes: int, descriptor: Descriptor) -> None:
 def _is_recent(path: str, seconds: float) -> bool:
     """Whether the file was written within these seconds; a clock that was set back since makes no file recent."""
     found = _signatures.signature(path)
-    return found is not None and 0 <= time.time_ns() - found.mtime_nanoseconds < seconds * _NANOSECONDS
+    return found is not None and abs(time.time_ns() - found.mtime_nanoseconds) < seconds * _NANOSECONDS

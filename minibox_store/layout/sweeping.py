@@ -9,12 +9,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
 from minibox_store.documents import LayoutIndex
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
@@ -154,7 +154,13 @@ class Sweep:
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
         for batch in self._locked_batches(plan):
-            self._mark_new_roots()
+            try:
+                self._mark_new_roots()
+            except (IncompleteImage, StoreDamaged) as error:
+                if not self._removed:
+                    raise
+                self._errors.append(str(error))  # what was removed is told, and nothing more goes
+                return
             # A name that is gone in memory alone comes back with a loss of power, and must find its blobs then.
             if self._durable_index is not self._marked:
                 self._layout.sync_index()
@@ -225,9 +231,20 @@ class Sweep:
         activity, origins = self._layout.activity, self._layout.origins
         live_count = len(self._live_names)
         if activity.is_untidy() or origins.is_untidy(live_count):
-            with self._layout.store_lock("collecting"):
+            with self._telling_errors("journal"), self._layout.store_lock("collecting"):
+                self._mark_new_roots()  # what was pulled since the last batch is to be remembered
                 activity.tidy({name for name, _ in names_of(self._layout.read_index())})
                 origins.tidy(self._live_names)
+
+    @contextmanager
+    def _telling_errors(self, path: str) -> Iterator[None]:
+        """Tell what went wrong with housekeeping in the report: what was removed is removed."""
+        try:
+            yield
+        except StoreError as error:
+            self._errors.append(str(error))
+        except OSError as error:
+            self._errors.append(f"{path}: {error.strerror}")
 
     def _sync_removals(self) -> None:
         """Let what was removed stay away: once for each folder that had any of it."""
