@@ -95,13 +95,17 @@ class Transaction:
         if self._layout.durable:
             found = sorted(self._reached - self._publisher.placed)
             sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
+        noted = set(self._fetched)
+        if self._origin is not None and self._reached - noted:
+            # What was found here may have come from nowhere: out of an archive, or by a pull that was cut off.
+            noted |= self._layout.origins.unknown(self._reached - noted, self._origin)
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
             for change in self._changes:
                 index = change(index)
             self._layout.activity.note_written(self._names)
             if self._origin is not None:
-                self._layout.origins.note(sorted(self._fetched), self._origin)
+                self._layout.origins.note(sorted(noted), self._origin)
             with self._layout.replacing_index(index):
                 for digest in sorted(self._reached):
                     self._publisher.publish_locked(digest, self._held[digest])
