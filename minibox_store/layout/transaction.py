@@ -190,10 +190,12 @@ class Transaction:
             StoreFull: with the bytes that are needed, and those that are free.
         """
         needed_bytes = 0
-        for descriptor in {descriptor.digest: descriptor for descriptor in descriptors}.values():
-            if not self.has_blob(descriptor):
+        weighed: set[Digest] = set()
+        for descriptor in descriptors:  # one at a time: whoever gives them may end it between two
+            if descriptor.digest not in weighed and not self.has_blob(descriptor):
                 had_bytes = _files.size_of(self._paths.partial(descriptor.digest))
                 needed_bytes += max(0, descriptor.size_bytes - had_bytes)
+            weighed.add(descriptor.digest)
         check_room(self._folder, needed_bytes, name=self._paths.root)
 
     # ---- BlobStage
