@@ -54,6 +54,16 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
     return descriptor
 
 
+def open_readable(path: str) -> int:
+    """Do as :func:`open_regular`; a file that the disk does not give is none, and no error of its own."""
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise OSError(errno.EINVAL, "it cannot be read", path) from error
+        raise
+
+
 def open_new(path: str) -> int:
     """Create a file that only its owner may use, whatever the umask; return a descriptor to read and write."""
     descriptor = os.open(path, _NEW, _OWNERS)

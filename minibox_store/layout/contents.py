@@ -21,6 +21,16 @@ def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
     return True
 
 
+def is_readable_content(opened: int, digest: Digest, size_bytes: int) -> bool:
+    """Do as :func:`is_content`; what the disk does not give is not that content."""
+    try:
+        return is_content(opened, digest, size_bytes)
+    except OSError as error:
+        if error.errno not in _files.DAMAGE:
+            raise
+        return False
+
+
 def sync_contents(paths: Iterable[str]) -> None:
     """Make the content of blobs that were found durable: whoever brought them may have left it to the system.
 

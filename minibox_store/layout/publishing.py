@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from minibox_store import _files, _signatures
 from minibox_store.digest import Digest
 from minibox_store.errors import BlobNotFound
-from minibox_store.layout.contents import is_content
+from minibox_store.layout.contents import is_readable_content
 from minibox_store.layout.paths import pin_name
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Publisher:
         """Read the store's own blob, where there is one beside the transaction's, and remember it if it is wrong."""
         blob = self._paths.blob(digest)
         try:
-            opened = _files.open_regular(blob)
+            opened = _files.open_readable(blob)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -63,7 +63,7 @@ class Publisher:
             return
         try:
             is_own = self._hard_links and _files.is_same_file(opened, self._pin_path(digest))
-            if not is_own and not is_content(opened, digest, size_bytes):
+            if not is_own and not is_readable_content(opened, digest, size_bytes):
                 self.note_wrong(digest, blob)
         finally:
             os.close(opened)

@@ -20,7 +20,7 @@ from minibox_store._room import check_room
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreUnavailable
-from minibox_store.layout.contents import is_content, sync_contents
+from minibox_store.layout.contents import is_readable_content, sync_contents
 from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
@@ -258,7 +258,7 @@ class Transaction:
                 with suppress(FileExistsError):
                     _files.link_file(blob, self._pin_path(digest))
                 blob = self._pin_path(digest)
-            opened = _files.open_regular(blob)
+            opened = _files.open_readable(blob)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -279,7 +279,7 @@ class Transaction:
             return True  # what a transaction has pinned is not read twice
         opened = _files.open_regular(self._where(descriptor.digest))
         try:
-            is_whole = is_content(opened, descriptor.digest, descriptor.size_bytes)
+            is_whole = is_readable_content(opened, descriptor.digest, descriptor.size_bytes)
         finally:
             os.close(opened)
         if is_whole:
