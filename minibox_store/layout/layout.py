@@ -332,7 +332,7 @@ class Layout:
 
     def quarantine_path(self, name: str) -> str:
         """Return a path that nothing has yet, for what was found to be wrong and is to be kept."""
-        _files.make_directory(self.paths.quarantine)
+        self._ground.make_folder(self.paths.quarantine)
         return os.path.join(self.paths.quarantine, f"{name}.{_files.fresh_name()}")
 
     def is_there(self) -> bool:

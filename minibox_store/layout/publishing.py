@@ -83,13 +83,20 @@ class Publisher:
         if self._hard_links and not os.path.isdir(blob):
             new = f"{pin}.new"
             _files.link_file(blob, aside)
+            self._sync_quarantine()
             _files.link_file(pin, new)
             _files.rename_file(new, blob)
         else:
             _files.rename_file(blob, aside)
+            self._sync_quarantine()
             if not self.place(digest, size_bytes):
                 raise BlobNotFound(str(digest))
         self.forget_wrong(digest)
+
+    def _sync_quarantine(self) -> None:
+        """Let what was wrong be kept for good before something else takes its place."""
+        if self._layout.durable:
+            _files.sync_directory(self._paths.quarantine)
 
     def place(self, digest: Digest, size_bytes: int) -> bool:
         """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""
