@@ -93,9 +93,9 @@ class _Check:
         self._cancellation = cancellation
 
     def whole_store(self) -> list[_Damage]:
-        """Return what is wrong with the blobs that the entries of index.json reach, and what is no blob."""
+        """Return what is wrong with the blobs that the entries of index.json reach."""
         inventory, images = Inventory(self._layout), ImageMap(limits=self._layout.limits)
-        found = [*self._findings(inventory, inventory.roots, images), *inventory.findings(images)]
+        found = list(self._findings(inventory, inventory.roots, images))
         return list(self._damage(inventory.confirmed(found, images), images))
 
     def below(self, mended: dict[Identity, tuple[Descriptor, tuple[str, ...]]]) -> list[_Damage]:
@@ -113,10 +113,14 @@ class _Check:
         return list(self._damage(inventory.told_apart(found), images))
 
     def dead(self) -> Iterator[_Damage]:
-        """Yield each blob that nobody needs and that has other bytes than it should: a pull may come to rely on it."""
+        """Yield what is no blob, and each blob of other bytes than it should have, that nobody needs.
+
+        A pull may come to rely on it. Asked at the end: before, what is needed may not all be known.
+        """
         inventory, images = Inventory(self._layout), ImageMap(limits=self._layout.limits)
         for root in inventory.roots:
             images.add_root(inventory, root, on_unreadable=lambda *_: None)
+        yield from (_Damage(finding=each) for each in inventory.findings(images) if each.is_damage)
         for digest in sorted(inventory.unneeded(images)):
             self._cancellation.check()
             if not has_content(self._layout, digest) and is_settled(self._layout, digest):
@@ -184,9 +188,7 @@ class _Repair:
     def _mend(self, damage: _Damage, refetcher: Refetcher, position: int, total: int) -> bool:
         """Put the right bytes in place of a wrong blob, and return whether they are there; else set it aside."""
         finding, digest = damage.finding, damage.finding.digest
-        if digest is None or not damage.descriptors:
-            self.clear(damage)
-            return False
+        assert digest is not None, "it was reached from a root"
         # What is there now, before it is looked at: what another process puts there meanwhile is left alone.
         seen = self._signature(finding)
         if has_content(self._layout, digest):
