@@ -54,16 +54,6 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
     return descriptor
 
 
-def open_readable(path: str) -> int:
-    """Do as :func:`open_regular`; a file that the disk does not give is none, and no error of its own."""
-    try:
-        return open_regular(path)
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise OSError(errno.EINVAL, "it cannot be read", path) from error
-        raise
-
-
 def open_new(path: str) -> int:
     """Create a file that only its owner may use, whatever the umask; return a descriptor to read and write."""
     descriptor = os.open(path, _NEW, _OWNERS)
@@ -88,6 +78,16 @@ def open_shared(path: str) -> int:
 def open_existing(path: str) -> int:
     """Open a file for reading and writing."""
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def open_readable(path: str) -> int:
+    """Do as :func:`open_regular`; a file that the disk does not give is none, and no error of its own."""
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise OSError(errno.EINVAL, "it cannot be read", path) from error
+        raise
 
 
 def read_whole(path: str, limit_bytes: int) -> bytes:
