@@ -79,10 +79,8 @@ class Scene:
     unsound: frozenset[str]
     wrong: set[bytes]
     recording: Recording
-    links: bool = True
 
     def work(self, system: OsProxy, *, links: bool = True, durability: str = "full") -> None:
-        self.links = links
         if not links:
             no_hard_links(system)
         self.verb.work(open_at(self.folder, durability), self.folder / "store")
@@ -117,8 +115,6 @@ def check_disk(left: LeftDisk, scene: Scene, allowed: tuple[Names, ...], *, retu
     unsound = frozenset[str]() if returned else scene.unsound
     assert list(iter_disk_breaches(left.tree, unsound=unsound)) == [], left
     assert names_on(left.tree) in allowed, left
-    if scene.links or returned:  # a rename alone, as the model has it, may leave no name at all behind
-        assert scene.wrong <= {file.content for file in left.tree.files.values()}, f"what was wrong is lost: {left}"
     archive = left.tree.files.get("out.tar")
     if archive is None:
         assert not (returned and scene.verb.work is VERBS["save"].work), f"no archive: {left}"
@@ -203,6 +199,9 @@ def test_the_power_may_go_at_any_operation(disk: Path, name: str, links: bool) -
     for left in scene.recording.disks(chance, drawn=DRAWN):
         returned = left.moment == scene.recording.length
         check_disk(left, scene, (scene.after,) if returned else (scene.before, scene.after), returned=returned)
+        if links or returned:  # a rename alone, as the model has it, may leave no name at all behind
+            kept = {file.content for file in left.tree.files.values()}
+            assert scene.wrong <= kept, f"what was wrong is lost: {left}"
         left_disks.append(left)
     for number, left in enumerate(chosen(left_disks, chance)):
         open_disk(left, scene, disk / f"left-{number}", scene.before)
