@@ -123,7 +123,11 @@ class _Check:
         yield from (_Damage(finding=each) for each in inventory.findings(images) if each.is_damage)
         for digest in sorted(inventory.unneeded(images)):
             self._cancellation.check()
-            if not has_content(self._layout, digest) and is_settled(self._layout, digest):
+            if (
+                not has_content(self._layout, digest)
+                and is_settled(self._layout, digest)
+                and inventory.is_there(digest)
+            ):
                 problem = f"its bytes are not those that {digest} names"
                 yield _Damage(
                     finding=Finding(kind="wrong digest", path=relative_path(digest), digest=digest, problem=problem)

@@ -785,6 +785,16 @@ def test_what_another_tool_is_just_writing_is_not_set_aside(orphaned: Path) -> N
     assert [str(each.finding.digest) for each in patient.repair().unmended] == [digest_of(b"all of it")]
 
 
+def test_a_blob_that_nobody_needs_and_that_a_prune_takes_at_this_moment_is_not_wrong(orphaned: Path) -> None:
+    dead = build_image(salt="dead")
+    put_dead(orphaned, dead)
+    first = min(dead.blobs).partition(":")[2]
+    with replaced_os() as system:
+        system.before("open", lambda: open_store(orphaned).prune(), path=f"blobs/sha256/{first}")
+        assert brief(repair(orphaned)) == {}
+    check_whole(orphaned)
+
+
 def test_what_lies_under_blobs_and_is_called_by_no_digest_is_told_and_left_alone(orphaned: Path) -> None:
     folder = orphaned / "blobs" / "sha256"
     (folder / "stray").symlink_to("/etc/hostname")

@@ -80,6 +80,10 @@ class Inventory:
         with naming_set_aside(self._layout.paths, descriptor):
             return open_settled_stream(path, descriptor, offset, self._layout.settle_seconds, limit_bytes)
 
+    def is_there(self, digest: Digest) -> bool:
+        """Whether something lies in the place of a blob still."""
+        return _files.exists(self._layout.paths.blob(digest))
+
     def unneeded(self, images: ImageMap) -> dict[Digest, int]:
         """Return the sizes of the blobs that no image and no transaction needs: what a prune would remove."""
         return {
