@@ -1,5 +1,7 @@
 """Fetching again what was found wrong: from sources that the caller names, then from where the blob came.
 
+Before them, what was set aside itself is asked: a disk may not have given it then, and give it now.
+
 Whatever is wrong with one source is noted, and the next one is asked. What is wrong with the store itself, a cancel or
 a full disk, ends the whole: no other source would help.
 """
@@ -13,6 +15,7 @@ from minibox_store.copying import Cancellation, EventListener, ObservedSource
 from minibox_store.documents import Descriptor, Node, Role
 from minibox_store.errors import ContentMismatch, RegistryError, StoreError, one_line
 from minibox_store.layout import Layout
+from minibox_store.layout.quarantine import find_right_one
 from minibox_store.layout.transaction import Transaction
 from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 
@@ -20,6 +23,7 @@ OpenOrigin = Callable[[str], AbstractContextManager[BlobSource]]
 
 # So often in a row nobody was reached before a repository is not asked for further blobs.
 _FAILURES = 2
+_QUARANTINE = "quarantine"
 
 
 @contextmanager
@@ -49,6 +53,7 @@ class Refetcher:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> None:
+        self._paths = layout.paths
         self._writer = writer
         self._opened = {f"source {number}": source for number, source in enumerate(sources, 1)}
         self._own = tuple(self._opened)
@@ -64,8 +69,8 @@ class Refetcher:
 
         Args:
             descriptors: all that is said of it; one of them may lie.
-            position: of the blob among those that are fetched, and ``total`` their number, for whoever looks on.
-            total: as known by now.
+            position: of the blob among those that are fetched, for whoever looks on.
+            total: how many these are, as far as is known by now.
 
         Returns:
             Where they were fetched from, or None; and what each that was asked in vain has said.
@@ -74,7 +79,12 @@ class Refetcher:
             Cancelled, OSError, StoreError: which no other source would help against.
         """
         problems: list[str] = []
-        for origin in (*self._own, *self._origins.get(str(descriptors[0].digest), ())):
+        digest = descriptors[0].digest
+        kept = find_right_one(self._paths, digest)
+        if kept is not None:
+            self._opened[_QUARANTINE] = kept
+        places = (*([_QUARANTINE] if kept else []), *self._own, *self._origins.get(str(digest), ()))
+        for origin in places:
             for descriptor in descriptors:
                 node = Node(descriptor=descriptor, role=_role_of(descriptor), position=position, total=total)
                 problem = self._fetch_from(origin, node)

@@ -108,7 +108,8 @@ class MendedBlob:
 
     Attributes:
         finding: what was wrong.
-        origin: the repository that it was fetched from again; of a source that the caller gave, which one.
+        origin: the repository that it was fetched from again; of a source that the caller gave, which one;
+            ``quarantine`` where what had been set aside is right after all.
     """
 
     finding: "Finding"

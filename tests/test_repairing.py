@@ -335,6 +335,12 @@ def test_what_nobody_has_is_set_aside_told_every_time_and_mended_once_somebody_h
         assert unmended.kept_aside is not None
         assert snapshot(orphaned)[unmended.kept_aside] == wrong
     check_blobs(orphaned)
+    if how == "unreadable":  # the disk gives it again
+        again = repair(orphaned)
+        assert brief(again) == {f"mended {digest}": ("missing",)}
+        assert again.mended[0].origin == "quarantine"
+        check_whole(orphaned)
+        return
     again = repair(orphaned)
     assert brief(again) == {f"unmended {digest}": ("missing",)}
     assert again.unmended[0].kept_aside is None
