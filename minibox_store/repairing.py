@@ -6,6 +6,7 @@ looked at in the next.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
@@ -30,6 +31,9 @@ from minibox_store.reports import Finding, MendedBlob, RepairReport, UnmendedBlo
 
 _SAME_BYTES = "its bytes are those that its digest names: to fetch it again would give no others"
 _NO_NEED = "nothing that could be read needs it"
+
+# Documents, each with the names that need it.
+_Documents = dict[Identity, tuple[Descriptor, tuple[str, ...]]]
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +74,7 @@ def repair(
     return RepairReport(
         index=index_repair,
         mended=tuple(work.mended),
-        unmended=tuple(work.unmended),
+        unmended=tuple(work.unmended.values()),
         lost_names=find_lost_names(layout),
         nameless=_find_nameless(layout),
     )
@@ -98,7 +102,7 @@ class _Check:
         found = list(self._findings(inventory, inventory.roots, images))
         return list(self._damage(inventory.confirmed(found, images), images))
 
-    def below(self, mended: dict[Identity, tuple[Descriptor, tuple[str, ...]]]) -> list[_Damage]:
+    def below(self, mended: _Documents) -> list[_Damage]:
         """Return what is wrong below some documents, each with the names that need it."""
         if not mended:
             return []
@@ -155,30 +159,31 @@ class _Check:
 
 
 class _Repair:
-    """What was done until now."""
+    """What was done until now. Of each blob one thing is told, however many find it wrong."""
 
     def __init__(self, layout: Layout, cancellation: Cancellation) -> None:
         self._layout = layout
         self._cancellation = cancellation
-        self._told: set[tuple[str, str]] = set()
+        self._tried: defaultdict[str, set[Identity]] = defaultdict(set)
+        self._seen_through: set[Identity] = set()
         self.mended: list[MendedBlob] = []
-        self.unmended: list[UnmendedBlob] = []
+        self.unmended: dict[str, UnmendedBlob] = {}
 
-    def mend_all(
-        self, damage: Sequence[_Damage], refetcher: Refetcher
-    ) -> dict[Identity, tuple[Descriptor, tuple[str, ...]]]:
+    def mend_all(self, damage: Sequence[_Damage], refetcher: Refetcher) -> _Documents:
         """Mend what can be; return the documents that are right now, with the names that need them."""
-        documents = {}
+        documents: _Documents = {}
         for position, each in enumerate(damage, 1):
             self._cancellation.check()
-            key = (each.finding.path, each.finding.kind)
-            if key in self._told:
-                continue
-            self._told.add(key)
+            path, said = each.finding.path, {identity(descriptor) for descriptor in each.descriptors}
+            if path in self.unmended and said <= self._tried[path]:
+                continue  # it is missing now because it was set aside
+            self._tried[path] |= said
             if self._mend(each, refetcher, position, len(damage)):
                 for descriptor in each.descriptors:
-                    if is_document(descriptor.media_type):
-                        documents[identity(descriptor)] = (descriptor, each.finding.names)
+                    key = identity(descriptor)
+                    if is_document(descriptor.media_type) and key not in self._seen_through:
+                        self._seen_through.add(key)
+                        documents[key] = (descriptor, each.finding.names)
         return documents
 
     def clear(self, damage: _Damage) -> None:
@@ -186,8 +191,7 @@ class _Repair:
         aside = None
         if damage.finding.digest is not None:
             aside = set_aside(self._layout, damage.finding.digest, self._signature(damage.finding))
-        problems = (_NO_NEED,)
-        self.unmended.append(UnmendedBlob(finding=damage.finding, kept_aside=aside, problems=problems, is_needed=False))
+        self._give_up(damage.finding, aside, (_NO_NEED,), is_needed=False)
 
     def _mend(self, damage: _Damage, refetcher: Refetcher, position: int, total: int) -> bool:
         """Put the right bytes in place of a wrong blob, and return whether they are there; else set it aside."""
@@ -199,17 +203,23 @@ class _Repair:
             # Somebody has mended it meanwhile; or the bytes are right, and what is said of them is wrong.
             if self._is_as_told(damage):
                 return True
-            self.unmended.append(UnmendedBlob(finding=finding, kept_aside=None, problems=(_SAME_BYTES,)))
+            self._give_up(finding, None, (_SAME_BYTES,))
             return False
         origin, problems = refetcher.fetch(damage.descriptors, position, total)
         if origin is None:
-            aside = set_aside(self._layout, digest, seen)
-            self.unmended.append(UnmendedBlob(finding=finding, kept_aside=aside, problems=problems))
+            self._give_up(finding, set_aside(self._layout, digest, seen), problems)
             return False
         if self._layout.durable:  # its content is; and this is no commit, which would see to the rest
             _files.sync_directory(self._layout.paths.blobs(digest.algorithm))
-        self.mended.append(MendedBlob(finding=finding, origin=origin))
+        before = self.unmended.pop(finding.path, None)
+        self.mended.append(MendedBlob(finding=finding if before is None else before.finding, origin=origin))
         return True
+
+    def _give_up(
+        self, finding: Finding, kept_aside: str | None, problems: tuple[str, ...], *, is_needed: bool = True
+    ) -> None:
+        told = UnmendedBlob(finding=finding, kept_aside=kept_aside, problems=problems, is_needed=is_needed)
+        self.unmended.setdefault(finding.path, told)
 
     def _is_as_told(self, damage: _Damage) -> bool:
         """Whether a blob of the right bytes is what the finding says it is not."""
