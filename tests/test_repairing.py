@@ -419,18 +419,20 @@ def test_from_a_real_registry_a_ruined_store_is_made_whole_again(tmp_path: Path)
 
 
 def test_an_origin_that_is_reached_by_nobody_is_not_asked_for_blob_after_blob(root: Path) -> None:
+    documents = {*MULTI.document_digests, *OTHER.document_digests}
+    leaves = set(BLOBS) - documents
     for digest in BLOBS:
         rot(blob(root, digest))
     with ScriptedRegistry() as bad:
         host = bad.host
     (root / "journal" / "origins").write_text("".join(f"\n{digest}\t{host}/gone\t." for digest in BLOBS))
-    start = time.monotonic()
-    report = repair(root, LackingSource(source(), [Digest.parse(digest) for digest in OTHER.layer_digests]))
-    assert time.monotonic() - start < 5
-    assert {str(each.finding.digest) for each in report.unmended} == set(OTHER.layer_digests)
-    for each in report.unmended:
-        assert each.problems[0].startswith("source 1: blob sha256:")
-        assert each.problems[1].startswith(f"{host}/gone: ")
+    report = repair(root, LackingSource(source(), [Digest.parse(digest) for digest in leaves]))
+    assert {str(each.finding.digest) for each in report.mended} == documents
+    assert {str(each.finding.digest) for each in report.unmended} == leaves
+    said = [each.problems[1] for each in report.unmended]
+    assert all(each.problems[0].startswith("source 1: blob sha256:") for each in report.unmended)
+    assert sum(problem == f"{host}/gone: it was not reached before" for problem in said) == len(leaves) - 2
+    assert sum(problem.startswith(f"{host}/gone: GET http://{host}/v2/gone/blobs/") for problem in said) == 2
 
 
 @pytest.mark.parametrize("origin", ["", "a b", "UPPER/case", "x" * 300, "h\x1b[31m/x"])
@@ -622,6 +624,25 @@ def test_what_two_images_need_is_told_once_though_one_of_them_shows_it_later(roo
     assert report.is_whole
 
 
+def test_what_nobody_has_is_told_once_though_another_image_shows_it_later(orphaned: Path) -> None:
+    shared = AMD64.layer_digests[0]
+    for digest in (OTHER.digest, shared):
+        rot(blob(orphaned, digest))
+    report = repair(orphaned, LackingSource(source(), [Digest.parse(shared)]))
+    assert brief(report) == {f"mended {OTHER.digest}": ("wrong digest",), f"unmended {shared}": ("wrong digest",)}
+
+
+def test_who_tells_the_truth_is_believed_though_a_liar_was_heard_first(orphaned: Path) -> None:
+    layer = OTHER.layer_digests[1]
+    add_image(orphaned, lying_image(7, layer=1), "liar:1")
+    for digest in (OTHER.digest, layer):
+        rot(blob(orphaned, digest))
+    report = repair(orphaned, source())
+    assert brief(report) == {f"mended {OTHER.digest}": ("wrong digest",), f"mended {layer}": ("wrong size",)}
+    open_store(orphaned).remove("liar:1")
+    check_whole(orphaned)
+
+
 def test_what_lies_below_a_document_that_cannot_be_mended_is_left_for_the_time_when_it_is(orphaned: Path) -> None:
     rot(blob(orphaned, AMD64.digest))
     rot(blob(orphaned, AMD64.config_digest))
@@ -721,10 +742,10 @@ def test_a_blob_that_is_right_is_never_set_aside_though_a_descriptor_lies_about_
     check_whole(orphaned)
 
 
-def lying_image(size_bytes: int) -> BuiltImage:
+def lying_image(size_bytes: int, *, layer: int = 0) -> BuiltImage:
     """Return an image whose manifest says another size of a layer that others have too."""
     document = OTHER.document()
-    document["layers"][0] = {**document["layers"][0], "size": size_bytes}
+    document["layers"][layer] = {**document["layers"][layer], "size": size_bytes}
     content = encode_document(document)
     root = {"mediaType": OCI_MANIFEST, "digest": digest_of(content), "size": len(content)}
     return BuiltImage(root=root, blobs={digest_of(content): content}, media_types={digest_of(content): OCI_MANIFEST})
