@@ -119,6 +119,14 @@ class ImageMap:
             yield next(each for each in self._children[key] if identity(each) == below)
             key = below
 
+    def descriptors_of(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """Return what is said of a blob, by its parents or as a root: each size and type of document once, sorted."""
+        found = {identity(root): root for root in self.roots if root.digest == digest}
+        for key in self._identities.get(digest, ()):
+            for parent in self._parents.get(key, ())[:1]:
+                found.setdefault(key, next(each for each in self._children[parent] if identity(each) == key))
+        return tuple(found[key] for key in sorted(found))
+
     def names_of(self, digest: Digest) -> tuple[str, ...]:
         """Return the names of the images that need the blob, sorted."""
         names = (name_of(root) for root in self.roots_of(digest))

@@ -213,6 +213,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
+        verify_content = _is_content(verify)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
@@ -225,7 +226,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             on_event(ResolvingName(name=name))
             root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
-            target = TransactionTarget(self._layout, origin=origin, verify_content=_is_content(verify))
+            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
             return self._copy_in(repository, root, target, name, platform, parallel, on_event, cancellation)
 
     def import_image(
@@ -254,13 +255,15 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             NotFound: when the source has no such image, or lacks a part of it.
             ContentMismatch, InvalidDocument: when its bytes are not what they should be.
             InvalidReference: when an image may not have this name.
+            StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
+        verify_content = _is_content(verify)
         as_name = check_image_name(name if as_name is None else as_name)
         cancellation = cancellation or Cancellation()
         with file_errors(self.root):
             root = source.resolve(name)
-            target = TransactionTarget(self._layout, verify_content=_is_content(verify))
+            target = TransactionTarget(self._layout, verify_content=verify_content)
             return self._copy_in(source, root, target, as_name, platform, DEFAULT_PARALLEL, on_event, cancellation)
 
     def _copy_in(
@@ -318,6 +321,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             ImageNotFound: when there is no such image.
             IncompleteImage: when blobs of it are missing.
             InvalidPath: when the file cannot be written where it should be.
+            StoreFull: when the archive does not fit there; nothing has been written then.
             Cancelled: when ``cancellation`` was cancelled.
 
         Guarantees: whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, whole.
@@ -359,6 +363,9 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         Raises:
             InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it.
             InvalidPath: when there is no such file.
+            StoreFull: when the whole archive does not fit beside what is there, though the store may have all of it
+                already: nobody knows that before it was read. Nothing has been read then. What comes through a pipe is
+                weighed member by member.
             Cancelled: when ``cancellation`` was cancelled.
 
         Guarantees: every blob was verified as it was stored, and the whole graph is there, before the name is. An

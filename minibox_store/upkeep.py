@@ -85,7 +85,8 @@ class Upkeep:
 
         An index.json that cannot be read is written anew, from the newest content before that can. Each blob that an
         image needs, and that is missing or wrong, is fetched again: from ``sources``, then from the repositories that
-        it was pulled from. What was wrong is kept in ``quarantine/``, where nothing right was to be had, too.
+        it was pulled from. What was wrong is kept in ``quarantine/``, where nothing right was to be had, too; so is
+        what no image needs and is wrong, as a pull might come to rely on it.
 
         Args:
             client: how registries are spoken to; anonymous, over TLS, where it is None.
@@ -106,6 +107,8 @@ class Upkeep:
         from minibox_store.registry import RegistryClient
         from minibox_store.repairing import repair
 
+        if parallel < 1:
+            raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
         opened = client or RegistryClient()
         with file_errors(self._layout.paths.root):
             return repair(

@@ -536,11 +536,8 @@ def test_damage_is_waited_for_only_as_long_as_somebody_may_be_writing(root: Path
             os.utime(touched)
         assert seconds_of(action) < 10, "whoever is just writing is waited for, and no longer than was said"
     patient = Store(root, durability="none", settle_seconds=60.0)
-    long_ago, ahead = (1.0, "what was written long ago is in nobody's hands"), (9e9, "nor is what a clock is behind")
-    for when, reason in (long_ago, ahead):
-        (1.0, "what was written long ago is in nobody's hands"),
-        (9e9, "nor is what a clock is behind"),
-    ):
+    long_ago, ahead = "what was written long ago is in nobody's hands", "nor is what a clock is behind"
+    for when, reason in ((1.0, long_ago), (9e9, ahead)):
         os.utime(root / "index.json", (when, when))
         os.utime(path, (when, when))
         for action in (patient.images, lambda: patient.open_blob(root_of(IMAGE))):

@@ -28,6 +28,7 @@ from minibox_store.layout.journal import Journal
 from minibox_store.layout.living import LOCK, living_folder
 from minibox_store.layout.origins import Origins
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
+from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled, open_settled_stream, read_settled
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import find_name, names_of
@@ -140,9 +141,12 @@ class Layout:
         return (name for name, _ in names_of(self.read_index()))
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        """Return the blob's bytes from ``offset`` on; raises as :meth:`open_file`."""
+        """Return the blob's bytes from ``offset`` on; raises as :meth:`open_file`.
+
+        A document that was set aside is damage, and not just absent: nobody knows what it leads to.
+        """
         path = self.paths.blob(descriptor.digest)
-        with _naming_size(path):
+        with _naming_size(path), naming_set_aside(self.paths, descriptor):
             return open_settled_stream(path, descriptor, offset, self.settle_seconds, self.limits.document_bytes)
 
     def open_file(self, descriptor: Descriptor) -> int:
@@ -333,7 +337,7 @@ class Layout:
 
     def quarantine_path(self, name: str) -> str:
         """Return a path that nothing has yet, for what was found to be wrong and is to be kept."""
-        _files.make_directory(self.paths.quarantine)
+        self._ground.make_folder(self.paths.quarantine)
         return os.path.join(self.paths.quarantine, f"{name}.{_files.fresh_name()}")
 
     def is_there(self) -> bool:

@@ -1,7 +1,7 @@
 """Where the blobs of a store came from, so that one that has rotted can be fetched again.
 
-For each blob that was fetched from a registry, the repository that it was fetched from: no credentials, no URL, no
-more than the name that a reference begins with. A blob that came out of an archive has no origin.
+For each blob of an image that was pulled, the repository that has it: no credentials, no URL, no more than the name
+that a reference begins with. A blob that came out of an archive alone has no origin.
 """
 
 from collections.abc import Container, Iterable
@@ -26,10 +26,10 @@ class Origins:
         """Remember where blobs came from. Under the store lock."""
         self.journal.append((str(digest), origin) for digest in digests)
 
-    def unknown(self, digests: Iterable[Digest], origin: str) -> list[Digest]:
-        """Return the blobs of which it is not remembered that they are to be had there."""
+    def unknown(self, digests: Iterable[Digest], origin: str) -> set[Digest]:
+        """Return the blobs of which it is not known that they are to be had there."""
         known = self.read()
-        return [digest for digest in digests if origin not in known.get(str(digest), ())]
+        return {digest for digest in digests if origin not in known.get(str(digest), ())}
 
     def read(self) -> dict[str, tuple[str, ...]]:
         """Return for each blob its origins, the latest first."""

@@ -54,7 +54,7 @@ class Publisher:
         """Read the store's own blob, where there is one beside the transaction's; remember if it is right or wrong."""
         blob = self._paths.blob(digest)
         try:
-            opened = _files.open_regular(blob)
+            opened = _files.open_readable(blob)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -88,15 +88,20 @@ class Publisher:
         if self._hard_links and not os.path.isdir(blob):
             new = f"{pin}.new"
             _files.link_file(blob, aside)
+            self._sync_quarantine()
             _files.link_file(pin, new)
             _files.rename_file(new, blob)
         else:
             _files.rename_file(blob, aside)
+            self._sync_quarantine()
             if not self.place(digest, size_bytes):
                 raise BlobNotFound(str(digest))
+        self.forget_wrong(digest)
+
+    def _sync_quarantine(self) -> None:
+        """Let what was wrong be kept for good before something else takes its place."""
         if self._layout.durable:
             _files.sync_directory(self._paths.quarantine)
-        self.forget_wrong(digest)
 
     def place(self, digest: Digest, size_bytes: int) -> bool:
         """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""

@@ -100,15 +100,17 @@ class Transaction:
         if self._layout.durable:
             found = sorted(self._reached - self._publisher.placed)
             sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
-        origins = self._layout.origins
-        come = [] if self._origin is None else origins.unknown(sorted(self._reached), self._origin)
+        origins, noted = self._layout.origins, set[Digest]()
+        if self._origin is not None:
+            # What was found here may have come from nowhere: out of an archive, or by a pull that was cut off.
+            noted = origins.unknown(self._reached, self._origin)
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
             for change in self._changes:
                 index = change(index)
             self._layout.activity.note_written(self._names)
             if self._origin is not None:
-                origins.note(come, self._origin)
+                origins.note(sorted(noted), self._origin)
             with self._layout.replacing_index(index):
                 for digest in sorted(self._reached):
                     self._publish_locked(digest)
@@ -208,10 +210,12 @@ class Transaction:
             StoreFull: with the bytes that are needed, and those that are free.
         """
         needed_bytes = 0  # sizes are looked at, and nothing is read: what turns out wrong is weighed as it is fetched
-        for descriptor in {descriptor.digest: descriptor for descriptor in descriptors}.values():
-            if self._pinned_bytes(descriptor.digest) != descriptor.size_bytes:
+        weighed: set[Digest] = set()
+        for descriptor in descriptors:  # one at a time: whoever gives them may end it between two
+            if descriptor.digest not in weighed and self._pinned_bytes(descriptor.digest) != descriptor.size_bytes:
                 had_bytes = _files.size_of(self._paths.partial(descriptor.digest))
                 needed_bytes += max(0, descriptor.size_bytes - had_bytes)
+            weighed.add(descriptor.digest)
         check_room(self._folder, needed_bytes, name=self._paths.root)
 
     # ---- BlobStage
@@ -274,7 +278,7 @@ class Transaction:
                 with suppress(FileExistsError):
                     _files.link_file(blob, self._pin_path(digest))
                 blob = self._pin_path(digest)
-            opened = _files.open_regular(blob)
+            opened = _files.open_readable(blob)
         except FileNotFoundError:
             return None
         except OSError as error:
