@@ -21,6 +21,9 @@ from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 Identity = tuple[Digest, int, str]
 Seen = MutableSet[Identity]
 
+# A manifest for one platform, or an index.
+_Named = set[tuple[Digest, Platform | None]]
+
 UnreadableListener = Callable[[Descriptor, Exception], None]
 
 
@@ -262,22 +265,21 @@ def select_manifest(
 def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
     """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
 
-    Attestations are left out, and what an index names again.
+    Attestations are left out, and what an index names again: a manifest counts once for each platform.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
     """
     stack = [iter((root,))]
     documents = 0
-    seen = set()
+    seen: _Named = set()
     while stack:
         descriptor = next(stack[-1], None)
         if descriptor is None:
             stack.pop()
-        elif descriptor.digest in seen or descriptor.is_attestation:
+        elif descriptor.is_attestation or _is_named_again(descriptor, seen):
             continue
         elif media_types.is_index(descriptor.media_type):
-            seen.add(descriptor.digest)
             documents += 1
             _check_bounds(root, documents, len(stack), limits)
             read = _read_document(source, descriptor, limits, False)
@@ -288,7 +290,18 @@ def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits)
                 documents += 1
                 _check_bounds(root, documents, len(stack), limits)
                 descriptor = _with_platform(source, descriptor, limits)
+                if descriptor.platform is not None and _is_named_again(descriptor, seen):
+                    continue
             yield descriptor
+
+
+def _is_named_again(descriptor: Descriptor, seen: _Named) -> bool:
+    """Whether a manifest was named for this platform before, or an index for whatever; from now on it was."""
+    platform = descriptor.platform if media_types.is_manifest(descriptor.media_type) else None
+    key = descriptor.digest, platform and platform.normalised()
+    is_again = key in seen
+    seen.add(key)
+    return is_again
 
 
 def _with_platform(source: RememberingSource, descriptor: Descriptor, limits: Limits) -> Descriptor:

@@ -411,6 +411,11 @@ def test_the_only_platform_of_an_index_needs_no_asking_for(root: Path, attestati
     assert [str(step.layer.digest) for step in history_of(root, index) if step.layer] == ARM64.layer_digests
 
 
+def test_an_index_that_names_its_only_manifest_twice_has_one_platform_all_the_same(root: Path) -> None:
+    entry = {**ARM64.root, "platform": ARM64.platform}
+    assert history_of(root, index_over([ARM64], [entry, entry])) == history_of(root, build_index([ARM64]))
+
+
 @pytest.mark.parametrize("others", [*combinations([ARM64, ARM], 1), (ARM64, ARM)])
 def test_of_several_platforms_linux_amd64_is_meant_as_by_a_pull(root: Path, others: tuple[BuiltImage, ...]) -> None:
     found = history_of(root, build_index([*others, AMD64], attestations=True))
