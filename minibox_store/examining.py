@@ -42,7 +42,9 @@ class ExaminedStore:
             IncompleteImage: when a document or config of it is missing.
             InvalidDocument: when a config has the bytes that it should have, and yet says what none may, such as a
                 label that is no text; ``document`` is its digest, and ``where`` the place in it. An image may be
-                pulled, saved and removed for all that.
+                pulled, saved and removed for all that. The same for a document, and for a name that stands for
+                something else than an image.
+            StoreDamaged: when the store has other bytes than it should have.
 
         Guarantees: every byte that it goes by was verified now; layers are not read, and may be missing. Changes
             nothing.

@@ -25,6 +25,7 @@ Seen = MutableSet[Identity]
 _Named = set[tuple[Digest, Platform | None]]
 
 UnreadableListener = Callable[[Descriptor, Exception], None]
+OddConfigListener = Callable[[InvalidDocument], None]
 
 
 class ContentStream:
@@ -242,30 +243,37 @@ def select_manifest(
 
     Raises:
         PlatformNotFound: with the platforms that are on offer.
+        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed; and
+            for a config that says what none may, where nothing else fits: nobody knows whether that one would.
 
     Spec: OCI image-spec 1.1, image-index.md, "platform"; config.md for a manifest whose entry has none.
     """
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
     offered: list[Descriptor] = []
+    odd: list[InvalidDocument] = []
     if media_types.is_manifest(root.media_type):
-        found = _with_platform(source, root, limits)
-        if found.platform is None:
-            return found
-        offered.append(found)
+        offered.append(_with_platform(source, root, limits, odd.append))
+        if offered[0].platform is None and not odd:
+            return offered[0]
     else:
-        offered.extend(manifests_below(source, root, limits))
+        offered.extend(manifests_below(source, root, limits, odd.append))
     chosen = choose_platform([each.platform for each in offered], platform)
+    if chosen is None and odd:
+        raise odd[0]
     if chosen is None:
         available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
         raise PlatformNotFound(name, str(platform), tuple(available))
     return root if offered[chosen].digest == root.digest else offered[chosen]
 
 
-def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
+def manifests_below(
+    source: RememberingSource, root: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+) -> Iterator[Descriptor]:
     """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
 
-    Attestations are left out, and what an index names again: a manifest counts once for each platform.
+    Attestations are left out, and what an index names again: a manifest counts once for each platform. One whose
+    config says what none may has none, and hides no other: ``on_odd_config`` is told.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
@@ -289,7 +297,7 @@ def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits)
             if descriptor.platform is None:
                 documents += 1
                 _check_bounds(root, documents, len(stack), limits)
-                descriptor = _with_platform(source, descriptor, limits)
+                descriptor = _with_platform(source, descriptor, limits, on_odd_config)
                 if descriptor.platform is not None and _is_named_again(descriptor, seen):
                     continue
             yield descriptor
@@ -304,10 +312,17 @@ def _is_named_again(descriptor: Descriptor, seen: _Named) -> bool:
     return is_again
 
 
-def _with_platform(source: RememberingSource, descriptor: Descriptor, limits: Limits) -> Descriptor:
+def _with_platform(
+    source: RememberingSource, descriptor: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+) -> Descriptor:
     """Return the manifest's descriptor with the platform that its config names, if it names one."""
     read = _read_document(source, descriptor, limits, False)
     if read is None or not isinstance(read[0], Manifest) or not media_types.is_config(read[0].config.media_type):
         return descriptor
-    config = decode_config(source.read(read[0].config), str(read[0].config.digest))
-    return attrs.evolve(descriptor, platform=config.platform)
+    config = read[0].config
+    try:
+        platform = decode_config(source.read(config), str(config.digest)).platform
+    except InvalidDocument as odd:
+        on_odd_config(odd)
+        return descriptor
+    return attrs.evolve(descriptor, platform=platform)

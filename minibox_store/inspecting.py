@@ -114,12 +114,12 @@ def choose_manifest(
     aside; of several the one for linux/amd64, as for a pull.
 
     Raises:
-        PlatformNotFound: with the platforms that are on offer.
+        PlatformNotFound, InvalidDocument: as :func:`select_manifest`.
     """
     if platform is None:
         if media_types.is_manifest(root.media_type):
             return root
-        offered = list(islice(manifests_below(source, root, limits), 2))
+        offered = list(islice(manifests_below(source, root, limits, lambda _: None), 2))
         if len(offered) == 1:
             return offered[0]
         platform = LINUX_AMD64

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -323,13 +323,43 @@ def test_S7_a_config_that_is_too_large_to_read_is_not_read(root: Path) -> None:
         assert caught.value.document == image.config_digest
 
 
-def test_a_name_for_what_is_no_image_is_refused(root: Path) -> None:
+def test_a_name_for_what_is_no_image_is_refused_and_the_store_not_called_damaged(root: Path) -> None:
     content = b"just bytes"
     descriptor = root_document(content, "application/octet-stream")
     write_layout(root, {"app:1": image_of({descriptor["digest"]: content}, descriptor)})
+    store = open_store(root)
+    assert store.verify() == ()
+    for ask in (store.inspect, store.history):
+        for platform in (None, Platform.parse("linux/amd64")):
+            with pytest.raises(InvalidDocument, match="is no manifest or index"):
+                ask("app:1", platform=platform)
+
+
+@pytest.mark.parametrize("odd", [{"created": 5}, {"rootfs": {"diff_ids": ["sha256:a"]}}])
+def test_an_odd_config_is_no_damage_however_it_is_asked_for(root: Path, odd: Document) -> None:
+    image = build_image(config=odd)
+    bare = index_over([image, ARM64], [image.root, ARM64.root])  # the configs alone say for which platform each is
+    write_layout(root, {"app:1": image, "index:1": build_index([image, ARM64]), "bare:1": bare})
+    store = open_store(root)
+    assert store.verify() == ()
+    for name in ("app:1", "index:1", "bare:1"):
+        for ask, platform in product((store.inspect, store.history), (None, Platform.parse("linux/amd64"))):
+            with pytest.raises(InvalidDocument) as caught:
+                ask(name, platform=platform)
+            assert caught.value.document == image.config_digest
+    for name in ("index:1", "bare:1"):
+        (manifest,) = store.inspect(name, platform=Platform.parse("linux/arm64")).manifests
+        agrees(manifest, ARM64)
+        assert store.history(name, platform=Platform.parse("linux/arm64")) == manifest.history
+
+
+def test_a_config_that_has_rotten_is_damage_when_a_platform_is_looked_for_too(root: Path) -> None:
+    write_layout(root, {"bare:1": index_over([AMD64, ARM64], [AMD64.root, ARM64.root])})
+    rot(blob(root, AMD64.config_digest))
     for ask in (open_store(root).inspect, open_store(root).history):
-        with pytest.raises(StoreDamaged, match="is no manifest or index"):
-            ask("app:1")
+        with pytest.raises(StoreDamaged) as caught:
+            ask("bare:1", platform=Platform.parse("linux/amd64"))
+        assert caught.value.path == str(blob(root, AMD64.config_digest))
 
 
 @pytest.mark.parametrize("ask", [Store.inspect, Store.history])
