@@ -4,6 +4,7 @@ Pull, push, save, load, collection, checking and sizing all see an image through
 verified and decoded before anything that it names is believed.
 """
 
+import errno
 from collections.abc import Callable, Iterator, MutableSet
 
 import attrs
@@ -26,6 +27,15 @@ _Named = set[tuple[Digest, Platform | None]]
 
 UnreadableListener = Callable[[Descriptor, Exception], None]
 OddConfigListener = Callable[[InvalidDocument], None]
+
+
+# What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
+_NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_of_the_blob(error: OSError) -> bool:
+    """Whether an error says that the very blob which it was met at cannot be read, and not that nothing can be now."""
+    return error.errno not in _NOT_OF_THE_BLOB
 
 
 class ContentStream:

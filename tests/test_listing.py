@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Image, Store, StoreError, _signatures
+from minibox_store import Image, Store, StoreError, StoreUnavailable, _signatures
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.layout.stillness import BlobFolders
 from tests.support.forks import not_possible, run_forked
@@ -260,6 +260,70 @@ def test_two_names_of_one_digest_are_judged_by_what_each_entry_says(root: Path) 
     (root / "index.json").write_bytes(index[:end] + entry + index[end:])
     for _ in range(2):  # read, and from the cache
         assert damaged(open_store(root).images()) == {"wrong:1"}
+
+
+# What the system does not let us read
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EPERM])
+@pytest.mark.parametrize("call", ["open", "pread"])
+@pytest.mark.parametrize("image", [FIRST, CHILD], ids=["a manifest", "a manifest below an index"])
+def test_a_manifest_that_may_not_be_read_hides_no_other_image(
+    root: Path, image: BuiltImage, call: str, number: int
+) -> None:
+    whole = open_store(root).images()
+    (root / CACHE).unlink()
+    store = open_store(root)
+    name = "app-00:1" if image is FIRST else "multi:1"
+    with replaced_os() as system:
+        system.fail(call, number, path=image.digest.removeprefix("sha256:"))
+        listed = settle(store)
+        assert damaged(listed) == {name}
+        assert store.images() is listed
+        assert [each for each in listed if each.name != name] == [each for each in whole if each.name != name]
+        with pytest.raises(StoreUnavailable, match=image.digest.removeprefix("sha256:")):
+            store.get(name)
+    assert store.get(name) in whole
+    lifted = time.monotonic()
+    while damaged(store.images()):  # a mode that is changed leaves no trace in what is looked at
+        assert time.monotonic() - lifted < 1.5, "it is not seen"
+        time.sleep(0.01)
+    assert store.images() == whole
+
+
+def test_a_config_that_may_not_be_read_is_no_damage_of_its_manifest(root: Path) -> None:
+    with replaced_os() as system:
+        system.fail("open", errno.EACCES, path=FIRST.config_digest.removeprefix("sha256:"))
+        listed = open_store(root).images()[0]
+    assert (listed.name, listed.damaged, listed.platform) == ("app-00:1", False, None)
+    assert str(open_store(root).images()[0].platform) == "linux/amd64"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_says_nothing_of_a_manifest_ends_the_listing(root: Path, number: int) -> None:
+    with replaced_os() as system:
+        system.fail("open", number, path=FIRST.digest.removeprefix("sha256:"))
+        with pytest.raises(StoreUnavailable):
+            open_store(root).images()
+
+
+@pytest.mark.parametrize("lstat_fails", [False, True])
+def test_what_another_user_may_not_read_is_listed_as_damaged(root: Path, lstat_fails: bool) -> None:
+    require_root()
+    for path in (*root.parents, root):
+        if path.stat().st_uid == 0 and str(path).startswith("/tmp/"):
+            path.chmod(0o755)
+    victim = root / "blobs" / "sha256" if lstat_fails else blob(root, FIRST.digest)
+    victim.chmod(0)
+
+    def list_as_another() -> None:
+        os.setresuid(12345, 12345, 12345)
+        store = open_store(root)
+        for _ in range(2):
+            assert damaged(settle(store)) == ({*IMAGES} if lstat_fails else {"app-00:1"})
+
+    assert run_forked(list_as_another) == 0
+    assert not damaged(open_store(root).images())
 
 
 # The cache

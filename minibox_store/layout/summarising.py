@@ -7,27 +7,35 @@ from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
 from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged
-from minibox_store.graph import read_content, walk
+from minibox_store.graph import is_of_the_blob, read_content, walk
 from minibox_store.layout.layout import Layout
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.summaries import DocumentFile, FileState, ImageSummary
+from minibox_store.summaries import UNKNOWN_STATE, DocumentFile, FileState, ImageSummary
 
-_UNREADABLE = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
+_WRONG = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
 
 
-def summarise(layout: Layout, root: Descriptor, source: BlobSource | None = None) -> ImageSummary:
+def summarise(
+    layout: Layout, root: Descriptor, source: BlobSource | None = None, *, among_others: bool = False
+) -> ImageSummary:
     """Return what the documents below ``root`` say, verified as they are read.
 
     Args:
         layout: the store.
         root: an entry of its index.
         source: where the documents are read from, if somebody has them open; else the store.
+        among_others: whether a file that the system does not let us read is told as a damaged one, so that it does not
+            hide all others.
+
+    Raises:
+        OSError: for such a file, where it is the only one that is asked for; and for what says nothing of the file.
     """
     watched = _WatchedSource(layout, source or layout)
     try:
         nodes = list(walk(watched, root, limits=layout.limits, allow_absent_manifests=True))
-    except _UNREADABLE:
+    except (*_WRONG, OSError) as error:
+        watched.note(error, among_others=among_others)
         return ImageSummary(
             media_type=root.media_type,
             size_bytes=root.size_bytes,
@@ -36,7 +44,7 @@ def summarise(layout: Layout, root: Descriptor, source: BlobSource | None = None
             files=watched.files(),
         )
     if isinstance(nodes[-1].document, Manifest):
-        return _summary_of_manifest(layout, root, nodes[-1].document, watched)
+        return _summary_of_manifest(layout, root, nodes[-1].document, watched, among_others=among_others)
     distinct = {node.descriptor.digest: node for node in nodes}
     files = watched.files()
     return ImageSummary(
@@ -50,7 +58,7 @@ def summarise(layout: Layout, root: Descriptor, source: BlobSource | None = None
 
 
 def _summary_of_manifest(
-    layout: Layout, root: Descriptor, manifest: Manifest, watched: "_WatchedSource"
+    layout: Layout, root: Descriptor, manifest: Manifest, watched: "_WatchedSource", *, among_others: bool
 ) -> ImageSummary:
     config = ConfigSummary(platform=None, created=None, diff_ids=())
     is_complete = True
@@ -58,7 +66,8 @@ def _summary_of_manifest(
         try:
             config = decode_config(read_content(watched, manifest.config, layout.limits))
             watched.forget(manifest.config)
-        except _UNREADABLE:
+        except (*_WRONG, OSError) as error:
+            watched.note(error, among_others=among_others)
             is_complete = False  # the manifest is whole, and a listing tells what there is; a check tells the rest
     return ImageSummary(
         media_type=root.media_type,
@@ -78,11 +87,21 @@ class _WatchedSource:
         self._layout = layout
         self._source = source
         self._states: dict[Digest, FileState | None] = {}
+        self._last: Digest | None = None
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        path = self._layout.paths.blob(descriptor.digest)
-        self._states.setdefault(descriptor.digest, _signatures.file_state(path))
+        self._last = descriptor.digest
+        if descriptor.digest not in self._states:
+            self._states[descriptor.digest] = UNKNOWN_STATE  # until it could be looked at
+            self._states[descriptor.digest] = _signatures.file_state(self._layout.paths.blob(descriptor.digest))
         return self._source.open_blob(descriptor, offset)
+
+    def note(self, error: Exception, *, among_others: bool) -> None:
+        """Note that the blob that was opened last cannot be read; raise the error where that may not be passed over."""
+        if isinstance(error, OSError):
+            if not among_others or self._last is None or not is_of_the_blob(error):
+                raise error
+            self._states[self._last] = UNKNOWN_STATE
 
     def forget(self, descriptor: Descriptor) -> None:
         self._states.pop(descriptor.digest, None)
