@@ -64,7 +64,7 @@ class ExaminedStore:
         return ImageDetails(
             image=image,
             document=read.document,
-            manifests=tuple(describe_manifest(each) for each in read.manifests),
+            manifests=tuple(describe_manifest(each, self._layout.limits) for each in read.manifests),
             absent=read.absent,
         )
 
@@ -95,7 +95,7 @@ class ExaminedStore:
             return choose_manifest(source, root, platform, found, self._layout.limits)
 
         read = self._read(name, choose)[1]
-        return describe_manifest(read.manifests[0]).history
+        return describe_manifest(read.manifests[0], self._layout.limits).history
 
     def _read(
         self, name: str, choose: "Callable[[RememberingSource, Descriptor, str], Descriptor]"

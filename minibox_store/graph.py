@@ -231,7 +231,7 @@ def _read_document(
         if may_be_absent:
             return None
         raise
-    document = decode_document(content, descriptor.media_type, str(descriptor.digest))
+    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
     if isinstance(document, Manifest) and len(document.layers) > limits.layers:
         raise InvalidDocument("layers", f"there are more than {limits.layers}", str(descriptor.digest))
     return document, content
@@ -331,7 +331,7 @@ def _with_platform(
         return descriptor
     config = read[0].config
     try:
-        platform = decode_config(source.read(config), str(config.digest)).platform
+        platform = decode_config(source.read(config), str(config.digest), limits=limits).platform
     except InvalidDocument as odd:
         on_odd_config(odd)
         return descriptor

@@ -52,7 +52,7 @@ def read_image(
     """
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
-    document = decode_document(source.read(root), root.media_type, str(root.digest))
+    document = decode_document(source.read(root), root.media_type, str(root.digest), limits=limits)
     manifests = {}
     named = [chosen]
     absent = []
@@ -77,7 +77,7 @@ def _read_config(source: RememberingSource, descriptor: Descriptor, manifest: Ma
     return ReadManifest(descriptor=descriptor, manifest=manifest, config=content)
 
 
-def describe_manifest(read: ReadManifest) -> ManifestDetails:
+def describe_manifest(read: ReadManifest, limits: Limits = DEFAULT_LIMITS) -> ManifestDetails:
     """Return what a manifest and its config say.
 
     Raises:
@@ -85,7 +85,7 @@ def describe_manifest(read: ReadManifest) -> ManifestDetails:
     """
     manifest = read.manifest
     name = str(manifest.config.digest)
-    config = None if read.config is None else decode_image_config(read.config, name)
+    config = None if read.config is None else decode_image_config(read.config, name, limits=limits)
     if config is None and media_types.is_config(manifest.config.media_type):
         raise InvalidDocument("", f"it has {manifest.config.size_bytes} bytes, which is too large for a config", name)
     diff_ids = config.diff_ids if config is not None else ()

@@ -14,7 +14,8 @@ MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images between
 class Limits:
     """The bounds within which one image, and one store, is read.
 
-    Sizes are bytes. What passes a bound is refused with an error that names it, never cut short.
+    Sizes are bytes. What passes a bound is refused with an error that names it, never cut short. Each may be lowered
+    and raised; a store whose limits are not the usual ones leaves ``listing.cache`` alone.
     """
 
     document_bytes: int = 4 * MEBIBYTE

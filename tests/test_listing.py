@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Image, Store, StoreError, StoreUnavailable, _signatures
+from minibox_store import Image, Limits, Store, StoreError, StoreUnavailable, _signatures
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.layout.stillness import BlobFolders
 from tests.support.forks import not_possible, run_forked
@@ -502,6 +502,19 @@ def test_neither_check_nor_collection_asks_the_cache(root: Path) -> None:
     assert system.count("open", "index.json"), "this would show it"
     assert not [call for call in system.calls if any(CACHE in path for path in call.paths)]
     assert (root / CACHE).exists()
+
+
+def test_the_cache_is_for_the_usual_limits_alone(root: Path) -> None:
+    narrow = Limits(document_bytes=100)
+    assert len(damaged(Store(root, limits=narrow).images())) == len(IMAGES)
+    assert not (root / CACHE).exists()
+    for number in range(COUNT):  # more than enough for a cache
+        put(root, build_image([], salt=f"more {number}"), f"more-{number:02}:1")
+    Store(root, limits=Limits(depth=9)).images()
+    assert not (root / CACHE).exists()
+    open_store(root).images()
+    assert (root / CACHE).exists()
+    assert len(damaged(Store(root, limits=narrow).images())) == len(IMAGES) + COUNT
 
 
 def test_a_cache_that_was_half_written_is_swept(root: Path) -> None:

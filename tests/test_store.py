@@ -24,6 +24,7 @@ from minibox_store import (
     ImageNotFound,
     IncompleteImage,
     InvalidArchive,
+    InvalidDocument,
     InvalidInput,
     InvalidPath,
     InvalidReference,
@@ -1168,3 +1169,28 @@ def test_a_store_is_a_source_that_another_one_imports_from(root: Path) -> None:
     check_invariants(root)
     with pytest.raises(ImageNotFound, match="nothing:1"):
         open_store(root).import_image(source, "nothing:1")
+
+
+# ---- limits
+
+
+def test_a_store_keeps_to_limits_that_are_wider_than_the_usual_ones(tmp_path: Path) -> None:
+    image = build_image(annotations={"long": "x" * (5 << 20)}, config={"history": [{}] * 5000})
+    wide = Limits(document_bytes=16 << 20, history=5000)
+    store = Store(tmp_path / "store", durability="none", limits=wide)
+    store.import_image(memory_of({"app:1": image}), "app:1")
+    assert not store.images()[0].damaged
+    assert len(store.inspect("app:1").document.annotations["long"]) == 5 << 20
+    assert len(store.history("app:1", platform=LINUX_AMD64)) == 5002
+    assert store.verify() == ()
+    store.save("app:1", tmp_path / "app.tar")
+    other = Store(tmp_path / "other", durability="none", limits=wide)
+    assert other.load(tmp_path / "app.tar") == store.images()
+
+
+def test_a_store_keeps_to_limits_that_are_narrower_than_the_usual_ones(tmp_path: Path) -> None:
+    image = build_image(config={"history": [{}] * 6})
+    put(tmp_path / "store", image, "app:1")
+    store = Store(tmp_path / "store", durability="none", limits=Limits(history=5))
+    with pytest.raises(InvalidDocument, match="there are more than 5 steps"):
+        store.history("app:1")

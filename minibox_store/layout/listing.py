@@ -19,6 +19,7 @@ from minibox_store.layout.listing_cache import read_cache, write_cache
 from minibox_store.layout.stillness import BlobFolders, Glance
 from minibox_store.layout.summarising import summarise
 from minibox_store.layout_index import NAME_ANNOTATION, names_of
+from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.protocols import BlobSource
 from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary
 
@@ -120,14 +121,16 @@ class Listing:
                 missing[key] = root
             else:
                 summaries[key] = summary
-        kept = read_cache(self._layout.paths) if len(missing) >= _WORTH_KEEPING else SummaryTable()
+        # What is damaged depends on the limits, and of them a cache says nothing: it is for the usual ones alone.
+        has_cache = self._layout.limits == DEFAULT_LIMITS
+        kept = read_cache(self._layout.paths) if has_cache and len(missing) >= _WORTH_KEEPING else SummaryTable()
         for key, root in missing.items():
             summary = self._known(kept.find(root))
             if summary is None:
                 summary = summarise(self._layout, root, among_others=True)
                 self._unkept += summary.is_complete
             summaries[key] = summary
-        if self._unkept >= max(_WORTH_KEEPING, len(summaries) // _PART_WORTH_KEEPING):
+        if has_cache and self._unkept >= max(_WORTH_KEEPING, len(summaries) // _PART_WORTH_KEEPING):
             self._unkept = 0  # were it not written, the next attempt would fail as well
             write_cache(self._layout.paths, summaries.values())
         return summaries

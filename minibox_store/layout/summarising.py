@@ -64,7 +64,7 @@ def _summary_of_manifest(
     is_complete = True
     if media_types.is_config(manifest.config.media_type):
         try:
-            config = decode_config(read_content(watched, manifest.config, layout.limits))
+            config = decode_config(read_content(watched, manifest.config, layout.limits), limits=layout.limits)
             watched.forget(manifest.config)
         except (*_WRONG, OSError) as error:
             watched.note(error, among_others=among_others)
