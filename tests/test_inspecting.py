@@ -1,7 +1,9 @@
 """What a store tells of one image: all that its documents and configs say, and how it was made."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -302,6 +304,63 @@ def test_an_odd_config_is_named_with_its_place_and_the_image_can_still_be_used(
     assert store.verify() == ()
     store.save("app:1", root.parent / "a.tar")
     assert store.load(root.parent / "a.tar") == (listed,)
+
+
+def bomb_of(count: int, config: bytes) -> BuiltImage:
+    """Return an index of many small manifests that all have one config, and name no platform."""
+    shared = root_document(config, OCI_CONFIG)
+    images = []
+    for number in range(count):
+        content = encode_document(
+            {**AMD64.document(), "config": shared, "layers": [], "annotations": {"n": str(number)}}
+        )
+        blobs = {shared["digest"]: config, digest_of(content): content}
+        images.append(image_of(blobs, root_document(content, AMD64.media_type)))
+    return build_index(images)
+
+
+def peak_of(action: Callable[[], object]) -> int:
+    """Return how many bytes an action takes at its peak."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_S7_a_config_that_many_manifests_have_is_told_at_the_cost_of_one(root: Path, distinct: bool) -> None:
+    config = encode_document({"os": "linux", "architecture": "amd64", "config": {"Env": ["a=b"] * 50_000}})
+    one = bomb_of(1, config)
+    many = bomb_of(60, config) if distinct else index_over([one], one.document()["manifests"] * 60)
+    write_layout(root, {"one:1": one, "many:1": many})
+    found = open_store(root).inspect("many:1").manifests
+    assert len(found) == 60
+    assert len({id(each.config) for each in found}) == 1
+    peaks = [peak_of(partial(open_store(root).inspect, name)) for name in ("one:1", "many:1")]
+    assert peaks[1] < 2 * peaks[0]
+
+
+def test_S7_what_may_be_told_at_once_has_a_bound_and_one_platform_is_told_all_the_same(root: Path) -> None:
+    images = [build_image(platform=f"linux/{name}", config={"author": "x" * ((4 << 20) - 1000)}) for name in "abcde"]
+    write_layout(root, {"app:1": build_index(images)})
+    store = open_store(root)
+    with pytest.raises(InvalidDocument, match="its documents and configs have more than 16777216 bytes") as caught:
+        store.inspect("app:1")
+    assert caught.value.document == str(store.get("app:1").digest)
+    (manifest,) = store.inspect("app:1", platform=Platform.parse("linux/c")).manifests
+    agrees(manifest, images[2])
+    assert store.verify() == ()
+
+
+def test_S7_an_index_that_names_its_manifests_thousands_of_times_is_refused(root: Path) -> None:
+    entries = [{**AMD64.root, "annotations": {"n": str(number)}} for number in range(1025)]
+    write_layout(root, {"full:1": index_over([AMD64], entries[:-1]), "over:1": index_over([AMD64], entries)})
+    store = open_store(root)
+    assert len(store.inspect("full:1").manifests) == 1024
+    with pytest.raises(InvalidDocument, match="at manifests: it names more than 1024 of them"):
+        store.inspect("over:1")
 
 
 def test_an_odd_config_hides_no_other_platform(root: Path) -> None:
