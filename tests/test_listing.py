@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -260,6 +261,21 @@ def test_two_names_of_one_digest_are_judged_by_what_each_entry_says(root: Path) 
     (root / "index.json").write_bytes(index[:end] + entry + index[end:])
     for _ in range(2):  # read, and from the cache
         assert damaged(open_store(root).images()) == {"wrong:1"}
+
+
+@pytest.mark.parametrize("nested", [0, 1])
+def test_S7_an_image_of_many_large_documents_is_listed_at_the_cost_of_one(tmp_path: Path, nested: int) -> None:
+    many = {str(number): "" for number in range(20_000)}
+    images = [build_image([], salt=str(number), annotations={**many, "n": str(number)}) for number in range(20)]
+    peaks = []
+    for count in (1, 20):
+        root = tmp_path / str(count)
+        write_layout(root, {"app:1": build_index(images[:count], nested=nested)})
+        tracemalloc.start()
+        assert not damaged(open_store(root).images())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.5 * peaks[0]  # one is let go when the next one is there
 
 
 # What the system does not let us read

@@ -1,11 +1,12 @@
-"""How a store's documents are read for a listing: one walk over each image, and what they say of it."""
+"""How a store's documents are read for a listing: one walk over each image, and what they say of it.
 
-from collections.abc import Iterator
+Of a document only that is kept, so that an image of many large ones costs no more memory than its largest.
+"""
 
 from minibox_store import _signatures, media_types
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
-from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Node
+from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Role
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged
 from minibox_store.graph import is_of_the_blob, read_content, walk
 from minibox_store.layout.layout import Layout
@@ -32,8 +33,12 @@ def summarise(
         OSError: for such a file, where it is the only one that is asked for; and for what says nothing of the file.
     """
     watched = _WatchedSource(layout, source or layout)
+    reached = _Reached()
+    last = None
     try:
-        nodes = list(walk(watched, root, limits=layout.limits, allow_absent_manifests=True))
+        for node in walk(watched, root, limits=layout.limits, allow_absent_manifests=True):
+            reached.add(node.descriptor, node.role)
+            last = node.document
     except (*_WRONG, OSError) as error:
         watched.note(error, among_others=among_others)
         return ImageSummary(
@@ -43,18 +48,36 @@ def summarise(
             is_complete=False,
             files=watched.files(),
         )
-    if isinstance(nodes[-1].document, Manifest):
-        return _summary_of_manifest(layout, root, nodes[-1].document, watched, among_others=among_others)
-    distinct = {node.descriptor.digest: node for node in nodes}
+    if isinstance(last, Manifest):
+        return _summary_of_manifest(layout, root, last, watched, among_others=among_others)
     files = watched.files()
     return ImageSummary(
         media_type=root.media_type,
-        size_bytes=sum(node.descriptor.size_bytes for node in distinct.values()),
-        platforms=tuple(dict.fromkeys(_platforms(nodes))),
-        layers=sum(node.role == "layer" for node in distinct.values()),
+        size_bytes=sum(size_bytes for size_bytes, _ in reached.blobs.values()),
+        platforms=tuple(reached.platforms),
+        layers=sum(is_layer for _, is_layer in reached.blobs.values()),
         is_complete=bool(files) and all(state is not None for _, state in files),
         files=files,
     )
+
+
+class _Reached:
+    """What is told of the blobs that an index reaches.
+
+    Attributes:
+        blobs: by digest the size of each, and whether it is a layer.
+        platforms: those of the manifests, attestations aside, in order.
+    """
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, tuple[int, bool]] = {}
+        self.platforms: dict[Platform, None] = {}
+
+    def add(self, descriptor: Descriptor, role: Role) -> None:
+        self.blobs[descriptor.digest] = (descriptor.size_bytes, role == "layer")
+        is_image = media_types.is_manifest(descriptor.media_type) and not descriptor.is_attestation
+        if descriptor.platform is not None and is_image:
+            self.platforms[descriptor.platform] = None
 
 
 def _summary_of_manifest(
@@ -108,11 +131,3 @@ class _WatchedSource:
 
     def files(self) -> tuple[DocumentFile, ...]:
         return tuple(self._states.items())
-
-
-def _platforms(nodes: list[Node]) -> Iterator[Platform]:
-    for node in nodes:
-        platform = node.descriptor.platform
-        is_image = media_types.is_manifest(node.descriptor.media_type) and not node.descriptor.is_attestation
-        if platform is not None and is_image:
-            yield platform
