@@ -4,7 +4,6 @@ Nothing is believed and nothing is changed. What is wrong becomes a finding, and
 nothing of the blob it was met at (a cancel, no memory, no file left to open) ends it.
 """
 
-import errno
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreError,
 )
-from minibox_store.graph import identity
+from minibox_store.graph import identity, is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource
@@ -31,7 +30,6 @@ from minibox_store.reports import Finding, FindingKind
 
 DEFAULT_CHECKS = 2
 _BUFFER_BYTES = MEBIBYTE
-_NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Met = tuple[Descriptor, Exception]
 
@@ -97,7 +95,7 @@ def _kind_of(descriptor: Descriptor, error: Exception) -> FindingKind:
             return "not a file"
         case InvalidDocument():
             return "unreadable"
-        case OSError(errno=number) if number not in _NOT_OF_THE_BLOB:
+        case OSError() if is_of_the_blob(error):
             return "unreadable"
     raise error
 

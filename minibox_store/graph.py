@@ -4,6 +4,7 @@ Pull, push, save, load, collection, checking and sizing all see an image through
 verified and decoded before anything that it names is believed.
 """
 
+import errno
 from collections.abc import Callable, Iterator, MutableSet
 from typing import NamedTuple
 
@@ -22,7 +23,20 @@ from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 Identity = tuple[Digest, int, str]
 Seen = MutableSet[Identity]
 
+# A manifest for one platform, or an index.
+_Named = set[tuple[Digest, Platform | None]]
+
 UnreadableListener = Callable[[Descriptor, Exception], None]
+OddConfigListener = Callable[[InvalidDocument], None]
+
+
+# What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
+_NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_of_the_blob(error: OSError) -> bool:
+    """Whether an error says that the very blob which it was met at cannot be read, and not that nothing can be now."""
+    return error.errno not in _NOT_OF_THE_BLOB
 
 
 class ContentStream:
@@ -215,7 +229,7 @@ def _read_document(
         if may_be_absent:
             return None
         raise
-    document = decode_document(content, descriptor.media_type, str(descriptor.digest))
+    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
     if isinstance(document, Manifest) and len(document.layers) > limits.layers:
         raise InvalidDocument("layers", f"there are more than {limits.layers}", str(descriptor.digest))
     return document, content
@@ -237,45 +251,51 @@ def select_manifest(
 
     Raises:
         PlatformNotFound: with the platforms that are on offer.
+        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed; and
+            for a config that says what none may, where nothing else fits: nobody knows whether that one would.
 
     Spec: OCI image-spec 1.1, image-index.md, "platform"; config.md for a manifest whose entry has none.
     """
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
     offered: list[Descriptor] = []
+    odd: list[InvalidDocument] = []
     if media_types.is_manifest(root.media_type):
-        found = _with_platform(source, root, limits)
-        if found.platform is None:
-            return found
-        offered.append(found)
+        offered.append(_with_platform(source, root, limits, odd.append))
+        if offered[0].platform is None and not odd:
+            return offered[0]
     else:
-        offered.extend(manifests_below(source, root, limits))
+        offered.extend(manifests_below(source, root, limits, odd.append))
     chosen = choose_platform([each.platform for each in offered], platform)
+    if chosen is None and odd:
+        raise odd[0]
     if chosen is None:
         available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
         raise PlatformNotFound(name, str(platform), tuple(available))
     return root if offered[chosen].digest == root.digest else offered[chosen]
 
 
-def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
+def manifests_below(
+    source: RememberingSource, root: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+) -> Iterator[Descriptor]:
     """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
 
-    Attestations are left out, and what an index names again.
+    Attestations are left out, and what an index names again: a manifest counts once for each platform. One whose
+    config says what none may has none, and hides no other: ``on_odd_config`` is told.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
     """
     stack = [iter((root,))]
     documents = 0
-    seen = set()
+    seen: _Named = set()
     while stack:
         descriptor = next(stack[-1], None)
         if descriptor is None:
             stack.pop()
-        elif descriptor.digest in seen or descriptor.is_attestation:
+        elif descriptor.is_attestation or _is_named_again(descriptor, seen):
             continue
         elif media_types.is_index(descriptor.media_type):
-            seen.add(descriptor.digest)
             documents += 1
             _check_bounds(root, documents, len(stack), limits)
             read = _read_document(source, descriptor, limits, False)
@@ -285,14 +305,32 @@ def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits)
             if descriptor.platform is None:
                 documents += 1
                 _check_bounds(root, documents, len(stack), limits)
-                descriptor = _with_platform(source, descriptor, limits)
+                descriptor = _with_platform(source, descriptor, limits, on_odd_config)
+                if descriptor.platform is not None and _is_named_again(descriptor, seen):
+                    continue
             yield descriptor
 
 
-def _with_platform(source: RememberingSource, descriptor: Descriptor, limits: Limits) -> Descriptor:
+def _is_named_again(descriptor: Descriptor, seen: _Named) -> bool:
+    """Whether a manifest was named for this platform before, or an index for whatever; from now on it was."""
+    platform = descriptor.platform if media_types.is_manifest(descriptor.media_type) else None
+    key = descriptor.digest, platform and platform.normalised()
+    is_again = key in seen
+    seen.add(key)
+    return is_again
+
+
+def _with_platform(
+    source: RememberingSource, descriptor: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+) -> Descriptor:
     """Return the manifest's descriptor with the platform that its config names, if it names one."""
     read = _read_document(source, descriptor, limits, False)
     if read is None or not isinstance(read[0], Manifest) or not media_types.is_config(read[0].config.media_type):
         return descriptor
-    config = decode_config(source.read(read[0].config), str(read[0].config.digest))
-    return attrs.evolve(descriptor, platform=config.platform)
+    config = read[0].config
+    try:
+        platform = decode_config(source.read(config), str(config.digest), limits=limits).platform
+    except InvalidDocument as odd:
+        on_odd_config(odd)
+        return descriptor
+    return attrs.evolve(descriptor, platform=platform)

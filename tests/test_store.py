@@ -25,6 +25,7 @@ from minibox_store import (
     IncompleteImage,
     InvalidArchive,
     InvalidArgument,
+    InvalidDocument,
     InvalidInput,
     InvalidPath,
     InvalidReference,
@@ -1190,3 +1191,28 @@ def test_a_folder_that_none_can_be_is_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "gone").rmdir()
     with pytest.raises(InvalidPath, match="no such file"):
         Store("relative")
+
+
+# ---- limits
+
+
+def test_a_store_keeps_to_limits_that_are_wider_than_the_usual_ones(tmp_path: Path) -> None:
+    image = build_image(annotations={"long": "x" * (5 << 20)}, config={"history": [{}] * 5000})
+    wide = Limits(document_bytes=16 << 20, history=5000)
+    store = Store(tmp_path / "store", durability="none", limits=wide)
+    store.import_image(memory_of({"app:1": image}), "app:1")
+    assert not store.images()[0].damaged
+    assert len(store.inspect("app:1").document.annotations["long"]) == 5 << 20
+    assert len(store.history("app:1", platform=LINUX_AMD64)) == 5002
+    assert store.verify() == ()
+    store.save("app:1", tmp_path / "app.tar")
+    other = Store(tmp_path / "other", durability="none", limits=wide)
+    assert other.load(tmp_path / "app.tar") == store.images()
+
+
+def test_a_store_keeps_to_limits_that_are_narrower_than_the_usual_ones(tmp_path: Path) -> None:
+    image = build_image(config={"history": [{}] * 6})
+    put(tmp_path / "store", image, "app:1")
+    store = Store(tmp_path / "store", durability="none", limits=Limits(history=5))
+    with pytest.raises(InvalidDocument, match="there are more than 5 steps"):
+        store.history("app:1")

@@ -115,7 +115,7 @@ class Layout:
             raise _damage(self.paths.index, error) from error
         last = self._last_index
         if content != last[0]:
-            self._last_index = last = (content, decode_layout_index(content))
+            self._last_index = last = (content, decode_layout_index(content, limit_bytes=self.limits.index_bytes))
         return last
 
     def _has_blobs(self) -> bool:

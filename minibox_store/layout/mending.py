@@ -69,7 +69,7 @@ def _document(layout: Layout, digest: Digest, size_bytes: int) -> Descriptor | N
         return None
     wanted = Descriptor(media_type="", digest=digest, size_bytes=size_bytes)
     try:
-        described = describe_document(read_content(layout, wanted, layout.limits), str(digest))
+        described = describe_document(read_content(layout, wanted, layout.limits), str(digest), limits=layout.limits)
     except _UNREADABLE as error:
         _check_of_blob(error)
         return None
