@@ -7,12 +7,13 @@ from minibox_store import media_types
 from minibox_store.codec import decode_config
 from minibox_store.documents import Descriptor, LayoutIndex, Manifest
 from minibox_store.errors import StoreBusy
-from minibox_store.filters import Candidate, ImageFilter, Weights, choose_images
+from minibox_store.filters import ImageFilter
 from minibox_store.graph import read_content, walk
 from minibox_store.layout import Layout
 from minibox_store.layout.inventory import map_images
 from minibox_store.layout_index import name_of, names_of, without_name
 from minibox_store.reports import Removal
+from minibox_store.selection import Candidate, Weights, choose_images
 
 _ATTEMPTS = 5
 
