@@ -43,7 +43,7 @@ def remove_chosen(layout: Layout, chosen_by: ImageFilter) -> tuple[Removal, ...]
             return ()
         layout.prepare()
         with layout.store_lock("removing what a filter chose"):
-            if layout.read_index() is not index or _were_written_since(layout, chosen):
+            if layout.read_index() is not index or _were_written_since(layout, index, chosen):
                 continue
             with layout.replacing_index(without_chosen(index, chosen)):
                 pass
@@ -75,7 +75,7 @@ def without_chosen(index: LayoutIndex, chosen: tuple[Candidate, ...]) -> LayoutI
 
 def _choose_from(layout: Layout, index: LayoutIndex, chosen_by: ImageFilter) -> tuple[Candidate, ...]:
     named = dict(names_of(index))
-    times = layout.activity.times(named)
+    times = layout.activity.times(index)
     candidates = [
         Candidate(
             name=name,
@@ -89,8 +89,8 @@ def _choose_from(layout: Layout, index: LayoutIndex, chosen_by: ImageFilter) -> 
     return choose_images(chosen_by, candidates, now_seconds=time.time(), read_weights=lambda: _read_weights(layout))
 
 
-def _were_written_since(layout: Layout, chosen: tuple[Candidate, ...]) -> bool:
-    times = layout.activity.times([each.name for each in chosen])
+def _were_written_since(layout: Layout, index: LayoutIndex, chosen: tuple[Candidate, ...]) -> bool:
+    times = layout.activity.times(index)
     return any(times[each.name].written_seconds != each.written_seconds for each in chosen)
 
 

@@ -225,8 +225,8 @@ class Sweep:
 
     def _tidy_journals(self) -> None:
         activity, origins = self._layout.activity, self._layout.origins
-        live_count = len(self._live_names)
-        if activity.is_untidy() or origins.is_untidy(live_count):
+        live_count, name_count = len(self._live_names), len(self._layout.read_index().entries)
+        if activity.is_untidy(name_count) or origins.is_untidy(live_count):
             with self._layout.store_lock("collecting"):
                 activity.tidy({name for name, _ in names_of(self._layout.read_index())})
                 origins.tidy(self._live_names)

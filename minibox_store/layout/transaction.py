@@ -99,7 +99,7 @@ class Transaction:
             index = self._layout.read_index()
             for change in self._changes:
                 index = change(index)
-            self._layout.activity.note_written(self._names)
+            self._layout.activity.note_written(frozenset(self._names), index)
             if self._origin is not None:
                 self._layout.origins.note(sorted(self._fetched), self._origin)
             with self._layout.replacing_index(index):
