@@ -17,7 +17,7 @@ counted to the millisecond.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
@@ -64,6 +64,10 @@ class Label:
         return self.key if self.value is None else f"{self.key}={self.value}"
 
 
+def _each(labels: Iterable[Label]) -> tuple[Label, ...]:
+    return tuple(labels)
+
+
 @attrs.frozen(kw_only=True)
 class ImageFilter:
     """Which images are meant: those for which every condition that is given holds. See the grammar of this module.
@@ -83,8 +87,8 @@ class ImageFilter:
 
     reference: str | None = None
     older_than_seconds: float | None = attrs.field(default=None, converter=_rounded)
-    labels: tuple[Label, ...] = attrs.field(default=(), converter=tuple)
-    without_labels: tuple[Label, ...] = attrs.field(default=(), converter=tuple)
+    labels: tuple[Label, ...] = attrs.field(default=(), converter=_each)
+    without_labels: tuple[Label, ...] = attrs.field(default=(), converter=_each)
     keep_last: int | None = None
     max_bytes: int | None = None
 
