@@ -7,7 +7,7 @@ from functools import partial
 import attrs
 
 from minibox_store import media_types
-from minibox_store.codec import decode_config, decode_document
+from minibox_store.codec import decode_document, decode_labels
 from minibox_store.documents import Descriptor, LayoutIndex, Manifest
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.filters import ImageFilter
@@ -135,7 +135,7 @@ def _read_labels(layout: Layout, name: str, root: Descriptor) -> Mapping[str, st
             if not isinstance(manifest, Manifest) or not media_types.is_config(manifest.config.media_type):
                 return {}
             config = read_content(layout, manifest.config, layout.limits)
-            return decode_config(config, str(manifest.config.digest)).labels
+            return decode_labels(config, str(manifest.config.digest))
     except BlobNotFound as error:
         raise IncompleteImage(name, (error.digest,)) from error
 
