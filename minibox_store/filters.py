@@ -32,6 +32,7 @@ _COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
 _SECONDS_BOUND = 10**12
 _COUNT_BOUND = 10**9
 _BYTES_BOUND = 10**18
+_NO_TIME = "it is less than nothing, or longer than all time"
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -97,7 +98,7 @@ class ImageFilter:
             raise InvalidFilter("", "it has no condition, and would mean every image")
         seconds = self.older_than_seconds
         if seconds is not None and not 0 <= seconds < _SECONDS_BOUND:  # neither is what is no number
-            raise InvalidFilter(f"older_than={seconds}s", "it is less than nothing, or longer than all time")
+            raise InvalidFilter(f"older_than={seconds}s", _NO_TIME)
         for key, number, bound in (
             ("keep_last", self.keep_last, _COUNT_BOUND),
             ("max_bytes", self.max_bytes, _BYTES_BOUND),
@@ -173,7 +174,10 @@ def _time(condition: str, text: str) -> float:
     match = _TIME.fullmatch(text)
     if match is None:
         raise InvalidFilter(condition, "a time is a number and s, m, h, d or w, as in 36h")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds >= _SECONDS_BOUND:
+        raise InvalidFilter(condition, _NO_TIME)
+    return seconds
 
 
 def _size(condition: str, text: str) -> int:
@@ -181,7 +185,10 @@ def _size(condition: str, text: str) -> int:
     if match is None or (match[2] and match[2] not in _UNITS):
         raise InvalidFilter(condition, "a size is a number of bytes, or one with KiB, MiB, GiB, TiB, kB, MB, GB or TB")
     factor: int = _UNITS.get(match[2], 1)
-    return int(match[1]) * factor
+    size_bytes = int(match[1]) * factor
+    if size_bytes >= _BYTES_BOUND:
+        raise InvalidFilter(condition, "no store has so many bytes")
+    return size_bytes
 
 
 def _count(condition: str, text: str) -> int:
