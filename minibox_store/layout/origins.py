@@ -5,6 +5,7 @@ more than the name that a reference begins with. A blob that came out of an arch
 """
 
 from collections.abc import Container, Iterable
+from contextlib import suppress
 
 import attrs
 
@@ -26,6 +27,11 @@ class Origins:
         """Remember where blobs came from. Under the store lock."""
         self.journal.make_way()
         self.journal.append((str(digest), origin) for digest in digests)
+
+    def note_late(self, digests: Iterable[Digest], origin: str) -> None:
+        """Do so without the lock, where that is possible: of what was fetched, and is not named."""
+        with suppress(OSError):
+            self.journal.append((str(digest), origin) for digest in digests)
 
     def read(self) -> dict[str, tuple[str, ...]]:
         """Return for each blob its origins, the latest first."""

@@ -82,7 +82,12 @@ class Transaction:
                     )
                 )
             self._folder = stack.enter_context(living_folder(self._paths))
-            yield
+            try:
+                yield
+            except BaseException:
+                if self._origin is not None:  # what was fetched is there for the next try, which does not fetch it
+                    self._layout.origins.note_late(sorted(self._fetched), self._origin)
+                raise
 
     def commit(self) -> None:
         """Publish what the transaction's names reach, make it durable, and write the names, under the store lock.
