@@ -32,9 +32,10 @@ from tests.support.forks import forked, kill, run_alone, run_forked, sleep_for_e
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.invariants import check_invariants, held_locks, open_files, reachable, read_index, read_names, stored
 from tests.support.journals import DAY, HOUR, set_ages
+from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
-from tests.support.sources import copy_into
+from tests.support.sources import copy_into, descriptors_of
 from tests.support.stores import (
     blob,
     bound,
@@ -258,8 +259,6 @@ def test_the_last_of_each_repository_stay_of_those_that_are_alike(root: Path) ->
 
 
 def test_of_names_that_are_equally_old_the_one_that_stands_later_is_the_younger(tmp_path: Path) -> None:
-    from tests.support.layouts import write_layout
-
     write_layout(tmp_path, {f"app:{number}": OLD for number in (8, 9, 10, 11)})
     assert listed(tmp_path, "keep_last=1") == ["app:10", "app:8", "app:9"]
 
@@ -613,14 +612,9 @@ def test_what_a_dead_transaction_held_is_as_old_as_it_was(root: Path) -> None:
 
     def hold(ready: Callable[[], None]) -> None:
         with open_layout(root).open_writer() as writer:
-            copy_all(writer)
+            assert all(writer.has_blob(each) for each in descriptors_of(DEAD))
             ready()
             sleep_for_ever()
-
-    def copy_all(writer: Any) -> None:
-        from tests.support.sources import descriptors_of
-
-        assert all(writer.has_blob(each) for each in descriptors_of(DEAD))
 
     with forked(hold) as pid:
         kill(pid)
