@@ -284,13 +284,30 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
             os.fsync(directory)
 
 
-def append_bytes(path: str, content: bytes) -> None:
-    """Add to a file, by one write, creating it for its owner alone where it is not there."""
+def append_bytes(path: str, content: bytes, *, durable: bool = False) -> bool:
+    """Add to a regular file, by one write, creating it for its owner alone; return whether it was not there.
+
+    Args:
+        path: of the file.
+        content: what is added.
+        durable: whether it survives a loss of power once this returns; the file's name is another matter.
+
+    Raises:
+        OSError: as :func:`open_regular`, but for a file that is not there; nothing has been written then.
+    """
     descriptor = _open_to_append(path)
     try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        if stat.S_IMODE(status.st_mode) != _OWNERS:
+            os.fchmod(descriptor, _OWNERS)
         write_all(descriptor, content)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return status.st_size == 0
 
 
 def _open_to_append(path: str) -> int:

@@ -2,56 +2,116 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+
+import attrs
 
 from minibox_store import media_types
-from minibox_store.codec import decode_config
+from minibox_store.codec import decode_document, decode_labels
 from minibox_store.documents import Descriptor, LayoutIndex, Manifest
-from minibox_store.errors import StoreBusy
-from minibox_store.filters import Candidate, ImageFilter, Weights, choose_images
-from minibox_store.graph import read_content, walk
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.filters import ImageFilter
+from minibox_store.graph import read_content
 from minibox_store.layout import Layout
+from minibox_store.layout.activity import NameTimes
 from minibox_store.layout.inventory import map_images
+from minibox_store.layout.sweeping import Sweep
 from minibox_store.layout_index import name_of, names_of, without_name
-from minibox_store.reports import Removal
+from minibox_store.reports import PruneReport, Removal
+from minibox_store.selection import Candidate, Weights, choose_images
 
 _ATTEMPTS = 5
 
 
-def choose(layout: Layout, chosen_by: ImageFilter) -> tuple[Candidate, ...]:
-    """Return the images that a filter chooses now, sorted by name.
+@attrs.frozen
+class Choice:
+    """What a filter chooses, and what that hangs on.
+
+    Attributes:
+        index: index.json as it was.
+        times: of all names.
+        chosen: the images, sorted by name.
+    """
+
+    index: LayoutIndex
+    times: Mapping[str, NameTimes]
+    chosen: tuple[Candidate, ...]
+
+    def without_chosen(self, index: LayoutIndex) -> LayoutIndex:
+        """Return an index in which the chosen names are gone; those that have gone already are no error."""
+        present = {name for name, _ in names_of(index)}
+        for each in self.chosen:
+            if each.name in present:
+                index = without_name(index, each.name)
+        return index
+
+    def holds(self, layout: Layout) -> bool:
+        """Whether no name was changed since, and no chosen one written or used. Under the store lock."""
+        if layout.read_index() is not self.index:
+            return False
+        times = layout.activity.times(self.index)
+        return all(times[each.name] == self.times[each.name] for each in self.chosen)
+
+
+def choose(layout: Layout, chosen_by: ImageFilter) -> Choice:
+    """Return what a filter chooses now.
 
     Raises:
         IncompleteImage, StoreDamaged: when what the filter asks about cannot be read: nobody knows what it means then.
-    """
-    return _choose_from(layout, layout.read_index(), chosen_by)
-
-
-def remove_chosen(layout: Layout, chosen_by: ImageFilter) -> tuple[Removal, ...]:
-    """Take the names away of exactly the images that a filter chooses, in one step; return what went.
-
-    The choice is made without a lock, and made again where a name of it was written meanwhile.
-
-    Raises:
-        IncompleteImage, StoreDamaged: as :func:`choose`; nothing has changed then.
-        StoreBusy: when others write names all the time.
+        StoreBusy: when images are removed and collected all the time.
     """
     for _ in range(_ATTEMPTS):
         index = layout.read_index()
-        chosen = _choose_from(layout, index, chosen_by)
-        if not chosen:
-            return ()
-        layout.prepare()
-        with layout.store_lock("removing what a filter chose"):
-            if layout.read_index() is not index or _were_written_since(layout, chosen):
-                continue
-            with layout.replacing_index(without_chosen(index, chosen)):
-                pass
-        return removals(chosen, chosen_by)
+        times = layout.activity.times(index)
+        candidates = [
+            Candidate(
+                name=name,
+                descriptor=descriptor,
+                written_seconds=times[name].written_seconds,
+                used_seconds=times[name].used_seconds,
+                read_labels=partial(_read_labels, layout, name, descriptor),
+            )
+            for name, descriptor in names_of(index)
+        ]
+        read_weights: Callable[[], Weights] = partial(_read_weights, layout)
+        try:
+            chosen = choose_images(chosen_by, candidates, now_seconds=time.time(), read_weights=read_weights)
+        except IncompleteImage:
+            if layout.read_index() is index:
+                raise
+            continue  # the name has gone meanwhile, and its blobs with it
+        return Choice(index, times, chosen)
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
 
 
-def removals(chosen: tuple[Candidate, ...], chosen_by: ImageFilter) -> tuple[Removal, ...]:
-    """Return the removal of each name that a filter chose."""
+def prune_chosen(layout: Layout, chosen_by: ImageFilter, sweep: Sweep) -> PruneReport:
+    """Take the names away of exactly the images that a filter chooses, in one step, and collect.
+
+    The choice is made without the store lock, and made again where it holds no more under it. What will be left is
+    marked before: where that fails no name has gone.
+
+    Raises:
+        IncompleteImage, StoreDamaged: as :func:`choose`, and where what is left cannot be read; nothing has changed.
+        StoreBusy: when another collection runs, or others write names all the time; nothing has changed.
+    """
+    with sweep.holding_locks():
+        for _ in range(_ATTEMPTS):
+            choice = choose(layout, chosen_by)
+            sweep.mark(choice.without_chosen)
+            if sweep.dry_run or not choice.chosen or _remove(layout, choice):
+                return sweep.collect(_removals(choice.chosen, chosen_by))
+    raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
+
+
+def _remove(layout: Layout, choice: Choice) -> bool:
+    with layout.store_lock("removing what a filter chose"):
+        if not choice.holds(layout):
+            return False
+        with layout.replacing_index(choice.without_chosen(choice.index)):
+            return True
+
+
+def _removals(chosen: tuple[Candidate, ...], chosen_by: ImageFilter) -> tuple[Removal, ...]:
     now_seconds = time.time()
     return tuple(
         Removal(
@@ -59,53 +119,25 @@ def removals(chosen: tuple[Candidate, ...], chosen_by: ImageFilter) -> tuple[Rem
             path=each.name,
             size_bytes=0,
             reason=f"the filter chose it: {chosen_by}",
-            age_seconds=now_seconds - each.written_seconds,
+            age_seconds=max(0.0, now_seconds - each.written_seconds),
         )
         for each in chosen
     )
 
 
-def without_chosen(index: LayoutIndex, chosen: tuple[Candidate, ...]) -> LayoutIndex:
-    """Return the index in which the names of these are gone."""
-    for each in chosen:
-        index = without_name(index, each.name)
-    return index
-
-
-def _choose_from(layout: Layout, index: LayoutIndex, chosen_by: ImageFilter) -> tuple[Candidate, ...]:
-    named = dict(names_of(index))
-    times = layout.activity.times(named)
-    candidates = [
-        Candidate(
-            name=name,
-            descriptor=descriptor,
-            written_seconds=times[name].written_seconds,
-            used_seconds=times[name].used_seconds,
-            read_labels=_reading_labels(layout, descriptor),
-        )
-        for name, descriptor in named.items()
-    ]
-    return choose_images(chosen_by, candidates, now_seconds=time.time(), read_weights=lambda: _read_weights(layout))
-
-
-def _were_written_since(layout: Layout, chosen: tuple[Candidate, ...]) -> bool:
-    times = layout.activity.times([each.name for each in chosen])
-    return any(times[each.name].written_seconds != each.written_seconds for each in chosen)
-
-
-def _reading_labels(layout: Layout, root: Descriptor) -> Callable[[], Mapping[str, str]]:
-    def read_labels() -> Mapping[str, str]:
-        with layout.naming_damage():
-            for node in walk(layout, root, limits=layout.limits):
-                manifest = node.document
-                if node.descriptor != root or not isinstance(manifest, Manifest):
-                    continue
-                if media_types.is_config(manifest.config.media_type):
-                    digest = manifest.config.digest
-                    return decode_config(read_content(layout, manifest.config, layout.limits), str(digest)).labels
+def _read_labels(layout: Layout, name: str, root: Descriptor) -> Mapping[str, str]:
+    if not media_types.is_manifest(root.media_type):
         return {}
-
-    return read_labels
+    try:
+        with layout.naming_damage():
+            content = read_content(layout, root, layout.limits)
+            manifest = decode_document(content, root.media_type, str(root.digest))
+            if not isinstance(manifest, Manifest) or not media_types.is_config(manifest.config.media_type):
+                return {}
+            config = read_content(layout, manifest.config, layout.limits)
+            return decode_labels(config, str(manifest.config.digest))
+    except BlobNotFound as error:
+        raise IncompleteImage(name, (error.digest,)) from error
 
 
 def _read_weights(layout: Layout) -> Weights:

@@ -1,44 +1,61 @@
-"""Which of a store's images are meant: one grammar for listing and for pruning, and the choice itself. Pure.
+"""Which of a store's images are meant: one grammar for listing and for pruning.
 
 A filter is a set of conditions, each written ``key=value``, and an image is chosen when all of them hold::
 
-    reference=GLOB      the name, or its canonical spelling, matches; ``*`` and ``?`` match a ``/`` too
+    reference=GLOB      the name, or its canonical spelling, matches; ``*`` and ``?`` match a ``/`` too, and nothing
+                        else is special: an address may stand in brackets
     older_than=TIME     its name was last written in this store longer ago: a number and s, m, h, d or w
     label=KEY[=VALUE]   its config has the label (with this value)
     label!=KEY[=VALUE]  its config has not
-    keep_last=N         of those that the others choose, it is not among the N of its repository written last
+    keep_last=N         of those that reference and labels choose, it is not among the N of its repository written last
     max_bytes=SIZE      of those that all others choose, the least recently used, as many as it takes for all blobs
                         that images need to fit: a number of bytes, or one with KiB, MiB, GiB, TiB, kB, MB, GB or TB
 
-Labels are those of a config: an index has none. ``label`` and ``label!`` may stand several times.
+Labels are those of a config: an index has none. ``label`` and ``label!`` may stand several times. Numbers have bounds,
+so that each filter can be written down and read again: 18 digits of bytes, 9 of a count, 12 of seconds, which are
+counted to the millisecond.
 """
 
-import fnmatch
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
-from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidFilter
-from minibox_store.reference import normalised, repository_of
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _UNITS: dict[str, int] = {unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), 1)}
 _UNITS |= {unit: 1000**power for power, unit in enumerate(("kB", "MB", "GB", "TB"), 1)}
 _TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([smhdw])", re.ASCII)
-_SIZE = re.compile(r"([0-9]{1,16})([kKMGT]i?B)?", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,18})([kKMGT]i?B)?", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
+_SECONDS_BOUND = 10**12
+_COUNT_BOUND = 10**9
+_BYTES_BOUND = 10**18
+_NO_TIME = "it is less than nothing, or longer than all time"
+
+
+def _rounded(seconds: float | None) -> float | None:
+    # Nothing is written with a minus before it: what is less than nothing is refused.
+    return None if seconds is None else round(float(seconds), 3) + 0.0
 
 
 @attrs.frozen
 class Label:
-    """A label that a config has: with this value, or, where that is None, with any."""
+    """A label that a config has: with this value, or, where that is None, with any.
+
+    Raises:
+        InvalidFilter: on construction, for a key that is empty, or has a ``=``, behind which a value would begin.
+    """
 
     key: str
     value: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not self.key:
+            raise InvalidFilter(f"label={self}", "the label has no name")
+        if "=" in self.key:
+            raise InvalidFilter(f"label={self}", f"the name {self.key!r} of the label has a '=' in it")
 
     def is_on(self, labels: Mapping[str, str]) -> bool:
         """Whether it is among these."""
@@ -48,6 +65,10 @@ class Label:
         return self.key if self.value is None else f"{self.key}={self.value}"
 
 
+def _each(labels: Iterable[Label]) -> tuple[Label, ...]:
+    return tuple(labels)
+
+
 @attrs.frozen(kw_only=True)
 class ImageFilter:
     """Which images are meant: those for which every condition that is given holds. See the grammar of this module.
@@ -55,6 +76,7 @@ class ImageFilter:
     Attributes:
         reference: a glob.
         older_than_seconds: since the name was last written in this store; never what the config says of its creation.
+            To the millisecond.
         labels: that the config has.
         without_labels: that it has not.
         keep_last: how many of each repository are not chosen.
@@ -65,20 +87,24 @@ class ImageFilter:
     """
 
     reference: str | None = None
-    older_than_seconds: float | None = None
-    labels: tuple[Label, ...] = ()
-    without_labels: tuple[Label, ...] = ()
+    older_than_seconds: float | None = attrs.field(default=None, converter=_rounded)
+    labels: tuple[Label, ...] = attrs.field(default=(), converter=_each)
+    without_labels: tuple[Label, ...] = attrs.field(default=(), converter=_each)
     keep_last: int | None = None
     max_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
         if not self.conditions():
             raise InvalidFilter("", "it has no condition, and would mean every image")
-        for key, number in (("older_than", self.older_than_seconds), ("keep_last", self.keep_last)):
-            if number is not None and not number >= 0:
-                raise InvalidFilter(f"{key}={number}", "it is less than nothing")
-        if self.max_bytes is not None and self.max_bytes < 0:
-            raise InvalidFilter(f"max_bytes={self.max_bytes}", "it is less than nothing")
+        seconds = self.older_than_seconds
+        if seconds is not None and not 0 <= seconds < _SECONDS_BOUND:  # neither is what is no number
+            raise InvalidFilter(f"older_than={seconds}s", _NO_TIME)
+        for key, number, bound in (
+            ("keep_last", self.keep_last, _COUNT_BOUND),
+            ("max_bytes", self.max_bytes, _BYTES_BOUND),
+        ):
+            if number is not None and (type(number) is not int or not 0 <= number < bound):
+                raise InvalidFilter(f"{key}={number}", f"it is no whole number from 0 to {bound - 1}")
         if self.reference == "":
             raise InvalidFilter("reference=", "an empty pattern matches no name")
 
@@ -111,11 +137,14 @@ class ImageFilter:
         return cls(**found)  # type: ignore[arg-type]  # each was read by the reader of its field
 
     def __str__(self) -> str:
-        """Return the conditions, so that parsing each again gives an equal filter."""
         return " ".join(self.conditions())
 
     def conditions(self) -> tuple[str, ...]:
-        """Return each condition as it is written."""
+        """Return each condition as it is written, so that parsing them gives an equal filter.
+
+        >>> ImageFilter(keep_last=2, labels=(Label("tier", "test"),)).conditions()
+        ('label=tier=test', 'keep_last=2')
+        """
         found = []
         if self.reference is not None:
             found.append(f"reference={self.reference}")
@@ -128,100 +157,6 @@ class ImageFilter:
         if self.max_bytes is not None:
             found.append(f"max_bytes={self.max_bytes}")
         return tuple(found)
-
-
-@attrs.frozen(kw_only=True)
-class Candidate:
-    """One named image, and what a filter may want to know of it.
-
-    Attributes:
-        name: as it stands in index.json.
-        descriptor: of its manifest or index.
-        written_seconds: when its name was last written, in seconds since 1970.
-        used_seconds: when it was last used.
-        read_labels: returns the labels of its config; called only where a condition asks for them.
-    """
-
-    name: str
-    descriptor: Descriptor
-    written_seconds: float
-    used_seconds: float
-    read_labels: Callable[[], Mapping[str, str]] = attrs.field(eq=False)
-
-
-@attrs.frozen
-class Weights:
-    """What the roots of a store weigh: of each the blobs that it reaches, and of each blob its size in bytes."""
-
-    blobs_of: Sequence[tuple[str | None, frozenset[Digest]]]
-    sizes_bytes: Mapping[Digest, int]
-
-
-def choose_images(
-    chosen_by: ImageFilter,
-    candidates: Iterable[Candidate],
-    *,
-    now_seconds: float,
-    read_weights: Callable[[], Weights],
-) -> tuple[Candidate, ...]:
-    """Return the candidates that a filter chooses, sorted by name.
-
-    Args:
-        chosen_by: the filter.
-        candidates: every named image of a store.
-        now_seconds: what ages are counted from, in seconds since 1970.
-        read_weights: called only where ``max_bytes`` is asked for; the roots include those without a name.
-    """
-    chosen = [each for each in candidates if _holds(chosen_by, each, now_seconds)]
-    if chosen_by.keep_last is not None:
-        chosen = _without_last(chosen, chosen_by.keep_last)
-    if chosen_by.max_bytes is not None:
-        chosen = _least_used(chosen, chosen_by.max_bytes, read_weights())
-    return tuple(sorted(chosen, key=lambda each: each.name))
-
-
-def _holds(chosen_by: ImageFilter, image: Candidate, now_seconds: float) -> bool:
-    older_than = chosen_by.older_than_seconds
-    if older_than is not None and not now_seconds - image.written_seconds > older_than:
-        return False
-    if chosen_by.reference is not None:
-        spellings = (image.name, normalised(image.name) or image.name)
-        if not any(fnmatch.fnmatchcase(spelling, chosen_by.reference) for spelling in spellings):
-            return False
-    if chosen_by.labels or chosen_by.without_labels:
-        labels = image.read_labels()
-        if not all(label.is_on(labels) for label in chosen_by.labels):
-            return False
-        if any(label.is_on(labels) for label in chosen_by.without_labels):
-            return False
-    return True
-
-
-def _without_last(chosen: Iterable[Candidate], count: int) -> list[Candidate]:
-    groups = defaultdict(list)
-    for image in chosen:
-        groups[repository_of(image.name)].append(image)
-    kept: list[Candidate] = []
-    for images in groups.values():
-        images.sort(key=lambda each: (-each.written_seconds, each.name))
-        kept.extend(images[count:])
-    return kept
-
-
-def _least_used(chosen: Iterable[Candidate], max_bytes: int, weights: Weights) -> list[Candidate]:
-    users = Counter(digest for _, digests in weights.blobs_of for digest in digests)
-    blobs_of = {name: digests for name, digests in weights.blobs_of if name is not None}
-    total_bytes = sum(weights.sizes_bytes.get(digest, 0) for digest in users)
-    going = []
-    for image in sorted(chosen, key=lambda each: (each.used_seconds, each.name)):
-        if total_bytes <= max_bytes:
-            break
-        going.append(image)
-        for digest in blobs_of.get(image.name, ()):
-            users[digest] -= 1
-            if not users[digest]:
-                total_bytes -= weights.sizes_bytes.get(digest, 0)
-    return going
 
 
 def _label(condition: str, text: str) -> Label:
@@ -239,7 +174,10 @@ def _time(condition: str, text: str) -> float:
     match = _TIME.fullmatch(text)
     if match is None:
         raise InvalidFilter(condition, "a time is a number and s, m, h, d or w, as in 36h")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds >= _SECONDS_BOUND:
+        raise InvalidFilter(condition, _NO_TIME)
+    return seconds
 
 
 def _size(condition: str, text: str) -> int:
@@ -247,7 +185,10 @@ def _size(condition: str, text: str) -> int:
     if match is None or (match[2] and match[2] not in _UNITS):
         raise InvalidFilter(condition, "a size is a number of bytes, or one with KiB, MiB, GiB, TiB, kB, MB, GB or TB")
     factor: int = _UNITS.get(match[2], 1)
-    return int(match[1]) * factor
+    size_bytes = int(match[1]) * factor
+    if size_bytes >= _BYTES_BOUND:
+        raise InvalidFilter(condition, "no store has so many bytes")
+    return size_bytes
 
 
 def _count(condition: str, text: str) -> int:

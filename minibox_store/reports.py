@@ -18,8 +18,8 @@ class Removal:
         path: relative to the store's root; of a name, the name.
         size_bytes: what its removal gives back; of a name nothing, as its blobs are told apart.
         reason: why it goes, in a sentence.
-        age_seconds: since its file last changed, in content or in links; of a name, since it was last written; None
-            where that is not known.
+        age_seconds: since its file last changed, in content or in links, and of a folder since anything in it did; of
+            a name, since it was last written; None where that is not known.
     """
 
     kind: str

@@ -102,7 +102,8 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
                 return self._listing.images()
             from minibox_store.choosing import choose
 
-            return tuple(self._listing.image(each.name, each.descriptor) for each in choose(self._layout, chosen_by))
+            chosen = choose(self._layout, chosen_by).chosen
+            return tuple([self._listing.image(each.name, each.descriptor) for each in chosen])
 
     def get(self, name: str) -> Image:
         """Return the image that ``name`` means: the very name, or else a single one that spells the same reference.

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import attrs
-
 from minibox_store._file_errors import file_errors
 from minibox_store.copying import Cancellation, EventListener, ignore_events
 from minibox_store.errors import InvalidArgument
@@ -46,11 +44,12 @@ class Upkeep:
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read, or what the filter asks about;
                 nothing has been removed then.
-            StoreBusy: when another prune runs for longer than the lock's timeout.
+            StoreBusy: when another prune runs for longer than the lock's timeout, or names that the filter chose are
+                written all the time.
 
-        Guarantees: names that the filter chose go in one step, before anything else does.
+        Guarantees: names that the filter chose go in one step, before anything else does, and once all that will be
+            left could be read.
         """
-        from minibox_store.choosing import choose, removals, remove_chosen, without_chosen
         from minibox_store.layout.sweeping import Sweep
 
         if not keep_newer_than_seconds >= 0:
@@ -62,15 +61,11 @@ class Upkeep:
                 dry_run=dry_run,
                 keep_newer_than_seconds=keep_newer_than_seconds,
             )
-            if chosen_by is None:
+            if chosen_by is None or not self._layout.is_there():
                 return sweep.run()
-            if dry_run:
-                chosen = choose(self._layout, chosen_by)
-                report = sweep.run(lambda index: without_chosen(index, chosen))
-                return attrs.evolve(report, removed=(*removals(chosen, chosen_by), *report.removed))
-            gone = remove_chosen(self._layout, chosen_by)
-            report = sweep.run()
-            return attrs.evolve(report, removed=(*gone, *report.removed))
+            from minibox_store.choosing import prune_chosen
+
+            return prune_chosen(self._layout, chosen_by, sweep)
 
     def repair(
         self,

@@ -25,6 +25,7 @@ from minibox_store.codec.manifests import (
     decode_config,
     decode_document,
     decode_image_config,
+    decode_labels,
     describe_document,
     encode_document,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "decode_config",
     "decode_document",
     "decode_image_config",
+    "decode_labels",
     "decode_layout_index",
     "decode_layout_marker",
     "decode_registry_errors",

@@ -1,7 +1,8 @@
 """Manifests, indexes and configs: what they are, and that they are only one thing at a time.
 
-A config has two readers. What images are chosen and listed by is read alone, as cheaply as can be, and no fault in
-what only describes is met there; who wants all of a config gets all of it, or is told what is wrong.
+A config has three readers. What platforms are chosen and images listed by is read alone, as cheaply as can be, and no
+fault in what only describes is met there; so are the labels, where something is done by what they say; who wants all of
+a config gets all of it, or is told what is wrong.
 
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md.
 """
@@ -44,6 +45,16 @@ class _Execution:
     working_dir: str | None = None
     labels: Mapping[str, str] = attrs.field(factory=dict)
     stop_signal: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _Labels:
+    labels: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class _Labelled:
+    config: _Labels = attrs.field(factory=_Labels)
 
 
 @attrs.frozen(kw_only=True)
@@ -150,6 +161,19 @@ def decode_config(content: bytes, document: str = "config", *, limits: Limits = 
         diff_ids=config.rootfs.diff_ids,
         labels=_labels_of(value),
     )
+
+
+def decode_labels(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> Mapping[str, str]:
+    """Return the labels of an image's configuration, and look at nothing else. The bytes are not trusted.
+
+    Raises:
+        InvalidDocument: when they are no JSON object, or its labels are no texts: who removes what lacks a label must
+            not take one that cannot be read for none.
+
+    >>> decode_labels(b'{"config": {"Labels": {"tier": "test"}}}')
+    {'tier': 'test'}
+    """
+    return structure(load_object(content, document, limits.document_bytes), _Labelled, document).config.labels
 
 
 def decode_image_config(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> ImageConfig:

@@ -2,22 +2,27 @@
 
 Written is what a pull, a load, a tag or an undo does, also where the name stands for what it stood for before; used is
 that, and what a save or any other reading of the whole image does. What is not known is taken for young: a name without
-a record, which another tool wrote, is as old as index.json.
+a record, which another tool wrote, is as old as index.json, and so is one whose record says that it stood for another
+image. A clock may go back: what was noted last counts, and not what has the latest time.
 """
 
 import os
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container
 from contextlib import suppress
 
 import attrs
 
+from minibox_store.documents import LayoutIndex
 from minibox_store.layout.journal import Journal
+from minibox_store.layout_index import names_of
 from minibox_store.limits import MEBIBYTE
 
 _WRITTEN, _USED = "written", "used"
 _USE_SECONDS = 3600.0
 _ROOM_BYTES = MEBIBYTE
+_NAME_BYTES = 200
+_LATEST_SECONDS = 1e12  # what is no number, or no time that anybody sees, was never noted
 
 
 @attrs.frozen(kw_only=True)
@@ -40,67 +45,83 @@ class Activity:
     journal: Journal
     index_path: str
 
-    def note_written(self, names: Iterable[str]) -> None:
-        """Remember that names are being written now, before they are: under the store lock."""
+    def note_written(self, names: Collection[str], index: LayoutIndex) -> None:
+        """Remember that these names of an index are being written now, before they are: under the store lock."""
+        if not names:
+            return
         now = f"{time.time():.3f}"
-        self.journal.append((_WRITTEN, now, name) for name in names)
+        self.journal.make_way()
+        self.journal.append(
+            (_WRITTEN, now, str(descriptor.digest), name) for name, descriptor in names_of(index) if name in names
+        )
 
     def note_used(self, name: str) -> None:
         """Remember that an image is used now, unless that was noted in the last hour, or cannot be."""
         with suppress(OSError):
-            if not name.isprintable():
-                return
             found = self._read().get(name)
             now = time.time()
             if found is None or not 0 <= now - found.used_seconds < _USE_SECONDS:
                 self.journal.append([(_USED, f"{now:.3f}", name)])
 
-    def times(self, names: Iterable[str]) -> dict[str, NameTimes]:
-        """Return what is known of each of these names."""
+    def times(self, index: LayoutIndex) -> dict[str, NameTimes]:
+        """Return what is known of each name of an index."""
         known = self._read()
         found = {}
         index_seconds = None
-        for name in names:
-            times = known.get(name)
-            if times is None or times.written_seconds == 0:
+        for name, descriptor in names_of(index):
+            record = known.get(name, _Record())
+            written_seconds = record.written_seconds
+            if record.digest != str(descriptor.digest):
                 if index_seconds is None:
                     index_seconds = self._index_seconds()
-                used_seconds = index_seconds if times is None else max(index_seconds, times.used_seconds)
-                times = NameTimes(written_seconds=index_seconds, used_seconds=used_seconds)
-            found[name] = times
+                written_seconds = max(index_seconds, written_seconds)
+            used_seconds = max(written_seconds, record.used_seconds)
+            found[name] = NameTimes(written_seconds=written_seconds, used_seconds=used_seconds)
         return found
 
-    def is_untidy(self) -> bool:
-        """Whether so much is remembered that it is worth while to forget some."""
-        return self.journal.size_bytes() > _ROOM_BYTES
+    def is_untidy(self, name_count: int) -> bool:
+        """Whether so much is remembered, for so many names, that it is worth while to forget some."""
+        return self.journal.size_bytes() > _ROOM_BYTES + 2 * _NAME_BYTES * name_count
 
     def tidy(self, names: Container[str]) -> None:
         """Forget all but these names, and all but the last time of each. Under the store lock."""
-        lines = []
-        for name, times in self._read().items():
+        lines: list[tuple[str, ...]] = []
+        for name, record in self._read().items():
             if name in names:
-                lines.append((_USED, f"{times.used_seconds:.3f}", name))
-                if times.written_seconds:
-                    lines.append((_WRITTEN, f"{times.written_seconds:.3f}", name))
+                if record.digest:
+                    lines.append((_WRITTEN, f"{record.written_seconds:.3f}", record.digest, name))
+                if record.used_seconds != record.written_seconds:
+                    lines.append((_USED, f"{record.used_seconds:.3f}", name))
+        self.journal.make_way()
         self.journal.rewrite(lines)
 
-    def _read(self) -> dict[str, NameTimes]:
-        written: dict[str, float] = {}
-        used: dict[str, float] = {}
+    def _read(self) -> dict[str, "_Record"]:
+        known: dict[str, _Record] = {}
         for fields in self.journal.lines():
             with suppress(ValueError):
-                what, seconds, name = fields
-                if what in (_WRITTEN, _USED):
-                    used[name] = max(used.get(name, 0.0), float(seconds))
+                what, text, *rest = fields
+                seconds = float(text)
+                if not 0 <= seconds < _LATEST_SECONDS:
+                    continue
                 if what == _WRITTEN:
-                    written[name] = float(seconds)
-        return {
-            name: NameTimes(written_seconds=written.get(name, 0.0), used_seconds=seconds)
-            for name, seconds in used.items()
-        }
+                    digest, name = rest
+                    known[name] = _Record(digest, seconds, seconds)
+                elif what == _USED:
+                    (name,) = rest
+                    known[name] = attrs.evolve(known.get(name, _Record()), used_seconds=seconds)
+        return known
 
     def _index_seconds(self) -> float:
         try:
             return os.stat(self.index_path).st_mtime
         except FileNotFoundError:
             return time.time()
+
+
+@attrs.frozen
+class _Record:
+    """What was noted last of a name: for which digest it was written, when, and when it was used."""
+
+    digest: str = ""
+    written_seconds: float = 0.0
+    used_seconds: float = 0.0

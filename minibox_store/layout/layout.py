@@ -78,7 +78,7 @@ class Layout:
         self.limits = limits
         self.settle_seconds = settle_seconds
         self.history = History(paths=self.paths, durable=durable, limit_bytes=limits.index_bytes)
-        self.activity = Activity(Journal(self.paths.activity), self.paths.index)
+        self.activity = Activity(Journal(self.paths.activity, durable), self.paths.index)
         self.origins = Origins(Journal(self.paths.origins))
         self._ground = Ground(self.paths, durable=durable)
         self._hard_links: bool | None = None
@@ -254,7 +254,7 @@ class Layout:
         """Replace index.json by what ``change`` makes of it, under the store lock, in one step; it writes ``names``."""
         with self.store_lock(doing):
             changed = change(self.read_index())
-            self.activity.note_written(names)
+            self.activity.note_written(frozenset(names), changed)
             with self.replacing_index(changed):
                 pass
 

@@ -24,6 +24,7 @@ class Origins:
 
     def note(self, digests: Iterable[Digest], origin: str) -> None:
         """Remember where blobs came from. Under the store lock."""
+        self.journal.make_way()
         self.journal.append((str(digest), origin) for digest in digests)
 
     def unknown(self, digests: Iterable[Digest], origin: str) -> set[Digest]:
@@ -46,9 +47,11 @@ class Origins:
 
     def tidy(self, live_names: Container[str]) -> None:
         """Forget all but the blobs whose digests have these hexadecimal parts. Under the store lock."""
+        found = self.read()
+        self.journal.make_way()
         self.journal.rewrite(
             (digest, origin)
-            for digest, origins in self.read().items()
+            for digest, origins in found.items()
             if digest.partition(":")[2] in live_names
             for origin in reversed(origins)
         )

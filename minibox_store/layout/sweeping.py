@@ -8,13 +8,14 @@ project does not know is left alone.
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy, StoreDamaged, StoreError
+from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
@@ -36,6 +37,9 @@ class Sweep:
         build_cache: whether unpacked layers (``layers/*``) that nobody uses go too.
         dry_run: whether to tell what would go, and remove nothing; takes no lock and writes nothing then.
         keep_newer_than_seconds: blobs whose files changed since stay, though nothing needs them.
+
+    Attributes:
+        dry_run: as it was given.
     """
 
     def __init__(
@@ -44,8 +48,8 @@ class Sweep:
         self._layout = layout
         self._paths = layout.paths
         self._build_cache = build_cache
-        self._dry_run = dry_run
-        self._keep_newer_than_seconds = keep_newer_than_seconds
+        self.dry_run = dry_run
+        self._youth = Youth(layout.paths.root, keep_newer_than_seconds)
         self._marks = Marks(limits=layout.limits)
         self._marked: LayoutIndex | None = None
         self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
@@ -55,40 +59,65 @@ class Sweep:
         self._removed: list[Removal] = []
         self._errors: list[str] = []
 
-    def run(self, view: Callable[[LayoutIndex], LayoutIndex] | None = None) -> PruneReport:
+    def run(self) -> PruneReport:
         """Collect.
-
-        Args:
-            view: of a dry run, what index.json would say first.
 
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read; nothing has been removed then.
             StoreBusy: when another collection runs, or, where there are no hard links, a pull or load.
         """
-        if view is not None:
-            self._view = view
         if not self._layout.is_there():
-            return PruneReport(dry_run=self._dry_run)
+            return PruneReport(dry_run=self.dry_run)
+        with self.holding_locks():
+            self.mark()
+            return self.collect()
+
+    @contextmanager
+    def holding_locks(self) -> Iterator[None]:
+        """Keep other collections out for the block; a dry run does not.
+
+        Raises:
+            StoreBusy: as :meth:`run`.
+        """
         with ExitStack() as stack:
-            if not self._dry_run:
+            if not self.dry_run:
                 self._take_locks(stack)
-            self._mark_new_roots()
-            broom = Broom(self._layout, self._removed, self._errors, dry_run=self._dry_run)
-            broom.sweep_transactions()
-            blobs, sidecars = self._look()
-            self._sweep_blobs(plan_blobs(blobs, self._live_names))
-            self._sweep_sidecars(sidecars)
-            broom.sweep_leftovers(build_cache=self._build_cache)
-            if not self._dry_run:
-                self._tidy_journals()
-            if self._layout.durable and not self._dry_run:
+            yield
+
+    def mark(self, view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index) -> None:
+        """Find what is alive, anew.
+
+        Args:
+            view: what index.json will say when the collection begins; of a dry run, what it would say.
+
+        Raises:
+            IncompleteImage, StoreDamaged: as :meth:`run`.
+        """
+        self._view = view
+        self._forget_marks()
+        self._mark_new_roots()
+
+    def collect(self, names: Iterable[Removal] = ()) -> PruneReport:
+        """Remove what was not found alive, under the locks; ``names`` are those that have gone before that."""
+        self._removed.extend(names)
+        if not self.dry_run:
+            self._view = lambda index: index
+        blobs, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
+        broom = Broom(self._layout, self._removed, self._errors, dry_run=self.dry_run)
+        broom.sweep_transactions()
+        self._sweep_blobs(plan_blobs(blobs, self._live_names))
+        self._sweep_sidecars(sidecars)
+        broom.sweep_leftovers(build_cache=self._build_cache)
+        if not self.dry_run:
+            self._tidy_journals()
+            if self._layout.durable:
                 self._sync_removals()
         return PruneReport(
             removed=tuple(self._removed),
             kept=(*self._kept, *broom.kept),
             absent=tuple(sorted(self._marks.absent)),
             errors=tuple(self._errors),
-            dry_run=self._dry_run,
+            dry_run=self.dry_run,
         )
 
     def _take_locks(self, stack: ExitStack) -> None:
@@ -99,6 +128,9 @@ class Sweep:
             stack.enter_context(_locks.holding_lock(self._paths.life_lock, doing="collecting", timeout_seconds=timeout))
 
     # ---- marking
+
+    def _forget_marks(self) -> None:
+        self._marks, self._marked = Marks(limits=self._layout.limits), None
 
     def _mark_new_roots(self) -> None:
         for _ in range(_ATTEMPTS):
@@ -114,7 +146,7 @@ class Sweep:
                     mark_index(self._marks, self._layout, self._view(index))
             except BlobNotFound as error:
                 # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
-                self._marks, self._marked = Marks(limits=self._layout.limits), None
+                self._forget_marks()
                 if self._layout.read_index() != index:
                     continue  # the name has gone meanwhile, and its blobs with it
                 raise IncompleteImage(_name_of_missing(index, error.digest), (error.digest,)) from error
@@ -143,12 +175,13 @@ class Sweep:
                 elif _is_hex_file(entry, name):
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        age_seconds = now_seconds - max(status.st_mtime, status.st_ctime)
-                        blobs.append(StoredBlob(f"blobs/{algorithm}/{name}", status.st_size, age_seconds))
+                        path = f"blobs/{algorithm}/{name}"
+                        self._youth.note(path, status)
+                        blobs.append(StoredBlob(path, status.st_size, age_seconds(status, now_seconds)))
         return blobs, sidecars
 
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
-        if self._dry_run:
+        if self.dry_run:
             pins = live_pins(self._paths)
             plan = [removal for removal in plan if file_name(removal.path) not in pins]
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
@@ -172,18 +205,10 @@ class Sweep:
                     self._remove(removal)
 
     def _is_new(self, removal: Removal) -> bool:
-        """Whether a blob is younger than what is to stay, as its file is now: another tool may have written it anew."""
-        if self._keep_newer_than_seconds <= 0:
-            return False
-        try:
-            status = os.lstat(f"{self._paths.root}/{removal.path}")
-        except FileNotFoundError:
-            return False
-        age_seconds = time.time() - max(status.st_mtime, status.st_ctime)
-        if age_seconds < self._keep_newer_than_seconds:
-            self._kept.append(f"{removal.path}: it was written {max(age_seconds, 0):.0f} s ago")
-            return True
-        return False
+        reason = self._youth.reason_to_keep(removal)
+        if reason is not None:
+            self._kept.append(reason)
+        return reason is not None
 
     def _locked_batches(self, plan: Sequence[Removal]) -> Iterator[Sequence[Removal]]:
         """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
@@ -198,7 +223,7 @@ class Sweep:
                 return
 
     def _sweep_sidecars(self, paths: Sequence[str]) -> None:
-        gone = {removal.path for removal in self._removed}
+        gone = {removal.path for removal in self._removed if removal.kind == "blob"}
         plan = []
         for path in paths:
             layer = path.removesuffix(_SIDECAR)
@@ -207,18 +232,16 @@ class Sweep:
                     status = os.lstat(f"{self._paths.root}/{path}")
                 except FileNotFoundError:
                     continue
-                age_seconds = time.time() - max(status.st_mtime, status.st_ctime)
-                reason = "its layer is gone"
                 plan.append(
                     Removal(
                         kind="sidecar",
                         path=path,
                         size_bytes=status.st_size,
-                        reason=reason,
-                        age_seconds=age_seconds,
+                        reason="its layer is gone",
+                        age_seconds=age_seconds(status),
                     )
                 )
-        if self._dry_run:
+        if self.dry_run:
             self._removed.extend(plan)
             return
         for batch in self._locked_batches(plan):
@@ -228,11 +251,12 @@ class Sweep:
                     self._remove(removal)
 
     def _tidy_journals(self) -> None:
+        """Forget what is of use for no name and no blob any more; nothing hangs on it, and so no failure does."""
         activity, origins = self._layout.activity, self._layout.origins
-        live_count = len(self._live_names)
-        if activity.is_untidy() or origins.is_untidy(live_count):
+        name_count = 0 if self._marked is None else len(self._marked.entries)
+        if activity.is_untidy(name_count) or origins.is_untidy(len(self._live_names)):
             with self._telling_errors("journal"), self._layout.store_lock("collecting"):
-                self._mark_new_roots()  # what was pulled since the last batch is to be remembered
+                self._mark_new_roots()  # a pull may have brought in more since the last blob went
                 activity.tidy({name for name, _ in names_of(self._layout.read_index())})
                 origins.tidy(self._live_names)
 
@@ -248,7 +272,8 @@ class Sweep:
 
     def _sync_removals(self) -> None:
         """Let what was removed stay away: once for each folder that had any of it."""
-        for folder in sorted({os.path.dirname(removal.path) for removal in self._removed}):
+        paths = [removal.path for removal in self._removed if removal.kind != "name"]
+        for folder in sorted({os.path.dirname(path) for path in paths}):
             with suppress(FileNotFoundError):
                 _files.sync_directory(os.path.join(self._paths.root, folder))
 

@@ -108,7 +108,7 @@ class Transaction:
             index = self._layout.read_index()
             for change in self._changes:
                 index = change(index)
-            self._layout.activity.note_written(self._names)
+            self._layout.activity.note_written(frozenset(self._names), index)
             if self._origin is not None:
                 origins.note(sorted(noted), self._origin)
             with self._layout.replacing_index(index):
