@@ -17,7 +17,7 @@ from minibox_store.limits import MEBIBYTE
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OWNERS = 0o600
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
@@ -54,9 +54,9 @@ def open_regular(path: str, *, follow_links: bool = False) -> int:
     return descriptor
 
 
-def open_new(path: str) -> int:
+def open_new(path: str, flags: int = 0) -> int:
     """Create a file that only its owner may use, whatever the umask; return a descriptor to read and write."""
-    descriptor = os.open(path, _NEW, _OWNERS)
+    descriptor = os.open(path, _NEW | flags, _OWNERS)
     with closing_on_error(descriptor):
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != _OWNERS:
             os.fchmod(descriptor, _OWNERS)
@@ -285,19 +285,25 @@ def append_bytes(path: str, content: bytes, *, durable: bool = False) -> bool:
     Raises:
         OSError: as :func:`open_regular`, but for a file that is not there; nothing has been written then.
     """
-    descriptor = os.open(path, _APPEND, _OWNERS)
+    descriptor = _open_to_append(path)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
-        if stat.S_IMODE(status.st_mode) != _OWNERS:
-            os.fchmod(descriptor, _OWNERS)
         write_all(descriptor, content)
         if durable:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return status.st_size == 0
+
+
+def _open_to_append(path: str) -> int:
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, _APPEND)
+        with contextlib.suppress(FileExistsError):
+            return open_new(path, os.O_APPEND)
 
 
 def is_same_file(descriptor: int, path: str) -> bool:
