@@ -23,7 +23,7 @@ Identity = tuple[int, int]
 _OWN_NAMES = frozenset(
     {
         *("blobs", "lazy", "cache", "extracted", "base_layers", "layers", "containers", "volumes", "images"),
-        *("ingest", "quarantine", "history", "tmp"),
+        *("ingest", "quarantine", "history", "journal", "tmp"),
     }
 )
 _OWN_BEGINNINGS = (

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import ImageNotFound as ImageNotFound
     from minibox_store.errors import IncompleteImage as IncompleteImage
     from minibox_store.errors import InvalidArchive as InvalidArchive
+    from minibox_store.errors import InvalidArgument as InvalidArgument
     from minibox_store.errors import InvalidDigest as InvalidDigest
     from minibox_store.errors import InvalidDocument as InvalidDocument
     from minibox_store.errors import InvalidFilter as InvalidFilter
@@ -104,6 +105,7 @@ _MODULES = {
         "ImageNotFound",
         "IncompleteImage",
         "InvalidArchive",
+        "InvalidArgument",
         "InvalidDigest",
         "InvalidDocument",
         "InvalidFilter",

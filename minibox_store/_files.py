@@ -80,6 +80,16 @@ def open_existing(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
+def open_readable(path: str) -> int:
+    """Do as :func:`open_regular`; a file that the disk does not give is none, and no error of its own."""
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise OSError(errno.EINVAL, "it cannot be read", path) from error
+        raise
+
+
 def read_whole(path: str, limit_bytes: int) -> bytes:
     """Return the content of a regular file.
 

@@ -124,9 +124,7 @@ def _send_range(source: int, target: int, offset: int, position: int, size_bytes
 
 def read_beginning(descriptor: int, limit_bytes: int) -> bytes:
     """Return the first bytes of an open file: all of them, if they are not more than ``limit_bytes``."""
-    content = bytearray(limit_bytes)
-    filled = 0
-    with memoryview(content) as view:
-        while filled < limit_bytes and (count := os.preadv(descriptor, [view[filled:]], filled)):
-            filled += count
-    return bytes(content[:filled])
+    content = os.pread(descriptor, limit_bytes, 0)
+    while len(content) < limit_bytes and (more := os.pread(descriptor, limit_bytes - len(content), len(content))):
+        content += more
+    return content

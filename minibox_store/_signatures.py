@@ -52,6 +52,8 @@ def are_unchanged(files: Iterable[tuple[str, FileState | None]]) -> bool:
             if known is None:
                 continue
             return False
+        except OSError:
+            return False  # nobody can tell
         if known != (status.st_size, status.st_ino, status.st_mtime_ns):
             return False
     return True

@@ -4,7 +4,6 @@ Nothing is believed and nothing is changed. What is wrong becomes a finding, and
 nothing of the blob it was met at (a cancel, no memory, no file left to open) ends it.
 """
 
-import errno
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +11,18 @@ from contextlib import closing
 from itertools import chain
 from queue import SimpleQueue
 
-import attrs
-
 from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Node
-from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged, StoreError
-from minibox_store.graph import identity
+from minibox_store.errors import (
+    BlobNotFound,
+    ContentMismatch,
+    InvalidArgument,
+    InvalidDocument,
+    StoreDamaged,
+    StoreError,
+)
+from minibox_store.graph import identity, is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource
@@ -26,7 +30,6 @@ from minibox_store.reports import Finding, FindingKind
 
 DEFAULT_CHECKS = 2
 _BUFFER_BYTES = MEBIBYTE
-_NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Met = tuple[Descriptor, Exception]
 
@@ -58,6 +61,8 @@ def check_images(
 
     Guarantees: a document that cannot be read hides nothing but what it alone leads to. No thread is left behind.
     """
+    if parallel < 1:
+        raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
     cancellation = cancellation or Cancellation()
     told: set[tuple[Digest, FindingKind]] = set()
     with cancellation.interrupting(source):
@@ -90,7 +95,7 @@ def _kind_of(descriptor: Descriptor, error: Exception) -> FindingKind:
             return "not a file"
         case InvalidDocument():
             return "unreadable"
-        case OSError(errno=number) if number not in _NOT_OF_THE_BLOB:
+        case OSError() if is_of_the_blob(error):
             return "unreadable"
     raise error
 
@@ -127,7 +132,7 @@ class _Reading:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         try:
             for place in self._todo:  # next() of a range's iterator is one step, whoever else takes one
-                node = attrs.evolve(self._leaves[place], position=place + 1, total=len(self._leaves))
+                node = self._leaves[place]._replace(position=place + 1, total=len(self._leaves))
                 try:
                     self._read(node, buffer)
                 except (StoreError, OSError) as error:

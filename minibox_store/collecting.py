@@ -50,7 +50,9 @@ class Marks:
         if root.digest in self.absent:  # a root may not be absent; and it may have come since
             self.forget([self.absent[root.digest]])
         for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
-            if node.document is None and media_types.is_document(node.descriptor.media_type):
+            # An index names manifests; what a manifest names is never one.
+            is_named = node.document is None and node.role == "manifest"
+            if is_named and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor
 
     def forget(self, absent: Iterable[Descriptor]) -> None:

@@ -304,7 +304,7 @@ def copy_image(
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.
     with cancellation.interrupting(source), target.open_writer() as writer:
-        _check_room(source, writer, root, limits)
+        _check_room(source, writer, root, limits, cancellation)
         copy_graph(
             source,
             writer,
@@ -324,7 +324,15 @@ def copy_image(
         on_event(ImageCopied(name=name))
 
 
-def _check_room(source: BlobSource, writer: ImageWriter, root: Descriptor, limits: Limits) -> None:
+def _check_room(
+    source: BlobSource, writer: ImageWriter, root: Descriptor, limits: Limits, cancellation: Cancellation
+) -> None:
     """Let a writer that can say so weigh the whole image against the room that there is, before a byte of it moves."""
+
+    def weighed() -> Iterator[Descriptor]:
+        for node in walk(source, root, limits=limits):
+            cancellation.check()  # the writer may read what it holds of each
+            yield node.descriptor
+
     if isinstance(writer, RoomChecking):
-        writer.check_room(node.descriptor for node in walk(source, root, limits=limits))
+        writer.check_room(weighed())

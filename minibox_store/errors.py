@@ -53,7 +53,7 @@ class StoreError(Exception):
 
     def __reduce__(self) -> tuple[type["StoreError"], tuple[object, ...]]:
         fields: tuple[attrs.Attribute[object], ...] = getattr(type(self), "__attrs_attrs__", ())
-        return type(self), tuple(getattr(self, field.name) for field in fields)
+        return type(self), tuple(getattr(self, field.name) for field in fields) if fields else self.args
 
     def _sentence(self) -> str:
         return " ".join(str(each) for each in self.args) or type(self).__name__
@@ -64,6 +64,18 @@ class StoreError(Exception):
 
 class InvalidInput(StoreError, ValueError):
     """What was handed in has the wrong form; the same call fails again until the input is changed."""
+
+
+@attrs.frozen(slots=False, repr=False)
+class InvalidArgument(InvalidInput):
+    """A value that an argument of a call may not have."""
+
+    name: str
+    value: object
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"invalid {self.name} {_beginning(repr(self.value))}: {self.problem}"
 
 
 @attrs.frozen(slots=False, repr=False)
@@ -208,8 +220,9 @@ class IncompleteImage(StoreError):
     missing: tuple[str, ...]
 
     def _sentence(self) -> str:
+        first = self.missing[0] if self.missing else "a blob"
         rest = f" and {len(self.missing) - 1} more" if len(self.missing) > 1 else ""
-        return f"image {self.root} is incomplete: {self.missing[0]} is missing{rest}"
+        return f"image {self.root} is incomplete: {first} is missing{rest}"
 
 
 @attrs.frozen(slots=False, repr=False)

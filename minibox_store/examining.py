@@ -42,7 +42,9 @@ class ExaminedStore:
             IncompleteImage: when a document or config of it is missing.
             InvalidDocument: when a config has the bytes that it should have, and yet says what none may, such as a
                 label that is no text; ``document`` is its digest, and ``where`` the place in it. An image may be
-                pulled, saved and removed for all that.
+                pulled, saved and removed for all that. The same for a document, for a name that stands for
+                something else than an image, and for an image that says more than ``limits`` let be told at once.
+            StoreDamaged: when the store has other bytes than it should have.
 
         Guarantees: every byte that it goes by was verified now; layers are not read, and may be missing. Changes
             nothing.
@@ -50,7 +52,7 @@ class ExaminedStore:
         Spec: OCI image-spec 1.1, manifest.md, image-index.md, config.md.
         """
         from minibox_store.graph import select_manifest
-        from minibox_store.inspecting import describe_manifest
+        from minibox_store.inspecting import describe_manifests
         from minibox_store.inspection import ImageDetails
 
         def choose(source: "RememberingSource", root: Descriptor, found: str) -> Descriptor:
@@ -62,7 +64,7 @@ class ExaminedStore:
         return ImageDetails(
             image=image,
             document=read.document,
-            manifests=tuple(describe_manifest(each) for each in read.manifests),
+            manifests=describe_manifests(read, self._layout.limits),
             absent=read.absent,
         )
 
@@ -93,7 +95,7 @@ class ExaminedStore:
             return choose_manifest(source, root, platform, found, self._layout.limits)
 
         read = self._read(name, choose)[1]
-        return describe_manifest(read.manifests[0]).history
+        return describe_manifest(read.manifests[0], self._layout.limits).history
 
     def _read(
         self, name: str, choose: "Callable[[RememberingSource, Descriptor, str], Descriptor]"

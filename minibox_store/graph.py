@@ -4,7 +4,9 @@ Pull, push, save, load, collection, checking and sizing all see an image through
 verified and decoded before anything that it names is believed.
 """
 
+import errno
 from collections.abc import Callable, Iterator, MutableSet
+from typing import NamedTuple
 
 import attrs
 
@@ -21,13 +23,27 @@ from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 Identity = tuple[Digest, int, str]
 Seen = MutableSet[Identity]
 
+# A manifest for one platform, or an index.
+_Named = set[tuple[Digest, Platform | None]]
+
 UnreadableListener = Callable[[Descriptor, Exception], None]
+OddConfigListener = Callable[[InvalidDocument], None]
+
+
+# What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
+_NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_of_the_blob(error: OSError) -> bool:
+    """Whether an error says that the very blob which it was met at cannot be read, and not that nothing can be now."""
+    return error.errno not in _NOT_OF_THE_BLOB
 
 
 class ContentStream:
     """Bytes that are in memory already, as a stream."""
 
     def __init__(self, content: bytes, offset: int = 0) -> None:
+        self._content = content
         self._rest = memoryview(content)[offset:]
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -36,6 +52,19 @@ class ContentStream:
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
+
+    def verified(self, descriptor: Descriptor) -> bytes:
+        """Return all of the rest at once, if it is what a descriptor says: a document is seldom anywhere else.
+
+        Raises:
+            ContentMismatch: when it is something else.
+        """
+        is_whole = len(self._rest) == len(self._content)
+        content = self._content if is_whole else bytes(self._rest)
+        verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+        verifier.update(content)
+        verifier.finish()
+        return content
 
     def close(self) -> None:
         """Do nothing: memory needs no closing."""
@@ -62,8 +91,10 @@ def read_content(source: BlobSource, descriptor: Descriptor, limits: Limits = DE
     """
     if descriptor.size_bytes > limits.document_bytes:
         raise InvalidDocument("", f"it is larger than {limits.document_bytes} bytes", str(descriptor.digest))
-    verifier = Verifier(descriptor.digest, descriptor.size_bytes)
     stream = source.open_blob(descriptor)
+    if isinstance(stream, ContentStream):
+        return stream.verified(descriptor)
+    verifier = Verifier(descriptor.digest, descriptor.size_bytes)
     try:
         # One byte more than there should be, so that a source with too many is noticed.
         content = memoryview(bytearray(descriptor.size_bytes + 1))
@@ -109,11 +140,10 @@ class RememberingSource:
             self._source.interrupt()
 
 
-@attrs.define
-class _Pending:
-    """A document whose children are being walked."""
+class _Pending(NamedTuple):
+    """A document whose children are being walked; None above the root."""
 
-    node: Node
+    node: Node | None
     rest: Iterator[Node]
 
 
@@ -146,35 +176,33 @@ def walk(
     """
     seen = set() if seen is None else seen
     documents = 0
-    stack: list[_Pending] = []
-    todo: Node | None = Node(descriptor=root, role="manifest", position=1, total=1)
-    while True:
-        if todo is not None:
-            node, descriptor = todo, todo.descriptor
+    stack = [_Pending(None, iter((Node(descriptor=root, role="manifest", position=1, total=1),)))]
+    while stack:
+        for node in stack[-1].rest:
+            descriptor = node.descriptor
             key = identity(descriptor)
-            if key not in seen:
-                seen.add(key)
-                if key[2]:  # the type of a document
-                    documents += 1
-                    read = None
-                    try:
-                        _check_bounds(root, documents, len(stack) + 1, limits)
-                        read = _read_document(source, descriptor, limits, allow_absent_manifests and bool(stack))
-                    except (StoreError, OSError) as error:
-                        if on_unreadable is None:
-                            raise
-                        on_unreadable(descriptor, error)
-                    if read is not None:
-                        node = attrs.evolve(node, document=read[0], content=read[1])
-                        stack.append(_Pending(node, iter(children(read[0]))))
-                        todo = next(stack[-1].rest, None)
-                        continue
-                yield node
-        if not stack:
-            return
-        todo = next(stack[-1].rest, None)
-        if todo is None:
-            yield stack.pop().node
+            if key in seen:
+                continue
+            seen.add(key)
+            if key[2]:  # the type of a document
+                documents += 1
+                read = None
+                try:
+                    _check_bounds(root, documents, len(stack), limits)
+                    read = _read_document(source, descriptor, limits, allow_absent_manifests and len(stack) > 1)
+                except (StoreError, OSError) as error:
+                    if on_unreadable is None:
+                        raise
+                    on_unreadable(descriptor, error)
+                if read is not None:
+                    parent = node._replace(document=read[0], content=read[1])
+                    stack.append(_Pending(parent, iter(children(read[0]))))
+                    break
+            yield node
+        else:
+            done = stack.pop().node
+            if done is not None:
+                yield done
 
 
 def identity(descriptor: Descriptor) -> Identity:
@@ -201,7 +229,7 @@ def _read_document(
         if may_be_absent:
             return None
         raise
-    document = decode_document(content, descriptor.media_type, str(descriptor.digest))
+    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
     if isinstance(document, Manifest) and len(document.layers) > limits.layers:
         raise InvalidDocument("layers", f"there are more than {limits.layers}", str(descriptor.digest))
     return document, content
@@ -223,45 +251,51 @@ def select_manifest(
 
     Raises:
         PlatformNotFound: with the platforms that are on offer.
+        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed; and
+            for a config that says what none may, where nothing else fits: nobody knows whether that one would.
 
     Spec: OCI image-spec 1.1, image-index.md, "platform"; config.md for a manifest whose entry has none.
     """
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
     offered: list[Descriptor] = []
+    odd: list[InvalidDocument] = []
     if media_types.is_manifest(root.media_type):
-        found = _with_platform(source, root, limits)
-        if found.platform is None:
-            return found
-        offered.append(found)
+        offered.append(_with_platform(source, root, limits, odd.append))
+        if offered[0].platform is None and not odd:
+            return offered[0]
     else:
-        offered.extend(manifests_below(source, root, limits))
+        offered.extend(manifests_below(source, root, limits, odd.append))
     chosen = choose_platform([each.platform for each in offered], platform)
+    if chosen is None and odd:
+        raise odd[0]
     if chosen is None:
         available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
         raise PlatformNotFound(name, str(platform), tuple(available))
     return root if offered[chosen].digest == root.digest else offered[chosen]
 
 
-def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits) -> Iterator[Descriptor]:
+def manifests_below(
+    source: RememberingSource, root: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+) -> Iterator[Descriptor]:
     """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
 
-    Attestations are left out, and what an index names again.
+    Attestations are left out, and what an index names again: a manifest counts once for each platform. One whose
+    config says what none may has none, and hides no other: ``on_odd_config`` is told.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
     """
     stack = [iter((root,))]
     documents = 0
-    seen = set()
+    seen: _Named = set()
     while stack:
         descriptor = next(stack[-1], None)
         if descriptor is None:
             stack.pop()
-        elif descriptor.digest in seen or descriptor.is_attestation:
+        elif descriptor.is_attestation or _is_named_again(descriptor, seen):
             continue
         elif media_types.is_index(descriptor.media_type):
-            seen.add(descriptor.digest)
             documents += 1
             _check_bounds(root, documents, len(stack), limits)
             read = _read_document(source, descriptor, limits, False)
@@ -271,14 +305,32 @@ def manifests_below(source: RememberingSource, root: Descriptor, limits: Limits)
             if descriptor.platform is None:
                 documents += 1
                 _check_bounds(root, documents, len(stack), limits)
-                descriptor = _with_platform(source, descriptor, limits)
+                descriptor = _with_platform(source, descriptor, limits, on_odd_config)
+                if descriptor.platform is not None and _is_named_again(descriptor, seen):
+                    continue
             yield descriptor
 
 
-def _with_platform(source: RememberingSource, descriptor: Descriptor, limits: Limits) -> Descriptor:
+def _is_named_again(descriptor: Descriptor, seen: _Named) -> bool:
+    """Whether a manifest was named for this platform before, or an index for whatever; from now on it was."""
+    platform = descriptor.platform if media_types.is_manifest(descriptor.media_type) else None
+    key = descriptor.digest, platform and platform.normalised()
+    is_again = key in seen
+    seen.add(key)
+    return is_again
+
+
+def _with_platform(
+    source: RememberingSource, descriptor: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+) -> Descriptor:
     """Return the manifest's descriptor with the platform that its config names, if it names one."""
     read = _read_document(source, descriptor, limits, False)
     if read is None or not isinstance(read[0], Manifest) or not media_types.is_config(read[0].config.media_type):
         return descriptor
-    config = decode_config(source.read(read[0].config), str(read[0].config.digest))
-    return attrs.evolve(descriptor, platform=config.platform)
+    config = read[0].config
+    try:
+        platform = decode_config(source.read(config), str(config.digest), limits=limits).platform
+    except InvalidDocument as odd:
+        on_odd_config(odd)
+        return descriptor
+    return attrs.evolve(descriptor, platform=platform)

@@ -4,7 +4,7 @@ It is filled by the one walk, with each blob once, and keeps descriptors alone. 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
@@ -35,6 +35,7 @@ class ImageMap:
     leaves: dict[Identity, Node] = attrs.field(factory=dict)
     absent: dict[Identity, Descriptor] = attrs.field(factory=dict)
     unreadable: set[Identity] = attrs.field(factory=set)
+    _positions: defaultdict[Identity, list[int]] = attrs.field(factory=lambda: defaultdict(list))
     _seen: set[Identity] = attrs.field(factory=set)
     _children: dict[Identity, tuple[Descriptor, ...]] = attrs.field(factory=dict)
     _parents: defaultdict[Identity, list[Identity]] = attrs.field(factory=lambda: defaultdict(list))
@@ -57,6 +58,7 @@ class ImageMap:
         if identity(root) in self.absent:  # a root may not be absent; and it may have come since
             del self.absent[identity(root)]
             self._seen.discard(identity(root))
+        self._positions[identity(root)].append(len(self.roots))
         self.roots.append(root)
 
         def note(descriptor: Descriptor, error: Exception) -> None:
@@ -85,6 +87,16 @@ class ImageMap:
 
     def needs_of(self, digest: Digest) -> Iterator[Need]:
         """Yield for each root that reaches the blob the shortest way to it, in the order of the roots."""
+        nearer = self._ways_up(digest)
+        for root in self._roots_among(nearer):
+            yield Need(name=name_of(root), path=tuple(self._way_down(root, nearer)))
+
+    def roots_of(self, digest: Digest) -> Iterator[Descriptor]:
+        """Yield the roots that reach the blob, in their order."""
+        return self._roots_among(self._ways_up(digest))
+
+    def _ways_up(self, digest: Digest) -> dict[Identity, Identity]:
+        """Return all that leads to a blob, and of each the next step down; of the blob itself, itself."""
         nearer: dict[Identity, Identity] = {key: key for key in self._identities.get(digest, ())}
         todo = list(nearer)
         for key in todo:  # grows as it is gone through: whoever is nearest comes first
@@ -92,9 +104,12 @@ class ImageMap:
                 if parent not in nearer:
                     nearer[parent] = key
                     todo.append(parent)
-        for root in self.roots:
-            if identity(root) in nearer:
-                yield Need(name=name_of(root), path=tuple(self._way_down(root, nearer)))
+        return nearer
+
+    def _roots_among(self, keys: Iterable[Identity]) -> Iterator[Descriptor]:
+        # Only those that are among them are looked at: where much is missing, that is asked for each blob.
+        positions = sorted(position for key in keys for position in self._positions.get(key, ()))
+        return (self.roots[position] for position in positions)
 
     def _way_down(self, root: Descriptor, nearer: Mapping[Identity, Identity]) -> Iterator[Descriptor]:
         yield root
@@ -104,9 +119,18 @@ class ImageMap:
             yield next(each for each in self._children[key] if identity(each) == below)
             key = below
 
+    def descriptors_of(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """Return what is said of a blob, by its parents or as a root: each size and type of document once, sorted."""
+        found = {identity(root): root for root in self.roots if root.digest == digest}
+        for key in self._identities.get(digest, ()):
+            for parent in self._parents.get(key, ())[:1]:
+                found.setdefault(key, next(each for each in self._children[parent] if identity(each) == key))
+        return tuple(found[key] for key in sorted(found))
+
     def names_of(self, digest: Digest) -> tuple[str, ...]:
         """Return the names of the images that need the blob, sorted."""
-        return tuple(sorted({need.name for need in self.needs_of(digest) if need.name is not None}))
+        names = (name_of(root) for root in self.roots_of(digest))
+        return tuple(sorted({name for name in names if name is not None}))
 
     def reached_from(self, root: Descriptor) -> set[Digest]:
         """Return the digest of each blob that a root reaches, and its own."""
@@ -121,7 +145,8 @@ class ImageMap:
 
 def weigh_images(images: ImageMap, sizes_bytes: Mapping[Digest, int]) -> tuple[ImageUsage, ...]:
     """Return what each root of a map takes of some blobs, sorted by name, those without one at the end."""
-    reached = [(root, images.reached_from(root)) for root in images.roots]
+    by_identity = {identity(root): images.reached_from(root) for root in images.roots}
+    reached = [(root, by_identity[identity(root)]) for root in images.roots]
     users = Counter(digest for _, digests in reached for digest in digests)
     weighed = []
     for root, digests in reached:

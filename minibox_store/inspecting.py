@@ -9,9 +9,10 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.codec import decode_document, decode_image_config
-from minibox_store.documents import Descriptor, Document, Index, Manifest
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, Document, ImageConfig, Index, Manifest
 from minibox_store.errors import InvalidDocument
-from minibox_store.graph import RememberingSource, identity, manifests_below, select_manifest, walk
+from minibox_store.graph import Identity, RememberingSource, identity, manifests_below, select_manifest, walk
 from minibox_store.inspection import LayerDetails, ManifestDetails
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import LINUX_AMD64, Platform
@@ -46,53 +47,101 @@ def read_image(
 ) -> ReadImage:
     """Return the root, and what is at and below ``chosen``, read and verified with its configs; no layer is looked at.
 
+    A config that several manifests have is there once.
+
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document or config that is missing or wrong; what a config
-            says is not asked yet.
+            says is not asked yet. And where more is named, or there are more bytes, than may be told at once.
     """
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
-    document = decode_document(source.read(root), root.media_type, str(root.digest))
+    document = decode_document(source.read(root), root.media_type, str(root.digest), limits=limits)
+    room = _Room(root, limits)
     manifests = {}
     named = [chosen]
     absent = []
     for node in walk(source, chosen, limits=limits, allow_absent_manifests=True):
+        room.take(len(node.content or b""))
         if isinstance(node.document, Manifest):
             manifests[identity(node.descriptor)] = node.document
         elif isinstance(node.document, Index):
             named.extend(node.document.manifests)
         elif media_types.is_document(node.descriptor.media_type):
             absent.append(node.descriptor)
+    told = [(each, manifests[identity(each)]) for each in named if identity(each) in manifests]
+    if len(told) > limits.documents:
+        raise InvalidDocument("manifests", f"it names more than {limits.documents} of them", str(root.digest))
+    configs: dict[Identity, bytes | None] = {}
+    for _, manifest in told:
+        if identity(manifest.config) not in configs:
+            configs[identity(manifest.config)] = _read_config(source, manifest.config, limits, room)
     read = tuple(
-        _read_config(source, descriptor, manifests[identity(descriptor)], limits)
-        for descriptor in named
-        if identity(descriptor) in manifests
+        ReadManifest(descriptor=descriptor, manifest=manifest, config=configs[identity(manifest.config)])
+        for descriptor, manifest in told
     )
     return ReadImage(document=document, manifests=read, absent=tuple(absent))
 
 
-def _read_config(source: RememberingSource, descriptor: Descriptor, manifest: Manifest, limits: Limits) -> ReadManifest:
-    is_read = media_types.is_config(manifest.config.media_type) and manifest.config.size_bytes <= limits.document_bytes
-    content = source.read(manifest.config) if is_read else None
-    return ReadManifest(descriptor=descriptor, manifest=manifest, config=content)
+class _Room:
+    """How many bytes of documents and configs may still be kept of one image, whose root an error names."""
+
+    def __init__(self, root: Descriptor, limits: Limits) -> None:
+        self._root = root
+        self._most_bytes = self._rest_bytes = limits.described_bytes
+
+    def take(self, size_bytes: int) -> None:
+        self._rest_bytes -= size_bytes
+        if self._rest_bytes < 0:
+            problem = f"its documents and configs have more than {self._most_bytes} bytes"
+            raise InvalidDocument("", problem, str(self._root.digest))
 
 
-def describe_manifest(read: ReadManifest) -> ManifestDetails:
-    """Return what a manifest and its config say.
+def _read_config(source: RememberingSource, config: Descriptor, limits: Limits, room: _Room) -> bytes | None:
+    if not media_types.is_config(config.media_type) or config.size_bytes > limits.document_bytes:
+        return None
+    room.take(config.size_bytes)
+    return source.read(config)
+
+
+def describe_manifests(image: ReadImage, limits: Limits = DEFAULT_LIMITS) -> tuple[ManifestDetails, ...]:
+    """Return what each manifest and its config say; what is named again, and a config of several, is one value.
+
+    Raises:
+        InvalidDocument: as :func:`describe_manifest`.
+    """
+    configs: dict[Digest, ImageConfig] = {}
+    known: dict[Identity, ManifestDetails] = {}
+    found = []
+    for read in image.manifests:
+        details = known.get(identity(read.descriptor))
+        if details is None:
+            details = known[identity(read.descriptor)] = describe_manifest(read, limits, configs)
+        platform = _platform_of(read.descriptor, details.config)
+        found.append(attrs.evolve(details, descriptor=read.descriptor, platform=platform))
+    return tuple(found)
+
+
+def describe_manifest(
+    read: ReadManifest, limits: Limits = DEFAULT_LIMITS, configs: dict[Digest, ImageConfig] | None = None
+) -> ManifestDetails:
+    """Return what a manifest and its config say; those in ``configs`` are decoded, and one that is not is added.
 
     Raises:
         InvalidDocument: when the config of an image is none, or says something that none may.
     """
     manifest = read.manifest
     name = str(manifest.config.digest)
-    config = None if read.config is None else decode_image_config(read.config, name)
+    configs = {} if configs is None else configs
+    config = configs.get(manifest.config.digest) if read.config is not None else None
+    if config is None and read.config is not None:
+        config = configs[manifest.config.digest] = decode_image_config(read.config, name, limits=limits)
     if config is None and media_types.is_config(manifest.config.media_type):
         raise InvalidDocument("", f"it has {manifest.config.size_bytes} bytes, which is too large for a config", name)
     diff_ids = config.diff_ids if config is not None else ()
     are_told = len(diff_ids) == len(manifest.layers)
     return ManifestDetails(
         descriptor=read.descriptor,
-        platform=(config and config.platform) or read.descriptor.platform,
+        platform=_platform_of(read.descriptor, config),
         config_descriptor=manifest.config,
         config=config,
         layers=tuple(
@@ -105,6 +154,10 @@ def describe_manifest(read: ReadManifest) -> ManifestDetails:
     )
 
 
+def _platform_of(descriptor: Descriptor, config: ImageConfig | None) -> Platform | None:
+    return (config and config.platform) or descriptor.platform
+
+
 def choose_manifest(
     source: RememberingSource, root: Descriptor, platform: Platform | None, name: str, limits: Limits = DEFAULT_LIMITS
 ) -> Descriptor:
@@ -114,12 +167,12 @@ def choose_manifest(
     aside; of several the one for linux/amd64, as for a pull.
 
     Raises:
-        PlatformNotFound: with the platforms that are on offer.
+        PlatformNotFound, InvalidDocument: as :func:`select_manifest`.
     """
     if platform is None:
         if media_types.is_manifest(root.media_type):
             return root
-        offered = list(islice(manifests_below(source, root, limits), 2))
+        offered = list(islice(manifests_below(source, root, limits, lambda _: None), 2))
         if len(offered) == 1:
             return offered[0]
         platform = LINUX_AMD64

@@ -83,8 +83,9 @@ def with_name(index: LayoutIndex, name: str, descriptor: Descriptor) -> LayoutIn
     for entry in index.entries:
         if name_of(entry.descriptor) == name:
             # An unchanged entry keeps what others wrote into it.
-            same = entry.descriptor.digest == descriptor.digest
-            new = entry if same and entry.descriptor.media_type == descriptor.media_type else new
+            present = entry.descriptor
+            is_same = (present.digest, present.size_bytes) == (descriptor.digest, descriptor.size_bytes)
+            new = entry if is_same and present.media_type == descriptor.media_type else new
             break
     return with_entry(index, new)
 

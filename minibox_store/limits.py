@@ -14,7 +14,20 @@ MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images between
 class Limits:
     """The bounds within which one image, and one store, is read.
 
-    Sizes are bytes. What passes a bound is refused with an error that names it, never cut short.
+    Sizes are bytes. What passes a bound is refused with an error that names it, never cut short. Each may be lowered
+    and raised; a store whose limits are not the usual ones leaves ``listing.cache`` alone.
+
+    Attributes:
+        document_bytes: a manifest, index or config.
+        documents: how many manifests and indexes an image may have.
+        depth: how deep indexes may lie in one another.
+        layers: how many a manifest may have.
+        history: how many steps a config may tell.
+        described_bytes: all documents and configs of an image that are told at once, each once.
+        index_bytes: index.json.
+        archive_metadata_bytes: meta.json of an archive.
+        token_bytes: the answer of a token server.
+        error_bytes: an error that a registry tells.
     """
 
     document_bytes: int = 4 * MEBIBYTE
@@ -22,6 +35,7 @@ class Limits:
     depth: int = 8
     layers: int = 512
     history: int = 4096
+    described_bytes: int = 16 * MEBIBYTE
     index_bytes: int = 256 * MEBIBYTE
     archive_metadata_bytes: int = MEBIBYTE
     token_bytes: int = MEBIBYTE

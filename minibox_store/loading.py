@@ -79,7 +79,7 @@ def load_archive(
 def _staged_root(stage: BlobSource, digest: Digest, sizes: dict[Digest, int], limits: Limits) -> Descriptor:
     """Return the descriptor of an archive's manifest, once it is sure that the archive has all it reaches."""
     found = Descriptor(media_type="", digest=digest, size_bytes=sizes[digest])
-    described = describe_document(read_content(stage, found, limits), str(digest))
+    described = describe_document(read_content(stage, found, limits), str(digest), limits=limits)
     root = attrs.evolve(described, digest=digest)
     for node in walk(stage, root, limits=limits):
         if node.descriptor.digest not in sizes:

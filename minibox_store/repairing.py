@@ -1,40 +1,47 @@
 """Mending a store: what a check finds wrong is set aside, and fetched again from where it came.
 
 What is fetched goes the way of every blob: through a transaction, verified, into the place of the wrong one, which is
-kept in ``quarantine/``. A document that was mended shows what lies below it, and that is looked at next.
+kept in ``quarantine/``. It goes in rounds: the documents that one has mended show what lies below them, and that is
+looked at in the next.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import attrs
 
-from minibox_store import _signatures
+from minibox_store import _files, _signatures
 from minibox_store.checking import check_images
-from minibox_store.copying import Cancellation, EventListener, ObservedSource
-from minibox_store.documents import Descriptor, Node
-from minibox_store.errors import Cancelled, IncompleteImage, StoreDamaged, StoreError, StoreFull
+from minibox_store.copying import Cancellation, EventListener
+from minibox_store.documents import Descriptor
+from minibox_store.errors import IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
+from minibox_store.graph import Identity, identity
 from minibox_store.image_map import ImageMap
 from minibox_store.layout import Layout
 from minibox_store.layout.inventory import Inventory
 from minibox_store.layout.mending import find_lost_names, find_nameless, mend_index
 from minibox_store.layout.paths import relative_path
-from minibox_store.layout.setting_aside import has_content, set_aside
-from minibox_store.layout.transaction import Transaction
+from minibox_store.layout.setting_aside import has_content, is_settled, set_aside
 from minibox_store.media_types import is_document
 from minibox_store.protocols import BlobSource
+from minibox_store.refetching import OpenOrigin, Refetcher, refetching
 from minibox_store.reports import Finding, MendedBlob, RepairReport, UnmendedBlob
 
-OpenOrigin = Callable[[str], AbstractContextManager[BlobSource]]
+_SAME_BYTES = "its bytes are those that its digest names: to fetch it again would give no others"
+_NO_NEED = "nothing that could be read needs it"
+
+# Documents, each with the names that need it.
+_Documents = dict[Identity, tuple[Descriptor, tuple[str, ...]]]
 
 
 @attrs.frozen(kw_only=True)
 class _Damage:
-    """A blob that is wrong, and all that is said of it by whoever needs it; no descriptor where nobody does."""
+    """Something wrong, and all that is said of the blob by those who need it; nothing where nobody does."""
 
     finding: Finding
-    descriptor: Descriptor | None
+    descriptors: tuple[Descriptor, ...] = ()
 
 
 def repair(
@@ -51,139 +58,176 @@ def repair(
     try:
         layout.read_index()
     except StoreDamaged:
-        index_repair = mend_index(layout)
-    mended: list[MendedBlob] = []
-    unmended: list[UnmendedBlob] = []
-    todo = list(_find_damage(layout, None, (), parallel, on_event, cancellation))
-    if todo:
-        with layout.open_writer(verify_content=True) as writer:
-            mender = _Mender(layout, writer, open_origin, tuple(sources), on_event, cancellation)
-            while todo:
-                cancellation.check()
-                damage = todo.pop(0)
-                outcome = mender.mend(damage)
-                if isinstance(outcome, UnmendedBlob):
-                    unmended.append(outcome)
-                    continue
-                mended.append(outcome)
-                if damage.descriptor is not None and is_document(damage.descriptor.media_type):
-                    names = damage.finding.names
-                    todo.extend(_find_damage(layout, damage.descriptor, names, parallel, on_event, cancellation))
-    nameless: tuple[Descriptor, ...] = ()
-    with suppress(IncompleteImage, StoreDamaged):  # a document is wrong still: nobody knows what it reaches
-        nameless = find_nameless(layout)
+        with suppress(NothingToDo):  # somebody has mended it meanwhile
+            index_repair = mend_index(layout)
+    check = _Check(layout, parallel, on_event, cancellation)
+    work = _Repair(layout, cancellation)
+    damage = check.whole_store()
+    if damage:
+        with refetching(
+            layout, open_origin=open_origin, sources=tuple(sources), on_event=on_event, cancellation=cancellation
+        ) as refetcher:
+            while damage:
+                damage = check.below(work.mend_all(damage, refetcher))
+    for dead in check.dead():
+        work.clear(dead)
     return RepairReport(
         index=index_repair,
-        mended=tuple(mended),
-        unmended=tuple(unmended),
+        mended=tuple(work.mended),
+        unmended=tuple(work.unmended.values()),
         lost_names=find_lost_names(layout),
-        nameless=nameless,
+        nameless=_find_nameless(layout),
     )
 
 
-def _find_damage(
-    layout: Layout,
-    root: Descriptor | None,
-    names: tuple[str, ...],
-    parallel: int,
-    on_event: EventListener,
-    cancellation: Cancellation,
-) -> Iterator[_Damage]:
-    """Yield what is wrong in the whole store, or below one document that was just mended and that ``names`` need."""
-    inventory = Inventory(layout)
-    images = ImageMap(limits=layout.limits)
-    found = list(
-        check_images(
-            inventory,
-            inventory.roots if root is None else (root,),
-            images,
-            path_of=relative_path,
-            parallel=parallel,
-            on_event=on_event,
-            cancellation=cancellation,
-        )
-    )
-    if root is None:
-        found.extend(inventory.findings(images))
-        found = list(inventory.confirmed(found, images))
-    for finding in found:
-        if finding.is_damage:
-            needs = () if finding.digest is None else tuple(images.needs_of(finding.digest))
-            named = finding if root is None else attrs.evolve(finding, names=names)
-            yield _Damage(finding=named, descriptor=needs[0].path[-1] if needs else None)
+def _find_nameless(layout: Layout) -> tuple[Descriptor, ...]:
+    # A document may be wrong still, and then nobody knows what it reaches: what was mended is told all the same.
+    with suppress(IncompleteImage, StoreDamaged, StoreBusy):
+        return find_nameless(layout)
+    return ()
 
 
-class _Mender:
-    """Mends one blob after the other, in one transaction, from wherever it is to be had."""
+class _Check:
+    """Finds what is wrong: in the whole store, below documents that were mended, and among what nobody needs."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        writer: Transaction,
-        open_origin: OpenOrigin,
-        sources: tuple[BlobSource, ...],
-        on_event: EventListener,
-        cancellation: Cancellation,
-    ) -> None:
+    def __init__(self, layout: Layout, parallel: int, on_event: EventListener, cancellation: Cancellation) -> None:
         self._layout = layout
-        self._writer = writer
-        self._open_origin = open_origin
-        self._sources = sources
+        self._parallel = parallel
         self._on_event = on_event
         self._cancellation = cancellation
-        self._origins = layout.origins.read()
 
-    def mend(self, damage: _Damage) -> MendedBlob | UnmendedBlob:
-        """Put the right bytes in place of a wrong blob; where nobody has them, set the wrong one aside.
+    def whole_store(self) -> list[_Damage]:
+        """Return what is wrong with the blobs that the entries of index.json reach."""
+        inventory, images = Inventory(self._layout), ImageMap(limits=self._layout.limits)
+        found = list(self._findings(inventory, inventory.roots, images))
+        return list(self._damage(inventory.confirmed(found, images), images))
 
-        Raises:
-            Cancelled, StoreFull: which another source would not help against.
+    def below(self, mended: _Documents) -> list[_Damage]:
+        """Return what is wrong below some documents, each with the names that need it."""
+        if not mended:
+            return []
+        inventory, images = Inventory(self._layout), ImageMap(limits=self._layout.limits)
+        roots = [descriptor for descriptor, _ in mended.values()]
+        found = []
+        for finding in self._findings(inventory, roots, images):
+            assert finding.digest is not None
+            above = {identity(need.path[0]) for need in images.needs_of(finding.digest)}
+            names = sorted({name for key in above for name in mended[key][1]})
+            found.append(attrs.evolve(finding, names=tuple(names)))
+        return list(self._damage(inventory.told_apart(found), images))
+
+    def dead(self) -> Iterator[_Damage]:
+        """Yield what is no blob, and each blob of other bytes than it should have, that nobody needs.
+
+        A pull may come to rely on it. Asked at the end: before, what is needed may not all be known.
         """
-        finding = damage.finding
-        if finding.digest is not None and has_content(self._layout, finding.digest):
-            problem = "its bytes are those that its digest names: to fetch it again would give no others"
-            return UnmendedBlob(finding=finding, kept_aside=None, problems=(problem,))
-        # What is there now, before anybody is asked: what another process puts there meanwhile is left alone.
-        seen = _signatures.signature(os.path.join(self._layout.paths.root, finding.path))
-        problems: list[str] = []
-        if damage.descriptor is None:
-            problems.append("no image needs it")
-        else:
-            origin = self._fetch(damage.descriptor, problems)
-            if origin is not None:
-                return MendedBlob(finding=finding, origin=origin)
-        aside = None if finding.digest is None else set_aside(self._layout, finding.digest, seen)
-        return UnmendedBlob(finding=finding, kept_aside=aside, problems=tuple(problems))
-
-    def _fetch(self, descriptor: Descriptor, problems: list[str]) -> str | None:
-        """Return where the blob was fetched from; None, and why in ``problems``, where it was to be had nowhere."""
-        for position, source in enumerate(self._sources, 1):
-            if self._fetch_from(source, descriptor, f"source {position}", problems):
-                return f"source {position}"
-        for origin in self._origins.get(str(descriptor.digest), ()):
-            try:
-                with self._open_origin(origin) as repository, self._cancellation.interrupting(repository):
-                    if self._fetch_from(repository, descriptor, origin, problems):
-                        return origin
-            except (Cancelled, StoreFull):
-                raise
-            except StoreError as error:
-                problems.append(f"{origin}: {error}")
-        if not problems:
-            problems.append("nobody has noted where it came from")
-        return None
-
-    def _fetch_from(self, source: BlobSource, descriptor: Descriptor, origin: str, problems: list[str]) -> bool:
-        node = Node(descriptor=descriptor, role="layer", position=1, total=1)
-        observed = ObservedSource(
-            source, node, self._on_event, lambda: self._cancellation.is_cancelled, self._cancellation
-        )
-        try:
-            self._writer.write_blob(descriptor, observed)
-        except (Cancelled, StoreFull):
-            raise
-        except StoreError as error:
+        inventory, images = Inventory(self._layout), ImageMap(limits=self._layout.limits)
+        for root in inventory.roots:
+            images.add_root(inventory, root, on_unreadable=lambda *_: None)
+        yield from (_Damage(finding=each) for each in inventory.findings(images) if each.is_damage)
+        for digest in sorted(inventory.unneeded(images)):
             self._cancellation.check()
-            problems.append(f"{origin}: {error}")
+            if (
+                not has_content(self._layout, digest)
+                and is_settled(self._layout, digest)
+                and inventory.is_there(digest)
+            ):
+                problem = f"its bytes are not those that {digest} names"
+                yield _Damage(
+                    finding=Finding(kind="wrong digest", path=relative_path(digest), digest=digest, problem=problem)
+                )
+
+    def _findings(self, inventory: Inventory, roots: Sequence[Descriptor], images: ImageMap) -> Iterator[Finding]:
+        return check_images(
+            inventory,
+            roots,
+            images,
+            path_of=relative_path,
+            parallel=self._parallel,
+            on_event=self._on_event,
+            cancellation=self._cancellation,
+        )
+
+    def _damage(self, findings: Iterable[Finding], images: ImageMap) -> Iterator[_Damage]:
+        origins = self._layout.origins.read()
+        for finding in findings:
+            # Not every manifest that is absent was never fetched: this one was here.
+            is_lost = finding.kind == "absent" and str(finding.digest) in origins
+            if is_lost or finding.is_damage:
+                said = () if finding.digest is None else images.descriptors_of(finding.digest)
+                yield _Damage(finding=attrs.evolve(finding, kind="missing") if is_lost else finding, descriptors=said)
+
+
+class _Repair:
+    """What was done until now. Of each blob one thing is told, however many find it wrong."""
+
+    def __init__(self, layout: Layout, cancellation: Cancellation) -> None:
+        self._layout = layout
+        self._cancellation = cancellation
+        self._tried: defaultdict[str, set[Identity]] = defaultdict(set)
+        self._seen_through: set[Identity] = set()
+        self.mended: list[MendedBlob] = []
+        self.unmended: dict[str, UnmendedBlob] = {}
+
+    def mend_all(self, damage: Sequence[_Damage], refetcher: Refetcher) -> _Documents:
+        """Mend what can be; return the documents that are right now, with the names that need them."""
+        documents: _Documents = {}
+        for position, each in enumerate(damage, 1):
+            self._cancellation.check()
+            path, said = each.finding.path, {identity(descriptor) for descriptor in each.descriptors}
+            if path in self.unmended and said <= self._tried[path]:
+                continue  # it is missing now because it was set aside
+            self._tried[path] |= said
+            if self._mend(each, refetcher, position, len(damage)):
+                for descriptor in each.descriptors:
+                    key = identity(descriptor)
+                    if is_document(descriptor.media_type) and key not in self._seen_through:
+                        self._seen_through.add(key)
+                        documents[key] = (descriptor, each.finding.names)
+        return documents
+
+    def clear(self, damage: _Damage) -> None:
+        """Set aside what nobody needs."""
+        aside = None
+        if damage.finding.digest is not None:
+            aside = set_aside(self._layout, damage.finding.digest, self._signature(damage.finding))
+        self._give_up(damage.finding, aside, (_NO_NEED,), is_needed=False)
+
+    def _mend(self, damage: _Damage, refetcher: Refetcher, position: int, total: int) -> bool:
+        """Put the right bytes in place of a wrong blob, and return whether they are there; else set it aside."""
+        finding, digest = damage.finding, damage.finding.digest
+        assert digest is not None, "it was reached from a root"
+        # What is there now, before it is looked at: what another process puts there meanwhile is left alone.
+        seen = self._signature(finding)
+        if has_content(self._layout, digest):
+            # Somebody has mended it meanwhile; or the bytes are right, and what is said of them is wrong.
+            if self._is_as_told(damage):
+                return True
+            self._give_up(finding, None, (_SAME_BYTES,))
             return False
+        origin, problems = refetcher.fetch(damage.descriptors, position, total)
+        if origin is None:
+            self._give_up(finding, set_aside(self._layout, digest, seen), problems)
+            return False
+        if self._layout.durable:  # its content is; and this is no commit, which would see to the rest
+            _files.sync_directory(self._layout.paths.blobs(digest.algorithm))
+        before = self.unmended.pop(finding.path, None)
+        self.mended.append(MendedBlob(finding=finding if before is None else before.finding, origin=origin))
         return True
+
+    def _give_up(
+        self, finding: Finding, kept_aside: str | None, problems: tuple[str, ...], *, is_needed: bool = True
+    ) -> None:
+        told = UnmendedBlob(finding=finding, kept_aside=kept_aside, problems=problems, is_needed=is_needed)
+        self.unmended.setdefault(finding.path, told)
+
+    def _is_as_told(self, damage: _Damage) -> bool:
+        """Whether a blob of the right bytes is what the finding says it is not."""
+        path = os.path.join(self._layout.paths.root, damage.finding.path)
+        if damage.finding.kind == "wrong size":
+            return all(each.size_bytes == _files.size_of(path) for each in damage.descriptors)
+        is_any_document = any(is_document(each.media_type) for each in damage.descriptors)
+        return damage.finding.kind != "unreadable" or not is_any_document
+
+    def _signature(self, finding: Finding) -> _signatures.Signature | None:
+        return _signatures.signature(os.path.join(self._layout.paths.root, finding.path))

@@ -108,7 +108,8 @@ class MendedBlob:
 
     Attributes:
         finding: what was wrong.
-        origin: the repository that it was fetched from again; of a source that the caller gave, which one.
+        origin: the repository that it was fetched from again; of a source that the caller gave, which one;
+            ``quarantine`` where what had been set aside is right after all.
     """
 
     finding: "Finding"
@@ -124,11 +125,13 @@ class UnmendedBlob:
         kept_aside: where what was in its place is now, relative to the store's root; None where nothing was, or where
             it was left.
         problems: what each of those said that were asked, a sentence each; or why nobody was.
+        is_needed: whether an image needs it. What none needs was in the way, and is not any more.
     """
 
     finding: "Finding"
     kept_aside: str | None
     problems: tuple[str, ...]
+    is_needed: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -152,8 +155,8 @@ class RepairReport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is left that is wrong."""
-        return not self.unmended and not (self.index and self.index.left_out)
+        """Whether nothing is left that is wrong with an image."""
+        return not any(each.is_needed for each in self.unmended) and not (self.index and self.index.left_out)
 
 
 @attrs.frozen(kw_only=True)

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
 from minibox_store.documents import Descriptor, Node
+from minibox_store.errors import Cancelled
 from minibox_store.protocols import ArchivedBlob, BlobStage, BlobStream, RangeStream
 
 
@@ -31,6 +32,7 @@ def stage_blobs(
     """
     cancellation = cancellation or Cancellation()
     failed = threading.Event()
+    first: list[BaseException] = []  # what went wrong; the others were only told to stop
 
     def stage_one(blob: ArchivedBlob) -> None:
         descriptor = blob.descriptor
@@ -45,6 +47,11 @@ def stage_blobs(
         stream = observer.open_blob(descriptor)
         try:
             stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
+        except BaseException as error:
+            if not failed.is_set():
+                first.append(error)
+            failed.set()  # at once, so that no further one is begun
+            raise
         finally:
             stream.close()
 
@@ -64,6 +71,11 @@ def stage_blobs(
             moving.add(pool.submit(stage_one, blob))
         for each in moving:
             each.result()
+    except Cancelled:
+        failed.set()
+        if first:
+            raise first[0] from None
+        raise
     except BaseException:
         failed.set()
         raise

@@ -1,7 +1,7 @@
 """The store: everything a program does with images, each thing a few lines over the copy, the walk and the ends."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -16,7 +16,7 @@ from minibox_store.copying import (
 )
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, InvalidInput, InvalidPath
+from minibox_store.errors import BlobNotFound, InvalidArgument, InvalidPath
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
@@ -68,11 +68,9 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         settle_seconds: float = 1.0,
     ) -> None:
         if durability not in ("full", "none"):
-            raise InvalidInput(f"durability {durability!r} is neither 'full' nor 'none'")
-        if not os.fspath(root) or "\0" in os.fspath(root):
-            raise InvalidPath(os.fspath(root), "a store's folder needs a name")
+            raise InvalidArgument("durability", durability, "it is neither 'full' nor 'none'")
         self._layout = Layout(
-            root,
+            _absolute(root),
             durable=durability == "full",
             lock_timeout_seconds=lock_timeout_seconds,
             limits=limits,
@@ -116,6 +114,20 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         with file_errors(self.root):
             return self._listing.image(*find_name(self._layout.read_index(), name))
 
+    def resolve(self, name: str) -> Descriptor:
+        """Return the descriptor that ``name`` stands for: a store is an ImageSource, for another one's import too.
+
+        Raises:
+            ImageNotFound: when no entry means it.
+        """
+        with file_errors(self.root):
+            return self._layout.resolve(name)
+
+    def iter_names(self) -> Iterator[str]:
+        """Yield each name once."""
+        with file_errors(self.root):
+            return self._layout.iter_names()
+
     def find_blob(self, name: str, digest: Digest) -> Descriptor:
         """Return the descriptor of a blob, document or not, that the image's graph names.
 
@@ -134,7 +146,10 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
         Raises:
             BlobNotFound: when the store does not hold it.
+            InvalidArgument: for an offset that is negative, or behind the blob's end.
         """
+        if not 0 <= offset <= descriptor.size_bytes:
+            raise InvalidArgument("offset", offset, f"the blob has {descriptor.size_bytes} bytes")
         with file_errors(self.root):
             return self._layout.open_blob(descriptor, offset)
 
@@ -198,7 +213,8 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         from minibox_store.registry import RegistryClient
 
         if parallel < 1:
-            raise InvalidInput(f"parallel is {parallel}, and at least one layer has to move")
+            raise InvalidArgument("parallel", parallel, "at least one layer has to move")
+        verify_content = _is_content(verify)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
@@ -211,7 +227,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             on_event(ResolvingName(name=name))
             root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
-            target = TransactionTarget(self._layout, origin=origin, verify_content=_is_content(verify))
+            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
             return self._copy_in(repository, root, target, name, platform, parallel, on_event, cancellation)
 
     def import_image(
@@ -240,13 +256,15 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             NotFound: when the source has no such image, or lacks a part of it.
             ContentMismatch, InvalidDocument: when its bytes are not what they should be.
             InvalidReference: when an image may not have this name.
+            StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
+        verify_content = _is_content(verify)
         as_name = check_image_name(name if as_name is None else as_name)
         cancellation = cancellation or Cancellation()
         with file_errors(self.root):
             root = source.resolve(name)
-            target = TransactionTarget(self._layout, verify_content=_is_content(verify))
+            target = TransactionTarget(self._layout, verify_content=verify_content)
             return self._copy_in(source, root, target, as_name, platform, DEFAULT_PARALLEL, on_event, cancellation)
 
     def _copy_in(
@@ -304,6 +322,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             ImageNotFound: when there is no such image.
             IncompleteImage: when blobs of it are missing.
             InvalidPath: when the file cannot be written where it should be.
+            StoreFull: when the archive does not fit there; nothing has been written then.
             Cancelled: when ``cancellation`` was cancelled.
 
         Guarantees: whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, whole.
@@ -345,6 +364,9 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         Raises:
             InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it.
             InvalidPath: when there is no such file.
+            StoreFull: when the whole archive does not fit beside what is there, though the store may have all of it
+                already: nobody knows that before it was read. Nothing has been read then. What comes through a pipe is
+                weighed member by member.
             Cancelled: when ``cancellation`` was cancelled.
 
         Guarantees: every blob was verified as it was stored, and the whole graph is there, before the name is. An
@@ -366,5 +388,16 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
 def _is_content(verify: Verify) -> bool:
     if verify not in ("size", "content"):
-        raise InvalidInput(f"verify {verify!r} is neither 'size' nor 'content'")
+        raise InvalidArgument("verify", verify, "it is neither 'size' nor 'content'")
     return verify == "content"
+
+
+def _absolute(root: str | os.PathLike[str]) -> str:
+    path = os.fspath(root)
+    if not isinstance(path, str):
+        raise InvalidArgument("root", root, "it is no text")
+    if not path:
+        raise InvalidPath(path, "a store's folder needs a name")
+    with path_errors(path):
+        os.fsencode(path)
+        return os.path.abspath(path)

@@ -10,6 +10,10 @@ from minibox_store.platforms import Platform
 FileState = tuple[int, int, int]
 
 
+# That of a file which could not be read, or not even looked at, for a reason that may go without a trace in the file,
+# such as its mode: no file ever has it, so whoever compares looks again.
+UNKNOWN_STATE: FileState = (-1, -1, -1)
+
 # A document, and the state its file had before it was read; None where there was nothing.
 DocumentFile = tuple[Digest, FileState | None]
 

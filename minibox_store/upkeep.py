@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.copying import Cancellation, EventListener, ignore_events
-from minibox_store.errors import InvalidInput
+from minibox_store.errors import InvalidArgument
 from minibox_store.layout import Layout
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Upkeep:
         from minibox_store.layout.sweeping import Sweep
 
         if not keep_newer_than_seconds >= 0:
-            raise InvalidInput(f"keep_newer_than_seconds is {keep_newer_than_seconds}, and less than nothing")
+            raise InvalidArgument("keep_newer_than_seconds", keep_newer_than_seconds, "it is less than nothing")
         with file_errors(self._layout.paths.root):
             sweep = Sweep(
                 self._layout,
@@ -80,7 +80,8 @@ class Upkeep:
 
         An index.json that cannot be read is written anew, from the newest content before that can. Each blob that an
         image needs, and that is missing or wrong, is fetched again: from ``sources``, then from the repositories that
-        it was pulled from. What was wrong is kept in ``quarantine/``, where nothing right was to be had, too.
+        it was pulled from. What was wrong is kept in ``quarantine/``, where nothing right was to be had, too; so is
+        what no image needs and is wrong, as a pull might come to rely on it.
 
         Args:
             client: how registries are spoken to; anonymous, over TLS, where it is None.
@@ -101,6 +102,8 @@ class Upkeep:
         from minibox_store.registry import RegistryClient
         from minibox_store.repairing import repair
 
+        if parallel < 1:
+            raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
         opened = client or RegistryClient()
         with file_errors(self._layout.paths.root):
             return repair(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import Cancellation, Store, _files
+from minibox_store import Cancellation, Store, _moving
 from minibox_store.archive import ArchiveFile
 from minibox_store.copying import copy_image
 from minibox_store.errors import (
@@ -214,7 +214,7 @@ def test_the_bytes_are_the_same_however_they_move(
 ) -> None:
     store = store_of(tmp_path / "store", {NAME: BIG})
     store.save(NAME, path)
-    monkeypatch.setattr(_files, "os", OtherOs(**KERNELS[kernel]))
+    monkeypatch.setattr(_moving, "os", OtherOs(**KERNELS[kernel]))
     store.save(NAME, path.with_name("again.tar"))
     assert path.with_name("again.tar").read_bytes() == path.read_bytes()
     loaded = Store(tmp_path / "loaded", durability="none")
@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_old_archive_and_nothing_else(
     failing = {call: Failing(number)}
     if call == "sendfile":
         failing["copy_file_range"] = Failing(errno.EXDEV)
-    monkeypatch.setattr(_files, "os", OtherOs(**failing))
+    monkeypatch.setattr(_moving, "os", OtherOs(**failing))
     with pytest.raises(StoreFull) as caught:
         store.save(NAME, path)
     assert str(caught.value) == f"no space left for {path}"
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_old_archive_and_nothing_else(
 def test_a_blob_that_becomes_shorter_while_it_is_saved_leaves_nothing(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_files, "os", OtherOs(copy_file_range=lambda *_: 0))
+    monkeypatch.setattr(_moving, "os", OtherOs(copy_file_range=lambda *_: 0))
     with pytest.raises(StoreUnavailable) as caught:
         store.save(NAME, path)
     assert str(caught.value) == f"cannot use {path}: input/output error"

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +14,22 @@ from minibox_store import (
     BlobSource,
     Cancellation,
     Cancelled,
+    Descriptor,
     Digest,
     Finding,
     IncompleteImage,
+    InvalidArgument,
     MemoryImages,
     Need,
+    Store,
     StoreDamaged,
     StoreUnavailable,
+    image_map,
 )
 from minibox_store.checking import check_images
 from minibox_store.events import BlobAdvanced, BlobStarted, Event
 from minibox_store.image_map import ImageMap
+from minibox_store.layout_index import name_of
 from tests.support.images import (
     OCI_MANIFEST,
     BuiltImage,
@@ -548,3 +554,42 @@ def test_a_map_may_be_asked_of_images_in_memory() -> None:
     assert isinstance(source, MemoryImages)
     images.add_root(source, root_of(IMAGE))
     assert {str(digest) for digest in images.reached_from(root_of(IMAGE))} == set(IMAGE.blobs)
+
+
+def test_what_is_missing_is_told_at_a_cost_that_grows_with_it_and_not_with_its_square(root: Path) -> None:
+    write_layout(root, {f"app:{number}": build_image([], salt=str(number)) for number in range(200)})
+    store = open_store(root)
+    for name in store.iter_names():
+        (document,) = store.inspect(name).manifests
+        blob(root, str(document.config_descriptor.digest)).unlink()
+    looked = 0
+
+    def look(descriptor: Descriptor) -> str | None:
+        nonlocal looked
+        looked += 1
+        return name_of(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_map, "name_of", look)
+        found = [finding for finding in store.verify() if finding.kind == "missing"]
+    assert [len(finding.names) for finding in found] == [1] * 200
+    assert looked <= 2 * len(found)
+
+
+def test_a_clock_that_was_set_back_makes_no_damage_look_as_if_it_were_being_written(root: Path) -> None:
+    put(root, IMAGE, "app:1")
+    path = blob(root, IMAGE.digest)
+    path.chmod(0o600)
+    path.write_bytes(b"{")
+    os.utime(path, (time.time() + 3600, time.time() + 3600))
+    begin = time.monotonic()
+    assert [finding.kind for finding in Store(root, settle_seconds=30.0).verify()] == ["wrong size"]
+    assert time.monotonic() - begin < 15
+
+
+@pytest.mark.parametrize("parallel", [0, -1])
+def test_nothing_can_be_checked_by_nobody(root: Path, parallel: int) -> None:
+    put(root, IMAGE, "app:1")
+    for call in (open_store(root).verify, open_store(root).repair):
+        with pytest.raises(InvalidArgument, match=f"invalid parallel {parallel}"):
+            call(parallel=parallel)

@@ -30,6 +30,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import ConfigSummary, Descriptor, HistoryEntry, ImageConfig, Index, LayoutMarker, Manifest
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout_index import with_name
+from minibox_store.limits import Limits
 from minibox_store.media_types import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
 from minibox_store.platforms import Platform
 from tests.support.images import build_image, build_index, digest_of
@@ -611,6 +612,32 @@ def test_S7_a_document_of_4_mib_is_read_and_one_byte_more_is_refused(kind: str) 
     assert decode(content.ljust(4 << 20)) == decode(content)
     with pytest.raises(InvalidDocument, match="it is larger than 4194304 bytes"):
         decode(content.ljust((4 << 20) + 1))
+
+
+def test_a_bound_may_be_raised_and_lowered() -> None:
+    wide, narrow = Limits(document_bytes=16 << 20, history=10_000), Limits(document_bytes=100, history=5)
+    manifest, config = encoded(MANIFEST), encoded({"history": [{}] * 6})
+    assert decode_document(manifest.ljust(5 << 20), OCI_MANIFEST, limits=wide) == decode_document(
+        manifest, OCI_MANIFEST
+    )
+    assert describe_document(manifest.ljust(5 << 20), limits=wide).size_bytes == 5 << 20
+    assert decode_config(config.ljust(5 << 20), limits=wide) == decode_config(config)
+    assert len(decode_image_config(encoded({"history": [{}] * 5000}), limits=wide).history) == 5000
+    for decode in (decode_config, decode_image_config, describe_document):
+        with pytest.raises(InvalidDocument, match="it is larger than 100 bytes"):
+            decode(manifest.ljust(101), limits=narrow)
+    with pytest.raises(InvalidDocument, match="there are more than 5 steps"):
+        decode_image_config(config, limits=narrow)
+    assert decode_layout_index(encoded({**INDEX, "manifests": []}), limit_bytes=1000).entries == ()
+    with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
+        decode_layout_index(encoded(INDEX), limit_bytes=10)
+    with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
+        decode_archive_metadata(b" " * 11, limits=Limits(archive_metadata_bytes=10))
+    with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
+        decode_token_answer(b" " * 11, limits=Limits(token_bytes=10))
+    errors = encoded({"errors": [{"code": "DENIED"}], "more": "x" * (64 << 10)})
+    assert decode_registry_errors(errors) == ((), "")
+    assert decode_registry_errors(errors, limits=Limits(error_bytes=1 << 20))[0] == ("DENIED",)
 
 
 @pytest.mark.parametrize("kind", ["meta.json", "oci-layout"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from minibox_store import Store
 from tests.support.images import build_image
 from tests.support.scripted_registry import ScriptedRegistry, basic_credentials, serve_image
+from tests.support.stores import put
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,7 +34,14 @@ def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
     assert len(Store(tmp_path / "other").images()) == 1
 
 
-def test_the_second_program_of_the_readme_sends_its_credentials_and_runs(tmp_path: Path) -> None:
+def test_the_program_of_the_readme_that_keeps_order_runs(tmp_path: Path) -> None:
+    put(tmp_path / "store", build_image(), "base:current")
+    with ScriptedRegistry() as registry:
+        run_block(BLOCKS[1], tmp_path, registry)
+    assert [image.name for image in Store(tmp_path / "store").images()] == ["base:current"]
+
+
+def test_the_third_program_of_the_readme_sends_its_credentials_and_runs(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry:
         serve_image(
             registry,
@@ -43,7 +51,7 @@ def test_the_second_program_of_the_readme_sends_its_credentials_and_runs(tmp_pat
             authorization=basic_credentials("ci", "…"),
             challenge='Basic realm="r"',
         )
-        run_block(BLOCKS[1], tmp_path, registry)
+        run_block(BLOCKS[2], tmp_path, registry)
     assert len(Store(tmp_path / "store").images()) == 1
 
 

@@ -16,6 +16,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (errors.InvalidReference("A", "must be lower case"), "invalid image reference 'A': must be lower case"),
     (errors.InvalidDigest("x", "it has no colon"), "invalid digest 'x': it has no colon"),
     (errors.InvalidPlatform("x", "no form"), "invalid platform 'x': no form"),
+    (errors.InvalidArgument("parallel", 0, "one has to move"), "invalid parallel 0: one has to move"),
+    (errors.IncompleteImage("app:1", ()), "image app:1 is incomplete: a blob is missing"),
+    (errors.InvalidFilter("x=1", "no condition"), "invalid filter 'x=1': no condition"),
+    (errors.InvalidFilter("", "it has no condition"), "invalid filter: it has no condition"),
     (errors.InvalidPath("/etc/passwd", "outside"), "cannot use path '/etc/passwd': outside"),
     (errors.InvalidDocument("layers[0].size", "not an integer"), "invalid document at layers[0].size: not an integer"),
     (errors.InvalidDocument("", "no JSON", "index.json"), "invalid index.json: no JSON"),
@@ -128,6 +132,8 @@ def test_a_branch_has_no_fields_and_pickles_too(kind: type[StoreError]) -> None:
         (errors.InvalidReference, (errors.InvalidInput, ValueError)),
         (errors.InvalidDigest, (errors.InvalidInput, ValueError)),
         (errors.InvalidPlatform, (errors.InvalidInput, ValueError)),
+        (errors.InvalidFilter, (errors.InvalidInput, ValueError)),
+        (errors.InvalidArgument, (errors.InvalidInput, ValueError)),
         (errors.InvalidDocument, (errors.InvalidInput, ValueError)),
         (errors.InvalidArchive, (errors.InvalidInput, ValueError)),
         (errors.ImageNotFound, (errors.NotFound, LookupError)),
@@ -150,8 +156,14 @@ def test_text_from_outside_cannot_break_the_line_of_an_error() -> None:
         errors.InvalidReference(hostile, "no form"),
         errors.InvalidDigest(hostile, "no form"),
         errors.InvalidPlatform(hostile, "no form"),
+        errors.InvalidFilter(hostile, "no form"),
         errors.InvalidPath(hostile, "no form"),
         errors.InvalidArchive("a link", hostile),
         errors.ImageNotFound(hostile),
     ]
     assert all(str(error).isprintable() for error in quoting)
+
+
+def test_an_error_with_a_sentence_of_its_own_keeps_it_when_it_is_pickled() -> None:
+    error = errors.StoreError("a sentence")
+    assert str(pickle.loads(pickle.dumps(error))) == "a sentence"

@@ -8,8 +8,15 @@ import pytest
 
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, PlatformNotFound
-from minibox_store.graph import ContentSource, RememberingSource, read_content, select_manifest, walk
-from minibox_store.limits import Limits
+from minibox_store.graph import (
+    ContentSource,
+    RememberingSource,
+    manifests_below,
+    read_content,
+    select_manifest,
+    walk,
+)
+from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
 from minibox_store.platforms import LINUX_AMD64, Platform
@@ -506,6 +513,39 @@ def test_an_index_that_names_itself_through_others_many_times_is_read_once_each(
     assert found.platform == LINUX_AMD64
     assert len(behind.opened) == 8
     assert len(list(walk(images, level))) == 8
+
+
+def refuse(odd: InvalidDocument) -> None:
+    raise odd
+
+
+def test_a_config_that_is_odd_hides_no_other_platform_and_is_named_where_nothing_fits() -> None:
+    images = Images()
+    content = encode_document({"os": "linux", "architecture": "amd64", "created": 5})
+    odd = images.manifest(config=images.add_blob(content, OCI_CONFIG))
+    large = images.manifest(config=images.add_blob(b"{}".ljust((4 << 20) + 1), OCI_CONFIG))
+    arm64 = images.manifest(config=images.config(os="linux", architecture="arm64"))
+    root = images.index(odd, large, arm64)
+    assert select_manifest(RememberingSource(images), root, ARM64, "app:1").digest == arm64.digest
+    for wrong, where in ((root, "created"), (odd, "created"), (images.index(large, arm64), "")):
+        with pytest.raises(InvalidDocument) as caught:
+            select_manifest(RememberingSource(images), wrong, LINUX_AMD64, "app:1")
+        assert caught.value.where == where
+
+
+def test_a_manifest_that_an_index_names_again_is_offered_once_for_each_platform() -> None:
+    images = Images()
+    image = images.json(images.manifest(config=images.config(os="linux", architecture="arm64")))
+    arm64, arm64_again, amd64 = (
+        {**image, "platform": {"os": "linux", **more}}
+        for more in ({"architecture": "arm64"}, {"architecture": "aarch64", "variant": "v8"}, {"architecture": "amd64"})
+    )
+    bare = images.json(images.manifest(config=images.config()))
+    root = images.index(arm64, arm64_again, image, amd64, image, bare, bare, arm64)
+    offered = list(manifests_below(RememberingSource(images), root, DEFAULT_LIMITS, refuse))
+    assert [str(each.platform) for each in offered] == ["linux/arm64", "linux/amd64", "None"]
+    many = images.index(*[image] * 2000)
+    assert len(list(manifests_below(RememberingSource(images), many, DEFAULT_LIMITS, refuse))) == 1
 
 
 def test_a_document_of_the_choice_that_is_wrong_or_missing_ends_it() -> None:

@@ -1,8 +1,10 @@
 """What a store tells of one image: all that its documents and configs say, and how it was made."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
-from itertools import combinations
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +306,63 @@ def test_an_odd_config_is_named_with_its_place_and_the_image_can_still_be_used(
     assert store.load(root.parent / "a.tar") == (listed,)
 
 
+def bomb_of(count: int, config: bytes) -> BuiltImage:
+    """Return an index of many small manifests that all have one config, and name no platform."""
+    shared = root_document(config, OCI_CONFIG)
+    images = []
+    for number in range(count):
+        content = encode_document(
+            {**AMD64.document(), "config": shared, "layers": [], "annotations": {"n": str(number)}}
+        )
+        blobs = {shared["digest"]: config, digest_of(content): content}
+        images.append(image_of(blobs, root_document(content, AMD64.media_type)))
+    return build_index(images)
+
+
+def peak_of(action: Callable[[], object]) -> int:
+    """Return how many bytes an action takes at its peak."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_S7_a_config_that_many_manifests_have_is_told_at_the_cost_of_one(root: Path, distinct: bool) -> None:
+    config = encode_document({"os": "linux", "architecture": "amd64", "config": {"Env": ["a=b"] * 50_000}})
+    one = bomb_of(1, config)
+    many = bomb_of(60, config) if distinct else index_over([one], one.document()["manifests"] * 60)
+    write_layout(root, {"one:1": one, "many:1": many})
+    found = open_store(root).inspect("many:1").manifests
+    assert len(found) == 60
+    assert len({id(each.config) for each in found}) == 1
+    peaks = [peak_of(partial(open_store(root).inspect, name)) for name in ("one:1", "many:1")]
+    assert peaks[1] < 2 * peaks[0]
+
+
+def test_S7_what_may_be_told_at_once_has_a_bound_and_one_platform_is_told_all_the_same(root: Path) -> None:
+    images = [build_image(platform=f"linux/{name}", config={"author": "x" * ((4 << 20) - 1000)}) for name in "abcde"]
+    write_layout(root, {"app:1": build_index(images)})
+    store = open_store(root)
+    with pytest.raises(InvalidDocument, match="its documents and configs have more than 16777216 bytes") as caught:
+        store.inspect("app:1")
+    assert caught.value.document == str(store.get("app:1").digest)
+    (manifest,) = store.inspect("app:1", platform=Platform.parse("linux/c")).manifests
+    agrees(manifest, images[2])
+    assert store.verify() == ()
+
+
+def test_S7_an_index_that_names_its_manifests_thousands_of_times_is_refused(root: Path) -> None:
+    entries = [{**AMD64.root, "annotations": {"n": str(number)}} for number in range(1025)]
+    write_layout(root, {"full:1": index_over([AMD64], entries[:-1]), "over:1": index_over([AMD64], entries)})
+    store = open_store(root)
+    assert len(store.inspect("full:1").manifests) == 1024
+    with pytest.raises(InvalidDocument, match="at manifests: it names more than 1024 of them"):
+        store.inspect("over:1")
+
+
 def test_an_odd_config_hides_no_other_platform(root: Path) -> None:
     index = build_index([AMD64, build_image(platform="linux/arm64", config={"history": 5})])
     put(root, index, "app:1")
@@ -323,13 +382,43 @@ def test_S7_a_config_that_is_too_large_to_read_is_not_read(root: Path) -> None:
         assert caught.value.document == image.config_digest
 
 
-def test_a_name_for_what_is_no_image_is_refused(root: Path) -> None:
+def test_a_name_for_what_is_no_image_is_refused_and_the_store_not_called_damaged(root: Path) -> None:
     content = b"just bytes"
     descriptor = root_document(content, "application/octet-stream")
     write_layout(root, {"app:1": image_of({descriptor["digest"]: content}, descriptor)})
+    store = open_store(root)
+    assert store.verify() == ()
+    for ask in (store.inspect, store.history):
+        for platform in (None, Platform.parse("linux/amd64")):
+            with pytest.raises(InvalidDocument, match="is no manifest or index"):
+                ask("app:1", platform=platform)
+
+
+@pytest.mark.parametrize("odd", [{"created": 5}, {"rootfs": {"diff_ids": ["sha256:a"]}}])
+def test_an_odd_config_is_no_damage_however_it_is_asked_for(root: Path, odd: Document) -> None:
+    image = build_image(config=odd)
+    bare = index_over([image, ARM64], [image.root, ARM64.root])  # the configs alone say for which platform each is
+    write_layout(root, {"app:1": image, "index:1": build_index([image, ARM64]), "bare:1": bare})
+    store = open_store(root)
+    assert store.verify() == ()
+    for name in ("app:1", "index:1", "bare:1"):
+        for ask, platform in product((store.inspect, store.history), (None, Platform.parse("linux/amd64"))):
+            with pytest.raises(InvalidDocument) as caught:
+                ask(name, platform=platform)
+            assert caught.value.document == image.config_digest
+    for name in ("index:1", "bare:1"):
+        (manifest,) = store.inspect(name, platform=Platform.parse("linux/arm64")).manifests
+        agrees(manifest, ARM64)
+        assert store.history(name, platform=Platform.parse("linux/arm64")) == manifest.history
+
+
+def test_a_config_that_has_rotten_is_damage_when_a_platform_is_looked_for_too(root: Path) -> None:
+    write_layout(root, {"bare:1": index_over([AMD64, ARM64], [AMD64.root, ARM64.root])})
+    rot(blob(root, AMD64.config_digest))
     for ask in (open_store(root).inspect, open_store(root).history):
-        with pytest.raises(StoreDamaged, match="is no manifest or index"):
-            ask("app:1")
+        with pytest.raises(StoreDamaged) as caught:
+            ask("bare:1", platform=Platform.parse("linux/amd64"))
+        assert caught.value.path == str(blob(root, AMD64.config_digest))
 
 
 @pytest.mark.parametrize("ask", [Store.inspect, Store.history])
@@ -409,6 +498,11 @@ def test_the_words_of_a_history_stand_as_they_are(root: Path) -> None:
 def test_the_only_platform_of_an_index_needs_no_asking_for(root: Path, attestations: bool, nested: int) -> None:
     index = build_index([ARM64], attestations=attestations, nested=nested)
     assert [str(step.layer.digest) for step in history_of(root, index) if step.layer] == ARM64.layer_digests
+
+
+def test_an_index_that_names_its_only_manifest_twice_has_one_platform_all_the_same(root: Path) -> None:
+    entry = {**ARM64.root, "platform": ARM64.platform}
+    assert history_of(root, index_over([ARM64], [entry, entry])) == history_of(root, build_index([ARM64]))
 
 
 @pytest.mark.parametrize("others", [*combinations([ARM64, ARM], 1), (ARM64, ARM)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import attrs
 import pytest
 
 from minibox_store.digest import Digest
@@ -243,3 +244,9 @@ def test_an_entry_that_is_given_back_stands_as_it_stood_in_the_place_of_its_name
 def test_an_entry_without_a_name_takes_no_others_place_and_is_there_once() -> None:
     assert with_entry(INDEX, entry("more")).entries == (*INDEX.entries, entry("more"))
     assert with_entry(INDEX, entry("nameless")) == INDEX
+
+
+def test_an_entry_that_says_another_size_of_the_same_digest_is_replaced() -> None:
+    wrong = attrs.evolve(descriptor("one", "one:1"), size_bytes=7)
+    found = with_name(index(LayoutEntry(descriptor=wrong, raw={"what": "wrong"})), "one:1", descriptor("one"))
+    assert [each.descriptor.size_bytes for each in found.entries] == [3]

@@ -6,13 +6,14 @@ import shutil
 import stat
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from minibox_store import Image, Store, StoreError, _signatures
+from minibox_store import Image, Limits, Store, StoreError, StoreUnavailable, _signatures
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.layout.stillness import BlobFolders
 from tests.support.forks import not_possible, run_forked
@@ -262,6 +263,85 @@ def test_two_names_of_one_digest_are_judged_by_what_each_entry_says(root: Path) 
         assert damaged(open_store(root).images()) == {"wrong:1"}
 
 
+@pytest.mark.parametrize("nested", [0, 1])
+def test_S7_an_image_of_many_large_documents_is_listed_at_the_cost_of_one(tmp_path: Path, nested: int) -> None:
+    many = {str(number): "" for number in range(20_000)}
+    images = [build_image([], salt=str(number), annotations={**many, "n": str(number)}) for number in range(20)]
+    peaks = []
+    for count in (1, 20):
+        root = tmp_path / str(count)
+        write_layout(root, {"app:1": build_index(images[:count], nested=nested)})
+        tracemalloc.start()
+        assert not damaged(open_store(root).images())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.5 * peaks[0]  # one is let go when the next one is there
+
+
+# What the system does not let us read
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EPERM])
+@pytest.mark.parametrize("call", ["open", "pread"])
+@pytest.mark.parametrize("image", [FIRST, CHILD], ids=["a manifest", "a manifest below an index"])
+def test_a_manifest_that_may_not_be_read_hides_no_other_image(
+    root: Path, image: BuiltImage, call: str, number: int
+) -> None:
+    whole = open_store(root).images()
+    (root / CACHE).unlink()
+    store = open_store(root)
+    name = "app-00:1" if image is FIRST else "multi:1"
+    with replaced_os() as system:
+        system.fail(call, number, path=image.digest.removeprefix("sha256:"))
+        listed = settle(store)
+        assert damaged(listed) == {name}
+        assert store.images() is listed
+        assert [each for each in listed if each.name != name] == [each for each in whole if each.name != name]
+        with pytest.raises(StoreUnavailable, match=image.digest.removeprefix("sha256:")):
+            store.get(name)
+    assert store.get(name) in whole
+    lifted = time.monotonic()
+    while damaged(store.images()):  # a mode that is changed leaves no trace in what is looked at
+        assert time.monotonic() - lifted < 1.5, "it is not seen"
+        time.sleep(0.01)
+    assert store.images() == whole
+
+
+def test_a_config_that_may_not_be_read_is_no_damage_of_its_manifest(root: Path) -> None:
+    with replaced_os() as system:
+        system.fail("open", errno.EACCES, path=FIRST.config_digest.removeprefix("sha256:"))
+        listed = open_store(root).images()[0]
+    assert (listed.name, listed.damaged, listed.platform) == ("app-00:1", False, None)
+    assert str(open_store(root).images()[0].platform) == "linux/amd64"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_says_nothing_of_a_manifest_ends_the_listing(root: Path, number: int) -> None:
+    with replaced_os() as system:
+        system.fail("open", number, path=FIRST.digest.removeprefix("sha256:"))
+        with pytest.raises(StoreUnavailable):
+            open_store(root).images()
+
+
+@pytest.mark.parametrize("lstat_fails", [False, True])
+def test_what_another_user_may_not_read_is_listed_as_damaged(root: Path, lstat_fails: bool) -> None:
+    require_root()
+    for path in (*root.parents, root):
+        if path.stat().st_uid == 0 and str(path).startswith("/tmp/"):
+            path.chmod(0o755)
+    victim = root / "blobs" / "sha256" if lstat_fails else blob(root, FIRST.digest)
+    victim.chmod(0)
+
+    def list_as_another() -> None:
+        os.setresuid(12345, 12345, 12345)
+        store = open_store(root)
+        for _ in range(2):
+            assert damaged(settle(store)) == ({*IMAGES} if lstat_fails else {"app-00:1"})
+
+    assert run_forked(list_as_another) == 0
+    assert not damaged(open_store(root).images())
+
+
 # The cache
 
 
@@ -438,6 +518,19 @@ def test_neither_check_nor_collection_asks_the_cache(root: Path) -> None:
     assert system.count("open", "index.json"), "this would show it"
     assert not [call for call in system.calls if any(CACHE in path for path in call.paths)]
     assert (root / CACHE).exists()
+
+
+def test_the_cache_is_for_the_usual_limits_alone(root: Path) -> None:
+    narrow = Limits(document_bytes=100)
+    assert len(damaged(Store(root, limits=narrow).images())) == len(IMAGES)
+    assert not (root / CACHE).exists()
+    for number in range(COUNT):  # more than enough for a cache
+        put(root, build_image([], salt=f"more {number}"), f"more-{number:02}:1")
+    Store(root, limits=Limits(depth=9)).images()
+    assert not (root / CACHE).exists()
+    open_store(root).images()
+    assert (root / CACHE).exists()
+    assert len(damaged(Store(root, limits=narrow).images())) == len(IMAGES) + COUNT
 
 
 def test_a_cache_that_was_half_written_is_swept(root: Path) -> None:

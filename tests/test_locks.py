@@ -198,7 +198,8 @@ def test_many_threads_at_once_keep_the_order_and_come_to_their_end(root: Path, l
     assert errors == []
     check_order(records.taken | records.waited)
     assert records.waited_for, "nobody has ever waited: this shows nothing"
-    assert "transaction" not in records.waited_for
+    # A new transaction whose folder a prune takes for an abandoned one makes another: for its own lock alone it waits.
+    assert records.waited_for <= {*ORDER, "partial"}
     open_store(root).prune()
     check_invariants(root, history_behind=True)
 

@@ -912,7 +912,7 @@ def put_dead_files(root: Path) -> None:
 def test_S29_an_error_of_the_disk_while_a_manifest_is_read_stops_everything(root: Path) -> None:
     put_dead(root, DEAD)
     before = snapshot(root)
-    for name in ("open", "preadv", "fstat"):
+    for name in ("open", "pread", "fstat"):
         with replaced_os() as system:
             system.fail(name, 5, path=IMAGE.digest.removeprefix("sha256:"))
             with pytest.raises(StoreError, match=IMAGE.digest.removeprefix("sha256:") + "|" + str(root)):

@@ -24,6 +24,8 @@ from minibox_store import (
     ImageNotFound,
     IncompleteImage,
     InvalidArchive,
+    InvalidArgument,
+    InvalidDocument,
     InvalidInput,
     InvalidPath,
     InvalidReference,
@@ -1155,3 +1157,62 @@ def test_without_durability_nothing_is_synced(root: Path) -> None:
         store.prune()
 
     assert synced(root, work) == []
+
+
+def test_a_store_is_a_source_that_another_one_imports_from(root: Path) -> None:
+    other = root.parent / "layout"
+    write_layout(other, {"app:1": IMAGE, "multi:1": MULTI})
+    source = open_store(other)
+    assert sorted(source.iter_names()) == ["app:1", "multi:1"]
+    for name in source.iter_names():
+        open_store(root).import_image(source, name)
+    assert read_names(root) == {"app:1": IMAGE.digest, "multi:1": MULTI.digest}
+    check_invariants(root)
+    with pytest.raises(ImageNotFound, match="nothing:1"):
+        open_store(root).import_image(source, "nothing:1")
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 40])
+def test_a_blob_is_opened_within_its_bounds_alone(root: Path, offset: int) -> None:
+    put(root, IMAGE, "app:1")
+    for descriptor in (root_of(IMAGE), layer_of(IMAGE)):
+        with pytest.raises(InvalidArgument, match="invalid offset"):
+            open_store(root).open_blob(descriptor, offset)
+
+
+def test_a_folder_that_none_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("", "a\0b", "\ud800"):
+        with pytest.raises(InvalidPath):
+            Store(wrong)
+    with pytest.raises(InvalidArgument, match="root"):
+        Store(b"bytes")  # type: ignore[arg-type]  # what it is called with is what is tried
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InvalidPath, match="no such file"):
+        Store("relative")
+
+
+# ---- limits
+
+
+def test_a_store_keeps_to_limits_that_are_wider_than_the_usual_ones(tmp_path: Path) -> None:
+    image = build_image(annotations={"long": "x" * (5 << 20)}, config={"history": [{}] * 5000})
+    wide = Limits(document_bytes=16 << 20, history=5000)
+    store = Store(tmp_path / "store", durability="none", limits=wide)
+    store.import_image(memory_of({"app:1": image}), "app:1")
+    assert not store.images()[0].damaged
+    assert len(store.inspect("app:1").document.annotations["long"]) == 5 << 20
+    assert len(store.history("app:1", platform=LINUX_AMD64)) == 5002
+    assert store.verify() == ()
+    store.save("app:1", tmp_path / "app.tar")
+    other = Store(tmp_path / "other", durability="none", limits=wide)
+    assert other.load(tmp_path / "app.tar") == store.images()
+
+
+def test_a_store_keeps_to_limits_that_are_narrower_than_the_usual_ones(tmp_path: Path) -> None:
+    image = build_image(config={"history": [{}] * 6})
+    put(tmp_path / "store", image, "app:1")
+    store = Store(tmp_path / "store", durability="none", limits=Limits(history=5))
+    with pytest.raises(InvalidDocument, match="there are more than 5 steps"):
+        store.history("app:1")

@@ -104,7 +104,7 @@ class ArchiveReader:
         if self._metadata is None:
             raise InvalidArchive("there is no meta.json in it")
         try:
-            metadata = decode_archive_metadata(self._metadata)
+            metadata = decode_archive_metadata(self._metadata, limits=self._limits)
         except InvalidDocument as error:
             raise InvalidArchive(str(error), "meta.json") from error
         if metadata.manifest_digest not in self.sizes:

@@ -17,6 +17,7 @@ from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, children
 from minibox_store.errors import ContentMismatch, IncompleteImage, InvalidPath
 from minibox_store.graph import read_content
+from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource, RangeStream
 from minibox_store.tar import END_OF_ARCHIVE, Member, encode_header, padding
 
@@ -142,8 +143,10 @@ class ArchiveWriter:
         _moving.write_all(self._file_descriptor, padding(descriptor.size_bytes))
 
     def _children(self, descriptor: Descriptor) -> list[Descriptor]:
-        content = read_content(self._sources[descriptor.digest][1], descriptor)
-        document = decode_document(content, descriptor.media_type, str(descriptor.digest))
+        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has.
+        limits = Limits(document_bytes=descriptor.size_bytes)
+        content = read_content(self._sources[descriptor.digest][1], descriptor, limits)
+        document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
         return [child.descriptor for child in children(document)]
 
 

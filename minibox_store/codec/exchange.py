@@ -5,7 +5,7 @@ import attrs
 from minibox_store.codec.strict import dump, load_object, structure
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreError
-from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES
+from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES, Limits
 
 _DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without it
 
@@ -26,13 +26,13 @@ class TokenAnswer:
     expires_in_seconds: float
 
 
-def decode_archive_metadata(content: bytes) -> ArchiveMetadata:
+def decode_archive_metadata(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> ArchiveMetadata:
     """Return ``meta.json`` of a minibox archive; its digest may lack the algorithm, which is sha256 then.
 
     Raises:
         InvalidDocument: when it is none.
     """
-    value = load_object(content, "meta.json", DEFAULT_LIMITS.archive_metadata_bytes)
+    value = load_object(content, "meta.json", limits.archive_metadata_bytes)
     digest = value.get("manifest_digest")
     if type(digest) is str and ":" not in digest:
         value["manifest_digest"] = f"sha256:{digest}"
@@ -44,7 +44,7 @@ def encode_archive_metadata(metadata: ArchiveMetadata) -> bytes:
     return dump({"image": metadata.image, "manifest_digest": str(metadata.manifest_digest)})
 
 
-def decode_token_answer(content: bytes) -> TokenAnswer:
+def decode_token_answer(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> TokenAnswer:
     """Return what a token server granted. Servers write ``token``, ``access_token``, or both.
 
     Raises:
@@ -52,7 +52,7 @@ def decode_token_answer(content: bytes) -> TokenAnswer:
 
     Spec: Docker Registry v2 token authentication, "Token Response Fields".
     """
-    value = load_object(content, "token answer", DEFAULT_LIMITS.token_bytes)
+    value = load_object(content, "token answer", limits.token_bytes)
     token = value.get("token") or value.get("access_token")
     if type(token) is not str or not token.isascii() or not token.isprintable():
         raise InvalidDocument("token", "there is no usable token in it", "token answer")
@@ -62,7 +62,7 @@ def decode_token_answer(content: bytes) -> TokenAnswer:
     return TokenAnswer(token=token, expires_in_seconds=float(seconds))
 
 
-def decode_registry_errors(content: bytes) -> tuple[tuple[str, ...], str]:
+def decode_registry_errors(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> tuple[tuple[str, ...], str]:
     """Return the codes and the first message of a registry's error document; nothing where it is none.
 
     Never raises: an error answer may hold anything.
@@ -70,7 +70,7 @@ def decode_registry_errors(content: bytes) -> tuple[tuple[str, ...], str]:
     Spec: OCI distribution-spec 1.1, "Error Codes".
     """
     try:
-        errors = load_object(content, "error answer", DEFAULT_LIMITS.error_bytes).get("errors")
+        errors = load_object(content, "error answer", limits.error_bytes).get("errors")
     except StoreError:
         return (), ""
     items = [item for item in errors if type(item) is dict] if type(errors) is list else []

@@ -15,7 +15,9 @@ from minibox_store.limits import DEFAULT_LIMITS
 _LAYOUT_VERSION = "1.0.0"
 
 
-def decode_layout_index(content: bytes, document: str = "index.json") -> LayoutIndex:
+def decode_layout_index(
+    content: bytes, document: str = "index.json", *, limit_bytes: int = DEFAULT_LIMITS.index_bytes
+) -> LayoutIndex:
     """Return index.json of a layout, with everything in it that this library does not know.
 
     Raises:
@@ -23,7 +25,7 @@ def decode_layout_index(content: bytes, document: str = "index.json") -> LayoutI
 
     Spec: OCI image-spec 1.1, image-layout.md, "index.json file".
     """
-    value = load_object(content, document, DEFAULT_LIMITS.index_bytes)
+    value = load_object(content, document, limit_bytes)
     version = value.get("schemaVersion")
     if type(version) is not int or version != 2:
         raise InvalidDocument("schemaVersion", "it must be the number 2", document)

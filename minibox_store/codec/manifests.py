@@ -16,7 +16,7 @@ from minibox_store.codec.strict import dump, kind_of, load_object, structure
 from minibox_store.digest import Digest
 from minibox_store.documents import ConfigSummary, Descriptor, Document, HistoryEntry, ImageConfig, Index, Manifest
 from minibox_store.errors import InvalidDocument
-from minibox_store.limits import DEFAULT_LIMITS
+from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
 
 
@@ -80,44 +80,46 @@ _MANIFEST_FIELDS = frozenset({"config", "layers"})
 _SCHEMA_1_FIELDS = frozenset({"fsLayers", "history", "signatures"})
 
 
-def decode_document(content: bytes, media_type: str, document: str = "manifest") -> Document:
+def decode_document(
+    content: bytes, media_type: str, document: str = "manifest", *, limits: Limits = DEFAULT_LIMITS
+) -> Document:
     """Return the manifest or index that ``content`` is; the bytes are not trusted.
 
     Args:
-        content: the bytes as received, at most 4 MiB.
+        content: the bytes as received.
         media_type: what the descriptor, or the Content-Type, says of them. It must agree with the document.
         document: how errors name these bytes.
+        limits: how many bytes there may be.
 
     Raises:
         InvalidDocument: when they are none, are both at once (CVE-2021-41190), or are of another type.
 
     Spec: OCI image-spec 1.1, manifest.md and image-index.md; descriptor.md, "mediaType".
     """
-    value = load_object(content, document, DEFAULT_LIMITS.document_bytes)
+    value = load_object(content, document, limits.document_bytes)
     actual = _media_type_of(value, document)
-    if actual is None:
-        actual = media_types.OCI_INDEX if "manifests" in value else media_types.OCI_MANIFEST
     if media_type != actual:
         raise InvalidDocument("mediaType", f"it is {actual}, but was announced as {media_type}", document)
     cls: type[Document] = Index if media_types.is_index(media_type) else Manifest
     return structure({**value, "mediaType": media_type}, cls, document)
 
 
-def describe_document(content: bytes, document: str = "manifest") -> Descriptor:
+def describe_document(content: bytes, document: str = "manifest", *, limits: Limits = DEFAULT_LIMITS) -> Descriptor:
     """Return a descriptor of a manifest or index that came without one, its type read from the document itself.
 
     Raises:
         InvalidDocument: when the bytes are neither, or both.
     """
-    value = load_object(content, document, DEFAULT_LIMITS.document_bytes)
+    value = load_object(content, document, limits.document_bytes)
     media_type = _media_type_of(value, document)
-    if media_type is None:
-        media_type = media_types.OCI_INDEX if "manifests" in value else media_types.OCI_MANIFEST
     return Descriptor(media_type=media_type, digest=Digest.of(content), size_bytes=len(content))
 
 
-def _media_type_of(value: dict[str, object], document: str) -> str | None:
-    """Return the type a document gives itself, after checking that its fields are of one kind alone."""
+def _media_type_of(value: dict[str, object], document: str) -> str:
+    """Return the type of a document, after checking that its fields are of one kind alone.
+
+    It is the one that the document gives itself; else OCI's for what its fields make it.
+    """
     version = value.get("schemaVersion")
     if version == 1 and type(version) is int:
         raise InvalidDocument("schemaVersion", "Docker schema 1 manifests are not supported", document)
@@ -132,7 +134,7 @@ def _media_type_of(value: dict[str, object], document: str) -> str | None:
         raise InvalidDocument("", "it carries fields of Docker schema 1", document)
     media_type = value.get("mediaType")
     if media_type is None:
-        return None
+        return media_types.OCI_INDEX if is_index else media_types.OCI_MANIFEST
     if type(media_type) is not str:
         raise InvalidDocument("mediaType", f"expected a string, got {kind_of(media_type)}", document)
     if not media_types.is_document(media_type):
@@ -142,7 +144,7 @@ def _media_type_of(value: dict[str, object], document: str) -> str | None:
     return media_type
 
 
-def decode_config(content: bytes, document: str = "config") -> ConfigSummary:
+def decode_config(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> ConfigSummary:
     """Return what an image's configuration says of platform, age, layers and labels. The bytes are not trusted.
 
     Raises:
@@ -151,7 +153,7 @@ def decode_config(content: bytes, document: str = "config") -> ConfigSummary:
 
     Spec: OCI image-spec 1.1, config.md, "Properties".
     """
-    value = load_object(content, document, DEFAULT_LIMITS.document_bytes)
+    value = load_object(content, document, limits.document_bytes)
     config = structure(value, _Config, document)
     return ConfigSummary(
         platform=_platform_of(config),
@@ -161,7 +163,7 @@ def decode_config(content: bytes, document: str = "config") -> ConfigSummary:
     )
 
 
-def decode_labels(content: bytes, document: str = "config") -> Mapping[str, str]:
+def decode_labels(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> Mapping[str, str]:
     """Return the labels of an image's configuration, and look at nothing else. The bytes are not trusted.
 
     Raises:
@@ -171,15 +173,15 @@ def decode_labels(content: bytes, document: str = "config") -> Mapping[str, str]
     >>> decode_labels(b'{"config": {"Labels": {"tier": "test"}}}')
     {'tier': 'test'}
     """
-    return structure(load_object(content, document, DEFAULT_LIMITS.document_bytes), _Labelled, document).config.labels
+    return structure(load_object(content, document, limits.document_bytes), _Labelled, document).config.labels
 
 
-def decode_image_config(content: bytes, document: str = "config") -> ImageConfig:
+def decode_image_config(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> ImageConfig:
     """Return all that an image's configuration says. The bytes are not trusted.
 
     Raises:
         InvalidDocument: when they are no JSON object, a field has another type, or there are more steps in the history
-            than anybody needs.
+            than ``limits`` allow.
 
     Guarantees: where this one decodes, :func:`decode_config` does, and both say the same; the platform has its version
         and features here.
@@ -189,10 +191,10 @@ def decode_image_config(content: bytes, document: str = "config") -> ImageConfig
     >>> decode_image_config(b'{"config": {"Env": ["HOME=/root"], "Cmd": null}}').env
     ('HOME=/root',)
     """
-    value = load_object(content, document, DEFAULT_LIMITS.document_bytes)
+    value = load_object(content, document, limits.document_bytes)
     steps = value.get("history")
-    if isinstance(steps, list) and len(steps) > DEFAULT_LIMITS.history:
-        raise InvalidDocument("history", f"there are more than {DEFAULT_LIMITS.history} steps", document)
+    if isinstance(steps, list) and len(steps) > limits.history:
+        raise InvalidDocument("history", f"there are more than {limits.history} steps", document)
     whole = structure(value, _WholeConfig, document)
     platform = _platform_of(whole)
     if platform is not None:

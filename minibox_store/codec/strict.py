@@ -65,7 +65,9 @@ def _exact_size(value: object, _: type) -> int:
 
 
 def _exact_digest(value: object, _: type) -> Digest:
-    return Digest.parse(_exact_str(value, str))
+    if type(value) is not str:
+        raise TypeError(f"expected a string, got {kind_of(value)}")
+    return Digest.parse(value)
 
 
 def _exact_annotations(value: object, _: object) -> dict[str, str]:
@@ -109,11 +111,20 @@ def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any],
         for field in fields
     }
     build = make_dict_structure_fn(cls, converter, **renames)
+    # Most objects of most documents have the fields that they must have, and no others: these need no questions.
+    needed = [
+        (field.name, _FIELDS.get(field.name, field.name), converter.get_structure_hook(field.type), field.type)
+        for field in fields
+        if field.default is attrs.NOTHING
+    ]
+    needed_keys = {key for _, key, _, _ in needed}
     lists = {_FIELDS.get(field.name, field.name) for field in fields if get_origin(field.type) is tuple}
 
     def exact(value: object, kind: Any) -> Any:
         if type(value) is not dict:
             raise TypeError(f"expected an object, got {kind_of(value)}")
+        if value.keys() == needed_keys:
+            return cls(**{name: hook(value[key], kind) for name, key, hook, kind in needed})
         if None in value.values():  # null is how Go's encoder writes what is not there
             value = {key: item for key, item in value.items() if item is not None or key in lists}
         return build(value, kind)
@@ -216,6 +227,9 @@ def _finite(text: str) -> float:
     return number
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+
+
 def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, object]:
     """Return the JSON object that ``content`` is.
 
@@ -225,12 +239,7 @@ def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, ob
     if len(content) > limit_bytes:
         raise InvalidDocument("", f"it is larger than {limit_bytes} bytes", document)
     try:
-        value = json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
+        value = _DECODER.decode(content.decode("utf-8"))
         if b"\\u" in content:  # the only way for a lone surrogate to get in
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:

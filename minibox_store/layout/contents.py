@@ -9,7 +9,7 @@ from minibox_store.errors import ContentMismatch
 
 
 def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
-    """Whether an open file has this size and digest."""
+    """Whether an open file has this size and digest. One whose bytes the disk does not give has not."""
     if os.fstat(opened).st_size != size_bytes:
         return False
     verifier = Verifier(digest, size_bytes)
@@ -17,6 +17,10 @@ def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
         _moving.hash_range(opened, 0, size_bytes, verifier)
         verifier.finish()
     except ContentMismatch:
+        return False
+    except OSError as error:
+        if error.errno not in _files.DAMAGE:
+            raise
         return False
     return True
 

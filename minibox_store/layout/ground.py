@@ -34,9 +34,13 @@ class Ground:
     def make_blob_folder(self, algorithm: str) -> None:
         """Make the folder of an algorithm's blobs where it is not there yet."""
         for path in (os.path.join(self._paths.root, "blobs"), self._paths.blobs(algorithm)):
-            if self._is_to_be_synced(path, is_new=_files.make_directory(path, 0o755)):
-                _files.sync_directory(os.path.dirname(path))
-                self._relied_on.add(path)
+            self.make_folder(path, 0o755)
+
+    def make_folder(self, path: str, mode: int = 0o700) -> None:
+        """Make a folder of this mode where it is not there yet."""
+        if self._is_to_be_synced(path, is_new=_files.make_directory(path, mode)):
+            _files.sync_directory(os.path.dirname(path))
+            self._relied_on.add(path)
 
     def hold_marker(self) -> None:
         """Make the content of oci-layout durable, which is there; its name is with that of ``blobs/``."""

@@ -71,7 +71,7 @@ class History:
         """Return what a generation says, None where it cannot be read as an index."""
         content = self.content(generation)
         try:
-            return None if content is None else decode_layout_index(content)
+            return None if content is None else decode_layout_index(content, limit_bytes=self.limit_bytes)
         except InvalidDocument:
             return None
 

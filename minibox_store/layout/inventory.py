@@ -6,7 +6,9 @@ is held by it, or its name is in the index.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import attrs
 
 from minibox_store import _files
 from minibox_store.digest import Digest
@@ -16,6 +18,7 @@ from minibox_store.image_map import ImageMap
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import is_alive
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
+from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled_stream
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
@@ -68,13 +71,18 @@ class Inventory:
 
         Raises:
             BlobNotFound: when there is nothing.
-            StoreDamaged: when it is a link, or no file.
+            StoreDamaged: when it is a link, or no file; or a document that was set aside.
             ContentMismatch: when it has another size, a document for as long as somebody may be writing it; nothing
                 is read then.
         """
         path = self._layout.paths.blob(descriptor.digest)
         limit_bytes = self._layout.limits.document_bytes
-        return open_settled_stream(path, descriptor, offset, self._layout.settle_seconds, limit_bytes)
+        with naming_set_aside(self._layout.paths, descriptor):
+            return open_settled_stream(path, descriptor, offset, self._layout.settle_seconds, limit_bytes)
+
+    def is_there(self, digest: Digest) -> bool:
+        """Whether something lies in the place of a blob still."""
+        return _files.exists(self._layout.paths.blob(digest))
 
     def unneeded(self, images: ImageMap) -> dict[Digest, int]:
         """Return the sizes of the blobs that no image and no transaction needs: what a prune would remove."""
@@ -99,7 +107,7 @@ class Inventory:
 
     def confirmed(self, findings: list[Finding], images: ImageMap) -> tuple[Finding, ...]:
         """Return the findings that hold still, sorted: an image that was removed and collected is no damage."""
-        held = sorted(findings, key=lambda finding: (finding.path, finding.kind))
+        held = sorted(self.told_apart(findings), key=lambda finding: (finding.path, finding.kind))
         for _ in range(_ATTEMPTS):
             index = self._layout.read_index()
             roots = {entry.descriptor.digest for entry in index.entries}
@@ -108,13 +116,22 @@ class Inventory:
                 break
         return tuple(held)
 
+    def told_apart(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        """Yield the findings; what is said to be no file, and is not there at all, as missing: it was set aside."""
+        for finding in findings:
+            is_there = finding.kind != "not a file" or _files.exists(self._path_of(finding))
+            yield finding if is_there else attrs.evolve(finding, kind="missing")
+
+    def _path_of(self, finding: Finding) -> str:
+        return os.path.join(self._layout.paths.root, finding.path)
+
     def _holds(self, finding: Finding, images: ImageMap, roots: set[Digest]) -> bool:
-        is_there = _files.exists(os.path.join(self._layout.paths.root, finding.path))
+        is_there = _files.exists(self._path_of(finding))
         if finding.kind == "unreferenced":
             return is_there
         if finding.kind not in ("missing", "absent") or finding.digest is None:
             return True
-        return not is_there and any(need.path[0].digest in roots for need in images.needs_of(finding.digest))
+        return not is_there and any(root.digest in roots for root in images.roots_of(finding.digest))
 
 
 def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:

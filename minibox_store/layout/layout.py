@@ -28,6 +28,7 @@ from minibox_store.layout.journal import Journal
 from minibox_store.layout.living import LOCK, living_folder
 from minibox_store.layout.origins import Origins
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
+from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled, open_settled_stream, read_settled
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import find_name, names_of
@@ -106,14 +107,15 @@ class Layout:
         try:
             content = _files.read_whole(self.paths.index, self.limits.index_bytes)
         except FileNotFoundError:
-            if self._has_blobs():
+            # Blobs come before the index does: a store that is just being made has both by now, in this order.
+            if self._has_blobs() and not _files.exists(self.paths.index):
                 raise StoreDamaged(self.paths.index, "it is missing, though the store holds blobs") from None
-            return None, _EMPTY
+            return (None, _EMPTY) if not _files.exists(self.paths.index) else self._read_content()
         except OSError as error:
             raise _damage(self.paths.index, error) from error
         last = self._last_index
         if content != last[0]:
-            self._last_index = last = (content, decode_layout_index(content))
+            self._last_index = last = (content, decode_layout_index(content, limit_bytes=self.limits.index_bytes))
         return last
 
     def _has_blobs(self) -> bool:
@@ -139,9 +141,12 @@ class Layout:
         return (name for name, _ in names_of(self.read_index()))
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        """Return the blob's bytes from ``offset`` on; raises as :meth:`open_file`."""
+        """Return the blob's bytes from ``offset`` on; raises as :meth:`open_file`.
+
+        A document that was set aside is damage, and not just absent: nobody knows what it leads to.
+        """
         path = self.paths.blob(descriptor.digest)
-        with _naming_size(path):
+        with _naming_size(path), naming_set_aside(self.paths, descriptor):
             return open_settled_stream(path, descriptor, offset, self.settle_seconds, self.limits.document_bytes)
 
     def open_file(self, descriptor: Descriptor) -> int:
@@ -332,7 +337,7 @@ class Layout:
 
     def quarantine_path(self, name: str) -> str:
         """Return a path that nothing has yet, for what was found to be wrong and is to be kept."""
-        _files.make_directory(self.paths.quarantine)
+        self._ground.make_folder(self.paths.quarantine)
         return os.path.join(self.paths.quarantine, f"{name}.{_files.fresh_name()}")
 
     def is_there(self) -> bool:

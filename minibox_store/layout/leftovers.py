@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from minibox_store import _files, _locks
+from minibox_store.errors import StoreBusy
 from minibox_store.layout.ages import age_seconds
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
@@ -80,8 +81,12 @@ class Broom:
                 if self._dry_run:
                     self._removed.append(removal)
                     continue
-                with self._layout.store_lock("collecting"):
-                    self._remove(path, removal)
+                try:
+                    with self._layout.store_lock("collecting"):
+                        self._remove(path, removal)
+                except StoreBusy as busy:
+                    self._errors.append(str(busy))
+                    return
 
     def _sweep_foreign(
         self, paths: Iterator[str], kind: str, reason: str, linked: frozenset[str] = frozenset()

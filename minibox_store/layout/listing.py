@@ -1,8 +1,9 @@
 """What a store holds, as images: read once, and again only where something has changed.
 
 index.json is read whole at every call. A document's file that has gone, come or been replaced is seen at once, and so
-is each change of a document that could not be read; one that was changed in place, which nobody may do, is seen within
-a second (:mod:`minibox_store.layout.stillness`). What documents say is kept by digest, and forgotten with it.
+is each change of a document that was found to be wrong; one that was changed in place, which nobody may do, is seen
+within a second (:mod:`minibox_store.layout.stillness`), and so is what the system lets us read after it did not. What
+documents say is kept by digest, and forgotten with it.
 """
 
 from operator import itemgetter
@@ -18,8 +19,9 @@ from minibox_store.layout.listing_cache import read_cache, write_cache
 from minibox_store.layout.stillness import BlobFolders, Glance
 from minibox_store.layout.summarising import summarise
 from minibox_store.layout_index import NAME_ANNOTATION, names_of
+from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.protocols import BlobSource
-from minibox_store.summaries import FileState, ImageSummary
+from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary
 
 _ATTEMPTS = 3
 # To read a few images anew costs less than to ask the cache, and much less than to write it. So it is written once
@@ -43,7 +45,8 @@ class _Listed:
         images: the listing.
         summaries: of the images.
         files: of all documents.
-        doubtful: of those that are not complete: somebody may mend them in place, and these few cost little.
+        doubtful: of those that are not complete: somebody may mend them in place, and these few cost little. Those that
+            could not be read at all are tried again with all the others, once a second.
     """
 
     glance: Glance | None = None
@@ -118,14 +121,16 @@ class Listing:
                 missing[key] = root
             else:
                 summaries[key] = summary
-        kept = read_cache(self._layout.paths) if len(missing) >= _WORTH_KEEPING else SummaryTable()
+        # What is damaged depends on the limits, and of them a cache says nothing: it is for the usual ones alone.
+        has_cache = self._layout.limits == DEFAULT_LIMITS
+        kept = read_cache(self._layout.paths) if has_cache and len(missing) >= _WORTH_KEEPING else SummaryTable()
         for key, root in missing.items():
             summary = self._known(kept.find(root))
             if summary is None:
-                summary = summarise(self._layout, root)
+                summary = summarise(self._layout, root, among_others=True)
                 self._unkept += summary.is_complete
             summaries[key] = summary
-        if self._unkept >= max(_WORTH_KEEPING, len(summaries) // _PART_WORTH_KEEPING):
+        if has_cache and self._unkept >= max(_WORTH_KEEPING, len(summaries) // _PART_WORTH_KEEPING):
             self._unkept = 0  # were it not written, the next attempt would fail as well
             write_cache(self._layout.paths, summaries.values())
         return summaries
@@ -135,14 +140,18 @@ class Listing:
         if summary is not None:
             blob = self._layout.paths.blob
             for digest, state in summary.files:
-                if _signatures.file_state(blob(digest)) != state:
-                    return None
+                try:
+                    if _signatures.file_state(blob(digest)) != state:
+                        return None
+                except OSError:
+                    return None  # whoever reads it is told why
         return summary
 
     def _files(self, summaries: Summaries, *, doubtful: bool) -> Files:
         blob = self._layout.paths.blob
         chosen = (summary for summary in summaries.values() if not (doubtful and summary.is_complete))
-        return tuple([(blob(digest), state) for summary in chosen for digest, state in summary.files])
+        files = (each for summary in chosen for each in summary.files)
+        return tuple([(blob(digest), state) for digest, state in files if not (doubtful and state == UNKNOWN_STATE)])
 
 
 def _key(root: Descriptor) -> Key:

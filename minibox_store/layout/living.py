@@ -35,10 +35,14 @@ def _begin(folder: str) -> int:
         # Between these steps a collection may take the folder for an abandoned one: then begin again.
         with suppress(FileNotFoundError):
             _files.make_directory(folder)
-            lock = _files.open_shared(path)
-            with _files.closing_on_error(lock):
-                if _locks.try_lock(lock, path):
-                    return lock
+            try:
+                lock = _files.open_shared(path)
+                with _files.closing_on_error(lock):
+                    if _locks.try_lock(lock, path):
+                        return lock
+            except OSError:
+                _files.remove_directory(folder)  # empty, or not ours to remove
+                raise
             os.close(lock)
         time.sleep(0.001)
     raise StoreBusy(path, None, None, "collecting")

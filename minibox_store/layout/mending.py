@@ -17,6 +17,8 @@ from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import name_of, names_of
 from minibox_store.reports import IndexRepair, LostName
 
+_UNREADABLE = (StoreError, OSError)
+
 
 def find_lost_names(layout: Layout) -> tuple[LostName, ...]:
     """Return each name that generations have and index.json has not: the newest whole image it stood for.
@@ -67,8 +69,9 @@ def _document(layout: Layout, digest: Digest, size_bytes: int) -> Descriptor | N
         return None
     wanted = Descriptor(media_type="", digest=digest, size_bytes=size_bytes)
     try:
-        described = describe_document(read_content(layout, wanted, layout.limits), str(digest))
-    except StoreError:
+        described = describe_document(read_content(layout, wanted, layout.limits), str(digest), limits=layout.limits)
+    except _UNREADABLE as error:
+        _check_of_blob(error)
         return None
     return attrs.evolve(described, digest=digest)
 
@@ -79,7 +82,8 @@ def _is_whole(layout: Layout, root: Descriptor) -> bool:
         for node in walk(layout, root, limits=layout.limits):
             if node.content is None:
                 os.close(layout.open_file(node.descriptor))
-    except StoreError:
+    except _UNREADABLE as error:
+        _check_of_blob(error)
         return False
     return True
 
@@ -137,9 +141,16 @@ def _lacks_blobs(layout: Layout, root: Descriptor) -> bool:
                 return True
     except BlobNotFound:
         return True
-    except StoreError:
+    except _UNREADABLE as error:
+        _check_of_blob(error)
         return False
     return False
+
+
+def _check_of_blob(error: StoreError | OSError) -> None:
+    """Raise what says nothing of the blob it was met at."""
+    if isinstance(error, OSError) and error.errno not in _files.DAMAGE:
+        raise error
 
 
 def _set_aside(layout: Layout) -> str | None:

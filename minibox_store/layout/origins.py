@@ -1,11 +1,10 @@
 """Where the blobs of a store came from, so that one that has rotted can be fetched again.
 
-For each blob that was fetched from a registry, the repository that it was fetched from: no credentials, no URL, no
-more than the name that a reference begins with. A blob that came out of an archive has no origin.
+For each blob of an image that was pulled, the repository that has it: no credentials, no URL, no more than the name
+that a reference begins with. A blob that came out of an archive alone has no origin.
 """
 
 from collections.abc import Container, Iterable
-from contextlib import suppress
 
 import attrs
 
@@ -28,10 +27,10 @@ class Origins:
         self.journal.make_way()
         self.journal.append((str(digest), origin) for digest in digests)
 
-    def note_late(self, digests: Iterable[Digest], origin: str) -> None:
-        """Do so without the lock, where that is possible: of what was fetched, and is not named."""
-        with suppress(OSError):
-            self.journal.append((str(digest), origin) for digest in digests)
+    def unknown(self, digests: Iterable[Digest], origin: str) -> set[Digest]:
+        """Return the blobs of which it is not known that they are to be had there."""
+        known = self.read()
+        return {digest for digest in digests if origin not in known.get(str(digest), ())}
 
     def read(self) -> dict[str, tuple[str, ...]]:
         """Return for each blob its origins, the latest first."""

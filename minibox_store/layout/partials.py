@@ -1,8 +1,7 @@
 """Unfinished downloads: kept when a pull ends early, gone on with by the next, shared by those who want the same.
 
 A partial belongs to a digest, not to where its bytes came from. Its file is always the contiguous prefix of the
-blob, is written only under its lock, and leaves its place by a rename, so that no file under ``blobs/`` is ever
-open for writing.
+blob, and is written only under its lock. It keeps its name until the blob, whole and read-only, has its own.
 """
 
 import errno
@@ -16,11 +15,12 @@ from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource
+from minibox_store.protocols import BlobSource, Waiting
 
 _STALLED_SECONDS = 30.0
 _SLOW_SECONDS = 10.0
 _SLOW_BYTES = MEBIBYTE
+_STEP_BYTES = 64 * MEBIBYTE
 
 
 class Partial:
@@ -70,7 +70,10 @@ class Partial:
 
     def _fetch_rest(self, descriptor: Descriptor, source: BlobSource, had_bytes: int) -> None:
         verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-        _moving.hash_range(self.file_descriptor, 0, had_bytes, verifier)
+        for start in range(0, had_bytes, _STEP_BYTES):
+            if isinstance(source, Waiting):
+                source.wait(0)  # a cancel does not wait for gigabytes to be hashed
+            _moving.hash_range(self.file_descriptor, start, min(_STEP_BYTES, had_bytes - start), verifier)
         os.lseek(self.file_descriptor, had_bytes, os.SEEK_SET)
         if had_bytes < descriptor.size_bytes or not had_bytes:
             stream = source.open_blob(descriptor, had_bytes)
@@ -107,7 +110,7 @@ class PartialClaim:
         self._own = f"{own}.{_files.fresh_name()}"
         self._growth: _Growth | None = None
 
-    def take(self, size_bytes: int) -> Partial | None:
+    def take(self, size_bytes: int, *, may_wait: bool = True) -> Partial | None:
         """Return a partial to write, or None while it is better to wait: then look for the blob and ask again."""
         try:
             opened = _files.open_shared(self._shared)
@@ -127,6 +130,8 @@ class PartialClaim:
             return self._take_own()
         grown_bytes = status.st_size
         os.close(opened)
+        if not may_wait or grown_bytes > size_bytes:  # larger than the blob is, it is on its way to something else
+            return self._take_own()
         if self._growth is None:
             self._growth = _Growth(grown_bytes)
         return self._take_own() if self._growth.is_too_slow(grown_bytes) else None

@@ -37,6 +37,7 @@ class Publisher:
         self._hard_links = hard_links
         self._guard = threading.Lock()
         self._wrong: dict[Digest, _signatures.Signature | None] = {}
+        self._right: dict[Digest, _signatures.Signature | None] = {}
         self.placed: set[Digest] = set()
 
     def note_wrong(self, digest: Digest, path: str) -> None:
@@ -50,10 +51,10 @@ class Publisher:
             self._wrong.pop(digest, None)
 
     def compare(self, digest: Digest, size_bytes: int) -> None:
-        """Read the store's own blob, where there is one beside the transaction's, and remember it if it is wrong."""
+        """Read the store's own blob, where there is one beside the transaction's; remember if it is right or wrong."""
         blob = self._paths.blob(digest)
         try:
-            opened = _files.open_regular(blob)
+            opened = _files.open_readable(blob)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -62,11 +63,13 @@ class Publisher:
             self.note_wrong(digest, blob)
             return
         try:
+            seen = _signatures.signature(blob)
             is_own = self._hard_links and _files.is_same_file(opened, self._pin_path(digest))
-            if not is_own and not is_content(opened, digest, size_bytes):
-                self.note_wrong(digest, blob)
+            is_right = is_own or is_content(opened, digest, size_bytes)
         finally:
             os.close(opened)
+        with self._guard:
+            (self._right if is_right else self._wrong)[digest] = seen
 
     def publish(self, digest: Digest, size_bytes: int) -> None:
         """Let the blob appear in the store before the commit, so that others, and a next try, have it."""
@@ -80,16 +83,25 @@ class Publisher:
             return
         pin, blob = self._pin_path(digest), self._paths.blob(digest)
         aside = self._layout.quarantine_path(pin_name(digest))
+        if self._layout.durable:
+            _files.sync_directory(self._paths.root)
         if self._hard_links and not os.path.isdir(blob):
             new = f"{pin}.new"
             _files.link_file(blob, aside)
+            self._sync_quarantine()
             _files.link_file(pin, new)
             _files.rename_file(new, blob)
         else:
             _files.rename_file(blob, aside)
+            self._sync_quarantine()
             if not self.place(digest, size_bytes):
                 raise BlobNotFound(str(digest))
         self.forget_wrong(digest)
+
+    def _sync_quarantine(self) -> None:
+        """Let what was wrong be kept for good before something else takes its place."""
+        if self._layout.durable:
+            _files.sync_directory(self._paths.quarantine)
 
     def place(self, digest: Digest, size_bytes: int) -> bool:
         """Link (or move) the transaction's copy to where the blob belongs; False where something wrong is there."""
@@ -104,11 +116,28 @@ class Publisher:
                 return self._is_good(digest, size_bytes)
         except FileExistsError:
             return self._is_good(digest, size_bytes)
+        except FileNotFoundError:
+            raise BlobNotFound(str(digest)) from None  # without links, what was found is not held
         self.placed.add(digest)
         return True
 
     def _is_good(self, digest: Digest, size_bytes: int) -> bool:
-        """Whether what lies where the blob belongs may stay: a file of its size that nobody here has found wrong."""
-        found = _signatures.signature(self._paths.blob(digest))
-        is_sized = found is not None and found.is_regular and found.size_bytes == size_bytes
-        return is_sized and found != self._wrong.get(digest)
+        """Whether what lies where the blob belongs may stay: the very file that is pinned, or one of equal content.
+
+        Whoever has put another file there since has verified it, if that was one of us; it is read all the same.
+        """
+        blob = self._paths.blob(digest)
+        found = _signatures.signature(blob)
+        if found is None or not found.is_regular or found.size_bytes != size_bytes or found == self._wrong.get(digest):
+            return False
+        if not self._hard_links or found == self._right.get(digest) or _is_one_file(blob, self._pin_path(digest)):
+            return True
+        self.compare(digest, size_bytes)
+        return found == self._right.get(digest)
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(other))
+    except FileNotFoundError:
+        return False

@@ -6,7 +6,7 @@ from typing import TypeVar
 from minibox_store import _files
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, IncompleteImage
+from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreDamaged
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import find_name
 
@@ -20,7 +20,8 @@ def reading_again(layout: Layout, name: str, read: Callable[[str, Descriptor], _
     Raises:
         ImageNotFound: when no entry means ``name``.
         IncompleteImage: when ``read`` found a blob missing, and the name still stands for the same image.
-        StoreDamaged: when ``read`` found a document or a file that is not what its descriptor says.
+        StoreDamaged: when ``read`` found a file whose bytes are not what its descriptor says. What right bytes say is
+            no matter of the store: an odd image is InvalidDocument, as ``read`` has it.
     """
     missing = ""
     last_root = None
@@ -31,8 +32,9 @@ def reading_again(layout: Layout, name: str, read: Callable[[str, Descriptor], _
         if missing and last_root == root.digest and not _files.exists(layout.paths.blob(Digest.parse(missing))):
             break
         try:
-            with layout.naming_damage():
-                return read(found, root)
+            return read(found, root)
         except BlobNotFound as error:
             missing, last_root = error.digest, root.digest
+        except ContentMismatch as error:
+            raise StoreDamaged(layout.paths.blob(Digest.parse(error.what)), str(error)) from error
     raise IncompleteImage(found, (missing,))

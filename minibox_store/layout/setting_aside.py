@@ -7,6 +7,7 @@ from minibox_store.digest import Digest
 from minibox_store.layout.contents import is_content
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.paths import pin_name
+from minibox_store.layout.settling import is_recent
 
 
 def has_content(layout: Layout, digest: Digest) -> bool:
@@ -21,12 +22,13 @@ def has_content(layout: Layout, digest: Digest) -> bool:
         return False
     try:
         return is_content(opened, digest, os.fstat(opened).st_size)
-    except OSError as error:
-        if error.errno not in _files.DAMAGE:
-            raise
-        return False
     finally:
         os.close(opened)
+
+
+def is_settled(layout: Layout, digest: Digest) -> bool:
+    """Whether a blob was last written long ago, or is gone: else another tool may be writing it at this moment."""
+    return not is_recent(layout.paths.blob(digest), layout.settle_seconds)
 
 
 def set_aside(layout: Layout, digest: Digest, seen: _signatures.Signature | None) -> str | None:

@@ -34,7 +34,7 @@ def read_settled(read: Callable[[], _T], path: str, unsettled: type[Exception], 
         try:
             return read()
         except unsettled:
-            if time.monotonic() >= deadline or not _is_recent(path, seconds):
+            if time.monotonic() >= deadline or not is_recent(path, seconds):
                 raise
         time.sleep(_PAUSE_SECONDS)
 
@@ -97,6 +97,7 @@ def _check_size(size_bytes: int, descriptor: Descriptor) -> None:
         raise ContentMismatch(str(descriptor.digest), f"{descriptor.size_bytes} bytes", f"{size_bytes} bytes")
 
 
-def _is_recent(path: str, seconds: float) -> bool:
+def is_recent(path: str, seconds: float) -> bool:
+    """Whether what is at a path was written within these seconds; where a clock was set back, nothing is recent."""
     found = _signatures.signature(path)
-    return found is not None and found.mtime_nanoseconds > time.time_ns() - seconds * _NANOSECONDS
+    return found is not None and abs(time.time_ns() - found.mtime_nanoseconds) < seconds * _NANOSECONDS

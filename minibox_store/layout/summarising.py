@@ -1,33 +1,46 @@
-"""How a store's documents are read for a listing: one walk over each image, and what they say of it."""
+"""How a store's documents are read for a listing: one walk over each image, and what they say of it.
 
-from collections.abc import Iterator
+Of a document only that is kept, so that an image of many large ones costs no more memory than its largest.
+"""
 
 from minibox_store import _signatures, media_types
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
-from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Node
+from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Role
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged
-from minibox_store.graph import read_content, walk
+from minibox_store.graph import is_of_the_blob, read_content, walk
 from minibox_store.layout.layout import Layout
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.summaries import DocumentFile, FileState, ImageSummary
+from minibox_store.summaries import UNKNOWN_STATE, DocumentFile, FileState, ImageSummary
 
-_UNREADABLE = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
+_WRONG = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
 
 
-def summarise(layout: Layout, root: Descriptor, source: BlobSource | None = None) -> ImageSummary:
+def summarise(
+    layout: Layout, root: Descriptor, source: BlobSource | None = None, *, among_others: bool = False
+) -> ImageSummary:
     """Return what the documents below ``root`` say, verified as they are read.
 
     Args:
         layout: the store.
         root: an entry of its index.
         source: where the documents are read from, if somebody has them open; else the store.
+        among_others: whether a file that the system does not let us read is told as a damaged one, so that it does not
+            hide all others.
+
+    Raises:
+        OSError: for such a file, where it is the only one that is asked for; and for what says nothing of the file.
     """
     watched = _WatchedSource(layout, source or layout)
+    reached = _Reached()
+    last = None
     try:
-        nodes = list(walk(watched, root, limits=layout.limits, allow_absent_manifests=True))
-    except _UNREADABLE:
+        for node in walk(watched, root, limits=layout.limits, allow_absent_manifests=True):
+            reached.add(node.descriptor, node.role)
+            last = node.document
+    except (*_WRONG, OSError) as error:
+        watched.note(error, among_others=among_others)
         return ImageSummary(
             media_type=root.media_type,
             size_bytes=root.size_bytes,
@@ -35,30 +48,49 @@ def summarise(layout: Layout, root: Descriptor, source: BlobSource | None = None
             is_complete=False,
             files=watched.files(),
         )
-    if isinstance(nodes[-1].document, Manifest):
-        return _summary_of_manifest(layout, root, nodes[-1].document, watched)
-    distinct = {node.descriptor.digest: node for node in nodes}
+    if isinstance(last, Manifest):
+        return _summary_of_manifest(layout, root, last, watched, among_others=among_others)
     files = watched.files()
     return ImageSummary(
         media_type=root.media_type,
-        size_bytes=sum(node.descriptor.size_bytes for node in distinct.values()),
-        platforms=tuple(dict.fromkeys(_platforms(nodes))),
-        layers=sum(node.role == "layer" for node in distinct.values()),
+        size_bytes=sum(size_bytes for size_bytes, _ in reached.blobs.values()),
+        platforms=tuple(reached.platforms),
+        layers=sum(is_layer for _, is_layer in reached.blobs.values()),
         is_complete=bool(files) and all(state is not None for _, state in files),
         files=files,
     )
 
 
+class _Reached:
+    """What is told of the blobs that an index reaches.
+
+    Attributes:
+        blobs: by digest the size of each, and whether it is a layer.
+        platforms: those of the manifests, attestations aside, in order.
+    """
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, tuple[int, bool]] = {}
+        self.platforms: dict[Platform, None] = {}
+
+    def add(self, descriptor: Descriptor, role: Role) -> None:
+        self.blobs[descriptor.digest] = (descriptor.size_bytes, role == "layer")
+        is_image = media_types.is_manifest(descriptor.media_type) and not descriptor.is_attestation
+        if descriptor.platform is not None and is_image:
+            self.platforms[descriptor.platform] = None
+
+
 def _summary_of_manifest(
-    layout: Layout, root: Descriptor, manifest: Manifest, watched: "_WatchedSource"
+    layout: Layout, root: Descriptor, manifest: Manifest, watched: "_WatchedSource", *, among_others: bool
 ) -> ImageSummary:
     config = ConfigSummary(platform=None, created=None, diff_ids=())
     is_complete = True
     if media_types.is_config(manifest.config.media_type):
         try:
-            config = decode_config(read_content(watched, manifest.config, layout.limits))
+            config = decode_config(read_content(watched, manifest.config, layout.limits), limits=layout.limits)
             watched.forget(manifest.config)
-        except _UNREADABLE:
+        except (*_WRONG, OSError) as error:
+            watched.note(error, among_others=among_others)
             is_complete = False  # the manifest is whole, and a listing tells what there is; a check tells the rest
     return ImageSummary(
         media_type=root.media_type,
@@ -78,22 +110,24 @@ class _WatchedSource:
         self._layout = layout
         self._source = source
         self._states: dict[Digest, FileState | None] = {}
+        self._last: Digest | None = None
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        path = self._layout.paths.blob(descriptor.digest)
-        self._states.setdefault(descriptor.digest, _signatures.file_state(path))
+        self._last = descriptor.digest
+        if descriptor.digest not in self._states:
+            self._states[descriptor.digest] = UNKNOWN_STATE  # until it could be looked at
+            self._states[descriptor.digest] = _signatures.file_state(self._layout.paths.blob(descriptor.digest))
         return self._source.open_blob(descriptor, offset)
+
+    def note(self, error: Exception, *, among_others: bool) -> None:
+        """Note that the blob that was opened last cannot be read; raise the error where that may not be passed over."""
+        if isinstance(error, OSError):
+            if not among_others or self._last is None or not is_of_the_blob(error):
+                raise error
+            self._states[self._last] = UNKNOWN_STATE
 
     def forget(self, descriptor: Descriptor) -> None:
         self._states.pop(descriptor.digest, None)
 
     def files(self) -> tuple[DocumentFile, ...]:
         return tuple(self._states.items())
-
-
-def _platforms(nodes: list[Node]) -> Iterator[Platform]:
-    for node in nodes:
-        platform = node.descriptor.platform
-        is_image = media_types.is_manifest(node.descriptor.media_type) and not node.descriptor.is_attestation
-        if platform is not None and is_image:
-            yield platform

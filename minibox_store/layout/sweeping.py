@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
 from minibox_store.documents import LayoutIndex
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy, StoreError
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
@@ -167,19 +167,17 @@ class Sweep:
                 name = entry.name
                 if name in self._live_names:
                     continue
-                layer = name.removesuffix(_SIDECAR)
-                if len(layer) != length or not _HEX.fullmatch(layer) or entry.is_dir(follow_symlinks=False):
-                    continue
-                if layer == name:
-                    try:
+                if len(name) != length:
+                    layer = name.removesuffix(_SIDECAR)
+                    is_sidecar = algorithm == "sha256" and layer != name and len(layer) == length
+                    if is_sidecar and layer not in self._live_names and _is_hex_file(entry, layer):
+                        sidecars.append(f"blobs/{algorithm}/{name}")
+                elif _is_hex_file(entry, name):
+                    with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    path = f"blobs/{algorithm}/{name}"
-                    self._youth.note(path, status)
-                    blobs.append(StoredBlob(path, status.st_size, age_seconds(status, now_seconds)))
-                elif algorithm == "sha256" and layer not in self._live_names:
-                    sidecars.append(f"blobs/{algorithm}/{name}")
+                        path = f"blobs/{algorithm}/{name}"
+                        self._youth.note(path, status)
+                        blobs.append(StoredBlob(path, status.st_size, age_seconds(status, now_seconds)))
         return blobs, sidecars
 
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
@@ -189,7 +187,13 @@ class Sweep:
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
         for batch in self._locked_batches(plan):
-            self._mark_new_roots()
+            try:
+                self._mark_new_roots()
+            except (IncompleteImage, StoreDamaged) as error:
+                if not self._removed:
+                    raise
+                self._errors.append(str(error))  # what was removed is told, and nothing more goes
+                return
             # A name that is gone in memory alone comes back with a loss of power, and must find its blobs then.
             if self._durable_index is not self._marked:
                 self._layout.sync_index()
@@ -249,17 +253,22 @@ class Sweep:
     def _tidy_journals(self) -> None:
         """Forget what is of use for no name and no blob any more; nothing hangs on it, and so no failure does."""
         activity, origins = self._layout.activity, self._layout.origins
+        name_count = 0 if self._marked is None else len(self._marked.entries)
+        if activity.is_untidy(name_count) or origins.is_untidy(len(self._live_names)):
+            with self._telling_errors("journal"), self._layout.store_lock("collecting"):
+                self._mark_new_roots()  # a pull may have brought in more since the last blob went
+                activity.tidy({name for name, _ in names_of(self._layout.read_index())})
+                origins.tidy(self._live_names)
+
+    @contextmanager
+    def _telling_errors(self, path: str) -> Iterator[None]:
+        """Tell what went wrong with housekeeping in the report: what was removed is removed."""
         try:
-            name_count = 0 if self._marked is None else len(self._marked.entries)
-            if activity.is_untidy(name_count) or origins.is_untidy(len(self._live_names)):
-                with self._layout.store_lock("collecting"):
-                    self._mark_new_roots()  # a pull may have brought in more since the last blob went
-                    activity.tidy({name for name, _ in names_of(self._layout.read_index())})
-                    origins.tidy(self._live_names)
-        except OSError as error:
-            self._errors.append(f"journal: {error.strerror}")
+            yield
         except StoreError as error:
-            self._errors.append(f"journal: {error}")
+            self._errors.append(str(error))
+        except OSError as error:
+            self._errors.append(f"{path}: {error.strerror}")
 
     def _sync_removals(self) -> None:
         """Let what was removed stay away: once for each folder that had any of it."""
@@ -280,6 +289,10 @@ class Sweep:
             self._errors.append(f"{removal.path}: {error.strerror}")
             return
         self._removed.append(removal)
+
+
+def _is_hex_file(entry: os.DirEntry[str], encoded: str) -> bool:
+    return _HEX.fullmatch(encoded) is not None and not entry.is_dir(follow_symlinks=False)
 
 
 def _name_of_missing(index: LayoutIndex, digest: str) -> str:

@@ -5,6 +5,7 @@ found, finished or staged. A collection leaves those alone. The order is always:
 Whatever happens, a transaction that fails removes its own folder and nothing under ``blobs/``.
 """
 
+import errno
 import functools
 import os
 import threading
@@ -20,6 +21,7 @@ from minibox_store._room import check_room
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreUnavailable
+from minibox_store.graph import ContentSource
 from minibox_store.layout.contents import is_content, sync_contents
 from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
@@ -62,7 +64,6 @@ class Transaction:
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
         self._verified: set[Digest] = set()
-        self._fetched: set[Digest] = set()
         self._names: list[str] = []
         self._changes: list[Callable[[LayoutIndex], LayoutIndex]] = []
 
@@ -82,37 +83,50 @@ class Transaction:
                     )
                 )
             self._folder = stack.enter_context(living_folder(self._paths))
-            try:
-                yield
-            except BaseException:
-                if self._origin is not None:  # what was fetched is there for the next try, which does not fetch it
-                    self._layout.origins.note_late(sorted(self._fetched), self._origin)
-                raise
+            yield
 
     def commit(self) -> None:
         """Publish what the transaction's names reach, make it durable, and write the names, under the store lock.
 
+        What was fetched and has its place already is made durable though there is no name to write: a repair has none.
+
         Raises:
             StoreBusy: when the lock was not to be had; nothing has changed then.
+            BlobNotFound: when somebody has taken away what was found, and it was no such blob.
         """
         if not self._changes:
+            self._sync_folders(self._finished)
             return
         if self._layout.durable:
             found = sorted(self._reached - self._publisher.placed)
             sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
+        origins, noted = self._layout.origins, set[Digest]()
+        if self._origin is not None:
+            # What was found here may have come from nowhere: out of an archive, or by a pull that was cut off.
+            noted = origins.unknown(self._reached, self._origin)
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
             for change in self._changes:
                 index = change(index)
             self._layout.activity.note_written(frozenset(self._names), index)
             if self._origin is not None:
-                self._layout.origins.note(sorted(self._fetched), self._origin)
+                origins.note(sorted(noted), self._origin)
             with self._layout.replacing_index(index):
                 for digest in sorted(self._reached):
-                    self._publisher.publish_locked(digest, self._held[digest])
-                if self._layout.durable:
-                    for algorithm in sorted({digest.algorithm for digest in self._reached}):
-                        _files.sync_directory(self._paths.blobs(algorithm))
+                    self._publish_locked(digest)
+                self._sync_folders(self._reached)
+
+    def _publish_locked(self, digest: Digest) -> None:
+        size_bytes = self._held[digest]
+        is_gone = digest not in self._finished and not _files.exists(self._paths.blob(digest))
+        if is_gone and not self._is_whole(Descriptor(media_type="", digest=digest, size_bytes=size_bytes)):
+            raise BlobNotFound(str(digest))  # it was found by its size, and somebody who has read it has set it aside
+        self._publisher.publish_locked(digest, size_bytes)
+
+    def _sync_folders(self, digests: Iterable[Digest]) -> None:
+        if self._layout.durable:
+            for algorithm in sorted({digest.algorithm for digest in digests}):
+                _files.sync_directory(self._paths.blobs(algorithm))
 
     # ---- ImageWriter
 
@@ -122,19 +136,25 @@ class Transaction:
         A document's content is verified in any case: it is small, and everything below it hangs on it.
         """
         digest = descriptor.digest
-        size_bytes = self._held.get(digest)
-        if size_bytes is None:
-            size_bytes = self._pin(digest)
-        is_good = size_bytes == descriptor.size_bytes
+        size_bytes = self._pinned_bytes(digest)
+        is_good = is_sized = size_bytes == descriptor.size_bytes
         if is_good and (self._verify_content or media_types.is_document(descriptor.media_type)):
             is_good = self._is_whole(descriptor)
         if is_good:
             self._check_against_store(digest)
             with self._guard:
                 self._reached.add(digest)
-        elif size_bytes is not None and digest not in self._finished and digest not in self._reached:
-            self._unpin(digest)
+        elif size_bytes is not None and digest not in self._finished:
+            if digest not in self._reached:
+                self._unpin(digest)
+            elif is_sized:  # found as a layer, by its size, and read as a document only now
+                self._publisher.note_wrong(digest, self._where(digest))
         return is_good
+
+    def _pinned_bytes(self, digest: Digest) -> int | None:
+        """Return the size of a blob that is pinned, or can be; None where the store has none that is a file."""
+        size_bytes = self._held.get(digest)
+        return self._pin(digest) if size_bytes is None else size_bytes
 
     def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         """Make the store hold the blob: found, waited for, gone on with, or fetched; verified in every case.
@@ -144,7 +164,8 @@ class Transaction:
         """
         claim = PartialClaim(self._paths.partial(descriptor.digest), self._pin_path(descriptor.digest) + ".own")
         while not self.has_blob(descriptor):
-            partial = claim.take(descriptor.size_bytes)
+            # Nobody waits for bytes that are in memory already.
+            partial = claim.take(descriptor.size_bytes, may_wait=not isinstance(source, ContentSource))
             if partial is None:
                 source.wait(_POLL_SECONDS) if isinstance(source, Waiting) else time.sleep(_POLL_SECONDS)
                 continue
@@ -155,8 +176,6 @@ class Transaction:
                 partial.fetch(descriptor, source)
                 if not self._finish(partial.file_descriptor, partial.path, descriptor, keep_name=self._hard_links):
                     continue
-                with self._guard:
-                    self._fetched.add(descriptor.digest)
                 # Until the blob has its place the partial has its name, and its lock: who wants it too waits.
                 is_placed = self._publisher.place(descriptor.digest, descriptor.size_bytes)
                 with suppress(OSError):
@@ -190,11 +209,13 @@ class Transaction:
         Raises:
             StoreFull: with the bytes that are needed, and those that are free.
         """
-        needed_bytes = 0
-        for descriptor in {descriptor.digest: descriptor for descriptor in descriptors}.values():
-            if not self.has_blob(descriptor):
+        needed_bytes = 0  # sizes are looked at, and nothing is read: what turns out wrong is weighed as it is fetched
+        weighed: set[Digest] = set()
+        for descriptor in descriptors:  # one at a time: whoever gives them may end it between two
+            if descriptor.digest not in weighed and self._pinned_bytes(descriptor.digest) != descriptor.size_bytes:
                 had_bytes = _files.size_of(self._paths.partial(descriptor.digest))
                 needed_bytes += max(0, descriptor.size_bytes - had_bytes)
+            weighed.add(descriptor.digest)
         check_room(self._folder, needed_bytes, name=self._paths.root)
 
     # ---- BlobStage
@@ -257,11 +278,14 @@ class Transaction:
                 with suppress(FileExistsError):
                     _files.link_file(blob, self._pin_path(digest))
                 blob = self._pin_path(digest)
-            opened = _files.open_regular(blob)
+            opened = _files.open_readable(blob)
         except FileNotFoundError:
             return None
         except OSError as error:
-            # A link to a folder is refused with EPERM, as is any link where there are none.
+            # A link to a folder is refused with EPERM. So is one to a file of another user that we may not write to, by
+            # fs.protected_hardlinks: what we cannot pin we do not rely on, and it is no worse for that.
+            if error.errno == errno.EPERM and os.path.isfile(self._paths.blob(digest)):
+                return None
             if error.errno not in _files.NOT_REGULAR and not os.path.isdir(self._paths.blob(digest)):
                 raise
             self._publisher.note_wrong(digest, self._paths.blob(digest))

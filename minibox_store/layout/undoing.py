@@ -6,6 +6,7 @@ A change may also be another tool's: what index.json says, and the newest genera
 from collections.abc import Callable
 from functools import partial
 
+from minibox_store import media_types
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
 from minibox_store.graph import walk
@@ -77,8 +78,11 @@ def _hold(layout: Layout, writer: Transaction, entry: LayoutEntry) -> None:
     missing: list[str] = []
     try:
         with layout.naming_damage():
-            nodes = walk(layout, entry.descriptor, limits=layout.limits)
-            missing.extend(str(node.descriptor.digest) for node in nodes if not writer.has_blob(node.descriptor))
+            nodes = walk(layout, entry.descriptor, limits=layout.limits, allow_absent_manifests=True)
+            for node in nodes:
+                is_absent = node.document is None and media_types.is_document(node.descriptor.media_type)
+                if not is_absent and not writer.has_blob(node.descriptor):
+                    missing.append(str(node.descriptor.digest))
     except BlobNotFound as error:
         missing.append(error.digest)
     if missing:

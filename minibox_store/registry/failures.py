@@ -25,6 +25,7 @@ from minibox_store.errors import (
     RegistryError,
     StoreError,
 )
+from minibox_store.limits import DEFAULT_LIMITS, Limits
 
 Answerer = Literal["registry", "token server", "elsewhere"]
 
@@ -113,6 +114,7 @@ class Refusal:
         blob: what is missing if the status is 404; None where that is a manifest.
         answerer: who answered; elsewhere is a host that the registry redirects to.
         secrets: what no message may show, should the answer repeat it.
+        limits: how large the body may be.
     """
 
     method: str
@@ -123,10 +125,11 @@ class Refusal:
     answerer: Answerer = "registry"
     retry_after_seconds: float | None = None
     secrets: tuple[str, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
 
     def failure(self) -> Failure:
         """Return what this answer means to the caller, and whether to ask again."""
-        codes, message = decode_registry_errors(self.body)
+        codes, message = decode_registry_errors(self.body, limits=self.limits)
         codes = tuple(without_secrets(code, self.secrets) for code in codes)
         problem = without_secrets(message, self.secrets) or _phrase(self.status)
         fields = (self.method, self.url, self.status, codes, problem)

@@ -77,7 +77,7 @@ class RegistryRepository:
             raise InvalidDocument("", f"it is larger than {limit} bytes", name)
         shown = f"{self._reference.domain}/{self._reference.repository}{'@' if asked else ':'}{name}"
         digest = _checked_digest(reply, asked, shown)
-        media_type = _checked_type(reply, shown)
+        media_type = _checked_type(reply, shown, self._limits)
         descriptor = Descriptor(media_type=media_type, digest=digest, size_bytes=len(reply.content))
         self._resolved = (descriptor, reply.content)
         return descriptor
@@ -173,16 +173,16 @@ def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:
     return actual
 
 
-def _checked_type(reply: Reply, name: str) -> str:
+def _checked_type(reply: Reply, name: str, limits: Limits) -> str:
     """Return the media type of a manifest, if the answer's header and the document agree on it."""
     announced = media_types.essence(reply.content_type or "")
     if announced in media_types.SCHEMA_1:
         raise InvalidDocument("", "Docker schema 1 manifests are not supported", name)
     if announced in media_types.GENERIC:
-        announced = describe_document(reply.content, name).media_type
+        announced = describe_document(reply.content, name, limits=limits).media_type
     if not media_types.is_document(announced):
         raise InvalidDocument("mediaType", f"{_shown(announced)} is no manifest or index", name)
-    return decode_document(reply.content, announced, name).media_type
+    return decode_document(reply.content, announced, name, limits=limits).media_type
 
 
 def _shown(text: str) -> str:

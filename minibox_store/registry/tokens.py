@@ -15,6 +15,7 @@ import attrs
 
 from minibox_store.codec import decode_token_answer
 from minibox_store.errors import AuthenticationRefused, InvalidDocument, RegistryError
+from minibox_store.limits import Limits
 from minibox_store.registry.challenges import Challenge
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
@@ -78,6 +79,7 @@ class Authorizer:
         cache: where grants are kept.
         fetch: sends a GET, without following redirects, with this Authorization, and returns the bounded body.
         check_interrupted: raises when the session is over.
+        limits: how large a token may be.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Authorizer:
         cache: TokenCache,
         fetch: FetchToken,
         check_interrupted: Callable[[], None],
+        limits: Limits,
     ) -> None:
         self._registry = registry
         self._scope = scope
@@ -98,6 +101,7 @@ class Authorizer:
         self._slot = cache.slot(registry, scope)
         self._fetch = fetch
         self._check_interrupted = check_interrupted
+        self._limits = limits
 
     def authorization(self) -> str | None:
         """Return what the next request carries; a token near its end is renewed before."""
@@ -153,7 +157,7 @@ class Authorizer:
         begun = time.monotonic()
         content = self._fetch(source, None if self._credentials is None else self._credentials.basic)
         try:
-            answer = decode_token_answer(content)
+            answer = decode_token_answer(content, limits=self._limits)
         except InvalidDocument as error:
             problem = f"the token server's answer is unusable: {error.problem}"
             raise RegistryError("GET", source.shown, 200, (), problem) from None

@@ -85,6 +85,7 @@ class Transport:
             cache=cache,
             fetch=self._fetch_token,
             check_interrupted=self._check_interrupted,
+            limits=limits,
         )
 
     def attempts(self) -> Attempts:
@@ -225,6 +226,7 @@ class Transport:
             answerer=answerer,
             retry_after_seconds=parse_retry_after(answer.header("Retry-After"), answer.header("Date")),
             secrets=(*answer.secrets, *self._authorizer.secrets()),
+            limits=self._limits,
         )
 
     def _fetch_token(self, url: Url, authorization: str | None) -> bytes:

@@ -17,7 +17,7 @@ import pytest
 from minibox_store import Store
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.forks import run_forked
-from tests.support.images import BuiltImage, build_image, build_index, random_layer
+from tests.support.images import BuiltImage, build_image, build_index, digest_of, random_layer
 from tests.support.invariants import (
     check_invariants,
     held_locks,
@@ -35,6 +35,7 @@ ALWAYS = build_image([SHARED, {"a": b"always"}], salt="always")
 HALF = build_image([SHARED, FRESH], salt="new")
 NEW = build_index([HALF, build_image([SHARED], platform="linux/arm64")])
 OLD = build_image(salt="old")
+SHARED_DIGEST = HALF.layer_digests[0]
 # Every place, where MINIBOX_DEEP is 1; else so many for each verb that all of it takes less than a minute.
 MOST_PLACES = 10_000 if os.environ.get("MINIBOX_DEEP") == "1" else 12
 
@@ -91,6 +92,17 @@ def make_wrong_blobs(root: Path) -> None:
     short.write_bytes(b"short")
 
 
+def make_rotten(root: Path) -> None:
+    make_store(root)
+    put(root, NEW, "new:1")
+    rot(blob(root, NEW.digest))
+    rot(blob(root, HALF.digest))
+    rot(blob(root, SHARED_DIGEST))
+    blob(root, HALF.layer_digests[1]).unlink()
+    blob(root, OLD.layer_digests[0]).unlink()
+    blob(root, OLD.layer_digests[0]).mkdir()
+
+
 def make_partial(root: Path) -> None:
     make_store(root)
     layer = HALF.layer_digests[1]
@@ -109,6 +121,10 @@ def import_new(store: Store, _: Path) -> object:
 
 def load_new(store: Store, root: Path) -> object:
     return store.load(root.parent / "a.tar")
+
+
+def repair(store: Store, _: Path) -> object:
+    return store.repair(sources=[memory_of({"new:1": NEW, "moving:1": OLD, "always:1": ALWAYS})])
 
 
 def remove_once(store: Store, root: Path) -> object:
@@ -151,6 +167,7 @@ VERBS = {
     "remove": Verb(prepare=make_store, work=remove_once, names={"going:1": None}),
     "untag": Verb(prepare=make_store, work=untag_once, names={"going:1": None}),
     "undo": Verb(prepare=make_removed, work=undo_once, names={"going:1": ALWAYS}),
+    "repair": Verb(prepare=make_rotten, work=repair, names={}, mends=True),
     "prune": Verb(prepare=make_garbage, work=lambda store, _: store.prune(), names={}),
     "save": Verb(
         prepare=make_store, work=lambda store, root: store.save("always:1", root.parent / "out.tar"), names={}
@@ -162,6 +179,19 @@ def expected_names(before: dict[str, str], changes: dict[str, BuiltImage | None]
     """Return the names once a verb has come to its end."""
     after = {**before, **{name: image.digest for name, image in changes.items() if image is not None}}
     return {name: digest for name, digest in after.items() if changes.get(name, ALWAYS) is not None}
+
+
+def wrong_contents(root: Path) -> set[bytes]:
+    """Return what lies in the place of blobs and is no such blob."""
+    files = [path for path in (root / "blobs").glob("*/*") if path.is_file() and path.name.isalnum()]
+    contents = {f"{path.parent.name}:{path.name}": path.read_bytes() for path in files}
+    return {content for digest, content in contents.items() if digest_of(content) != digest}
+
+
+def kept_contents(root: Path, *folders: str) -> set[bytes]:
+    """Return what lies under ``blobs/`` and in quarantine, or in some of these folders."""
+    found = [path for folder in folders or ("blobs", "quarantine") for path in (root / folder).rglob("*")]
+    return {path.read_bytes() for path in found if path.is_file()}
 
 
 def count_changes(verb: Verb, template: Path, folder: Path, *, links: bool, durability: str) -> int:
@@ -195,6 +225,8 @@ def test_a_process_may_die_at_any_operation(disk: Path, name: str, links: bool, 
     template.mkdir()
     verb.prepare(template / "store")
     before = read_names(template / "store")
+    wrong = wrong_contents(template / "store")
+    assert bool(wrong) == verb.mends
     after = expected_names(before, verb.names)
     changes = count_changes(verb, template, disk / "counted", links=links, durability=durability)
     stride = -(-changes // MOST_PLACES)
@@ -204,8 +236,10 @@ def test_a_process_may_die_at_any_operation(disk: Path, name: str, links: bool, 
         shutil.copytree(template, folder, symlinks=True)
         status = run_forked(partial(work_and_die, verb, folder, position, links=links, durability=durability))
         assert status in (0, DIED), f"{name}: an error instead of a death at operation {position}"
+        assert wrong <= kept_contents(folder / "store"), f"{name}, operation {position}: what was wrong is lost"
         died += status == DIED
         check_store(verb, folder, before, after, place=f"{name}, operation {position} of {changes}")
+        assert wrong <= kept_contents(folder / "store", "quarantine"), f"{name}, operation {position}"
         shutil.rmtree(folder)
     assert died >= changes // stride * 0.8, "most of the places were reached"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import PruneReport, Store, StoreError, StoreFull, StoreUnavailable
+from minibox_store import PruneReport, Store, StoreDamaged, StoreError, StoreFull, StoreUnavailable
 from minibox_store import _locks as locks
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.failing_system import FailingSystem, failing_system, is_change, is_look, is_opening
@@ -28,7 +28,7 @@ from tests.support.os_proxy import Call
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, blob_target, manifest_target, serve_image
 from tests.support.sources import memory_of
-from tests.support.stores import open_store, put, put_dead
+from tests.support.stores import blob, open_store, put, put_dead, rot
 
 SHARED = random_layer(4096, salt="shared")
 ALWAYS = build_image([SHARED, {"a": b"always"}], salt="always")
@@ -210,7 +210,9 @@ def check_one(
 def check_sentence(error: StoreError, scene: Scene, number: int, system: FailingSystem, place: str) -> None:
     """Check that an error is one sentence that names a thing, and of its kind."""
     sentence = str(error)
-    assert str(scene.folder) in sentence, f"{place}: {sentence!r} names nothing"
+    # A durable change makes the folders above the store durable too, and says which of them it could not.
+    above = any(sentence.startswith(f"cannot use {folder}: ") for folder in scene.folder.parents)
+    assert str(scene.folder) in sentence or above, f"{place}: {sentence!r} names nothing"
     assert sentence.isprintable(), place
     assert "Traceback" not in sentence
     assert system.failed, f"{place}: {sentence}"
@@ -269,6 +271,76 @@ class Counts(dict[str, int]):
 
     def __sub__(self, other: "Counts") -> "Counts":
         return Counts({name: count - other[name] for name, count in self.items()})
+
+
+def repair(store: Store) -> object:
+    return store.repair(sources=[memory_of({"always:1": ALWAYS, "old:1": OLD})], parallel=1)
+
+
+def make_wrong(root: Path) -> set[bytes]:
+    """Harm some blobs of a store, and return what was made of them."""
+    victims = [ALWAYS.digest, ALWAYS.layer_digests[0], OLD.layer_digests[1]]
+    for digest in victims:
+        rot(blob(root, digest))
+    blob(root, OLD.config_digest).unlink()
+    return {blob(root, digest).read_bytes() for digest in victims}
+
+
+@pytest.mark.timeout(1800 if DEEP else 120)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_S18_an_error_at_any_call_of_a_repair_is_told_loses_nothing_and_the_next_one_mends(
+    template: Path, registry: ScriptedRegistry, fault: str
+) -> None:
+    matches, number = FAULTS[fault]
+    with scene_of(template, registry) as scene, failing_system() as system:
+        make_wrong(scene.root)
+        repair(scene.open_store())
+        places = system.count_of(matches)
+    stride = -(-places // (4 * MOST_PLACES))
+    met = 0
+    for turn, position in enumerate(range(0, places, stride)):
+        for times in (1, EVER) if DEEP else ((1, EVER)[turn % 2],):
+            with scene_of(template, registry) as scene:
+                place = f"{fault} {position} of {places}, {'once' if times == 1 else 'and all behind it'}"
+                met += check_repair(scene, matches, number, position, times, place)
+    assert met >= 0.7 * places // stride, "most of the places were reached"
+
+
+def check_repair(
+    scene: Scene, matches: Callable[[Call], bool], number: int, position: int, times: int, place: str
+) -> bool:
+    """Let one call of a repair fail, or all from one on; return whether it was reached."""
+    root, before = scene.root, read_names(scene.root)
+    wrong = make_wrong(root)
+    error = None
+    with failing_system() as system:
+        system.fail_from(matches, number, skip=position, times=times)
+        try:
+            repair(scene.open_store())
+        except StoreError as raised:
+            error = raised
+    assert open_files(scene.folder) == [], place
+    assert held_locks(root) == [], place
+    assert read_names(root) == before, place
+    kept = {path.read_bytes() for folder in ("blobs", "quarantine") for path in (root / folder).rglob("sha*/*")}
+    kept |= {path.read_bytes() for path in (root / "quarantine").glob("*")}
+    assert wrong <= kept, f"{place}: what was wrong is lost"
+    assert error is None or system.failed, place
+    if isinstance(error, StoreDamaged):  # nobody could read index.json, nor any generation of it
+        assert matches is not is_change, place
+    elif error is not None:
+        # The folder above the store is its ground too, and may be what was not to be opened.
+        named = (str(scene.folder), *(path for call in system.failed for path in call.paths))
+        assert any(path in str(error) for path in named), f"{place}: {error}"
+        assert str(error).isprintable(), place
+        assert isinstance(error, StoreFull) == (number in (errno.ENOSPC, errno.EDQUOT)), f"{place}: {error!r}"
+    report = scene.open_store().repair(sources=[memory_of({"always:1": ALWAYS, "old:1": OLD})])
+    assert report.is_whole, place
+    assert [each for each in scene.open_store().verify() if each.is_damage] == [], place
+    assert scene.open_store().prune().errors == (), place
+    check_invariants(root, history_behind=True)
+    assert read_names(root) == before, place
+    return bool(system.failed)
 
 
 def test_a_fault_that_nobody_meets_is_seen_not_to_be_met(template: Path, registry: ScriptedRegistry) -> None:

@@ -24,6 +24,7 @@ from tests.support.layouts import blob_path, write_layout
 from tests.support.ledgers import check_whole
 from tests.support.os_proxy import Gate, replaced_os
 from tests.support.scripted_registry import Answer, Request, ScriptedRegistry, blob_headers, blob_target, serve_image
+from tests.support.snapshots import snapshot
 from tests.support.sources import memory_of
 from tests.support.stores import put, put_dead
 from tests.support.trials import drawing, trial_seconds
@@ -148,6 +149,39 @@ def test_a_blob_that_a_prune_took_from_under_a_foreign_copy_is_missed_by_name_an
     check_invariants(root, history_behind=True)
 
 
+def test_a_prune_that_spares_what_is_new_takes_nothing_from_under_a_foreign_copy(root: Path) -> None:
+    put_dead(root, NEW)
+    store, begun = open_store(root), time.time()
+    time.sleep(1)  # so long the prune may take to come to what is new
+    with foreign_copy_under_way(root):
+        report = store.prune(keep_newer_than_seconds=time.time() - begun)
+        assert report.blobs_removed == len(NEW.blobs), "what was there before the copy began is as old as that"
+        layers = {f"blobs/{digest.replace(':', '/')}" for digest in FOREIGN.layer_digests}
+        assert {each.partition(":")[0] for each in report.kept} >= layers, "what it has just written"
+    check_whole(root, FOREIGN)
+    check_whole(root, OURS)
+    assert store.verify() == ()
+    assert store.prune().blobs_removed == 0
+
+
+def test_a_repair_offers_the_names_that_a_foreign_copy_has_dropped_and_changes_nothing(root: Path) -> None:
+    store = open_store(root)
+    with foreign_copy_under_way(root):
+        store.import_image(memory_of({"new:1": NEW}), "new:1")
+        store.tag("ours:1", "ours:2")
+    before = snapshot(root)
+    report = store.repair()
+    assert report.is_whole
+    assert (report.index, report.mended, report.unmended) == (None, (), ())
+    lost = {each.name: str(each.descriptor.digest) for each in report.lost_names}
+    assert lost == {"new:1": NEW.digest, "ours:2": OURS.digest}
+    assert [str(each.digest) for each in report.nameless] == [NEW.digest], "a name of the other is there"
+    assert snapshot(root) == before
+    store.undo()
+    assert open_store(root).repair().lost_names == ()
+    check_whole(root, NEW)
+
+
 # What it is writing at this moment
 
 
@@ -163,6 +197,11 @@ def check(store: Store) -> None:
     assert store.verify() == ()
 
 
+def repair(store: Store) -> None:
+    report = store.repair()
+    assert (report.index, report.mended, report.unmended) == (None, (), ())
+
+
 ACTIONS: dict[str, Callable[[Store], object]] = {
     "images": look,
     "save": save,
@@ -174,6 +213,7 @@ ACTIONS: dict[str, Callable[[Store], object]] = {
     "verify": check,
     "usage": lambda store: store.usage(),
     "why": lambda store: store.why(store.get("foreign:1").digest),
+    "repair": repair,
     "lost names": lambda store: store.lost_names(),
 }
 

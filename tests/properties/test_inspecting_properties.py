@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minibox_store.documents import HistoryEntry
 from minibox_store.graph import RememberingSource
-from minibox_store.inspecting import describe_manifest, read_image
+from minibox_store.inspecting import describe_manifests, read_image
 from minibox_store.inspection import ManifestDetails
 from tests.support.document_strategies import histories, image_configs
 from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_image_over, build_index, digest_of
@@ -19,7 +19,7 @@ LAYERS = [b"one", b"two", b"three", b"four"]
 
 def describe(image: BuiltImage) -> list[ManifestDetails]:
     source = RememberingSource(memory_of({"app:1": image}))
-    return [describe_manifest(each) for each in read_image(source, root_of(image), root_of(image)).manifests]
+    return list(describe_manifests(read_image(source, root_of(image), root_of(image))))
 
 
 def image_over(contents: list[bytes], config: dict[str, Any]) -> BuiltImage:

@@ -14,10 +14,14 @@ import pytest
 
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.responses import RequestError
+from minibox_store import Store
 from tests.server.mounts import bind_mount
+from tests.support.images import build_image, random_layer
+from tests.support.sources import memory_of
+from tests.support.stores import blob, rot
 
 OWN = ["blobs", "lazy", "cache", "extracted", "base_layers", "ingest", "tmp", "layers", "containers", "volumes"]
-OWN += ["images", "quarantine", "history", "tmp-pull-1", "tmp-layer-abc"]
+OWN += ["images", "quarantine", "history", "journal", "tmp-pull-1", "tmp-layer-abc"]
 OWN_FILES = ["index.json", "oci-layout", "state.json", "listing.cache", "index.json.tmp-1"]
 F_SETSIG = 10
 
@@ -350,3 +354,21 @@ def test_before_the_store_exists_its_names_are_kept_free(tmp_path: Path) -> None
     with pytest.raises(RequestError) as caught, paths.open_target(str(tmp_path / "data" / "index.json")):
         pass
     assert caught.value.status == 403
+
+
+def test_nothing_that_a_store_makes_in_its_folder_may_be_read_or_written(place: Place) -> None:
+    store = Store(place.data_root / "store", durability="none")
+    image = build_image([random_layer(4096)])
+    for number in range(70):  # so many that the listing is kept
+        store.import_image(memory_of({"app:1": image}), "app:1", as_name=f"app:{number}")
+    rot(blob(place.data_root / "store", image.layer_digests[0]))
+    store.import_image(memory_of({"app:1": image}), "app:1", verify="content")
+    store.images()
+    store.prune()
+    made = {path.name for path in (place.data_root / "store").iterdir()}
+    assert made >= {"index.json", "oci-layout", "blobs", "ingest", "history", "journal", "quarantine"}
+    for name in made:
+        where = place.data_root / name
+        paths = [where, where / "file"] if (place.data_root / "store" / name).is_dir() else [where]
+        for path in paths:
+            assert set(place.statuses(path)) <= {400, 403}, path

@@ -18,7 +18,7 @@ import minibox_store
 from tests.support.os_proxy import CHANGES, Call, OsProxy
 
 # What looks at a disk without changing it, and may fail for a disk's reasons all the same.
-LOOKS = frozenset({"stat", "lstat", "fstat", "listdir", "scandir", "pread", "preadv", "read"})
+LOOKS = frozenset({"stat", "lstat", "fstat", "listdir", "scandir", "pread", "preadv", "read", "statvfs"})
 # What needs a file descriptor that is not there when too many files are open.
 OPENINGS = frozenset({"open", "listdir", "scandir"})
 

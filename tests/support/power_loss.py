@@ -5,12 +5,14 @@ The recording stands where :mod:`tests.support.os_proxy` does: in the place of `
 just what lies in the folder. Only the notes in lock files are written past it, and they mean nothing after a crash.
 """
 
+import fcntl
 import os
 import pickle
 import random
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -202,20 +204,14 @@ def _comparable(tree: Tree) -> object:
     return files, dict(tree.folders)
 
 
-class _in_place:  # noqa: N801  # it is used as a function is
+@contextmanager
+def _in_place(system: OsProxy) -> Iterator[None]:
     """Put a recording in the place of the system below the library for a block."""
-
-    def __init__(self, system: OsProxy) -> None:
-        self._system = system
-        self._patch = pytest.MonkeyPatch()
-
-    def __enter__(self) -> None:
-        self._patch.setattr(_files, "os", self._system)
-        self._patch.setattr(_moving, "os", self._system)
-        self._patch.setattr("shutil.os", self._system)
-
-    def __exit__(self, *_: object) -> None:
-        self._patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_files, "os", system)
+        patch.setattr(_moving, "os", system)
+        patch.setattr("shutil.os", system)
+        yield
 
 
 class RecordingOs(OsProxy):
@@ -342,7 +338,9 @@ class RecordingOs(OsProxy):
 
 
 def _position(opened: int) -> int:
-    return os.lseek(opened, 0, os.SEEK_CUR)
+    """Return where the next write goes: to the end, where the file was opened for that."""
+    appends = fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_APPEND
+    return os.fstat(opened).st_size if appends else os.lseek(opened, 0, os.SEEK_CUR)
 
 
 def _where(opened: int) -> str:

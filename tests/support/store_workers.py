@@ -195,6 +195,11 @@ class StoreWorker:
         damage = [each for each in self._store.verify() if each.is_damage]
         assert damage == []
 
+    def repair(self) -> None:
+        """Look for damage to mend, of which there is none."""
+        report = self._store.repair(client=self._client)
+        assert (report.index, report.mended, report.unmended) == (None, (), ())
+
     def look(self) -> None:
         """List all images, and weigh them."""
         listed = {image.name: image for image in self._store.images()}
@@ -236,6 +241,6 @@ _VERBS: tuple[Callable[[StoreWorker], None], ...] = (
     *(StoreWorker.pull, StoreWorker.pull, StoreWorker.import_, StoreWorker.load, StoreWorker.load),
     *(StoreWorker.tag, StoreWorker.tag_shared, StoreWorker.save, StoreWorker.save_shared),
     *(StoreWorker.remove, StoreWorker.remove, StoreWorker.remove_shared, StoreWorker.remove_shared),
-    *(StoreWorker.prune, StoreWorker.prune, StoreWorker.verify, StoreWorker.look),
+    *(StoreWorker.prune, StoreWorker.prune, StoreWorker.verify, StoreWorker.look, StoreWorker.repair),
 )
 VERB_NAMES = frozenset(verb.__name__ for verb in _VERBS)
