@@ -300,8 +300,6 @@ def append_bytes(path: str, content: bytes, *, durable: bool = False) -> bool:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
-        if stat.S_IMODE(status.st_mode) != _OWNERS:
-            os.fchmod(descriptor, _OWNERS)
         write_all(descriptor, content)
         if durable:
             os.fsync(descriptor)
