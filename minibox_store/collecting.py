@@ -29,17 +29,12 @@ class Marks:
     absent: dict[Digest, Descriptor] = attrs.field(factory=dict)
     _seen: set[Identity] = attrs.field(factory=set)
 
-    @property
-    def live(self) -> set[Digest]:
-        """The blobs that are alive, those that are absent included."""
-        return {key[0] for key in self._seen}
-
     def live_names(self) -> set[str]:
         """Return what the files of the blobs that are alive are called: the hexadecimal part of their digests.
 
         That tells them apart, as each algorithm has its length; and texts are compared faster than digests.
         """
-        return {key[0].hex for key in self._seen}
+        return {key[0] for key in self._seen}
 
     def add_root(self, source: BlobSource, root: Descriptor) -> None:
         """Mark everything that ``root`` reaches, and ``root``.
@@ -50,16 +45,14 @@ class Marks:
         if root.digest in self.absent:  # a root may not be absent; and it may have come since
             self.forget([self.absent[root.digest]])
         for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
-            # An index names manifests; what a manifest names is never one.
-            is_named = node.document is None and node.role == "manifest"
-            if is_named and media_types.is_document(node.descriptor.media_type):
+            if node.document is None and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor
 
     def forget(self, absent: Iterable[Descriptor]) -> None:
         """Forget that these were absent: they have come since, and what they reach is to be marked."""
         for descriptor in absent:
             del self.absent[descriptor.digest]
-            self._seen -= {key for key in self._seen if key[0] == descriptor.digest}
+            self._seen -= {key for key in self._seen if key[0] == descriptor.digest.hex}
 
 
 def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:

@@ -39,6 +39,7 @@ class ImageMap:
     _seen: set[Identity] = attrs.field(factory=set)
     _children: dict[Identity, tuple[Descriptor, ...]] = attrs.field(factory=dict)
     _parents: defaultdict[Identity, list[Identity]] = attrs.field(factory=lambda: defaultdict(list))
+    _digests: dict[str, Digest] = attrs.field(factory=dict)
     _identities: defaultdict[Digest, set[Identity]] = attrs.field(factory=lambda: defaultdict(set))
 
     def add_root(
@@ -71,7 +72,8 @@ class ImageMap:
             source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True, on_unreadable=note
         ):
             key = identity(node.descriptor)
-            self._identities[key[0]].add(key)
+            self._identities[node.descriptor.digest].add(key)
+            self._digests[key[0]] = node.descriptor.digest
             if node.document is not None:
                 self._children[key] = tuple(child.descriptor for child in children(node.document))
                 for below in {identity(child) for child in self._children[key]}:
@@ -140,7 +142,7 @@ class ImageMap:
             below = {identity(child) for child in self._children.get(todo.pop(), ())} - found
             found |= below
             todo.extend(below)
-        return {key[0] for key in found}
+        return {self._digests[key[0]] for key in found}
 
 
 def weigh_images(images: ImageMap, sizes_bytes: Mapping[Digest, int]) -> tuple[ImageUsage, ...]:

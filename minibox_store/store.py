@@ -214,7 +214,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
-        client = RegistryClient() if client is None else client
+        client = RegistryClient(limits=self._limits) if client is None else client
         with (
             file_errors(self.root),
             client.open_repository(parsed) as repository,

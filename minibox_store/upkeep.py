@@ -104,7 +104,7 @@ class Upkeep:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-        opened = client or RegistryClient()
+        opened = client or RegistryClient(limits=self._layout.limits)
         with file_errors(self._layout.paths.root):
             return repair(
                 self._layout,

@@ -199,10 +199,12 @@ class Sweep:
                 self._layout.sync_index()
                 self._durable_index = self._marked
             pins = live_pins(self._paths)
+            spares_new = self._youth.keep_newer_than_seconds > 0
             for removal in batch:
                 name = file_name(removal.path)
-                if name not in self._live_names and name not in pins and not self._is_new(removal):
-                    self._remove(removal)
+                if name in self._live_names or name in pins or (spares_new and self._is_new(removal)):
+                    continue
+                self._remove(removal)
 
     def _is_new(self, removal: Removal) -> bool:
         reason = self._youth.reason_to_keep(removal)
