@@ -77,9 +77,9 @@ def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[
     """Return the removal of each blob whose name is not among those of the blobs that are alive."""
     reason = "no image in the index needs it"
     return [
-        Removal(kind="blob", path=blob.path, size_bytes=blob.size_bytes, reason=reason, age_seconds=blob.age_seconds)
-        for blob in blobs
-        if file_name(blob.path) not in live_names
+        Removal(kind="blob", path=path, size_bytes=size_bytes, reason=reason, age_seconds=age_seconds)
+        for path, size_bytes, age_seconds in blobs
+        if file_name(path) not in live_names
     ]
 
 

@@ -15,7 +15,9 @@ from minibox_store.reports import Removal
 def age_seconds(status: os.stat_result, now_seconds: float | None = None) -> float:
     """Return how long ago a file changed, at a time in seconds since 1970, or now."""
     now_seconds = time.time() if now_seconds is None else now_seconds
-    return max(0.0, now_seconds - max(status.st_mtime, status.st_ctime))
+    changed, written = status.st_ctime, status.st_mtime
+    age = now_seconds - (changed if changed > written else written)
+    return age if age > 0 else 0.0
 
 
 @attrs.frozen

@@ -160,6 +160,7 @@ class Sweep:
     def _look(self) -> tuple[list[StoredBlob], list[str]]:
         """Return the blobs that are not alive, and the path of each sidecar of a layer that is not."""
         now_seconds = time.time()
+        spares_new = self._youth.keep_newer_than_seconds > 0
         blobs, sidecars = [], []
         for algorithm, length in HEX_LENGTHS.items():
             for entry in iter_entries(self._paths.blobs(algorithm)):
@@ -173,11 +174,14 @@ class Sweep:
                     if is_sidecar and layer not in self._live_names and _is_hex_file(entry, layer):
                         sidecars.append(f"blobs/{algorithm}/{name}")
                 elif _is_hex_file(entry, name):
-                    with suppress(FileNotFoundError):
+                    try:
                         status = entry.stat(follow_symlinks=False)
-                        path = f"blobs/{algorithm}/{name}"
+                    except FileNotFoundError:
+                        continue
+                    path = f"blobs/{algorithm}/{name}"
+                    if spares_new:
                         self._youth.note(path, status)
-                        blobs.append(StoredBlob(path, status.st_size, age_seconds(status, now_seconds)))
+                    blobs.append(StoredBlob(path, status.st_size, age_seconds(status, now_seconds)))
         return blobs, sidecars
 
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
@@ -275,8 +279,8 @@ class Sweep:
 
     def _sync_removals(self) -> None:
         """Let what was removed stay away: once for each folder that had any of it."""
-        paths = [removal.path for removal in self._removed if removal.kind != "name"]
-        for folder in sorted({os.path.dirname(path) for path in paths}):
+        folders = {removal.path.rpartition("/")[0] for removal in self._removed if removal.kind != "name"}
+        for folder in sorted(folders):
             with suppress(FileNotFoundError):
                 _files.sync_directory(os.path.join(self._paths.root, folder))
 
