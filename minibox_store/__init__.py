@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from minibox_store.codec import encode_document as encode_document
     from minibox_store.copying import Cancellation as Cancellation
+    from minibox_store.copying import EventListener as EventListener
     from minibox_store.copying import copy_image as copy_image
     from minibox_store.digest import Digest as Digest
+    from minibox_store.documents import ConfigSummary as ConfigSummary
     from minibox_store.documents import Descriptor as Descriptor
+    from minibox_store.documents import Document as Document
     from minibox_store.documents import HistoryEntry as HistoryEntry
     from minibox_store.documents import ImageConfig as ImageConfig
     from minibox_store.documents import Index as Index
@@ -76,7 +79,9 @@ if TYPE_CHECKING:
     from minibox_store.reference import check_image_name as check_image_name
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import RegistryClient as RegistryClient
+    from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.reports import Finding as Finding
+    from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
     from minibox_store.reports import IndexRepair as IndexRepair
     from minibox_store.reports import LostName as LostName
@@ -94,9 +99,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "codec": ("encode_document",),
-    "copying": ("Cancellation", "copy_image"),
+    "copying": ("Cancellation", "EventListener", "copy_image"),
     "digest": ("Digest",),
-    "documents": ("Descriptor", "HistoryEntry", "ImageConfig", "Index", "Manifest"),
+    "documents": ("ConfigSummary", "Descriptor", "Document", "HistoryEntry", "ImageConfig", "Index", "Manifest"),
     "errors": (
         "AuthenticationRefused",
         "BlobNotFound",
@@ -155,9 +160,10 @@ _MODULES = {
         "NamedImages",
     ),
     "reference": ("Reference", "check_image_name"),
-    "registry": ("Credentials", "RegistryClient"),
+    "registry": ("Credentials", "RegistryClient", "RegistryRepository"),
     "reports": (
         "Finding",
+        "FindingKind",
         "ImageUsage",
         "IndexRepair",
         "LostName",

@@ -10,7 +10,7 @@ import attrs
 
 from minibox_store.errors import ContentMismatch, InvalidDigest
 
-_HEX_LENGTHS = {"sha256": 64, "sha512": 128}
+HEX_LENGTHS = {"sha256": 64, "sha512": 128}  # of each algorithm that there is
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -28,7 +28,7 @@ class Digest:
     hex: str
 
     def __attrs_post_init__(self) -> None:
-        length = _HEX_LENGTHS.get(self.algorithm)
+        length = HEX_LENGTHS.get(self.algorithm)
         if length is None:
             raise InvalidDigest(str(self), "the algorithm is not sha256 or sha512")
         if len(self.hex) != length or _HEX.fullmatch(self.hex) is None:

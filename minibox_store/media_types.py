@@ -6,14 +6,9 @@ Spec: OCI image-spec 1.1, media-types.md, and Docker's Image Manifest Version 2,
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
-OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
-OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
-OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 DOCKER_MANIFEST_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
-DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA_1_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 OCTET_STREAM = "application/octet-stream"
@@ -54,14 +49,3 @@ def is_document(media_type: str) -> bool:
 def is_config(media_type: str) -> bool:
     """Whether this is the configuration of a runnable image."""
     return media_type in CONFIGS
-
-
-def is_layer(media_type: str) -> bool:
-    """Whether this is a file system layer, in any compression, also a foreign or non-distributable one."""
-    return media_type.startswith(
-        (
-            "application/vnd.oci.image.layer.",
-            "application/vnd.docker.image.rootfs.diff.tar",
-            "application/vnd.docker.image.rootfs.foreign.diff.tar",
-        )
-    )

@@ -25,11 +25,12 @@ from minibox_store.errors import (
     StoreUnavailable,
 )
 from minibox_store.events import BlobAdvanced, Event
-from minibox_store.media_types import OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from minibox_store.media_types import OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import ImageWriter
 from tests.support.archives import members_of, pack, read_archive, unpack
 from tests.support.images import (
+    OCI_LAYER,
     BuiltImage,
     Layer,
     build_image,

@@ -16,7 +16,7 @@ from minibox_store import Cancellation, Store, _moving
 from minibox_store.archive import ArchiveReader
 from minibox_store.errors import Cancelled, InvalidArchive, InvalidPath, InvalidReference, StoreError
 from minibox_store.events import BlobAdvanced, Event
-from minibox_store.media_types import OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from minibox_store.media_types import OCI_INDEX, OCI_MANIFEST
 from tests.support.archives import (
     Members,
     blob_name,
@@ -28,7 +28,16 @@ from tests.support.archives import (
     read_archive,
     special,
 )
-from tests.support.images import BuiltImage, Layer, build_image, build_index, digest_of, encode_document, random_layer
+from tests.support.images import (
+    OCI_LAYER,
+    BuiltImage,
+    Layer,
+    build_image,
+    build_index,
+    digest_of,
+    encode_document,
+    random_layer,
+)
 from tests.support.layouts import blob_path, read_layout_blobs, read_layout_names, write_layout
 from tests.support.snapshots import snapshot
 from tests.support.sources import read_stream

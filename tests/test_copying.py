@@ -19,12 +19,12 @@ from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, Inval
 from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout
-from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
 from minibox_store.platforms import LINUX_AMD64
 from minibox_store.protocols import ArchivedBlob, BlobSource, ImageTarget, RangeStream
 from minibox_store.staging import stage_blobs
-from tests.support.images import BuiltImage, build_image, build_index, digest_of, encode_document
+from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_index, digest_of, encode_document
 from tests.support.snapshots import snapshot
 from tests.support.sources import (
     BlockingSource,

@@ -17,10 +17,10 @@ from minibox_store.graph import (
     walk,
 )
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.media_types import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from minibox_store.media_types import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
 from minibox_store.platforms import LINUX_AMD64, Platform
-from tests.support.images import BuiltImage, build_image, build_index, encode_document
+from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_index, encode_document
 from tests.support.sources import (
     EndlessSource,
     LackingSource,

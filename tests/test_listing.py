@@ -278,6 +278,48 @@ def test_S7_an_image_of_many_large_documents_is_listed_at_the_cost_of_one(tmp_pa
     assert peaks[1] < 2.5 * peaks[0]  # one is let go when the next one is there
 
 
+# What is too long for a line
+
+
+@pytest.mark.parametrize("length", [64, 65, 100_000])
+def test_S7_what_a_config_says_at_length_is_inspected_and_not_listed(root: Path, length: int) -> None:
+    image = build_image(config={"created": "x" * length, "os": "linux", "variant": "v" * (4 * length - 12)})
+    index = build_index([image, CHILD])
+    put(root, image, "long:1")
+    put(root, index, "long:2")
+    for _ in range(2):  # read, and from the cache
+        listed = {each.name: each for each in open_store(root).images()}
+        assert (listed["long:1"].created, listed["long:1"].damaged) == ("x" * 64 if length == 64 else None, False)
+        long = f"linux/amd64/{'v' * 244}"
+        assert [str(each) for each in listed["long:1"].platforms] == ([long] if length == 64 else [])
+        assert [str(each) for each in listed["long:2"].platforms] == [
+            *([long] if length == 64 else []),
+            "linux/arm64/v8",
+        ]
+        assert (root / CACHE).stat().st_size < 50_000
+    (manifest,) = open_store(root).inspect("long:1").manifests
+    assert manifest.config is not None
+    assert manifest.config.created == "x" * length
+
+
+def test_S7_an_index_of_many_documents_is_read_each_time_and_keeps_no_other_out_of_the_cache(root: Path) -> None:
+    images = [build_image([], salt=f"wide {number}") for number in range(32)]
+    indexes = {f"wide-{number:02}:1": build_index([*images, SINGLE[name]]) for number, name in enumerate(SINGLE)}
+    usual = build_index(images[:31])
+    write_layout(root, {**IMAGES, **indexes, "usual:1": usual})
+    store = open_store(root)
+    store.images()
+    before = (root / CACHE).read_bytes()
+    assert usual.digest.removeprefix("sha256:").encode() in before
+    assert len(before) < 30_000
+    read = documents_read(open_store(root).images)
+    assert read >= {each.digest.removeprefix("sha256:") for each in indexes.values()}
+    assert usual.digest.removeprefix("sha256:") not in read
+    with replaced_os() as system:
+        open_store(root).images()
+    assert not system.count("replace", CACHE)
+
+
 # What the system does not let us read
 
 

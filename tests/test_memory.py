@@ -10,9 +10,9 @@ from minibox_store.codec import encode_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest
 from minibox_store.errors import ImageNotFound
-from minibox_store.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from minibox_store.media_types import OCI_CONFIG, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
-from tests.support.images import build_image
+from tests.support.images import OCI_LAYER, build_image
 from tests.support.sources import blobs_of, copy_into, descriptors_of, memory_of, root_of
 
 

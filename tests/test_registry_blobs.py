@@ -10,7 +10,8 @@ import pytest
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, RegistryError
-from minibox_store.media_types import OCI_CONFIG, OCI_LAYER
+from minibox_store.media_types import OCI_CONFIG
+from tests.support.images import OCI_LAYER
 from tests.support.registries import open_repository
 from tests.support.scripted_registry import (
     NO_ANSWER,

@@ -12,12 +12,11 @@ import pytest
 
 from minibox_store.copying import Cancellation, copy_graph
 from minibox_store.errors import Cancelled, RegistryError
-from minibox_store.media_types import OCI_LAYER
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import ImageSource, Interruptible
 from minibox_store.registry import RegistryRepository
 from tests.support.certificates import make_certificate
-from tests.support.images import build_image
+from tests.support.images import OCI_LAYER, build_image
 from tests.support.registries import open_repository
 from tests.support.scripted_registry import (
     Answer,

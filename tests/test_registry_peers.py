@@ -9,10 +9,9 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import AuthenticationRefused, BlobNotFound, ManifestUnknown, RegistryError
 from minibox_store.graph import walk
-from minibox_store.media_types import OCI_LAYER
 from minibox_store.registry import Credentials
 from tests.support.certificates import Certificate, make_certificate
-from tests.support.images import BuiltImage, build_image, build_index, random_layer
+from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_index, random_layer
 from tests.support.peers import DockerRegistry, docker_registry, push_image
 from tests.support.registries import open_repository
 from tests.support.sources import descriptor_for, read_all

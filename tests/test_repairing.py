@@ -91,6 +91,7 @@ KINDS = {
 }
 DOCUMENTS = ("index", "nested index", "manifest")
 EVER = 1 << 60
+READS = ("pread", "preadv", "read", "readv")
 
 
 def harm(path: Path, how: str) -> None:
@@ -127,7 +128,7 @@ def unreadable(path: Path, *, at: str = "preadv") -> Iterator[None]:
             )
         else:
             system.fail_from(
-                lambda call: call.name == "preadv" and os.fstat(call.arguments[0]).st_ino == inode,
+                lambda call: call.name in READS and os.fstat(call.arguments[0]).st_ino == inode,
                 errno.EIO,
                 skip=0,
                 times=EVER,
@@ -481,7 +482,9 @@ def test_a_pull_that_was_cut_off_and_gone_on_with_leaves_the_origin_of_every_blo
         target = blob_target("team/other", OTHER.layer_digests[1])
         registry.allow("GET", target, registry_error(404, "BLOB_UNKNOWN"), at_most=1)
         with pytest.raises(StoreError):
-            open_store(root).pull(registry.reference("team/other", "1"), name="other:1", client=quick_client())
+            open_store(root).pull(
+                registry.reference("team/other", "1"), name="other:1", client=quick_client(), parallel=1
+            )
         assert OTHER.layer_digests[0] in stored(root)
         registry.allow("GET", target, Answer(headers=blob_headers("x"), body=OTHER.blobs[OTHER.layer_digests[1]]))
         open_store(root).pull(registry.reference("team/other", "1"), name="other:1", client=quick_client())
@@ -592,7 +595,7 @@ def test_whoever_looks_on_is_told_what_is_read_and_what_is_fetched(orphaned: Pat
 
 @pytest.mark.parametrize("parallel", [0, -1])
 def test_so_many_readers_are_refused(root: Path, parallel: int) -> None:
-    with pytest.raises(InvalidInput, match=f"parallel is {parallel}"):
+    with pytest.raises(InvalidInput, match=rf"parallel\D*{parallel}\b"):
         repair(root, parallel=parallel)
 
 
@@ -1029,9 +1032,9 @@ def test_S6_a_pull_that_verifies_content_replaces_a_layer_of_the_right_size_and_
     with replaced_os() as system:
         bring()
         bring(verify="size")
-        assert system.count("preadv", hexadecimal) == 0
+        assert sum(system.count(name, hexadecimal) for name in READS) == 0
         bring(verify="content")
-        assert system.count("preadv", hexadecimal) > 0
+        assert sum(system.count(name, hexadecimal) for name in READS) > 0
     assert not (root / "quarantine").exists(), "what is right is not replaced"
     with harmed(root, layer, how) as wrong:
         bring(verify="size")

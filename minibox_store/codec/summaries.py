@@ -18,7 +18,7 @@ from minibox_store.errors import InvalidDigest, InvalidDocument
 from minibox_store.limits import MAX_LISTING_BYTES
 from minibox_store.media_types import is_index
 from minibox_store.platforms import Platform
-from minibox_store.summaries import DocumentFile, ImageSummary
+from minibox_store.summaries import MOST_CREATED_CHARACTERS, DocumentFile, ImageSummary, listed_platform
 
 _VERSION = b"minibox-store listing 1 "
 _HEADER_BYTES = len(_VERSION) + 64 + 1
@@ -37,7 +37,7 @@ class SummaryTable:
 
     def __init__(self, shared: _Shared | None = None, entries: dict[str, Any] | None = None) -> None:
         self._media_types = shared.media_types if shared else ()
-        self._platforms = shared.platforms if shared else ()
+        self._platforms = [listed_platform(each) for each in shared.platforms] if shared else []
         self._entries = entries or {}
 
     def __len__(self) -> int:
@@ -59,7 +59,9 @@ class SummaryTable:
             return None
         if not 0 <= media_type < len(self._media_types) or self._media_types[media_type] != root.media_type:
             return None
-        if size != root.size_bytes or size_bytes < 0 or layers < 0 or not (created is None or type(created) is str):
+        if size != root.size_bytes or size_bytes < 0 or layers < 0:
+            return None
+        if created is not None and not (type(created) is str and len(created) <= MOST_CREATED_CHARACTERS):
             return None
         own = None if platform is None else self._platform(platform)
         if own is None and platform is not None:
@@ -112,13 +114,13 @@ def decode_summaries(content: bytes) -> SummaryTable:
 
 
 def encode_summaries(summaries: Iterable[ImageSummary]) -> bytes:
-    """Return bytes that hold the summaries; of those that are not complete, none."""
+    """Return bytes that hold the summaries; of those that are not to be kept, none."""
     media_types: dict[str, int] = {}
     platforms: dict[Platform, int] = {}
     entries: dict[str, list[object]] = {}
     for summary in summaries:
         (digest, state), *below = summary.files or ((None, None),)
-        if digest is None or state is None or not summary.is_complete:
+        if digest is None or state is None or not summary.is_kept:
             continue
         entry: list[object] = [
             media_types.setdefault(summary.media_type, len(media_types)),

@@ -21,7 +21,7 @@ from minibox_store.layout.summarising import summarise
 from minibox_store.layout_index import NAME_ANNOTATION, names_of
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.protocols import BlobSource
-from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary
+from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary, listed_platform
 
 _ATTEMPTS = 3
 # To read a few images anew costs less than to ask the cache, and much less than to write it. So it is written once
@@ -128,7 +128,7 @@ class Listing:
             summary = self._known(kept.find(root))
             if summary is None:
                 summary = summarise(self._layout, root, among_others=True)
-                self._unkept += summary.is_complete
+                self._unkept += summary.is_kept
             summaries[key] = summary
         if has_cache and self._unkept >= max(_WORTH_KEEPING, len(summaries) // _PART_WORTH_KEEPING):
             self._unkept = 0  # were it not written, the next attempt would fail as well
@@ -164,7 +164,7 @@ def _image(name: str, descriptor: Descriptor, summary: ImageSummary) -> Image:
         annotations = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
     platform, platforms = summary.platform, summary.platforms
     if descriptor.media_type in media_types.MANIFESTS and not summary.damaged:
-        platform = platform or descriptor.platform
+        platform = platform or listed_platform(descriptor.platform)
         platforms = (platform,) if platform else ()
     return Image(
         name=name,

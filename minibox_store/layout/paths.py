@@ -7,10 +7,9 @@ import os
 
 import attrs
 
-from minibox_store.digest import Digest
+from minibox_store.digest import HEX_LENGTHS, Digest
 from minibox_store.errors import InvalidDigest
 
-HEX_LENGTHS = {"sha256": 64, "sha512": 128}
 ALGORITHMS = tuple(HEX_LENGTHS)
 
 

@@ -12,7 +12,14 @@ from minibox_store.graph import is_of_the_blob, read_content, walk
 from minibox_store.layout.layout import Layout
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.summaries import UNKNOWN_STATE, DocumentFile, FileState, ImageSummary
+from minibox_store.summaries import (
+    UNKNOWN_STATE,
+    DocumentFile,
+    FileState,
+    ImageSummary,
+    listed_created,
+    listed_platform,
+)
 
 _WRONG = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
 
@@ -75,9 +82,10 @@ class _Reached:
 
     def add(self, descriptor: Descriptor, role: Role) -> None:
         self.blobs[descriptor.digest] = (descriptor.size_bytes, role == "layer")
-        is_image = media_types.is_manifest(descriptor.media_type) and not descriptor.is_attestation
-        if descriptor.platform is not None and is_image:
-            self.platforms[descriptor.platform] = None
+        if media_types.is_manifest(descriptor.media_type) and not descriptor.is_attestation:
+            platform = listed_platform(descriptor.platform)
+            if platform is not None:
+                self.platforms[platform] = None
 
 
 def _summary_of_manifest(
@@ -95,8 +103,8 @@ def _summary_of_manifest(
     return ImageSummary(
         media_type=root.media_type,
         size_bytes=root.size_bytes + manifest.config.size_bytes + sum(layer.size_bytes for layer in manifest.layers),
-        platform=config.platform,
-        created=config.created,
+        platform=listed_platform(config.platform),
+        created=listed_created(config.created),
         layers=len(manifest.layers),
         is_complete=is_complete,
         files=watched.files(),

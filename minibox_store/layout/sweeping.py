@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
+from minibox_store.digest import HEX_LENGTHS
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
-from minibox_store.layout.paths import HEX_LENGTHS
 from minibox_store.layout_index import name_of, names_of
 from minibox_store.reports import PruneReport, Removal
 
