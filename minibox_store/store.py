@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors, path_errors
+from minibox_store.arguments import Durability, Verify, absolute_root, is_content, is_durable
 from minibox_store.copying import (
     DEFAULT_PARALLEL,
     Cancellation,
@@ -16,7 +17,7 @@ from minibox_store.copying import (
 )
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, InvalidArgument, InvalidPath
+from minibox_store.errors import BlobNotFound, InvalidArgument
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.generations import Generations
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
     from minibox_store.registry import RegistryClient
     from minibox_store.reports import StoreInfo
-
-
-Verify = Literal["size", "content"]
 
 
 class Store(NamedStore, ExaminedStore, Generations, Upkeep):
@@ -62,16 +60,14 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
         self,
         root: str | os.PathLike[str],
         *,
-        durability: Literal["full", "none"] = "full",
+        durability: Durability = "full",
         lock_timeout_seconds: float = 30.0,
         limits: Limits = DEFAULT_LIMITS,
         settle_seconds: float = 1.0,
     ) -> None:
-        if durability not in ("full", "none"):
-            raise InvalidArgument("durability", durability, "it is neither 'full' nor 'none'")
         self._layout = Layout(
-            _absolute(root),
-            durable=durability == "full",
+            absolute_root(root),
+            durable=is_durable(durability),
             lock_timeout_seconds=lock_timeout_seconds,
             limits=limits,
             settle_seconds=settle_seconds,
@@ -214,7 +210,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
-        verify_content = _is_content(verify)
+        verify_content = is_content(verify)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
@@ -259,7 +255,7 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
-        verify_content = _is_content(verify)
+        verify_content = is_content(verify)
         as_name = check_image_name(name if as_name is None else as_name)
         cancellation = cancellation or Cancellation()
         with file_errors(self.root):
@@ -384,20 +380,3 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep):
                 on_event=on_event,
                 cancellation=cancellation or Cancellation(),
             )
-
-
-def _is_content(verify: Verify) -> bool:
-    if verify not in ("size", "content"):
-        raise InvalidArgument("verify", verify, "it is neither 'size' nor 'content'")
-    return verify == "content"
-
-
-def _absolute(root: str | os.PathLike[str]) -> str:
-    path = os.fspath(root)
-    if not isinstance(path, str):
-        raise InvalidArgument("root", root, "it is no text")
-    if not path:
-        raise InvalidPath(path, "a store's folder needs a name")
-    with path_errors(path):
-        os.fsencode(path)
-        return os.path.abspath(path)

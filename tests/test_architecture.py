@@ -32,7 +32,7 @@ CORE = {
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving"}
-FACE = {"store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
+FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"refetching", "upkeep", "__init__"}
 
 # What each part may import of minibox_store, beside itself.

@@ -80,9 +80,9 @@ class Journal:
 
 
 def _encoded(lines: Iterable[tuple[str, ...]]) -> bytes:
-    content = b""
+    content = []
     for fields in lines:
         if not any("\t" in field or "\n" in field for field in fields):
             with suppress(UnicodeEncodeError):
-                content += f"\n{chr(9).join((*fields, _END))}".encode()
-    return content
+                content.append(f"\n{chr(9).join((*fields, _END))}".encode())
+    return b"".join(content)

@@ -28,9 +28,9 @@ class Origins:
         self.journal.append((str(digest), origin) for digest in digests)
 
     def unknown(self, digests: Iterable[Digest], origin: str) -> set[Digest]:
-        """Return the blobs of which it is not known that they were to be had there last."""
+        """Return the blobs of which it is not known that they are to be had there."""
         known = self.read()
-        return {digest for digest in digests if known.get(str(digest), ())[:1] != (origin,)}
+        return {digest for digest in digests if origin not in known.get(str(digest), ())}
 
     def read(self) -> dict[str, tuple[str, ...]]:
         """Return for each blob its origins, the latest first."""

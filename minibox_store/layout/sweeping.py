@@ -254,7 +254,7 @@ class Sweep:
         """Forget what is of use for no name and no blob any more; nothing hangs on it, and so no failure does."""
         activity, origins = self._layout.activity, self._layout.origins
         name_count = 0 if self._marked is None else len(self._marked.entries)
-        with self._telling_errors("journal"):  # also where they lie there may be no folder
+        with self._telling_errors("journal"):
             if activity.is_untidy(name_count) or origins.is_untidy(len(self._live_names)):
                 with self._layout.store_lock("collecting"):
                     self._mark_new_roots()  # a pull may have brought in more since the last blob went

@@ -64,6 +64,7 @@ class Transaction:
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
         self._verified: set[Digest] = set()
+        self._fetched: set[Digest] = set()
         self._names: list[str] = []
         self._changes: list[Callable[[LayoutIndex], LayoutIndex]] = []
 
@@ -100,10 +101,10 @@ class Transaction:
         if self._layout.durable:
             found = sorted(self._reached - self._publisher.placed)
             sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
-        origins, noted = self._layout.origins, set[Digest]()
-        if self._origin is not None:
+        origins, noted = self._layout.origins, set(self._fetched)
+        if self._origin is not None and self._reached - noted:
             # What was found here may have come from nowhere: out of an archive, or by a pull that was cut off.
-            noted = origins.unknown(self._reached, self._origin)
+            noted |= origins.unknown(self._reached - noted, self._origin)
         with self._layout.store_lock("committing an image"):
             index = self._layout.read_index()
             for change in self._changes:
@@ -176,6 +177,8 @@ class Transaction:
                 partial.fetch(descriptor, source)
                 if not self._finish(partial.file_descriptor, partial.path, descriptor, keep_name=self._hard_links):
                     continue
+                with self._guard:
+                    self._fetched.add(descriptor.digest)
                 # Until the blob has its place the partial has its name, and its lock: who wants it too waits.
                 is_placed = self._publisher.place(descriptor.digest, descriptor.size_bytes)
                 with suppress(OSError):
