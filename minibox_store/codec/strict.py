@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin
 import attrs
 import cattrs
 from cattrs.cols import homogenous_tuple_structure_factory
-from cattrs.gen import make_dict_structure_fn, override
 
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDigest, InvalidDocument
@@ -103,31 +102,33 @@ def _exact_tuple(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any],
 
 
 def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any], Any]:
-    fields = attrs.fields(cls)
-    renames: dict[str, Any] = {
-        field.name: override(rename=_FIELDS[field.name], omit_if_default=True)
-        if field.name in _FIELDS
-        else override(omit_if_default=True)
-        for field in fields
+    known = {
+        _FIELDS.get(field.name, field.name): (
+            field.name,
+            converter.get_structure_hook(field.type),
+            field.type,
+            get_origin(field.type) is tuple,
+        )
+        for field in attrs.fields(cls)
     }
-    build = make_dict_structure_fn(cls, converter, **renames)
-    # Most objects of most documents have the fields that they must have, and no others: these need no questions.
-    needed = [
-        (field.name, _FIELDS.get(field.name, field.name), converter.get_structure_hook(field.type), field.type)
-        for field in fields
-        if field.default is attrs.NOTHING
-    ]
-    needed_keys = {key for _, key, _, _ in needed}
-    lists = {_FIELDS.get(field.name, field.name) for field in fields if get_origin(field.type) is tuple}
+    needed = {_FIELDS.get(field.name, field.name) for field in attrs.fields(cls) if field.default is attrs.NOTHING}
 
-    def exact(value: object, kind: Any) -> Any:
+    # Not what cattrs would write for a class: that asks for each field that there may be, and this for those there are.
+    def exact(value: object, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeError(f"expected an object, got {kind_of(value)}")
-        if value.keys() == needed_keys:
-            return cls(**{name: hook(value[key], kind) for name, key, hook, kind in needed})
-        if None in value.values():  # null is how Go's encoder writes what is not there
-            value = {key: item for key, item in value.items() if item is not None or key in lists}
-        return build(value, kind)
+        found = {}
+        for key, item in value.items():
+            field = known.get(key)
+            if field is not None:
+                name, hook, kind, is_list = field
+                if item is not None or is_list:  # null is how Go's encoder writes what is not there
+                    found[name] = hook(item, kind)
+        if len(found) < len(known):
+            for key in needed:
+                if known[key][0] not in found:
+                    raise KeyError(key)
+        return cls(**found)
 
     return exact
 
