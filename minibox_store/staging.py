@@ -30,57 +30,65 @@ def stage_blobs(
         ContentMismatch: for the first blob that is not what its digest says; no further one is begun.
         Cancelled: when ``cancellation`` was cancelled.
     """
-    cancellation = cancellation or Cancellation()
-    failed = threading.Event()
-    first: list[BaseException] = []  # what went wrong; the others were only told to stop
+    _Staging(stage, on_event, cancellation or Cancellation()).run(blobs, parallel)
 
-    def stage_one(blob: ArchivedBlob) -> None:
+
+class _Staging:
+    """One staging under way: what has gone wrong with it first, which the others are only told to stop by."""
+
+    def __init__(self, stage: BlobStage, on_event: EventListener, cancellation: Cancellation) -> None:
+        self._stage = stage
+        self._on_event = on_event
+        self._cancellation = cancellation
+        self._failed = threading.Event()
+        self._first: list[BaseException] = []
+
+    def run(self, blobs: Iterable[ArchivedBlob], parallel: int) -> None:
+        pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-stage")
+        moving: set[Future[None]] = set()
+        try:
+            for blob in blobs:
+                self._cancellation.check()
+                if not isinstance(blob.stream, RangeStream):
+                    self._stage_one(blob)
+                    continue
+                # A bounded queue: an archive of a million members must not become a million futures.
+                if len(moving) >= 2 * parallel:
+                    done, moving = wait(moving, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        each.result()
+                moving.add(pool.submit(self._stage_one, blob))
+            for each in moving:
+                each.result()
+        except Cancelled:
+            self._failed.set()
+            if self._first:
+                raise self._first[0] from None
+            raise
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _stage_one(self, blob: ArchivedBlob) -> None:
         descriptor = blob.descriptor
         node = Node(descriptor=descriptor, role="layer", position=blob.position, total=blob.position)
-        observer = ObservedSource(
-            _OpenedSource(blob.stream),
-            node,
-            on_event,
-            lambda: failed.is_set() or cancellation.is_cancelled,
-            cancellation,
-        )
+        source = _OpenedSource(blob.stream)
+        observer = ObservedSource(source, node, self._on_event, self._is_stopped, self._cancellation)
         stream = observer.open_blob(descriptor)
         try:
-            stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
+            self._stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
         except BaseException as error:
-            if not failed.is_set():
-                first.append(error)
-            failed.set()  # at once, so that no further one is begun
+            if not self._failed.is_set():
+                self._first.append(error)
+            self._failed.set()  # at once, so that no further one is begun
             raise
         finally:
             stream.close()
 
-    pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-stage")
-    moving: set[Future[None]] = set()
-    try:
-        for blob in blobs:
-            cancellation.check()
-            if not isinstance(blob.stream, RangeStream):
-                stage_one(blob)
-                continue
-            # A bounded queue: an archive of a million members must not become a million futures.
-            if len(moving) >= 2 * parallel:
-                done, moving = wait(moving, return_when=FIRST_COMPLETED)
-                for each in done:
-                    each.result()
-            moving.add(pool.submit(stage_one, blob))
-        for each in moving:
-            each.result()
-    except Cancelled:
-        failed.set()
-        if first:
-            raise first[0] from None
-        raise
-    except BaseException:
-        failed.set()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    def _is_stopped(self) -> bool:
+        return self._failed.is_set() or self._cancellation.is_cancelled
 
 
 class _OpenedSource:
