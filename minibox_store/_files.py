@@ -110,6 +110,17 @@ def read_whole(path: str, limit_bytes: int) -> bytes:
     return content
 
 
+def read_end(path: str, limit_bytes: int) -> bytes:
+    """Return the last bytes of a regular file, at most so many; raises as :func:`open_regular`."""
+    descriptor = open_regular(path)
+    with open(descriptor, "rb", buffering=0) as file:
+        file.seek(max(0, os.fstat(descriptor).st_size - limit_bytes))
+        content = b""
+        while len(content) < limit_bytes and (more := file.read(limit_bytes - len(content))):
+            content += more
+    return content
+
+
 def fresh_name() -> str:
     """Return sixteen hexadecimal digits that nobody has seen before."""
     return os.urandom(8).hex()

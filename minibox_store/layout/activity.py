@@ -56,8 +56,13 @@ class Activity:
         )
 
     def note_used(self, name: str) -> None:
-        """Remember that an image is used now, unless that was noted in the last hour, or cannot be."""
+        """Remember that an image is used now, unless that was noted in the last hour, or cannot be.
+
+        In the store of another user nothing is written: root, who could, would leave what its owner cannot add to.
+        """
         with suppress(OSError):
+            if os.stat(os.path.dirname(self.index_path)).st_uid != os.geteuid():
+                return
             found = self._read().get(name)
             now = time.time()
             if found is None or not 0 <= now - found.used_seconds < _USE_SECONDS:

@@ -34,9 +34,9 @@ class Journal:
     durable: bool = False
 
     def lines(self) -> Iterator[tuple[str, ...]]:
-        """Yield the fields of each line, the oldest first; nothing where it cannot be read, or is too large."""
+        """Yield the fields of each line of the last 64 MiB, the oldest first; nothing where there is no journal."""
         try:
-            content = _files.read_whole(self.path, _MOST_BYTES)
+            content = _files.read_end(self.path, _MOST_BYTES)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -54,7 +54,7 @@ class Journal:
             status = os.lstat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        if not stat.S_ISREG(status.st_mode):
             _files.rename_file(self.path, f"{self.path}.{_files.fresh_name()}.odd")
 
     def append(self, lines: Iterable[tuple[str, ...]]) -> None:

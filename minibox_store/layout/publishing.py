@@ -85,10 +85,9 @@ class Publisher:
         aside = self._layout.quarantine_path(pin_name(digest))
         if self._layout.durable:
             _files.sync_directory(self._paths.root)
-        if self._hard_links and not os.path.isdir(blob):
-            new = f"{pin}.new"
-            _files.link_file(blob, aside)
+        if self._hard_links and _is_linked(blob, aside):
             self._sync_quarantine()
+            new = f"{pin}.new"
             _files.link_file(pin, new)
             _files.rename_file(new, blob)
         else:
@@ -141,3 +140,14 @@ def _is_one_file(path: str, other: str) -> bool:
         return os.path.samestat(os.lstat(path), os.lstat(other))
     except FileNotFoundError:
         return False
+
+
+def _is_linked(path: str, target: str) -> bool:
+    """Whether a file has a second name now; not a folder's, and not where fs.protected_hardlinks forbids it."""
+    if os.path.isdir(path):
+        return False
+    try:
+        _files.link_file(path, target)
+    except PermissionError:
+        return False
+    return True

@@ -303,7 +303,10 @@ class Transaction:
     def _is_whole(self, descriptor: Descriptor) -> bool:
         if descriptor.digest in self._verified or descriptor.digest in self._finished:
             return True  # what a transaction has pinned is not read twice
-        opened = _files.open_regular(self._where(descriptor.digest))
+        try:
+            opened = _files.open_regular(self._where(descriptor.digest))
+        except FileNotFoundError:
+            return False  # without links, what was found is not held
         try:
             is_whole = is_content(opened, descriptor.digest, descriptor.size_bytes)
         finally:
