@@ -37,7 +37,7 @@ def find_lost_names(layout: Layout) -> tuple[LostName, ...]:
             if name in present or name in found:
                 continue
             if descriptor.digest not in whole:
-                whole[descriptor.digest] = _is_whole(layout, descriptor)
+                whole[descriptor.digest] = _whole_graph(layout, descriptor) is not None
             if whole[descriptor.digest]:
                 found[name] = LostName(name=name, descriptor=descriptor, generation=generation.number)
     return tuple(found[name] for name in sorted(found))
@@ -56,10 +56,10 @@ def find_nameless(layout: Layout) -> tuple[Descriptor, ...]:
     below: set[Digest] = set()
     for digest, size_bytes in inventory.unneeded(images).items():
         root = _document(layout, digest, size_bytes)
-        if root is not None and _is_whole(layout, root):
+        reached = None if root is None else _whole_graph(layout, root)
+        if root is not None and reached is not None:
             found[digest] = root
-            reached = walk(layout, root, limits=layout.limits)
-            below.update(node.descriptor.digest for node in reached if node.descriptor.digest != digest)
+            below |= reached - {digest}
     return tuple(found[digest] for digest in sorted(found) if digest not in below)
 
 
@@ -76,16 +76,18 @@ def _document(layout: Layout, digest: Digest, size_bytes: int) -> Descriptor | N
     return attrs.evolve(described, digest=digest)
 
 
-def _is_whole(layout: Layout, root: Descriptor) -> bool:
-    """Whether every blob of a graph is there in its full size, and every document is what it should be."""
+def _whole_graph(layout: Layout, root: Descriptor) -> set[Digest] | None:
+    """Return the blobs of a graph if each is there in its full size, and every document is what it should be."""
+    reached = set()
     try:
         for node in walk(layout, root, limits=layout.limits):
+            reached.add(node.descriptor.digest)
             if node.content is None:
                 os.close(layout.open_file(node.descriptor))
     except _UNREADABLE as error:
         _check_of_blob(error)
-        return False
-    return True
+        return None
+    return reached
 
 
 def mend_index(layout: Layout) -> IndexRepair:
