@@ -3,6 +3,7 @@
 Our own transactions and partials say by their lock whether they live. Of anything else, ``/proc`` is asked.
 """
 
+import errno
 import itertools
 import os
 import re
@@ -130,7 +131,9 @@ class Broom:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._errors.append(f"{removal.path}: {error.strerror}")
+            # Somebody may have begun a transaction in a folder that looked abandoned, and begins again if it goes.
+            if removal.kind != "transaction" or error.errno != errno.ENOTEMPTY:
+                self._errors.append(f"{removal.path}: {error.strerror}")
             return
         self._removed.append(removal)
 

@@ -188,7 +188,8 @@ class StoreWorker:
 
     def prune(self) -> None:
         """Collect."""
-        assert self._store.prune(dry_run=self._random.random() < 0.2).errors == ()
+        errors = self._store.prune(dry_run=self._random.random() < 0.2).errors
+        assert errors == (), errors
 
     def verify(self) -> None:
         """Read every byte of every image."""
