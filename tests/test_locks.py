@@ -4,6 +4,7 @@ import errno
 import graphlib
 import itertools
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -230,6 +231,8 @@ def test_who_waits_is_told_after_its_limit_who_holds_the_lock_since_when_and_doi
     put(root, ALWAYS, "going:1")
     if verb == "undo":
         open_store(root).remove("going:1")
+    if verb == "prune":
+        shutil.rmtree(root / "ingest" / ("0" * 16), ignore_errors=True)  # what it has removed it tells, and no error
     names = read_names(root)
     path = f"{root}/ingest/" + {"turn": "store.turn"}.get(lock, f"{lock}.lock")
     before = time.time()
@@ -409,3 +412,19 @@ def test_a_note_is_one_line_whatever_stands_in_it(root: Path) -> None:
         found = locks.holder_of(path)
     assert str(found).isprintable()
     assert "process 7" in str(found)
+
+
+def test_a_prune_that_has_removed_something_tells_it_and_who_kept_it_from_the_rest(root: Path) -> None:
+    make_work(root)
+    path = f"{root}/ingest/store.lock"
+
+    def sit(ready: Callable[[], None]) -> None:
+        with locks.holding_lock(path, doing="counting sheep", timeout_seconds=1):
+            ready()
+            sleep_for_ever()
+
+    with forked(sit) as pid:
+        report = open_store(root, lock_timeout_seconds=0.1).prune()
+    assert {removal.kind for removal in report.removed} == {"transaction", "partial"}
+    assert [f"process {pid} holds {path} (counting sheep)" in error for error in report.errors] == [True]
+    check_invariants(root, leftovers=True)

@@ -86,6 +86,8 @@ class Broom:
                     with self._layout.store_lock("collecting"):
                         self._remove(path, removal)
                 except StoreBusy as busy:
+                    if not self._removed:
+                        raise
                     self._errors.append(str(busy))
                     return
 
