@@ -26,6 +26,8 @@ from tests.support.invariants import (
     stored,
 )
 from tests.support.os_proxy import DIED, no_hard_links, replaced_os
+from tests.support.registries import quick_client
+from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import memory_of
 from tests.support.stores import blob, open_store, put, put_dead, rot
 
@@ -119,6 +121,14 @@ def import_new(store: Store, _: Path) -> object:
     return store.import_image(memory_of({"new:1": NEW}), "new:1")
 
 
+def pull_new(store: Store, _: Path) -> object:
+    """Pull from a registry in this very process: whatever the process dies of, the registry dies of too."""
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", NEW)
+        reference = registry.reference("team/app", "1")
+        return store.pull(reference, name="new:1", platform=None, client=quick_client())
+
+
 def load_new(store: Store, root: Path) -> object:
     return store.load(root.parent / "a.tar")
 
@@ -141,6 +151,8 @@ def undo_once(store: Store, root: Path) -> object:
 
 VERBS = {
     "import": Verb(prepare=make_store, work=import_new, names={"new:1": NEW}),
+    "pull": Verb(prepare=make_store, work=pull_new, names={"new:1": NEW}),
+    "pull with a partial": Verb(prepare=make_partial, work=pull_new, names={"new:1": NEW}),
     "import into no store": Verb(prepare=lambda root: None, work=import_new, names={"new:1": NEW}),
     "import over a name": Verb(
         prepare=make_store,
