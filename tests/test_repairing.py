@@ -214,7 +214,7 @@ def source() -> MemoryImages:
 
 def repair(root: Path, *sources: BlobSource, **options: object) -> RepairReport:
     """Repair with a client that loses no time."""
-    return open_store(root).repair(client=quick_client(), sources=sources, **options)  # type: ignore[arg-type]
+    return open_store(root).repair(client=quick_client(), sources=sources, **options)  # type: ignore[arg-type]  # options of the call by name
 
 
 def brief(report: RepairReport) -> dict[str, tuple[str, ...]]:
@@ -1025,9 +1025,9 @@ def test_S6_a_pull_that_verifies_content_replaces_a_layer_of_the_right_size_and_
     def bring(**options: object) -> None:
         if verb == "pull":
             reference = registry.reference("team/other", "1")
-            open_store(root).pull(reference, name="other:1", client=quick_client(), **options)  # type: ignore[arg-type]
+            open_store(root).pull(reference, name="other:1", client=quick_client(), **options)  # type: ignore[arg-type]  # options of the call by name
         else:
-            open_store(root).import_image(source(), "other:1", **options)  # type: ignore[arg-type]
+            open_store(root).import_image(source(), "other:1", **options)  # type: ignore[arg-type]  # options of the call by name
 
     with replaced_os() as system:
         bring()
@@ -1051,7 +1051,7 @@ def test_another_way_to_verify_is_refused_before_anybody_is_asked(root: Path, va
     with ScriptedRegistry() as nobody:
         reference = nobody.reference("a", "1")
         with pytest.raises(InvalidInput, match="neither 'size' nor 'content'"):
-            open_store(root).pull(reference, verify=value)  # type: ignore[arg-type]
+            open_store(root).pull(reference, verify=value)  # type: ignore[arg-type]  # what is no such value is tried
         with pytest.raises(InvalidInput, match="neither 'size' nor 'content'"):
-            open_store(root).import_image(source(), "other:1", verify=value)  # type: ignore[arg-type]
+            open_store(root).import_image(source(), "other:1", verify=value)  # type: ignore[arg-type]  # what is no such value is tried
     assert snapshot(root) == before

@@ -83,7 +83,7 @@ class StoreWorker:
         self._random = random.Random(seed)
         # One of all waits for the disk too, so that locks are held for longer now and then.
         durability = "full" if number == 0 else "none"
-        self._store = Store(place.root, durability=durability, lock_timeout_seconds=_LOCK_SECONDS)  # type: ignore[arg-type]
+        self._store = Store(place.root, durability=durability, lock_timeout_seconds=_LOCK_SECONDS)  # type: ignore[arg-type]  # drawn from the two that there are
         self._client = RegistryClient()
         self._by_digest = {image.digest: image for image in place.images.values()}
         self._own = [f"own-{number}/app:{each}" for each in range(_OWN_NAMES)]
