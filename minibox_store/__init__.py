@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import InvalidPlatform as InvalidPlatform
     from minibox_store.errors import InvalidReference as InvalidReference
     from minibox_store.errors import ManifestUnknown as ManifestUnknown
+    from minibox_store.errors import MissingLibrary as MissingLibrary
     from minibox_store.errors import NotFound as NotFound
     from minibox_store.errors import NothingToDo as NothingToDo
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from minibox_store.inspection import LayerDetails as LayerDetails
     from minibox_store.inspection import ManifestDetails as ManifestDetails
     from minibox_store.limits import Limits as Limits
+    from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
@@ -119,6 +121,7 @@ _MODULES = {
         "InvalidPlatform",
         "InvalidReference",
         "ManifestUnknown",
+        "MissingLibrary",
         "NotFound",
         "NothingToDo",
         "PlatformNotFound",
@@ -146,7 +149,7 @@ _MODULES = {
     "filters": ("ImageFilter", "Label"),
     "images": ("Image",),
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
-    "limits": ("Limits",),
+    "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
     "platforms": ("LINUX_AMD64", "Platform"),

@@ -286,6 +286,17 @@ class NothingToDo(StoreError):
 
 
 @attrs.frozen(slots=False, repr=False)
+class MissingLibrary(StoreError):
+    """What was asked for needs a library that is not installed; ``extra`` of this distribution brings it."""
+
+    what: str
+    extra: str
+
+    def _sentence(self) -> str:
+        return f"{self.what} needs a library that is not installed: pip install 'minibox-store[{self.extra}]'"
+
+
+@attrs.frozen(slots=False, repr=False)
 class StoreUnavailable(StoreError):
     """The file system refuses an operation of the store (permission, read-only, input/output error)."""
 

@@ -43,3 +43,28 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@attrs.frozen(kw_only=True)
+class UnpackLimits:
+    """The bounds within which one layer is decompressed and unpacked, whoever made it.
+
+    Attributes:
+        output_bytes: of one layer's tar.
+        ratio: how many bytes of tar one byte of a compressed layer may become, over the whole of it; asked once
+            ``ratio_floor_bytes`` have come.
+        ratio_floor_bytes: up to here any ratio will do.
+        window_log: the logarithm of the largest window that a zstd frame may ask for.
+        seconds: how long the decompressing and unpacking of one layer may take.
+        entries: how many members all layers of an image may have together.
+    """
+
+    output_bytes: int = 1 << 36
+    ratio: int = 250
+    ratio_floor_bytes: int = 1 << 30
+    window_log: int = 27
+    seconds: float = 3600.0
+    entries: int = 10_000_000
+
+
+DEFAULT_UNPACK_LIMITS = UnpackLimits()

@@ -47,7 +47,7 @@ MAY_IMPORT = {
 
 # What each package may import from outside the standard library.
 MAY_DEPEND_ON = {
-    "minibox_store": {"attrs", "cattrs", "urllib3"},
+    "minibox_store": {"attrs", "cattrs", "urllib3", "backports", "compression", "indexed_gzip", "mfusepy"},
     "minibox_server": {"anyio", "attrs", "starlette", "uvicorn"},
 }
 
@@ -68,6 +68,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
     "fcntl": LOCKS,
+    **dict.fromkeys(["backports", "compression", "indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
     **dict.fromkeys(["os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "os.sync"], FILES),
     **dict.fromkeys(["os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"], ENVIRONMENT),
     **dict.fromkeys(["threading.Thread", "threading.Timer", "_thread"], tuple(THREADS)),

@@ -67,6 +67,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     ),
     (errors.StoreDamaged("/store/index.json", "no JSON"), "store damaged: /store/index.json: no JSON"),
     (errors.StoreUnavailable("/store", "permission denied"), "cannot use /store: permission denied"),
+    (
+        errors.MissingLibrary("a layer in zstd", "zstd"),
+        "a layer in zstd needs a library that is not installed: pip install 'minibox-store[zstd]'",
+    ),
     (errors.NothingToDo("/store", "no change to undo"), "nothing to do for /store: no change to undo"),
     (errors.StoreFull("/store"), "no space left for /store"),
     (
