@@ -85,4 +85,4 @@ def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[
 
 def file_name(path: str) -> str:
     """Return what the file of a blob is called."""
-    return path[path.rindex("/") + 1 :]
+    return path.rpartition("/")[2]

@@ -15,6 +15,7 @@ OCTET_STREAM = "application/octet-stream"
 
 INDEXES = (OCI_INDEX, DOCKER_MANIFEST_LIST)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
+DOCUMENTS = frozenset({*INDEXES, *MANIFESTS})
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
 
@@ -43,7 +44,7 @@ def is_manifest(media_type: str) -> bool:
 
 def is_document(media_type: str) -> bool:
     """Whether a blob of this type has children: it is walked, and fetched as a manifest."""
-    return media_type in INDEXES or media_type in MANIFESTS
+    return media_type in DOCUMENTS
 
 
 def is_config(media_type: str) -> bool:

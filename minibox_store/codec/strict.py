@@ -111,7 +111,7 @@ def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any],
         )
         for field in attrs.fields(cls)
     }
-    needed = {_FIELDS.get(field.name, field.name) for field in attrs.fields(cls) if field.default is attrs.NOTHING}
+    needed = [(field.name, _FIELDS.get(field.name, field.name)) for field in attrs.fields(cls) if _is_needed(field)]
 
     # Not what cattrs would write for a class: that asks for each field that there may be, and this for those there are.
     def exact(value: object, _: Any) -> Any:
@@ -120,17 +120,19 @@ def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any],
         found = {}
         for key, item in value.items():
             field = known.get(key)
-            if field is not None:
-                name, hook, kind, is_list = field
-                if item is not None or is_list:  # null is how Go's encoder writes what is not there
-                    found[name] = hook(item, kind)
-        if len(found) < len(known):
-            for key in needed:
-                if known[key][0] not in found:
-                    raise KeyError(key)
+            # null is how Go's encoder writes what is not there, and an empty list
+            if field is not None and (item is not None or field[3]):
+                found[field[0]] = field[1](item, field[2])
+        for name, key in needed:
+            if name not in found:
+                raise KeyError(key)
         return cls(**found)
 
     return exact
+
+
+def _is_needed(field: "attrs.Attribute[Any]") -> bool:
+    return field.default is attrs.NOTHING
 
 
 def kind_of(value: object) -> str:
@@ -253,7 +255,8 @@ def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, ob
         raise InvalidDocument("", f"it is not JSON: {problem}", document) from None
     if type(value) is not dict:
         raise InvalidDocument("", f"expected an object, got {kind_of(value)}", document)
-    if _is_deeper_than(value, _MOST_LEVELS):
+    # Where so few objects and arrays begin, none can lie so deep.
+    if content.count(b"{") + content.count(b"[") > _MOST_LEVELS and _is_deeper_than(value, _MOST_LEVELS):
         raise InvalidDocument("", f"it is nested more than {_MOST_LEVELS} levels deep", document)
     return value
 

@@ -6,9 +6,6 @@ within a second (:mod:`minibox_store.layout.stillness`), and so is what the syst
 documents say is kept by digest, and forgotten with it.
 """
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from operator import itemgetter
 
 import attrs
@@ -19,6 +16,7 @@ from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.listing_cache import read_cache, write_cache
+from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout.stillness import BlobFolders, Glance
 from minibox_store.layout.summarising import summarise
 from minibox_store.layout_index import NAME_ANNOTATION, names_of
@@ -76,7 +74,7 @@ class Listing:
             StoreDamaged: when index.json cannot be read.
         """
         if self._listed.index is None:
-            with _collector_at_rest():
+            with collector_at_rest():
                 return self._images()
         return self._images()
 
@@ -161,21 +159,6 @@ class Listing:
         chosen = (summary for summary in summaries.values() if not (doubtful and summary.is_complete))
         files = (each for summary in chosen for each in summary.files)
         return tuple([(blob(digest), state) for digest, state in files if not (doubtful and state == UNKNOWN_STATE)])
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Let Python's collector of cycles rest for the first listing, a fifth of whose time it would take.
-
-    All that is made then stays, and the collector would go through it again and again as it grows.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _key(root: Descriptor) -> Key:

@@ -20,13 +20,14 @@ from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
+from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import name_of, names_of
 from minibox_store.reports import PruneReport, Removal
 
 _BATCH = 1000
 _ATTEMPTS = 5
 _SIDECAR = ".index.json"
-_HEX = re.compile("[0-9a-f]+")
+_is_hex = re.compile("[0-9a-f]+").fullmatch
 
 
 class Sweep:
@@ -95,17 +96,21 @@ class Sweep:
         """
         self._view = view
         self._forget_marks()
-        self._mark_new_roots()
+        with collector_at_rest():
+            self._mark_new_roots()
 
     def collect(self, names: Iterable[Removal] = ()) -> PruneReport:
         """Remove what was not found alive, under the locks; ``names`` are those that have gone before that."""
         self._removed.extend(names)
         if not self.dry_run:
             self._view = lambda index: index
-        blobs, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
+        with collector_at_rest():
+            blobs, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
         broom = Broom(self._layout, self._removed, self._errors, dry_run=self.dry_run)
         broom.sweep_transactions()
-        self._sweep_blobs(plan_blobs(blobs, self._live_names))
+        with collector_at_rest():
+            plan = plan_blobs(blobs, self._live_names)
+        self._sweep_blobs(plan)
         self._sweep_sidecars(sidecars)
         broom.sweep_leftovers(build_cache=self._build_cache)
         if not self.dry_run:
@@ -161,28 +166,32 @@ class Sweep:
         """Return the blobs that are not alive, and the path of each sidecar of a layer that is not."""
         now_seconds = time.time()
         spares_new = self._youth.keep_newer_than_seconds > 0
+        live_names = self._live_names
         blobs, sidecars = [], []
         for algorithm, length in HEX_LENGTHS.items():
+            folder = f"blobs/{algorithm}/"
             for entry in iter_entries(self._paths.blobs(algorithm)):
                 # Most blobs are alive: they are passed over before anything is asked about them.
                 name = entry.name
-                if name in self._live_names:
+                if name in live_names:
                     continue
                 if len(name) != length:
-                    layer = name.removesuffix(_SIDECAR)
-                    is_sidecar = algorithm == "sha256" and layer != name and len(layer) == length
-                    if is_sidecar and layer not in self._live_names and _is_hex_file(entry, layer):
-                        sidecars.append(f"blobs/{algorithm}/{name}")
-                elif _is_hex_file(entry, name):
+                    if algorithm == "sha256" and self._is_dead_sidecar(entry, length):
+                        sidecars.append(folder + name)
+                elif _is_hex(name) and not entry.is_dir(follow_symlinks=False):
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    path = f"blobs/{algorithm}/{name}"
                     if spares_new:
-                        self._youth.note(path, status)
-                    blobs.append(StoredBlob(path, status.st_size, age_seconds(status, now_seconds)))
+                        self._youth.note(folder + name, status)
+                    blobs.append(StoredBlob(folder + name, status.st_size, age_seconds(status, now_seconds)))
         return blobs, sidecars
+
+    def _is_dead_sidecar(self, entry: os.DirEntry[str], length: int) -> bool:
+        layer = entry.name.removesuffix(_SIDECAR)
+        is_sidecar = layer != entry.name and len(layer) == length and _is_hex(layer) is not None
+        return is_sidecar and layer not in self._live_names and not entry.is_dir(follow_symlinks=False)
 
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
         if self.dry_run:
@@ -296,10 +305,6 @@ class Sweep:
             self._errors.append(f"{removal.path}: {error.strerror}")
             return
         self._removed.append(removal)
-
-
-def _is_hex_file(entry: os.DirEntry[str], encoded: str) -> bool:
-    return _HEX.fullmatch(encoded) is not None and not entry.is_dir(follow_symlinks=False)
 
 
 def _name_of_missing(index: LayoutIndex, digest: str) -> str:
