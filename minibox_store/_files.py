@@ -1,7 +1,7 @@
 """Every change to a file system that the library makes: the only replace, link, unlink and fsync.
 
-Each operation is one call of ``os`` from this module, so that a test can make any of them
-fail, or be the last. Nothing here knows of images. Paths are the store's own; none comes from outside.
+Each operation is one call of ``os`` from this module, and from ``_trees`` where whole trees go, so that a test can make
+any of them fail, or be the last. Nothing here knows of images. Paths are the store's own; none comes from outside.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minibox_store import _trees
 from minibox_store._moving import write_all
 from minibox_store.limits import MEBIBYTE
 
@@ -19,6 +20,7 @@ _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OWNERS = 0o600
+_RENAME_EXCHANGE = 2
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
 NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR)
@@ -178,14 +180,46 @@ def link_file(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
-def rename_file(source: str, target: str) -> None:
-    """Rename, replacing ``target``."""
-    os.replace(source, target)
+def rename_file(source: str, target: str, *, dir_fd: int | None = None) -> None:
+    """Rename, replacing ``target``: a file, or an empty directory by a directory; both relative to ``dir_fd``."""
+    os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
-def remove_file(path: str) -> None:
+def exchange_trees(source: str, target: str, *, dir_fd: int) -> None:
+    """Let two directories have each other's name in one step; in two, where the file system has none for it."""
+    import ctypes  # which few need
+
+    system = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if system.renameat2(dir_fd, names[0], dir_fd, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), target)
+    aside = f"{source}.old"
+    os.replace(target, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.replace(aside, source, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Return when everything on the file system of an open file will survive a loss of power."""
+    import ctypes
+
+    system = ctypes.CDLL(None, use_errno=True)
+    if system.syncfs(descriptor):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def rename_in(directory: int, name: str, target: str) -> None:
+    """Give what lies in an open directory another name there, replacing what has it."""
+    os.replace(name, target, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def remove_file(path: str, *, dir_fd: int | None = None) -> None:
     """Remove a file, or a link itself; FileNotFoundError where there is none."""
-    os.unlink(path)
+    os.unlink(path, dir_fd=dir_fd)
 
 
 def discard_file(path: str) -> None:
@@ -219,14 +253,17 @@ def remove_flat(path: str, *, last: str) -> None:
     remove_directory(path)
 
 
-def remove_tree(path: str) -> None:
-    """Remove a directory and all below it by descriptors, following no link; of a link, the link itself."""
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        import shutil  # it brings every compression along, and is seldom needed
+def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
+    """Remove a directory and all below it, following no link and crossing no mount; of a link, the link itself.
 
-        shutil.rmtree(path)
+    Raises:
+        FileNotFoundError: when there is nothing.
+        OSError: EBUSY where something is mounted in it.
+    """
+    if stat.S_ISDIR(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        _trees.remove_tree(path, dir_fd=dir_fd)
     else:
-        os.unlink(path)
+        os.unlink(path, dir_fd=dir_fd)
 
 
 def sync_file(descriptor: int) -> None:

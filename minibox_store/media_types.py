@@ -18,6 +18,7 @@ MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 DOCUMENTS = frozenset({*INDEXES, *MANIFESTS})
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 # Types that say nothing of the document; registries behind generic web servers send them.
 GENERIC = ("application/json", OCTET_STREAM, "text/plain", "")
@@ -50,3 +51,12 @@ def is_document(media_type: str) -> bool:
 def is_config(media_type: str) -> bool:
     """Whether this is the configuration of a runnable image."""
     return media_type in CONFIGS
+
+
+def is_layer(media_type: str) -> bool:
+    """Whether this is a tar of files, compressed or not, that can be unpacked: no attestation, nothing encrypted.
+
+    >>> is_layer("application/vnd.oci.image.layer.v1.tar+zstd"), is_layer("application/vnd.in-toto+json")
+    (True, False)
+    """
+    return media_type.startswith(LAYER_PREFIXES) and not media_type.endswith("+encrypted")

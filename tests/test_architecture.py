@@ -24,16 +24,16 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "reports", "summaries"),
+    *("limits", "reports", "summaries", "unpacked"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "staging"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees", "mounts"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"refetching", "upkeep", "__init__"}
+FACE |= {"refetching", "upkeep", "filesystems", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -61,6 +61,7 @@ THREADS = {
     "minibox_store/copying.py": "blobs move at once, because hashing and reading release the interpreter's lock",
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
+    "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "json": ("minibox_store/codec/",),
