@@ -51,12 +51,15 @@ if TYPE_CHECKING:
     from minibox_store.events import BlobAdvanced as BlobAdvanced
     from minibox_store.events import BlobPresent as BlobPresent
     from minibox_store.events import BlobStarted as BlobStarted
+    from minibox_store.events import BlobStored as BlobStored
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
     from minibox_store.events import ManifestChosen as ManifestChosen
+    from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
+    from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import render_line as render_line
     from minibox_store.filters import ImageFilter as ImageFilter
     from minibox_store.filters import Label as Label
@@ -138,12 +141,15 @@ _MODULES = {
         "BlobAdvanced",
         "BlobPresent",
         "BlobStarted",
+        "BlobStored",
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
         "ManifestChosen",
+        "NothingToUnpack",
         "RegisteringName",
         "ResolvingName",
+        "UnpackingLayer",
         "render_line",
     ),
     "filters": ("ImageFilter", "Label"),

@@ -64,6 +64,32 @@ class BlobPresent:
 
 
 @attrs.frozen(kw_only=True)
+class BlobStored:
+    """The target holds the leaf whole and verified, and keeps it as long as the copy's writer is open."""
+
+    descriptor: Descriptor
+    role: Role
+    position: int
+    total: int
+
+
+@attrs.frozen(kw_only=True)
+class UnpackingLayer:
+    """A layer, the ``position``-th of ``total``, begins to be unpacked."""
+
+    position: int
+    total: int
+    descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
+class NothingToUnpack:
+    """What is pulled has no root filesystem: an artifact, or a whole index. It is registered, and no tree is made."""
+
+    name: str
+
+
+@attrs.frozen(kw_only=True)
 class RegisteringName:
     """The whole graph is at the target; the name is being written."""
 
@@ -84,6 +110,9 @@ Event = (
     | BlobStarted
     | BlobAdvanced
     | BlobPresent
+    | BlobStored
+    | UnpackingLayer
+    | NothingToUnpack
     | RegisteringName
     | ImageCopied
 )
@@ -106,6 +135,10 @@ def _text(event: Event) -> str | None:
             return f"manifest: {descriptor.digest.hex[:12]}"
         case BlobStarted() | BlobPresent():
             return _blob_text(event)
+        case UnpackingLayer(position=position, total=total):
+            return f"extracting layer {position}/{total}..."
+        case NothingToUnpack(name=name):
+            return f"{name} has no root filesystem, nothing is unpacked"
         case RegisteringName(name=name):
             return f"registering {name} in index.json..."
         case ImageCopied(name=name):
