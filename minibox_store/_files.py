@@ -19,6 +19,8 @@ _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OWNERS = 0o600
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
 NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR)
@@ -88,6 +90,15 @@ def open_readable(path: str) -> int:
         if error.errno == errno.EIO:
             raise OSError(errno.EINVAL, "it cannot be read", path) from error
         raise
+
+
+def open_directory(path: str) -> int:
+    """Return a descriptor of a directory.
+
+    Raises:
+        OSError: ENOTDIR, or ELOOP for a link, where it is none.
+    """
+    return os.open(path, _DIRECTORY | os.O_NOFOLLOW)
 
 
 def read_whole(path: str, limit_bytes: int) -> bytes:
@@ -183,6 +194,23 @@ def rename_file(source: str, target: str) -> None:
     os.replace(source, target)
 
 
+def exchange(path: str, other: str) -> None:
+    """Let what lies at two paths, whatever it is, change places: in one step where the file system can do that."""
+    try:
+        _call(b"renameat2", _AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        aside = f"{other}.{fresh_name()}"
+        os.replace(path, aside)
+        try:
+            os.replace(other, path)
+        except BaseException:
+            os.replace(aside, path)
+            raise
+        os.replace(aside, other)
+
+
 def remove_file(path: str) -> None:
     """Remove a file, or a link itself; FileNotFoundError where there is none."""
     os.unlink(path)
@@ -232,6 +260,11 @@ def remove_tree(path: str) -> None:
 def sync_file(descriptor: int) -> None:
     """Return when the content of an open file will survive a loss of power."""
     os.fsync(descriptor)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Return when all that was written to an open file's file system will survive a loss of power."""
+    _call(b"syncfs", descriptor)
 
 
 def sync_regular(path: str) -> None:
@@ -325,6 +358,19 @@ def _open_to_append(path: str) -> int:
             return os.open(path, _APPEND)
         with contextlib.suppress(FileExistsError):
             return open_new(path, os.O_APPEND)
+
+
+def _call(name: bytes, *arguments: int | bytes) -> None:
+    """Call what ``os`` has not: a function of the system's library."""
+    import ctypes  # it is seldom needed
+
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        function = library[name.decode()]
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if function(*arguments):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def is_same_file(descriptor: int, path: str) -> bool:

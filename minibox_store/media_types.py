@@ -17,6 +17,7 @@ INDEXES = (OCI_INDEX, DOCKER_MANIFEST_LIST)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+_LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 # Types that say nothing of the document; registries behind generic web servers send them.
 GENERIC = ("application/json", OCTET_STREAM, "text/plain", "")
@@ -49,3 +50,12 @@ def is_document(media_type: str) -> bool:
 def is_config(media_type: str) -> bool:
     """Whether this is the configuration of a runnable image."""
     return media_type in CONFIGS
+
+
+def is_layer(media_type: str) -> bool:
+    """Whether this is a tar of files, compressed or not, that can be unpacked: no attestation, nothing encrypted.
+
+    >>> is_layer("application/vnd.oci.image.layer.v1.tar+zstd"), is_layer("application/vnd.in-toto+json")
+    (True, False)
+    """
+    return media_type.startswith(_LAYERS) and not media_type.endswith("+encrypted")

@@ -18,7 +18,7 @@ from minibox_store.layout.layout import Layout
 from minibox_store.reports import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
-_OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
+_OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
 _UNFINISHED_WRITE = re.compile(
     r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names|listing\.cache)\.[0-9a-f]{16}\.tmp"
