@@ -172,8 +172,8 @@ class BaseLayers:
     def _replacing_sidecar(self, place: str) -> Iterator[bytes | None]:
         """Let nothing vouch for what lies in a place, before it is changed; with an error the old file is back."""
         content = self._read_bytes(place)
-        self._remove_sidecar(place)
         try:
+            self._remove_sidecar(place)
             yield content
         except BaseException:
             with suppress(OSError):
