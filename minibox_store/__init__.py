@@ -186,6 +186,7 @@ _MODULES = {
         "UnmendedBlob",
     ),
     "store": ("Store",),
+    "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

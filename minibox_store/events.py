@@ -75,7 +75,7 @@ class BlobStored:
 
 @attrs.frozen(kw_only=True)
 class UnpackingLayer:
-    """A layer, the ``position``-th of ``total``, begins to be unpacked."""
+    """A layer begins to be unpacked; ``position`` counts from 1."""
 
     position: int
     total: int

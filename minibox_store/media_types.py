@@ -17,7 +17,7 @@ INDEXES = (OCI_INDEX, DOCKER_MANIFEST_LIST)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
-_LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
+LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 # Types that say nothing of the document; registries behind generic web servers send them.
 GENERIC = ("application/json", OCTET_STREAM, "text/plain", "")
@@ -58,4 +58,4 @@ def is_layer(media_type: str) -> bool:
     >>> is_layer("application/vnd.oci.image.layer.v1.tar+zstd"), is_layer("application/vnd.in-toto+json")
     (True, False)
     """
-    return media_type.startswith(_LAYERS) and not media_type.endswith("+encrypted")
+    return media_type.startswith(LAYER_PREFIXES) and not media_type.endswith("+encrypted")

@@ -286,7 +286,11 @@ class BaseLayers:
     def _swap(self, source: str, target: str, *, both: bool) -> None:
         try:
             if both:
-                _files.exchange(source, target)
+                folder = _files.open_directory(self._folder)
+                try:
+                    _files.exchange_trees(os.path.basename(source), os.path.basename(target), dir_fd=folder)
+                finally:
+                    os.close(folder)
             else:
                 _files.rename_file(source, target)
         except OSError as error:
