@@ -99,6 +99,8 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreUsage as StoreUsage
     from minibox_store.reports import UnmendedBlob as UnmendedBlob
     from minibox_store.store import Store as Store
+    from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
+    from minibox_store.unpacked import UnpackReport as UnpackReport
 
 __version__ = "0.1.0"
 

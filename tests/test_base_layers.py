@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from minibox_store.errors import InvalidDocument, StoreBusy, StoreError, StoreUn
 from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree, image_tag, iter_places
 from tests.support.invariants import open_files
 from tests.support.os_proxy import replaced_os
+from tests.support.stores import bound
 
 NAME = "registry.example:5000/team/app:1"
 TAG = "registry.example_5000_team_app_1"
@@ -42,16 +43,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert list(tmp_path.glob("base_layers/.*")) == []
 
 
-def trees_in(
-    folder: Path, *, who_mounts: Callable[[str], str | None] = lambda path: None, seconds: float = 5.0
-) -> BaseLayers:
-    return BaseLayers(
-        str(folder),
-        str(folder.parent / "base_layers.lock"),
-        durable=True,
-        lock_timeout_seconds=seconds,
-        who_mounts=who_mounts,
-    )
+def trees_in(folder: Path, *, seconds: float = 5.0) -> BaseLayers:
+    lock = str(folder.parent / "base_layers.lock")
+    return BaseLayers(str(folder), lock, durable=True, lock_timeout_seconds=seconds)
 
 
 def fill(tree: GrowingTree, content: str) -> None:
@@ -258,10 +252,15 @@ def test_before_the_block_ends_the_new_tree_is_there_and_with_an_error_the_old_o
     trees = trees_in(folder)
     publish(trees, layer(), "old")
     inode = (folder / TAG).stat().st_ino
-    with pytest.raises(RuntimeError, match="the commit fails"), publishing(trees, layer(manifest="b"), "new"):
-        assert contents(folder) == {TAG: "new"}
-        assert trees.is_current(layer(manifest="b"))
-        raise RuntimeError("the commit fails")
+
+    def publish_in_vain() -> None:
+        with publishing(trees, layer(manifest="b"), "new"):
+            assert contents(folder) == {TAG: "new"}
+            assert trees.is_current(layer(manifest="b"))
+            raise RuntimeError("the commit fails")
+
+    with pytest.raises(RuntimeError, match="the commit fails"):
+        publish_in_vain()
     assert contents(folder) == {TAG: "old"}
     assert trees.is_current(layer())
     assert (folder / TAG).stat().st_ino == inode
@@ -335,21 +334,15 @@ def can_lock(path: str) -> bool:
 
 
 def test_an_old_tree_that_is_mounted_stays_aside_under_the_name_of_its_place(folder: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
-
-    def who_mounts(path: str) -> str | None:
-        asked.append(path)
-        return "an overlay was mounted from there" if path == str(folder / TAG) else None
-
-    trees = trees_in(folder, who_mounts=who_mounts)
+    trees = trees_in(folder)
     publish(trees, layer(), "old")
-    assert asked == [], "nobody can have mounted what has only just come"
-    publish(trees, layer(manifest="b"), "new")
-    assert contents(folder)[TAG] == "new"
+    with bound(folder / TAG, tmp_path / "seen elsewhere") as seen:
+        publish(trees, layer(manifest="b"), "new")
+        assert contents(folder) == {TAG: "new"}
+        assert (seen / "content").read_text() == "old"
     [aside] = folder.glob(".*")
     assert aside.name.startswith(f".{TAG}.")
-    assert (aside / "content").read_text() == "old"
-    assert can_lock(str(aside))
+    assert can_lock(str(aside)), "whoever collects may have it"
     remove(aside)
 
 

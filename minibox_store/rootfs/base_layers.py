@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import attrs
@@ -18,6 +18,7 @@ from minibox_store import _files, _locks, _moving
 from minibox_store.codec import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreBusy, StoreUnavailable
+from minibox_store.mounts import read_mounts
 
 _LONGEST_PLACE = 228  # a file name has 255 bytes; two dots, .json, 16 digits and .tmp are added to it
 _FILE_MODE = 0o644
@@ -72,23 +73,13 @@ class BaseLayers:
         lock_path: the lock file of all of them.
         durable: whether a tree that has its place survives a loss of power.
         lock_timeout_seconds: how long another process is waited for.
-        who_mounts: says why a path must stay as it is for the sake of a mount; None when nothing does.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        lock_path: str,
-        *,
-        durable: bool,
-        lock_timeout_seconds: float,
-        who_mounts: Callable[[str], str | None],
-    ) -> None:
+    def __init__(self, folder: str, lock_path: str, *, durable: bool, lock_timeout_seconds: float) -> None:
         self._folder = folder
         self._lock_path = lock_path
         self._durable = durable
         self._lock_timeout_seconds = lock_timeout_seconds
-        self._who_mounts = who_mounts
 
     def find(self, name: str, manifest_digest: Digest) -> str | None:
         """Return the path of the tree that was made of this image; None where there is none."""
@@ -301,6 +292,8 @@ class BaseLayers:
     def _leave(self, tree: GrowingTree) -> None:
         if not _files.exists(tree.path):
             return
-        if tree.was_seen and (self._who_mounts(self._path(tree.place)) or self._who_mounts(tree.path)):
-            return
+        if tree.was_seen:
+            mounts = read_mounts()
+            if mounts.doubts or any(map(mounts.who_mounts, (self._path(tree.place), tree.path))):
+                return
         _files.remove_tree(tree.path)
