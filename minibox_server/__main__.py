@@ -37,6 +37,7 @@ settings, all from the environment:
   MINIBOX_ALLOW_ANONYMOUS   1: others than this machine may ask without it   (0)
   MINIBOX_ALLOWED_HOSTS     further names that Host may have, by comma       (none)
   MINIBOX_ARCHIVE_PREFIXES  folders that archives lie in, by colon           ({DEFAULT_PREFIXES})
+  MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
 """
 _LOGGING: Mapping[str, Any] = {
     "version": 1,

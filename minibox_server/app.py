@@ -31,7 +31,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     app = Starlette(
-        routes=[*Routes(store, paths, workers).all(), *Distribution(store, workers).all()],
+        routes=[*Routes(store, paths, workers, unpack=settings.unpack).all(), *Distribution(store, workers).all()],
         middleware=[Middleware(Guard, settings)],
         exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
     )

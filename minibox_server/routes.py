@@ -41,10 +41,11 @@ LOGGER = logging.getLogger("minibox_server")
 
 
 class Routes:
-    """The endpoints over one store."""
+    """The endpoints over one store; ``unpack`` says whether a pull unpacks too."""
 
-    def __init__(self, store: Store, paths: ArchivePaths, workers: Workers) -> None:
+    def __init__(self, store: Store, paths: ArchivePaths, workers: Workers, *, unpack: bool) -> None:
         self._store = store
+        self._unpack = unpack
         self._paths = paths
         self._workers = workers
         self._listing = ImageList()
@@ -80,7 +81,7 @@ class Routes:
             check_image_name(name)
         except InvalidReference as error:
             return error_response(RequestError(400, f"[error] pull failed: {error}"), request.scope)
-        return PullAnswer(self._store, self._workers, name, platform)
+        return PullAnswer(self._store, self._workers, name, platform, unpack=self._unpack)
 
     async def save(self, request: Request) -> Response:
         """Write an image to a file."""
@@ -209,13 +210,14 @@ def _platform(text: str | None) -> Platform:
 class PullAnswer(Response):
     """A pull as the answer that tells of it: each line is sent as it happens, and the last one says how it ended."""
 
-    def __init__(self, store: Store, workers: Workers, name: str, platform: Platform) -> None:
+    def __init__(self, store: Store, workers: Workers, name: str, platform: Platform, *, unpack: bool) -> None:
         super().__init__(media_type="text/plain")
         del self.headers["content-length"]
         self._store = store
         self._workers = workers
         self._name = name
         self._platform = platform
+        self._unpack = unpack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pull, and send the answer."""
@@ -239,7 +241,13 @@ class PullAnswer(Response):
                 loop.call_soon_threadsafe(lines.put_nowait, line)
 
         def call(cancellation: Cancellation) -> None:
-            self._store.pull(self._name, platform=self._platform, on_event=on_event, cancellation=cancellation)
+            self._store.pull(
+                self._name,
+                platform=self._platform,
+                unpack=self._unpack,
+                on_event=on_event,
+                cancellation=cancellation,
+            )
 
         try:
             await self._workers.run_operation(self._workers.pulling, receive, call)

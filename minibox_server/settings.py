@@ -42,6 +42,7 @@ class Settings:
         token: what each request must carry; None when everybody may ask.
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
         archive_prefixes: the folders below which the paths of archives lie.
+        unpack: whether what is pulled is unpacked to ``base_layers/`` too.
     """
 
     host: str = "127.0.0.1"
@@ -50,6 +51,7 @@ class Settings:
     token: str | None = attrs.field(default=None, repr=_masked)
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
     archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
+    unpack: bool = True
 
     @property
     def address(self) -> str:
@@ -85,6 +87,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         token=token,
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
+        unpack=_parse_switch(environment, "MINIBOX_UNPACK", default="1"),
     )
 
 
@@ -168,8 +171,8 @@ def _check_protection(host: str, token: str | None, *, anonymous: bool) -> None:
         )
 
 
-def _parse_switch(environment: Mapping[str, str], name: str) -> bool:
-    text = environment.get(name) or "0"
+def _parse_switch(environment: Mapping[str, str], name: str, *, default: str = "0") -> bool:
+    text = environment.get(name) or default
     if text not in ("0", "1"):
         raise SettingsError(f"{name} is {text!r}, where it must be 1 or 0")
     return text == "1"

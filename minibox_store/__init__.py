@@ -51,10 +51,12 @@ if TYPE_CHECKING:
     from minibox_store.events import BlobAdvanced as BlobAdvanced
     from minibox_store.events import BlobPresent as BlobPresent
     from minibox_store.events import BlobStarted as BlobStarted
+    from minibox_store.events import BlobStored as BlobStored
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
     from minibox_store.events import ManifestChosen as ManifestChosen
+    from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import UnpackingLayer as UnpackingLayer
@@ -141,10 +143,12 @@ _MODULES = {
         "BlobAdvanced",
         "BlobPresent",
         "BlobStarted",
+        "BlobStored",
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
         "ManifestChosen",
+        "NothingToUnpack",
         "RegisteringName",
         "ResolvingName",
         "UnpackingLayer",

@@ -13,7 +13,15 @@ import attrs
 
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled
-from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
+from minibox_store.events import (
+    BlobAdvanced,
+    BlobPresent,
+    BlobStarted,
+    BlobStored,
+    Event,
+    ImageCopied,
+    RegisteringName,
+)
 from minibox_store.graph import ContentSource, RememberingSource, walk
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
@@ -245,6 +253,7 @@ class _Copy:
             self._on_event(
                 BlobPresent(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total)
             )
+        self._on_event(BlobStored(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total))
 
     def _stopped(self) -> bool:
         return self._failed.is_set() or self._cancellation.is_cancelled

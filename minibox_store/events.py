@@ -64,12 +64,29 @@ class BlobPresent:
 
 
 @attrs.frozen(kw_only=True)
+class BlobStored:
+    """The target holds the leaf whole and verified, and keeps it as long as the copy's writer is open."""
+
+    descriptor: Descriptor
+    role: Role
+    position: int
+    total: int
+
+
+@attrs.frozen(kw_only=True)
 class UnpackingLayer:
     """A layer begins to be unpacked; ``position`` counts from 1."""
 
     position: int
     total: int
     descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
+class NothingToUnpack:
+    """What is pulled has no root filesystem: an artifact, or a whole index. It is registered, and no tree is made."""
+
+    name: str
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +110,9 @@ Event = (
     | BlobStarted
     | BlobAdvanced
     | BlobPresent
+    | BlobStored
     | UnpackingLayer
+    | NothingToUnpack
     | RegisteringName
     | ImageCopied
 )
@@ -118,6 +137,8 @@ def _text(event: Event) -> str | None:
             return _blob_text(event)
         case UnpackingLayer(position=position, total=total):
             return f"extracting layer {position}/{total}..."
+        case NothingToUnpack(name=name):
+            return f"{name} has no root filesystem, nothing is unpacked"
         case RegisteringName(name=name):
             return f"registering {name} in index.json..."
         case ImageCopied(name=name):

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from minibox_store import media_types
 from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.arguments import Durability, Verify, absolute_root, is_content, is_durable
+from minibox_store.arguments import Durability, absolute_root, is_durable
 from minibox_store.copying import (
-    DEFAULT_PARALLEL,
     Cancellation,
     EventListener,
     copy_image,
@@ -18,28 +16,25 @@ from minibox_store.copying import (
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
-from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
 from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
-from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
+from minibox_store.graph import read_content, walk
 from minibox_store.images import Image
-from minibox_store.layout import Layout, Listing, TransactionTarget, opening_image
+from minibox_store.layout import Layout, Listing, opening_image
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.naming import NamedStore
-from minibox_store.platforms import LINUX_AMD64, Platform
-from minibox_store.protocols import BlobSource, BlobStream, ImageSource
-from minibox_store.reference import Reference, check_image_name
+from minibox_store.protocols import BlobStream
+from minibox_store.pulling import Pulling
 from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
-    from minibox_store.registry import RegistryClient
     from minibox_store.reports import StoreInfo
 
 
-class Store(NamedStore, ExaminedStore, Generations, Upkeep, Filesystems):
+class Store(Pulling, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
@@ -168,132 +163,6 @@ class Store(NamedStore, ExaminedStore, Generations, Upkeep, Filesystems):
             with suppress(OSError):  # a store that is not there, or not ours to write to
                 hard_links = self._layout.has_hard_links()
             return StoreInfo(root=self.root, durable=self._layout.durable, hard_links=hard_links)
-
-    # ---- bringing in
-
-    def pull(
-        self,
-        reference: str,
-        *,
-        name: str | None = None,
-        platform: Platform | None = LINUX_AMD64,
-        client: "RegistryClient | None" = None,
-        parallel: int = DEFAULT_PARALLEL,
-        verify: Verify = "size",
-        on_event: EventListener = ignore_events,
-        cancellation: Cancellation | None = None,
-    ) -> Image:
-        """Copy an image from a registry into the store, and return it.
-
-        Args:
-            reference: what to pull; the registry is Docker Hub where it names none.
-            name: what the image is called in the store; the reference as it was given, where it is None.
-            platform: which manifest of an index; None keeps the index, and every manifest in it.
-            client: how registries are spoken to; anonymous, over TLS, where it is None.
-            parallel: how many layers move at once.
-            verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
-                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``.
-            on_event: called for each step of progress, from several threads.
-            cancellation: ends the pull when it is cancelled.
-
-        Raises:
-            InvalidReference: for a text that is no reference, or a name that an image may not have.
-            PlatformNotFound: when the image is not offered for the platform.
-            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
-            ContentMismatch, InvalidDocument: when it sends something else than it announced.
-            StoreFull: when what is missing does not fit; nothing has been fetched then.
-            Cancelled: when ``cancellation`` was cancelled.
-
-        Guarantees: the name changes in one step, after everything that it reaches is in the store and verified. A pull
-            that fails changes no name; what it has fetched is used by the next one, or pruned.
-        """
-        from minibox_store.registry import RegistryClient
-
-        if parallel < 1:
-            raise InvalidArgument("parallel", parallel, "at least one layer has to move")
-        verify_content = is_content(verify)
-        parsed = Reference.parse(reference)
-        name = check_image_name(reference if name is None else name)
-        cancellation = cancellation or Cancellation()
-        client = RegistryClient(limits=self._limits) if client is None else client
-        with (
-            file_errors(self.root),
-            client.open_repository(parsed) as repository,
-            cancellation.interrupting(repository),
-        ):
-            on_event(ResolvingName(name=name))
-            root = repository.resolve(str(parsed.digest or parsed.tag))
-            origin = f"{parsed.domain}/{parsed.repository}"
-            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
-            return self._copy_in(repository, root, target, name, platform, parallel, on_event, cancellation)
-
-    def import_image(
-        self,
-        source: ImageSource,
-        name: str,
-        *,
-        as_name: str | None = None,
-        platform: Platform | None = None,
-        verify: Verify = "size",
-        on_event: EventListener = ignore_events,
-        cancellation: Cancellation | None = None,
-    ) -> Image:
-        """Copy an image from any source into the store, and return it.
-
-        Args:
-            source: where it is; its bytes are not trusted.
-            name: what it is called there.
-            as_name: what it is called here; ``name`` where it is None.
-            platform: which manifest of an index; None keeps the whole.
-            verify: as for :meth:`pull`.
-            on_event: called for each step of progress, from several threads.
-            cancellation: ends the copy when it is cancelled.
-
-        Raises:
-            NotFound: when the source has no such image, or lacks a part of it.
-            ContentMismatch, InvalidDocument: when its bytes are not what they should be.
-            InvalidReference: when an image may not have this name.
-            StoreFull: when what is missing does not fit; nothing has been read but documents then.
-            Cancelled: when ``cancellation`` was cancelled.
-        """
-        verify_content = is_content(verify)
-        as_name = check_image_name(name if as_name is None else as_name)
-        cancellation = cancellation or Cancellation()
-        with file_errors(self.root):
-            root = source.resolve(name)
-            target = TransactionTarget(self._layout, verify_content=verify_content)
-            return self._copy_in(source, root, target, as_name, platform, DEFAULT_PARALLEL, on_event, cancellation)
-
-    def _copy_in(
-        self,
-        source: BlobSource,
-        root: Descriptor,
-        target: TransactionTarget,
-        name: str,
-        platform: Platform | None,
-        parallel: int,
-        on_event: EventListener,
-        cancellation: Cancellation,
-    ) -> Image:
-        source = RememberingSource(source, self._limits)
-        if platform is not None:
-            if media_types.is_index(root.media_type):
-                on_event(ChoosingPlatform(name=name, platform=platform))
-            root = select_manifest(source, root, platform, name, self._limits)
-        on_event(ManifestChosen(descriptor=root))
-        found: list[Image] = []
-        copy_image(
-            source,
-            target,
-            root,
-            [name],
-            limits=self._limits,
-            parallel=parallel,
-            on_event=on_event,
-            cancellation=cancellation,
-            when_whole=lambda: found.append(self._listing.image(name, root)),
-        )
-        return found[0]
 
     # ---- archives
 

@@ -31,9 +31,9 @@ CORE = {
     *("image_map", "filters", "selection", "staging"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees", "mounts"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_removing", "_trees", "mounts"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"refetching", "upkeep", "filesystems", "__init__"}
+FACE |= {"refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -60,6 +60,7 @@ VALUE_FILES = tuple(f"minibox_store/{part}.py" for part in VALUES)
 THREADS = {
     "minibox_store/copying.py": "blobs move at once, because hashing and reading release the interpreter's lock",
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
+    "minibox_store/pulled_trees.py": "layers are unpacked while later ones are still downloaded",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
 }

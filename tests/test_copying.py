@@ -16,8 +16,16 @@ from minibox_store.copying import Cancellation, copy_graph, copy_image
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, InvalidDocument, StoreError
-from minibox_store.events import BlobAdvanced, BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName
-from minibox_store.graph import RememberingSource
+from minibox_store.events import (
+    BlobAdvanced,
+    BlobPresent,
+    BlobStarted,
+    BlobStored,
+    Event,
+    ImageCopied,
+    RegisteringName,
+)
+from minibox_store.graph import RememberingSource, read_content
 from minibox_store.layout import Layout
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
@@ -92,15 +100,20 @@ def test_a_copy_tells_each_blob_as_it_begins_advances_and_then_the_name() -> Non
                 told.append((event.descriptor.digest, event.role, event.position, event.total, event.offset_bytes))
             case BlobAdvanced():
                 told.append((event.digest, event.done_bytes, event.size_bytes))
+            case BlobStored():
+                told.append((event.descriptor.digest, event.role, event.position, event.total))
             case _:
                 told.append(event)
     assert told == [
         (config, "config", 1, 1, 0),
         (config, sizes[config], sizes[config]),
+        (config, "config", 1, 1),
         (first, "layer", 1, 2, 0),
         (first, sizes[first], sizes[first]),
+        (first, "layer", 1, 2),
         (second, "layer", 2, 2, 0),
         (second, sizes[second], sizes[second]),
+        (second, "layer", 2, 2),
         RegisteringName(name=NAME),
         RegisteringName(name="app:latest"),
         ImageCopied(name=NAME),
@@ -173,6 +186,21 @@ def test_a_download_that_goes_on_tells_where_it_begins(tmp_path: Path) -> None:
     steps = [event.done_bytes for event in events if isinstance(event, BlobAdvanced) and event.digest == layer]
     assert steps[0] > 20_000
     assert steps[-1] == len(image.blobs[str(layer)])
+
+
+def test_whoever_is_told_that_a_leaf_is_stored_can_read_it_in_the_store(tmp_path: Path) -> None:
+    image = build_image([*LAYERS[:2], LAYERS[0]])
+    target = Layout(tmp_path, durable=False)
+    copy_into(target, build_image(LAYERS[:1], salt="there already"), "other:1")
+    read: dict[str, bytes] = {}
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlobStored):
+            read[str(event.descriptor.digest)] = read_content(target, event.descriptor)
+
+    copy_image(memory_of({"": image}), target, root_of(image), [NAME], on_event=on_event)
+    leaves = {image.config_digest, *image.layer_digests}
+    assert read == {digest: image.blobs[digest] for digest in leaves}
 
 
 # ---- what is moved

@@ -23,6 +23,8 @@ from tests.support.images import build_image, random_layer
 from tests.support.invariants import check_invariants, held_locks, open_files, read_names
 from tests.support.lock_records import recorded_locks
 from tests.support.os_proxy import OsProxy, no_hard_links, replaced_os
+from tests.support.registries import quick_client
+from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import RecordingSource, descriptors_of, memory_of
 from tests.support.stores import blob, layer_of, open_layout, open_store, put, put_dead, rot
 
@@ -31,8 +33,8 @@ IMAGE = build_image(salt="image")
 OTHER = build_image(salt="other")
 LOADED = build_image(salt="loaded")
 
-ORDER = ["prune", "life", "transaction", "turn", "store"]
-WRITTEN = "prune lock, life lock, a transaction's own, the turn, the store lock"
+ORDER = ["prune", "life", "transaction", "base layers", "turn", "store"]
+WRITTEN = "prune lock, life lock, a transaction's own, the one of base_layers/, the turn, the store lock"
 
 # What is taken while what is held; where there are no hard links, the life lock takes the place of the pins.
 EDGES = {
@@ -43,9 +45,13 @@ EDGES = {
     ("transaction", "partial"),
     ("transaction", "turn"),
     ("transaction", "store"),
+    ("transaction", "base layers"),
+    ("base layers", "turn"),
+    ("base layers", "store"),
     ("turn", "store"),
 }
 EDGES_OF_LIFE = {
+    ("life", "base layers"),
     ("prune", "life"),
     ("life", "transaction"),
     ("life", "partial"),
@@ -87,10 +93,19 @@ def repair(store: Store, root: Path) -> None:
     store.repair()
 
 
+def pull_and_unpack(store: Store, _: Path) -> None:
+    with ScriptedRegistry() as registry:
+        for image in (IMAGE, OTHER):
+            serve_image(registry, "team/app", "1", image)
+            reference = registry.reference("team/app", "1")
+            store.pull(reference, name="pulled:1", unpack=True, client=quick_client())
+
+
 VERBS: dict[str, Callable[[Store, Path], object]] = {
     "make": lambda _, root: open_store(root.parent / "new").import_image(memory_of({"new:1": IMAGE}), "new:1"),
     "import": lambda store, _: store.import_image(memory_of({"image:1": IMAGE}), "image:1"),
     "import over a wrong blob": import_over,
+    "pull and unpack": pull_and_unpack,
     "load": lambda store, root: store.load(root.parent / "a.tar"),
     "tag": lambda store, _: store.tag("always:1", "second:1"),
     "remove": lambda store, _: store.remove("going:1"),

@@ -15,7 +15,16 @@ from minibox_server.workers import Workers
 from minibox_store import LINUX_AMD64, Store
 from tests.server.clients import client_of
 from tests.support.daemon import Daemon, running_daemon
-from tests.support.images import BuiltImage, build_image, build_index, random_layer
+from tests.support.images import (
+    IN_TOTO,
+    BuiltImage,
+    Layer,
+    build_image,
+    build_index,
+    build_layer,
+    digest_of,
+    random_layer,
+)
 from tests.support.layouts import read_layout_blobs, read_layout_names
 from tests.support.scripted_registry import (
     Answer,
@@ -90,6 +99,7 @@ def test_a_pull_tells_each_step_on_a_line_of_its_own(tmp_path: Path, registry: S
         f"[pull] manifest: {short(image.digest)}",
         f"[pull] pulling config {short(image.config_digest)}...",
         f"[pull] pulling layer 1/1 ({short(layers_of(image)[0])})...",
+        "[pull] extracting layer 1/1...",
         f"[pull] registering {name} in index.json...",
         f"[pull] successfully pulled {name}",
         "[pull] Done",
@@ -108,7 +118,65 @@ def test_a_pull_by_several_threads_ends_with_done_and_tells_every_layer(
     assert {
         f"[pull] pulling layer {number}/8 ({short(layer)})..." for number, layer in enumerate(layers_of(image), 1)
     } <= {*lines}
-    assert len(lines) == 3 + 8 + 3
+    assert [line for line in lines if "extracting" in line] == [
+        f"[pull] extracting layer {number}/8..." for number in range(1, 9)
+    ]
+    assert len(lines) == 3 + 2 * 8 + 3
+
+
+def base_layers(data_root: Path) -> list[str]:
+    """Return what lies in ``base_layers/``, whatever it is."""
+    return sorted(path.name for path in (data_root / "base_layers").glob("*"))
+
+
+def tag_of(name: str) -> str:
+    return name.replace("/", "_").replace(":", "_")
+
+
+def test_what_is_pulled_is_unpacked_under_its_tag_and_only_once(tmp_path: Path, registry: ScriptedRegistry) -> None:
+    image = build_image([{"a": b"1", "b": b"1"}, {"b": b"2"}])
+    serve_image(registry, "team/app", "1", image)
+    name = registry.reference("team/app", "1")
+    lines = pull(tmp_path / "data", name)
+    assert [line for line in lines if "extracting" in line] == [
+        "[pull] extracting layer 1/2...",
+        "[pull] extracting layer 2/2...",
+    ]
+    tree = tmp_path / "data" / "base_layers" / tag_of(name)
+    assert {path.name: path.read_bytes() for path in tree.iterdir()} == {"a": b"1", "b": b"2"}
+    assert base_layers(tmp_path / "data") == [tag_of(name), f"{tag_of(name)}.json"]
+    again = pull(tmp_path / "data", name)
+    assert again == [
+        f"[pull] fetching {name} manifest...",
+        f"[pull] manifest: {short(image.digest)}",
+        f"[pull] config ({short(image.config_digest)}) is already here",
+        *sorted(line for line in again if "layer" in line),
+        f"[pull] registering {name} in index.json...",
+        f"[pull] successfully pulled {name}",
+        "[pull] Done",
+    ]
+    assert not [line for line in again if "extracting" in line]
+
+
+def test_the_operator_may_leave_images_packed(tmp_path: Path, registry: ScriptedRegistry) -> None:
+    serve_image(registry, "app", "1", build_image())
+    client = client_of(tmp_path / "data", unpack=False)
+    text = client.post("/images/pull", params={"image": registry.reference("app", "1")}).text
+    assert text.endswith("[pull] Done\n")
+    assert "extracting" not in text
+    assert not (tmp_path / "data" / "base_layers").exists()
+
+
+def test_of_what_has_no_root_filesystem_it_is_told_that_nothing_is_unpacked(
+    tmp_path: Path, registry: ScriptedRegistry
+) -> None:
+    statement = Layer(content=b"{}", media_type=IN_TOTO, diff_id=digest_of(b"{}"))
+    serve_image(registry, "app", "1", build_image([statement]))
+    name = registry.reference("app", "1")
+    lines = pull(tmp_path / "data", name)
+    assert f"[pull] {name} has no root filesystem, nothing is unpacked" in lines
+    assert lines[-1] == "[pull] Done"
+    assert not (tmp_path / "data" / "base_layers").exists()
 
 
 def test_another_platform_is_chosen_where_it_is_asked_for(tmp_path: Path, registry: ScriptedRegistry) -> None:
@@ -208,6 +276,36 @@ def test_a_registry_that_lies_registers_nothing(tmp_path: Path, registry: Script
     assert transactions_of(tmp_path / "data") == []
 
 
+def test_a_layer_that_cannot_be_unpacked_ends_the_stream_and_the_index_is_untouched(
+    tmp_path: Path, registry: ScriptedRegistry
+) -> None:
+    serve_image(registry, "app", "1", build_image(salt="before"))
+    name = registry.reference("app", "1")
+    pull(tmp_path / "data", name)
+    index = (tmp_path / "data" / "index.json").read_bytes()
+    good = build_layer({"a": b"1"})
+    promised = digest_of(b"something else")
+    wrong = build_image([Layer(content=good.content, media_type=good.media_type, diff_id=promised)])
+    serve_image(registry, "app", "1", wrong)
+    lines = pull(tmp_path / "data", name)
+    assert lines[-2:] == [
+        "[pull] extracting layer 1/1...",
+        f"[error] pull failed: content of layer {layers_of(wrong)[0]}, decompressed does not match: "
+        f"expected {promised}, got {good.diff_id}",
+    ]
+    assert (tmp_path / "data" / "index.json").read_bytes() == index
+    assert base_layers(tmp_path / "data") == [tag_of(name), f"{tag_of(name)}.json"]
+    assert (tmp_path / "data" / "base_layers" / tag_of(name) / "etc" / "hostname").exists()
+
+
+def test_a_registry_cannot_write_a_line_by_the_names_in_a_layer(tmp_path: Path, registry: ScriptedRegistry) -> None:
+    layer = build_layer({"no\n[pull] Done/../../x": b""}, compressed=False)
+    serve_image(registry, "app", "1", build_image([layer]))
+    lines = pull(tmp_path / "data", registry.reference("app", "1"))
+    assert lines[-1].startswith("[error] pull failed: invalid archive")
+    assert "[pull] Done" not in lines
+
+
 def test_nobody_is_there_where_the_registry_should_be(tmp_path: Path) -> None:
     with ScriptedRegistry() as gone:
         name = gone.reference("app", "1")
@@ -239,7 +337,7 @@ def test_a_platform_from_an_index_cannot_write_a_line_of_its_own(tmp_path: Path,
 
 def test_an_unexpected_error_is_logged_and_ends_the_stream(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     no_name: Any = None
-    answer = PullAnswer(Store(tmp_path / "data"), Workers(), no_name, LINUX_AMD64)
+    answer = PullAnswer(Store(tmp_path / "data"), Workers(), no_name, LINUX_AMD64, unpack=False)
     assert TestClient(answer).post("/").text == "[error] pull failed: internal error\n"
     assert "TypeError" in caplog.text
 
@@ -318,6 +416,7 @@ def test_a_client_that_goes_away_cancels_its_pull(daemon: Daemon, registry: Scri
         registry.wait_for("GET", blob_target("app", layer))
         assert wait_for(lambda: transactions_of(daemon.data_root) != [])
     assert wait_for(lambda: transactions_of(daemon.data_root) == []), "the worker did not end"
+    assert base_layers(daemon.data_root) == []
     never.set()
     assert daemon.get("/images").body == b"[]"
     assert read_layout_names(daemon.data_root) == {}
@@ -361,3 +460,4 @@ def test_sigterm_during_a_pull_ends_within_ten_seconds_and_leaves_a_clean_store(
     assert read_layout_names(daemon.data_root) == {}
     assert layer not in read_layout_blobs(daemon.data_root)
     assert transactions_of(daemon.data_root) == []
+    assert [*(daemon.data_root / "base_layers").iterdir()] == []

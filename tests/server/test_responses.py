@@ -24,6 +24,7 @@ from minibox_store import (
     InvalidPlatform,
     InvalidReference,
     ManifestUnknown,
+    MissingLibrary,
     NothingToDo,
     PlatformNotFound,
     RateLimited,
@@ -61,6 +62,7 @@ TABLE: list[tuple[StoreError, int]] = [
     (StoreFull("/data"), 507),
     (StoreDamaged("/data/index.json", "no JSON"), 500),
     (StoreUnavailable("/data", "read-only"), 500),
+    (MissingLibrary("a layer in zstd", "zstd"), 501),
 ]
 
 

@@ -14,7 +14,7 @@ def test_without_any_variable_it_listens_on_loopback_and_needs_no_token() -> Non
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:
-    names = ["HTTP_ADDR", "DATA_ROOT", "API_TOKEN", "ALLOW_ANONYMOUS", "ALLOWED_HOSTS", "ARCHIVE_PREFIXES"]
+    names = ["HTTP_ADDR", "DATA_ROOT", "API_TOKEN", "ALLOW_ANONYMOUS", "ALLOWED_HOSTS", "ARCHIVE_PREFIXES", "UNPACK"]
     assert parse_settings({f"MINIBOX_{name}": "" for name in names}) == parse_settings({})
 
 
@@ -76,6 +76,8 @@ def test_s28_the_token_is_not_in_the_representation_of_the_settings() -> None:
     ("name", "text"),
     [
         ("MINIBOX_ALLOW_ANONYMOUS", "yes"),
+        ("MINIBOX_UNPACK", "no"),
+        ("MINIBOX_UNPACK", "2"),
         ("MINIBOX_ALLOWED_HOSTS", "good.example,bad/host"),
         ("MINIBOX_ALLOWED_HOSTS", "a:99999"),
         ("MINIBOX_ARCHIVE_PREFIXES", "/home:relative"),
@@ -92,6 +94,12 @@ def test_hosts_are_separated_by_commas_and_prefixes_by_colons() -> None:
     )
     assert settings.allowed_hosts == (("a.example", None), ("b.example", 81), ("::2", None))
     assert settings.archive_prefixes == ("/a", "/b/")
+
+
+@pytest.mark.parametrize(("text", "unpack"), [("", True), ("1", True), ("0", False)])
+def test_what_is_pulled_is_unpacked_unless_the_operator_says_no(text: str, unpack: bool) -> None:
+    assert parse_settings({"MINIBOX_UNPACK": text}).unpack is unpack
+    assert parse_settings({}).unpack
 
 
 def test_the_root_of_the_store_becomes_absolute() -> None:

@@ -22,6 +22,7 @@ Edge = tuple[str, str]
 _KINDS = {
     "prune.lock": "prune",
     "life.lock": "life",
+    "base_layers.lock": "base layers",
     "lock": "transaction",
     "store.turn": "turn",
     "store.lock": "store",
@@ -30,7 +31,9 @@ _KINDS = {
 
 def kind_of(path: str) -> str:
     """Return which lock of a store a path is."""
-    name = os.path.basename(path.removesuffix(" (deleted)"))
+    folder, name = os.path.split(path.removesuffix(" (deleted)"))
+    if os.path.basename(folder) == "base_layers":
+        return "tree"
     if name.startswith("sha") or len(name) in (64, 128):
         return "partial"  # wherever it has gone since it was opened
     return _KINDS[name]
@@ -71,8 +74,8 @@ class LockRecords:
             self._refused[me] = kind
             raise
         self._refused.pop(me, None)
-        if operation & fcntl.LOCK_SH and kind != "life":
-            return  # somebody asks whether it is held
+        if kind == "tree" or (operation & fcntl.LOCK_SH and kind != "life"):
+            return  # it is only ever tried, by everybody; or somebody asks whether it is held
         with self._guard:
             self.kinds.add(kind)
             self.taken.update((held, kind) for held in self._held_by(me))

@@ -1,0 +1,246 @@
+"""An image's root filesystem grows while its layers still come: unpacked as they are whole, and named with the image.
+
+One thread unpacks; what moves the blobs is the copy, as ever. Whichever of the two fails ends the other, and what is
+told is what went wrong first.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import attrs
+
+from minibox_store.codec import BaseLayer, decode_document
+from minibox_store.copying import Cancellation, EventListener
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, Manifest
+from minibox_store.errors import Cancelled
+from minibox_store.events import BlobStored, Event, UnpackingLayer
+from minibox_store.graph import RememberingSource
+from minibox_store.layout import Layout, TransactionTarget
+from minibox_store.layout.transaction import Transaction
+from minibox_store.limits import Limits
+from minibox_store.media_types import is_config, is_index, is_layer
+from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree
+from minibox_store.rootfs.unpacking import LayerPlan, LayerSource, read_layers, unpack_layers
+
+
+def read_filesystem(source: RememberingSource, root: Descriptor, limits: Limits) -> LayerPlan | None:
+    """Return the layers of an image's root filesystem; None for an index, an artifact and an attestation.
+
+    Raises:
+        BlobNotFound, ContentMismatch, InvalidDocument: when the manifest or the config is missing or wrong, or they do
+            not agree on how many layers there are.
+    """
+    if is_index(root.media_type):
+        return None
+    manifest = decode_document(source.read(root), root.media_type, str(root.digest), limits=limits)
+    if not isinstance(manifest, Manifest) or not is_config(manifest.config.media_type):
+        return None
+    if not all(is_layer(layer.media_type) for layer in manifest.layers):
+        return None
+    return read_layers(source, root, limits)
+
+
+def base_layers_of(layout: Layout) -> BaseLayers:
+    """Return the root filesystems of a store."""
+    return BaseLayers(
+        layout.paths.base_layers,
+        layout.paths.base_layers_lock,
+        durable=layout.durable,
+        lock_timeout_seconds=layout.lock_timeout_seconds,
+    )
+
+
+class TreeTarget:
+    """A store as an ImageTarget that unpacks what it is given, and puts the tree in its place as the name is written.
+
+    The copy is handed :meth:`on_event` as its listener, :meth:`put_in_place` for when all is there, and
+    ``cancellation``.
+
+    Args:
+        target: the store.
+        trees: where root filesystems are.
+        name: the image's.
+        plan: its layers.
+        on_event: is told of everything.
+
+    Attributes:
+        cancellation: ends both the copy and the unpacking.
+    """
+
+    def __init__(
+        self,
+        target: TransactionTarget,
+        trees: BaseLayers,
+        name: str,
+        plan: LayerPlan,
+        on_event: EventListener,
+    ) -> None:
+        self._target = target
+        self._trees = trees
+        self._layer = BaseLayer(name=name, manifest_digest=plan.manifest.digest, config_digest=plan.config.digest)
+        self._plan = plan
+        self._tell = on_event
+        self._arrivals = _Arrivals()
+        self._until_committed = ExitStack()
+        self._begin: Callable[[], _Unpacking]
+        self._unpacking: _Unpacking | None = None
+        self.cancellation = Cancellation()
+
+    def interrupt(self) -> None:
+        """End all of it. From any thread."""
+        self.cancellation.cancel()
+
+    def on_event(self, event: Event) -> None:
+        """Pass on what is told, and take note of each blob that has come."""
+        self._tell(event)
+        if isinstance(event, BlobStored):
+            self._arrivals.add(event.descriptor.digest)
+
+    @contextmanager
+    def open_writer(self) -> Iterator[Transaction]:
+        """Begin a transaction, and the unpacking where the image has no tree that is current.
+
+        Leaving it without an error commits both; with one, the tree that was in the place is there again.
+        """
+        with self._until_committed as stack, self._target.open_writer() as writer, ExitStack() as working:
+
+            def begin() -> _Unpacking:
+                tree = stack.enter_context(self._trees.growing(self._layer.name))
+                return working.enter_context(self._unpacking_into(tree, writer))
+
+            self._begin = begin
+            if not self._trees.is_current(self._layer):
+                self._unpacking = begin()
+            yield writer
+
+    def put_in_place(self) -> None:
+        """Wait for the tree, and put it in its place; the lock of all places is kept until the transaction has ended.
+
+        Raises:
+            StoreError: what went wrong with the unpacking.
+        """
+        while True:
+            if self._unpacking is not None:
+                self._unpacking.done.result()
+            with ExitStack() as held:
+                held.enter_context(self._trees.locked())
+                # Others pull and collect meanwhile: what is said of a place is true only under the lock.
+                if not self._trees.is_current(self._layer):
+                    if self._unpacking is None:
+                        held.close()
+                        self._unpacking = self._begin()
+                        continue
+                    held.enter_context(self._trees.putting_in_place(self._unpacking.tree, self._layer))
+                self._until_committed.push(held.pop_all())
+                return
+
+    @contextmanager
+    def telling_failures(self) -> Iterator[None]:
+        """Tell what went wrong with the unpacking, and not that the copy was cancelled for it."""
+        try:
+            yield
+        except Cancelled:
+            done = None if self._unpacking is None else self._unpacking.done
+            failure = done.exception() if done is not None and done.done() else None
+            if failure is None or isinstance(failure, Cancelled):
+                raise
+            raise failure from None
+
+    @contextmanager
+    def _unpacking_into(self, tree: GrowingTree, source: BlobSource) -> "Iterator[_Unpacking]":
+        def ended(done: "Future[None]") -> None:
+            if done.exception() is not None and not self._arrivals.is_over:
+                self.cancellation.cancel()
+
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minibox-unpack")
+        with self.cancellation.interrupting(self._arrivals):
+            done = pool.submit(self._unpack, tree, source)
+            done.add_done_callback(ended)
+            try:
+                yield _Unpacking(tree=tree, done=done)
+            finally:
+                # Nothing may still read when the transaction closes, nor write when the tree goes.
+                self._arrivals.interrupt()
+                pool.shutdown(wait=True)
+
+    def _unpack(self, tree: GrowingTree, source: BlobSource) -> None:
+        assert tree.file_descriptor is not None
+        unpack_layers(
+            tree.file_descriptor,
+            self._iter_layers(_StoppedSource(source, self._arrivals)),
+            on_layer=self._tell_layer,
+            check=self._arrivals.check,
+        )
+        self._trees.make_durable(tree)
+
+    def _iter_layers(self, source: BlobSource) -> Iterator[LayerSource]:
+        for descriptor, diff_id in self._plan.layers:
+            self._arrivals.wait_for(descriptor.digest)
+            yield LayerSource(descriptor=descriptor, diff_id=diff_id, source=source)
+
+    def _tell_layer(self, position: int, descriptor: Descriptor) -> None:
+        self._tell(UnpackingLayer(position=position, total=len(self._plan.layers), descriptor=descriptor))
+
+
+@attrs.frozen(kw_only=True)
+class _Unpacking:
+    """A tree that is being unpacked, and how that ends."""
+
+    tree: GrowingTree
+    done: "Future[None]"
+
+
+class _Arrivals:
+    """Which blobs have come; and whether there is any sense in waiting for more."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._come: set[Digest] = set()
+        self.is_over = False
+
+    def add(self, digest: Digest) -> None:
+        with self._changed:
+            self._come.add(digest)
+            self._changed.notify_all()
+
+    def interrupt(self) -> None:
+        with self._changed:
+            self.is_over = True
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        if self.is_over:
+            raise Cancelled
+
+    def wait_for(self, digest: Digest) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_over or digest in self._come)
+        self.check()
+
+
+class _StoppedSource:
+    """A source whose bytes end, with an error, as soon as nobody wants the tree any more."""
+
+    def __init__(self, source: BlobSource, arrivals: _Arrivals) -> None:
+        self._source = source
+        self._arrivals = arrivals
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        return _StoppedStream(self._source.open_blob(descriptor, offset), self._arrivals)
+
+
+class _StoppedStream:
+    def __init__(self, stream: BlobStream, arrivals: _Arrivals) -> None:
+        self._stream = stream
+        self._arrivals = arrivals
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self._arrivals.check()
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()

@@ -1,0 +1,202 @@
+"""The part of the store's face that brings images in: from registries, and from any other source."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store._file_errors import file_errors
+from minibox_store.arguments import Verify, is_content
+from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
+from minibox_store.documents import Descriptor
+from minibox_store.errors import InvalidArgument
+from minibox_store.events import ChoosingPlatform, ManifestChosen, NothingToUnpack, ResolvingName
+from minibox_store.graph import RememberingSource, select_manifest
+from minibox_store.images import Image
+from minibox_store.layout import Layout, Listing, TransactionTarget
+from minibox_store.layout_index import find_name
+from minibox_store.limits import Limits
+from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.protocols import BlobSource, ImageSource
+from minibox_store.reference import Reference, check_image_name
+
+if TYPE_CHECKING:
+    from minibox_store.pulled_trees import TreeTarget
+    from minibox_store.registry import RegistryClient
+
+
+class Pulling:
+    """How images come into a :class:`minibox_store.Store`."""
+
+    _layout: Layout
+    _listing: Listing
+    _limits: Limits
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        name: str | None = None,
+        platform: Platform | None = LINUX_AMD64,
+        client: "RegistryClient | None" = None,
+        parallel: int = DEFAULT_PARALLEL,
+        verify: Verify = "size",
+        unpack: bool = False,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image:
+        """Copy an image from a registry into the store, and return it.
+
+        Args:
+            reference: what to pull; the registry is Docker Hub where it names none.
+            name: what the image is called in the store; the reference as it was given, where it is None.
+            platform: which manifest of an index; None keeps the index, and every manifest in it.
+            client: how registries are spoken to; anonymous, over TLS, where it is None.
+            parallel: how many layers move at once.
+            verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
+                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``.
+            unpack: whether the image's root filesystem is unpacked too, under ``base_layers/``, while its layers come;
+                where it is, says :meth:`base_layer`. Of an artifact, or an index that is kept whole, nothing is.
+            on_event: called for each step of progress, from several threads.
+            cancellation: ends the pull when it is cancelled.
+
+        Raises:
+            InvalidReference: for a text that is no reference, or a name that an image may not have.
+            PlatformNotFound: when the image is not offered for the platform.
+            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
+            ContentMismatch, InvalidDocument: when it sends something else than it announced.
+            InvalidArchive: when a layer cannot be unpacked, or not within the bounds.
+            MissingLibrary: when a layer is compressed by what nothing installed reads.
+            StoreFull: when what is missing does not fit; nothing has been fetched then. What the layers become once
+                they are unpacked is not known beforehand.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: the name changes in one step, after everything that it reaches is in the store and verified. A pull
+            that fails changes no name and no tree; what it has fetched is used by the next one, or pruned. A tree is
+            replaced in one step too, just before the name; one that is current stays as it is. An old tree that
+            something has mounted stays aside until a prune finds it free.
+        """
+        from minibox_store.registry import RegistryClient
+
+        if parallel < 1:
+            raise InvalidArgument("parallel", parallel, "at least one layer has to move")
+        verify_content = is_content(verify)
+        parsed = Reference.parse(reference)
+        name = check_image_name(reference if name is None else name)
+        cancellation = cancellation or Cancellation()
+        client = RegistryClient(limits=self._limits) if client is None else client
+        with (
+            file_errors(self._layout.paths.root),
+            client.open_repository(parsed) as repository,
+            cancellation.interrupting(repository),
+        ):
+            on_event(ResolvingName(name=name))
+            root = repository.resolve(str(parsed.digest or parsed.tag))
+            origin = f"{parsed.domain}/{parsed.repository}"
+            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
+            copy = _Incoming(target=target, name=name, platform=platform, parallel=parallel, unpack=unpack)
+            return self._copy_in(repository, root, copy, on_event, cancellation)
+
+    def base_layer(self, name: str) -> str | None:
+        """Return the path of the image's root filesystem, as it was unpacked by a pull; None where there is none.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+        """
+        from minibox_store.pulled_trees import base_layers_of
+
+        with file_errors(self._layout.paths.root):
+            name, root = find_name(self._layout.read_index(), name)
+            return base_layers_of(self._layout).find(name, root.digest)
+
+    def import_image(
+        self,
+        source: ImageSource,
+        name: str,
+        *,
+        as_name: str | None = None,
+        platform: Platform | None = None,
+        verify: Verify = "size",
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image:
+        """Copy an image from any source into the store, and return it.
+
+        Args:
+            source: where it is; its bytes are not trusted.
+            name: what it is called there.
+            as_name: what it is called here; ``name`` where it is None.
+            platform: which manifest of an index; None keeps the whole.
+            verify: as for :meth:`pull`.
+            on_event: called for each step of progress, from several threads.
+            cancellation: ends the copy when it is cancelled.
+
+        Raises:
+            NotFound: when the source has no such image, or lacks a part of it.
+            ContentMismatch, InvalidDocument: when its bytes are not what they should be.
+            InvalidReference: when an image may not have this name.
+            StoreFull: when what is missing does not fit; nothing has been read but documents then.
+            Cancelled: when ``cancellation`` was cancelled.
+        """
+        verify_content = is_content(verify)
+        as_name = check_image_name(name if as_name is None else as_name)
+        cancellation = cancellation or Cancellation()
+        with file_errors(self._layout.paths.root):
+            root = source.resolve(name)
+            target = TransactionTarget(self._layout, verify_content=verify_content)
+            copy = _Incoming(target=target, name=as_name, platform=platform)
+            return self._copy_in(source, root, copy, on_event, cancellation)
+
+    def _copy_in(
+        self,
+        source: BlobSource,
+        root: Descriptor,
+        copy: "_Incoming",
+        on_event: EventListener,
+        cancellation: Cancellation,
+    ) -> Image:
+        source, name = RememberingSource(source, self._limits), copy.name
+        if copy.platform is not None:
+            if media_types.is_index(root.media_type):
+                on_event(ChoosingPlatform(name=name, platform=copy.platform))
+            root = select_manifest(source, root, copy.platform, name, self._limits)
+        on_event(ManifestChosen(descriptor=root))
+        found: list[Image] = []
+        run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)
+        tree = self._tree_of(source, root, copy, on_event) if copy.unpack else None
+
+        def describe() -> None:
+            found.append(self._listing.image(name, root))
+            if tree is not None:
+                tree.put_in_place()
+
+        if tree is None:
+            run(target=copy.target, on_event=on_event, cancellation=cancellation, when_whole=describe)
+        else:
+            with cancellation.interrupting(tree), tree.telling_failures():
+                run(target=tree, on_event=tree.on_event, cancellation=tree.cancellation, when_whole=describe)
+        return found[0]
+
+    def _tree_of(
+        self, source: RememberingSource, root: Descriptor, copy: "_Incoming", on_event: EventListener
+    ) -> "TreeTarget | None":
+        """Return the store as a target that unpacks too; None where there is nothing to unpack."""
+        from minibox_store.pulled_trees import TreeTarget, base_layers_of, read_filesystem
+
+        plan = read_filesystem(source, root, self._limits)
+        if plan is None:
+            on_event(NothingToUnpack(name=copy.name))
+            return None
+        return TreeTarget(copy.target, base_layers_of(self._layout), copy.name, plan, on_event)
+
+
+@attrs.frozen(kw_only=True)
+class _Incoming:
+    """What is copied in, to where, and how."""
+
+    target: TransactionTarget
+    name: str
+    platform: Platform | None
+    parallel: int = DEFAULT_PARALLEL
+    unpack: bool = False

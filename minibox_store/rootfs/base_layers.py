@@ -1,0 +1,299 @@
+"""Root filesystems of whole images under ``base_layers/``, each in the place that its image's name has.
+
+A place is a directory, and beside it a file, ``<place>.json``, that says whose tree it is and of what it was made. The
+file never vouches for another tree, whatever dies when: it goes before the tree is changed, and comes once the new one
+is there for good. All of that happens under one lock, which is kept until the image has its name.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+
+import attrs
+
+from minibox_store import _files, _locks, _moving
+from minibox_store.codec import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, encode_base_layer
+from minibox_store.digest import Digest
+from minibox_store.errors import InvalidDocument, StoreBusy, StoreUnavailable
+from minibox_store.mounts import read_mounts
+
+_LONGEST_PLACE = 228  # a file name has 255 bytes; two dots, .json, 16 digits and .tmp are added to it
+_FILE_MODE = 0o644
+_FOLDER_MODE = 0o700
+_ATTEMPTS = 100
+
+
+def image_tag(name: str) -> str:
+    """Return what the tree of an image is called, unless another one's is called so: each ``/`` and ``:`` is a ``_``.
+
+    >>> image_tag("docker.io/library/alpine:3.18")
+    'docker.io_library_alpine_3.18'
+    """
+    return name.replace("/", "_").replace(":", "_")
+
+
+def iter_places(name: str) -> Iterator[str]:
+    """Yield what the tree of an image may be called, the first that is no other image's first.
+
+    Its tag is none where no file can be called so, where it would be hidden, or be what stands beside another tree.
+    """
+    tag = image_tag(name)
+    if len(tag) <= _LONGEST_PLACE and not tag.startswith(".") and not tag.endswith(".json"):
+        yield tag
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    for suffix in (digest[:12], digest):
+        yield f"{tag.lstrip('.')[: _LONGEST_PLACE - 1 - len(suffix)]}-{suffix}"
+
+
+@attrs.define
+class GrowingTree:
+    """A directory that nobody but its maker touches: it is locked.
+
+    Attributes:
+        path: where it lies.
+        file_descriptor: the open directory, whose lock is held; None where what lies there now is none.
+        place: the place that it goes to, or had.
+        was_seen: whether what lies there now had a place before, so that somebody may use it.
+    """
+
+    path: str
+    file_descriptor: int | None
+    place: str
+    was_seen: bool = False
+
+
+class BaseLayers:
+    """The trees of one store. Safe for several threads and processes.
+
+    Args:
+        folder: where they lie.
+        lock_path: the lock file of all of them.
+        durable: whether a tree that has its place survives a loss of power.
+        lock_timeout_seconds: how long another process is waited for.
+    """
+
+    def __init__(self, folder: str, lock_path: str, *, durable: bool, lock_timeout_seconds: float) -> None:
+        self._folder = folder
+        self._lock_path = lock_path
+        self._durable = durable
+        self._lock_timeout_seconds = lock_timeout_seconds
+
+    def find(self, name: str, manifest_digest: Digest) -> str | None:
+        """Return the path of the tree that was made of this image; None where there is none."""
+        place = self._place_of(name)
+        layer = self._read(place)
+        is_made = layer is not None and (layer.name, layer.manifest_digest) == (name, manifest_digest)
+        return self._path(place) if is_made and self._has_tree(place) else None
+
+    def is_current(self, layer: BaseLayer) -> bool:
+        """Whether the image has its tree, made of the very manifest and config."""
+        place = self._place_of(layer.name)
+        return self._read(place) == layer and self._has_tree(place)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep every place as it is for the block.
+
+        Raises:
+            StoreBusy: when somebody else holds the lock for too long.
+        """
+        return _locks.holding_lock(
+            self._lock_path, doing="putting a root filesystem in its place", timeout_seconds=self._lock_timeout_seconds
+        )
+
+    @contextmanager
+    def growing(self, name: str) -> Iterator[GrowingTree]:
+        """Make an empty directory beside the places; remove what lies there, then, behind the block.
+
+        What had a place before stays, as long as somebody mounts it: under that name a collection finds it.
+        """
+        tree = self._begin(self._place_of(name))
+        try:
+            yield tree
+        finally:
+            # The work is done by now, or has failed already: what cannot be removed is left to a collection.
+            with suppress(OSError):
+                self._leave(tree)
+            if tree.file_descriptor is not None:
+                _locks.release(tree.file_descriptor)
+
+    def make_durable(self, tree: GrowingTree) -> None:
+        """Return when all of a tree will survive a loss of power, if anything is to."""
+        if self._durable and tree.file_descriptor is not None:
+            _files.sync_file_system(tree.file_descriptor)
+
+    @contextmanager
+    def putting_in_place(self, tree: GrowingTree, layer: BaseLayer) -> Iterator[None]:
+        """Let a whole tree be the image's, and be so for good once the block is left without an error. Under the lock.
+
+        With an error all is as it was before.
+
+        Raises:
+            StoreUnavailable: when something is mounted on the place.
+        """
+        place = self._place_of(layer.name)
+        path, had_tree = self._path(place), _files.exists(self._path(place))
+        self._label(tree, place)
+        old = self._open_old(path)
+        try:
+            with self._replacing_sidecar(place) as old_sidecar:
+                self._swap(tree.path, path, both=had_tree)
+            try:
+                self._sync_folder()
+                self._write_sidecar(place, encode_base_layer(layer))
+                yield
+            except BaseException:
+                with suppress(OSError):  # what went wrong first is what is told
+                    self._remove_sidecar(place)
+                    self._swap(path, tree.path, both=had_tree)
+                    self._write_sidecar(place, old_sidecar)
+                raise
+        except BaseException:
+            if old is not None:
+                _locks.release(old)
+            raise
+        # Let go of it while the lock of all is held: the next one to come along can lock it at once.
+        if tree.file_descriptor is not None:
+            _locks.release(tree.file_descriptor)
+        tree.file_descriptor, tree.was_seen = old, had_tree
+
+    @contextmanager
+    def _replacing_sidecar(self, place: str) -> Iterator[bytes | None]:
+        """Let nothing vouch for what lies in a place, before it is changed; with an error the old file is back."""
+        content = self._read_bytes(place)
+        try:
+            self._remove_sidecar(place)
+            yield content
+        except BaseException:
+            with suppress(OSError):
+                self._write_sidecar(place, content)
+            raise
+
+    # ---- places
+
+    def _path(self, place: str) -> str:
+        return os.path.join(self._folder, place)
+
+    def _sidecar(self, place: str) -> str:
+        return os.path.join(self._folder, f"{place}.json")
+
+    def _place_of(self, name: str) -> str:
+        """Return the place that is an image's now, or that is free for it: also where a tree lies that is nobody's."""
+        found = [(place, self._read(place)) for place in iter_places(name)]
+        for place, layer in found:
+            if layer is not None and layer.name == name:
+                return place
+        for place, layer in found:
+            if layer is None:
+                return place
+        raise StoreUnavailable(
+            self._path(found[0][0]), "it and what else the tree may be called belong to other images"
+        )
+
+    def _has_tree(self, place: str) -> bool:
+        try:
+            return stat.S_ISDIR(os.lstat(self._path(place)).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _read(self, place: str) -> BaseLayer | None:
+        """Return what stands beside a place; what cannot be read vouches for nothing."""
+        content = self._read_bytes(place)
+        try:
+            return None if content is None else decode_base_layer(content, f"{place}.json")
+        except InvalidDocument:
+            return None
+
+    def _read_bytes(self, place: str) -> bytes | None:
+        try:
+            return _files.read_whole(self._sidecar(place), BASE_LAYER_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in _files.DAMAGE:
+                raise
+            return None
+
+    def _write_sidecar(self, place: str, content: bytes | None) -> None:
+        if content is not None:
+            with _files.replacing_file(self._sidecar(place), mode=_FILE_MODE, durable=self._durable) as opened:
+                _moving.write_all(opened, content)
+
+    def _remove_sidecar(self, place: str) -> None:
+        if _files.exists(self._sidecar(place)):
+            _files.remove_file(self._sidecar(place))
+            self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        if self._durable:
+            _files.sync_directory(self._folder)
+
+    # ---- trees
+
+    def _begin(self, place: str) -> GrowingTree:
+        made = _files.make_directory(self._folder, _FOLDER_MODE)
+        if self._durable and made:
+            _files.sync_directory(os.path.dirname(self._folder))
+        for _ in range(_ATTEMPTS):
+            path = self._unfinished(place)
+            _files.make_directory(path, _FOLDER_MODE)
+            # Until it is locked, a collection may take it for one that was left behind: then begin again.
+            with suppress(FileNotFoundError):
+                opened = _files.open_directory(path)
+                with _files.closing_on_error(opened):
+                    if _locks.try_lock(opened, path):
+                        return GrowingTree(path, opened, place)
+                os.close(opened)
+        raise StoreBusy(self._folder, None, None, "collecting")
+
+    def _unfinished(self, place: str) -> str:
+        return os.path.join(self._folder, f".{place}.{_files.fresh_name()}.tmp")
+
+    def _label(self, tree: GrowingTree, place: str) -> None:
+        """See to it that a tree is called after the place it goes to: what lies there now gets its name.
+
+        An overlay tells by which path it was mounted, and not what of: by its name a collection knows the place that an
+        old tree had, and leaves it alone as long as anything was mounted from there.
+        """
+        if tree.place != place:
+            path = self._unfinished(place)
+            _files.rename_file(tree.path, path)
+            tree.path, tree.place = path, place
+
+    def _open_old(self, path: str) -> int | None:
+        """Lock what lies in a place, if it is a directory, so that no collection takes it before it is sure to go."""
+        try:
+            opened = _files.open_directory(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            return None
+        with _files.closing_on_error(opened):
+            _locks.try_lock(opened, path)
+        return opened
+
+    def _swap(self, source: str, target: str, *, both: bool) -> None:
+        try:
+            if both:
+                folder = _files.open_directory(self._folder)
+                try:
+                    _files.exchange_trees(os.path.basename(source), os.path.basename(target), dir_fd=folder)
+                finally:
+                    os.close(folder)
+            else:
+                _files.rename_file(source, target)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise StoreUnavailable(target, "something is mounted on it") from error
+            raise
+
+    def _leave(self, tree: GrowingTree) -> None:
+        if not _files.exists(tree.path):
+            return
+        if tree.was_seen:
+            mounts = read_mounts()
+            if mounts.doubts or any(map(mounts.who_mounts, (self._path(tree.place), tree.path))):
+                return
+        _files.remove_tree(tree.path)
