@@ -24,7 +24,7 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "reports", "summaries"),
+    *("limits", "reports", "summaries", "file_status"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
@@ -33,7 +33,7 @@ CORE = {
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"refetching", "upkeep", "__init__"}
+FACE |= {"refetching", "upkeep", "filesystems", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
