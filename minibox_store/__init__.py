@@ -152,6 +152,7 @@ _MODULES = {
         "ManifestChosen",
         "RegisteringName",
         "ResolvingName",
+        "UnpackingLayer",
         "render_line",
     ),
     "file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
@@ -191,6 +192,7 @@ _MODULES = {
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
     "store": ("Store",),
+    "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -24,14 +24,14 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "reports", "summaries", "file_status"),
+    *("limits", "reports", "summaries", "unpacked", "file_status"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "staging"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_removing"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"refetching", "upkeep", "filesystems", "__init__"}
 
