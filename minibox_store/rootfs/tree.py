@@ -221,6 +221,10 @@ class TreeWriter:
         if not parts or target in where.children:
             raise refusal("it is a hard link to a directory", member.name)
         if where is directory and target == name:
+            try:
+                os.stat(name, dir_fd=self._directories.open(where), follow_symlinks=False)
+            except FileNotFoundError as error:
+                raise refusal("what it is a hard link to is not there", member.name) from error
             return
         # A descriptor of its own: whatever is opened meanwhile does not close it.
         source = os.dup(self._directories.open(where))
