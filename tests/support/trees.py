@@ -9,6 +9,7 @@ import stat
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 _KINDS = {
     stat.S_IFREG: "file",
@@ -60,8 +61,9 @@ class TreeEntry:
 
 
 def read_tree(root: Path | str) -> dict[str, TreeEntry]:
-    """Return every entry below ``root``, and ``root`` itself as ``.``, by relative path; bytes that are no UTF-8 as
-    ``os.fsdecode`` gives them.
+    """Return every entry below ``root``, and ``root`` itself as ``.``, by its path from there.
+
+    Bytes of a name that are no UTF-8 are as ``os.fsdecode`` gives them.
     """
     found: list[tuple[str, os.stat_result, TreeEntry]] = []
     descriptor = os.open(root, _DIRECTORY)
@@ -76,33 +78,52 @@ def read_tree(root: Path | str) -> dict[str, TreeEntry]:
     return {path: _with_names(entry, groups[path]) if path in groups else entry for path, _, entry in found}
 
 
+class Difference(NamedTuple):
+    """What is not the same in two trees: a field of what is at a path, or ``entry`` where one has nothing there."""
+
+    path: str
+    what: str
+    first: object
+    second: object
+
+    def __str__(self) -> str:
+        first, second = (f"{value:04o}" if self.what == "mode" else repr(value) for value in self[2:])
+        return f"{self.path!r}: {self.what} {first}, {second}"
+
+
 def tree_differences(
     first: Mapping[str, TreeEntry], second: Mapping[str, TreeEntry], *, but: Container[str] = ()
-) -> list[str]:
-    """Return a line for each thing that is not the same, the first tree's side first; none when they are equal.
+) -> list[Difference]:
+    """Return everything that is not the same, in the order of the paths; nothing when the trees are equal.
 
     Args:
         first: One tree.
         second: The other.
         but: Names of fields of :class:`TreeEntry` that do not count.
     """
-    return list(_differences(first, second, but))
+    return list(_iter_differences(first, second, but))
 
 
-def _differences(first: Mapping[str, TreeEntry], second: Mapping[str, TreeEntry], but: Container[str]) -> Iterator[str]:
+def assert_same_tree(
+    first: Mapping[str, TreeEntry], second: Mapping[str, TreeEntry], *, but: Container[str] = ()
+) -> None:
+    """Fail, with a line for each difference, unless two trees are equal."""
+    differences = tree_differences(first, second, but=but)
+    assert not differences, "\n".join(["the trees differ:", *map(str, differences)])
+
+
+def _iter_differences(
+    first: Mapping[str, TreeEntry], second: Mapping[str, TreeEntry], but: Container[str]
+) -> Iterator[Difference]:
     for path in sorted(first.keys() | second.keys()):
         one, other = first.get(path), second.get(path)
         if one is None or other is None:
-            yield f"{path!r}: {one.kind if one else 'nothing'}, {other.kind if other else 'nothing'}"
+            yield Difference(path, "entry", one and one.kind, other and other.kind)
             continue
         for each in fields(TreeEntry):
             ours, theirs = getattr(one, each.name), getattr(other, each.name)
             if each.name not in but and ours != theirs:
-                yield f"{path!r}: {each.name} {_shown(each.name, ours)}, {_shown(each.name, theirs)}"
-
-
-def _shown(name: str, value: object) -> str:
-    return f"{value:04o}" if name == "mode" else repr(value)
+                yield Difference(path, each.name, ours, theirs)
 
 
 def _read_folder(descriptor: int, prefix: str, found: list[tuple[str, os.stat_result, TreeEntry]]) -> None:
