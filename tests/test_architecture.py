@@ -61,6 +61,7 @@ THREADS = {
     "minibox_store/copying.py": "blobs move at once, because hashing and reading release the interpreter's lock",
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
+    "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "json": ("minibox_store/codec/",),
