@@ -144,6 +144,7 @@ _MODULES = {
         "ManifestChosen",
         "RegisteringName",
         "ResolvingName",
+        "UnpackingLayer",
         "render_line",
     ),
     "filters": ("ImageFilter", "Label"),
@@ -180,6 +181,7 @@ _MODULES = {
         "UnmendedBlob",
     ),
     "store": ("Store",),
+    "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -20,6 +20,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
 from minibox_store.examining import ExaminedStore
+from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
 from minibox_store.graph import RememberingSource, read_content, select_manifest, walk
 from minibox_store.images import Image
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo
 
 
-class Store(NamedStore, ExaminedStore, Generations, Upkeep):
+class Store(NamedStore, ExaminedStore, Generations, Upkeep, Filesystems):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
