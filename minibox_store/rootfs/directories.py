@@ -125,7 +125,9 @@ class Directories:
         for position, part in enumerate(parts):
             child = directory.children.get(part)
             if child is None:
-                is_there = (directory.whiteouts is None or part not in directory.whiteouts) and self._exists(directory, part)
+                is_there = (directory.whiteouts is None or part not in directory.whiteouts) and self._exists(
+                    directory, part
+                )
                 return None if is_there else (directory, list(parts[position:]))
             directory = child
         return directory, []

@@ -5,6 +5,7 @@ The storage driver ``overlay`` gives layers of what a real overlay mount keeps, 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ def builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
 
 def test_what_podman_saved_is_unpacked_to_what_the_container_has(tmp_path: Path, builder: Builder) -> None:
     expected = build(builder)
+    if builder.driver == "overlay":
+        # An overlay shows how many names the lower file has: one of them is another file above.
+        expected["usr/bin/sudo"] = replace(expected["usr/bin/sudo"], link_count=1)
     for form in _FORMS:
         layout = tmp_path / form
         save(builder, form, layout)
