@@ -8,10 +8,13 @@ import pytest
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.growth import exponent, growth_row
 from tests.benchmarks.report import Row, render_seconds, render_table
+from tests.benchmarks.root_filesystems import choose_files, write_root_filesystem
 from tests.benchmarks.scene import QUICK, Place, Scene, python_command, python_environment
 from tests.benchmarks.small_blobs import SmallBlobs, make_small_blobs
 from tests.benchmarks.timing import BenchmarkFailed, Contender, always, measure, measure_in_turn
+from tests.benchmarks.unpacking import check_tree
 from tests.benchmarks.verifying import check_digests
+from tests.support.layouts import read_layout_blobs
 from tests.support.peers import require_peer
 from tests.support.processes import plain_environment
 from tests.support.stores import rot
@@ -196,3 +199,34 @@ def test_a_digest_that_openssl_did_not_find_is_no_measurement() -> None:
     for wrong in (right.replace("= b", "= c"), right.partition("\n")[0], ""):
         with pytest.raises(BenchmarkFailed, match="of 2"):
             check_digests(wrong, names)
+
+
+def test_a_root_filesystem_is_of_the_files_of_this_machine_and_the_same_each_time(tmp_path: Path) -> None:
+    sizes = {"files": 200, "layers": 3, "total_bytes": 2 * MIB}
+    entries = [write_root_filesystem(tmp_path / name, **sizes) for name in ("first", "second")]
+    first, second = (read_layout_blobs(tmp_path / name) for name in ("first", "second"))
+    assert first == second
+    assert len(first) == 3 + 2
+    assert entries[0] == entries[1] > 200
+    assert sum(file.size_bytes for file in choose_files(200, 2 * MIB)) <= 2 * MIB
+
+
+def test_a_tree_that_is_not_whole_is_no_measurement(tmp_path: Path) -> None:
+    (tmp_path / "tree/folder").mkdir(parents=True)
+    (tmp_path / "tree/folder/file").touch()
+    check_tree(tmp_path / "tree", 2)
+    with pytest.raises(BenchmarkFailed, match="2 entries were unpacked, where the image has 3"):
+        check_tree(tmp_path / "tree", 3)
+
+
+def test_unpacking_stands_beside_that_of_umoci(capsys: pytest.CaptureFixture[str]) -> None:
+    require_peer("umoci")
+    printed = run_quickly(capsys, "unpack")
+    told = [line for line in printed.splitlines() if line.startswith("| unpack, 300 files in 3 gzip layers of 3 MiB")]
+    assert len(told) == 2
+    assert all("`umoci unpack` " in line and float(line.split(" | ")[-3]) > 0 for line in told)
+
+
+def test_the_growth_of_unpacking_is_told_for_each_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_quickly(capsys, "unpack-growth")
+    assert sum(line.startswith("| unpack, ") for line in printed.splitlines()) == 7

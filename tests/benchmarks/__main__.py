@@ -24,6 +24,7 @@ from tests.benchmarks.report import Row, render_table
 from tests.benchmarks.scene import QUICK, Scene, Sizes, describe_machine, opening_places
 from tests.benchmarks.timing import BenchmarkFailed
 from tests.benchmarks.transfers import OPERATIONS, measure_memory, measure_transfer
+from tests.benchmarks.unpacking import measure_unpack, measure_unpack_growth
 from tests.benchmarks.verifying import measure_verify
 from tests.support.peers import PeerFailed
 from tests.support.processes import ProcessFailed
@@ -39,6 +40,8 @@ MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     "verify": measure_verify,
     "durability": measure_durability,
     "growth": measure_growth,
+    "unpack": measure_unpack,
+    "unpack-growth": measure_unpack_growth,
 }
 _RUNS = 5
 _QUICK_RUNS = 2

@@ -28,6 +28,8 @@ def main(operation: str, root: str, *arguments: str) -> None:
         _prune(store, int(arguments[0]))
     elif operation == "verify":
         _verify(store, int(arguments[0]))
+    elif operation == "unpack":
+        store.unpack("latest", arguments[0])
     elif operation == "images":
         _list(store, begin, int(arguments[0]))
     else:

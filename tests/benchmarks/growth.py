@@ -1,6 +1,7 @@
 """Cost against size: each operation on stores of more and more blobs, and the exponent by which its time grows.
 
-An exponent of 1 is linear; less means that something is paid once, whatever the size. It is shown, and has no bar.
+An exponent of 1 is linear; less means that something is paid once, whatever the size. Of a store it is shown, and has
+no bar.
 """
 
 import math
@@ -17,7 +18,9 @@ from tests.benchmarks.timing import Contender, measure_in_turn
 _LAYERS = 18
 # Half of the blobs are dead, and so half of them are in images.
 _BLOBS_OF_AN_IMAGE = 2 * (_LAYERS + DOCUMENTS)
-_LINEAR = 1.1
+_PER_BLOB = "time per blob of the store by its size (half of them live)"
+
+LINEAR = 1.1
 
 
 def measure_growth(scene: Scene) -> Iterator[Row]:
@@ -60,8 +63,10 @@ def _command(images: int, dead_blobs: int, folder: Path) -> list[str]:
     return python_command("steps", "grow", folder / "layout", images, dead_blobs, "none")
 
 
-def growth_row(operation: str, where: str, seconds: Mapping[int, float]) -> Row:
-    """Return the row of one operation, from its seconds by the size of the store.
+def growth_row(
+    operation: str, where: str, seconds: Mapping[int, float], *, per: str = _PER_BLOB, bar: float | None = None
+) -> Row:
+    """Return the row of one operation, from its seconds by the size of what it works on, which ``per`` tells.
 
     The exponent over all sizes says how it grows. That of the last step is told beside it, where a time paid once
     weighs least and a noisy run most.
@@ -69,12 +74,13 @@ def growth_row(operation: str, where: str, seconds: Mapping[int, float]) -> Row:
     *_, before, last = seconds
     fitted = exponent(seconds)
     step = exponent({size: seconds[size] for size in (before, last)})
-    grows = "linear or less" if fitted <= _LINEAR else "**more than linear**"
+    grows = "linear or less" if fitted <= LINEAR else "**more than linear**"
     each = "; ".join(f"{size:,}: {render_seconds(taken / size)}" for size, taken in seconds.items())
     return Row(
-        measure=f"{operation}, time per blob of the store by its size (half of them live)",
+        measure=f"{operation}, {per}",
         where=where,
         ours=each,
         theirs=f"{grows}; from {before:,} to {last:,} the exponent is {step:.2f}",
         result=fitted,
+        bar=bar,
     )

@@ -46,6 +46,13 @@ class Sizes:
     durable_layer_bytes: int = 4 * _MIB
     durable_names: int = 20
     growing_blobs: tuple[int, ...] = (1000, 10_000, 100_000)
+    unpacked_files: int = 30_000
+    unpacked_layers: int = 6
+    unpacked_bytes: int = 300 * _MIB
+    growing_entries: tuple[int, ...] = (1000, 10_000, 100_000)
+    growing_chains: tuple[int, ...] = (10, 100, 1000)
+    growing_depths: tuple[int, ...] = (100, 300, 1000)
+    growing_whiteouts: tuple[int, ...] = (100, 1000, 10_000)
     # Of each measure that has to write a large tree before each of its runs.
     most_fresh_trees: int = 3
 
@@ -74,6 +81,13 @@ QUICK = Sizes(
     durable_layer_bytes=_MIB // 4,
     durable_names=5,
     growing_blobs=(100, 400, 1600),
+    unpacked_files=300,
+    unpacked_layers=3,
+    unpacked_bytes=3 * _MIB,
+    growing_entries=(100, 200, 400),
+    growing_chains=(1, 2, 4),
+    growing_depths=(10, 20, 40),
+    growing_whiteouts=(10, 20, 40),
     most_fresh_trees=1,
 )
 

@@ -8,7 +8,7 @@ Usage: python -m tests.benchmarks.steps OPERATION ARGUMENT...
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -54,6 +54,13 @@ def grow(root: Path, images: int, dead_blobs: int, durability: Durability) -> _S
     yield "prune", _seconds(lambda: check_pruned(opened().prune(), dead_blobs))
 
 
+def unpack(folder: Path, layouts: Sequence[Path], durability: Durability) -> _Steps:
+    """Unpack the image of each layout."""
+    for layout in layouts:
+        store = Store(layout, durability=durability)
+        yield layout.name, _seconds(store.unpack, "latest", folder / layout.name)
+
+
 def _one_more(number: int) -> tuple[str, MemoryImages]:
     name = f"one-more:{number}"
     return name, memory_of({name: build_image([{"number": name.encode()}], salt=name)})
@@ -74,6 +81,9 @@ def main(operation: str, folder: str, *arguments: str) -> None:
     elif operation == "grow":
         images, dead_blobs, _ = arguments
         steps = grow(Path(folder), int(images), int(dead_blobs), durability)
+    elif operation == "unpack":
+        *layouts, _ = arguments
+        steps = unpack(Path(folder), [Path(layout) for layout in layouts], durability)
     else:
         raise SystemExit(f"there is no operation {operation}")
     for name, seconds in steps:

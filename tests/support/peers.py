@@ -141,7 +141,7 @@ def run_skopeo(*arguments: str | Path, timeout_seconds: float = _RUN_SECONDS) ->
         PeerFailed: with its stderr.
     """
     with tempfile.TemporaryDirectory(prefix="skopeo-") as home:
-        return _run(skopeo_command(Path(home), *arguments), skopeo_environment(Path(home)), timeout_seconds)
+        return run_peer(skopeo_command(Path(home), *arguments), skopeo_environment(Path(home)), timeout_seconds)
 
 
 def skopeo_command(home: Path, *arguments: str | Path) -> list[str]:
@@ -176,10 +176,15 @@ def run_umoci(*arguments: str | Path, timeout_seconds: float = _RUN_SECONDS) -> 
     """
     with tempfile.TemporaryDirectory(prefix="umoci-") as home:
         command = [require_peer("umoci"), *map(str, arguments)]
-        return _run(command, plain_environment(Path(home)), timeout_seconds)
+        return run_peer(command, plain_environment(Path(home)), timeout_seconds)
 
 
-def _run(command: list[str], environment: Mapping[str, str], timeout_seconds: float) -> str:
+def run_peer(command: list[str], environment: Mapping[str, str], timeout_seconds: float = _RUN_SECONDS) -> str:
+    """Run a program of another project, and return its stdout.
+
+    Raises:
+        PeerFailed: with its stderr.
+    """
     done = subprocess.run(
         command,
         env=dict(environment),
@@ -213,7 +218,7 @@ def _registry_config(
     if users is not None:
         passwords = folder / "htpasswd"
         lines = [
-            _run([require_peer("htpasswd"), "-Bbn", *item], plain_environment(folder), 10) for item in users.items()
+            run_peer([require_peer("htpasswd"), "-Bbn", *item], plain_environment(folder), 10) for item in users.items()
         ]
         passwords.write_text("".join(line.strip() + "\n" for line in lines))
         config["auth"] = {"htpasswd": {"realm": "test registry", "path": str(passwords)}}

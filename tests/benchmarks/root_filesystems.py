@@ -1,0 +1,163 @@
+"""Images of files: a root filesystem of what this machine has installed, and trees of shapes that are easily slow.
+
+Each layer is written as it is compressed and hashed, so that none is ever in memory.
+"""
+
+import hashlib
+import io
+import os
+import stat
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from tests.benchmarks.timing import BenchmarkFailed
+from tests.support.images import OCI_LAYER_GZIP, Document, build_image_over
+from tests.support.layouts import blob_path, write_layout
+
+NAME = "latest"
+
+_GZIP = 16 + zlib.MAX_WBITS
+_USUAL_LEVEL = 6
+# How far the files that were chosen may run ahead of their part of all bytes.
+_AHEAD_BYTES = 4 * 1024 * 1024
+
+Adds = Callable[[tarfile.TarFile], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A file or link of this machine that is a member of a layer: ``name`` in the image, ``path`` here."""
+
+    name: str
+    path: str
+    size_bytes: int
+
+
+def choose_files(count: int, total_bytes: int) -> list[Chosen]:
+    """Return so many files of about so many bytes together, of this Python installation and of /usr, by name.
+
+    The same machine gives the same choice: the files are taken in the order of the digests of their names.
+
+    Raises:
+        BenchmarkFailed: when there are not so many.
+    """
+    chosen: list[Chosen] = []
+    taken_bytes = 0
+    for file in sorted(_installed_files(), key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest()):
+        allowed_bytes = total_bytes * (len(chosen) + 1) // count
+        if taken_bytes + file.size_bytes > min(allowed_bytes + _AHEAD_BYTES, total_bytes):
+            continue
+        chosen.append(file)
+        taken_bytes += file.size_bytes
+        if len(chosen) == count:
+            return sorted(chosen, key=lambda file: file.name)
+    raise BenchmarkFailed(f"this machine has {len(chosen)} files to choose from, not {count}")
+
+
+def write_root_filesystem(root: Path, *, files: int, layers: int, total_bytes: int) -> int:
+    """Write a layout with an image of this machine's files in gzip layers, and return how many entries it has."""
+    chosen = choose_files(files, total_bytes)
+    seen: set[str] = set()
+    cuts = [files * number // layers for number in range(layers + 1)]
+    # They are written one after the other, and each knows which directories those below it have made.
+    write_image(root, [partial(_add_files, chosen[begin:end], seen) for begin, end in pairwise(cuts)])
+    return len(seen) + files
+
+
+def write_image(root: Path, layers: Iterable[Adds], *, level: int = _USUAL_LEVEL) -> None:
+    """Write a layout with one image, each layer of the members that a function adds."""
+    (root / "blobs" / "sha256").mkdir(parents=True)
+    written = [_write_layer(root, adds, level) for adds in layers]
+    image = build_image_over([descriptor for descriptor, _ in written], [diff_id for _, diff_id in written])
+    write_layout(root, {NAME: image})
+
+
+def add_file(tar: tarfile.TarFile, name: str, content: bytes = b"") -> None:
+    """Add a regular file."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o644
+    tar.addfile(member, io.BytesIO(content))
+
+
+def add_directory(tar: tarfile.TarFile, name: str) -> None:
+    """Add a directory."""
+    member = tarfile.TarInfo(name)
+    member.type, member.mode = tarfile.DIRTYPE, 0o755
+    tar.addfile(member)
+
+
+def _installed_files() -> Iterator[Chosen]:
+    """Yield each regular file and link, in no order; what cannot be read is passed over."""
+    bases = {"usr": "/usr", "opt/python": os.path.realpath(sys.base_prefix)}
+    for below, base in bases.items():
+        for folder, subfolders, names in os.walk(base):
+            subfolders[:] = [each for each in subfolders if os.path.join(folder, each) not in bases.values()]
+            for name in names:
+                path = os.path.join(folder, name)
+                try:
+                    status = os.lstat(path)
+                except OSError:
+                    continue
+                kind = stat.S_IFMT(status.st_mode)
+                if kind == stat.S_IFLNK or (kind == stat.S_IFREG and os.access(path, os.R_OK)):
+                    size_bytes = status.st_size if kind == stat.S_IFREG else 0
+                    yield Chosen(name=f"{below}{path.removeprefix(base)}", path=path, size_bytes=size_bytes)
+
+
+def _add_files(files: Iterable[Chosen], seen: set[str], tar: tarfile.TarFile) -> None:
+    for file in files:
+        for parent in reversed(Path(file.name).parents[:-1]):
+            if str(parent) not in seen:
+                seen.add(str(parent))
+                add_directory(tar, str(parent))
+        member = tar.gettarinfo(file.path, arcname=file.name)
+        # As most builders write it; a fraction would need a header of its own for each file.
+        member.mtime = int(member.mtime)
+        if member.islnk():
+            # Which one comes first is a matter of what was chosen.
+            member.type, member.linkname, member.size = tarfile.REGTYPE, "", file.size_bytes
+        if member.isreg():
+            with open(file.path, "rb") as content:
+                tar.addfile(member, content)
+        else:
+            tar.addfile(member)
+
+
+class _LayerFile(io.RawIOBase):
+    """What tarfile writes to: the bytes are hashed, compressed, and hashed again."""
+
+    def __init__(self, path: Path, level: int) -> None:
+        self._file = path.open("wb")
+        self._compressor = zlib.compressobj(level, zlib.DEFLATED, _GZIP)
+        self._plain, self._stored = hashlib.sha256(), hashlib.sha256()
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # tarfile gives bytes
+        self._plain.update(data)
+        self._keep(self._compressor.compress(data))
+        return len(data)
+
+    def finish(self) -> tuple[str, str]:
+        """Return the digest of what is stored, and the diffID."""
+        self._keep(self._compressor.flush())
+        self._file.close()
+        return f"sha256:{self._stored.hexdigest()}", f"sha256:{self._plain.hexdigest()}"
+
+    def _keep(self, data: bytes) -> None:
+        self._stored.update(data)
+        self._file.write(data)
+
+
+def _write_layer(root: Path, adds: Adds, level: int) -> tuple[Document, str]:
+    unnamed = root / "blobs" / "unnamed"
+    layer = _LayerFile(unnamed, level)
+    with tarfile.open(fileobj=layer, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as tar:
+        adds(tar)
+    digest, diff_id = layer.finish()
+    unnamed.rename(blob_path(root, digest))
+    return {"mediaType": OCI_LAYER_GZIP, "digest": digest, "size": blob_path(root, digest).stat().st_size}, diff_id

@@ -1,0 +1,86 @@
+"""buildah and podman over storage of their own: containers whose files a test changes, and the images made of them.
+
+With the storage driver ``overlay`` a layer is what a real overlay mount has kept of the changes, opaque directories
+among them; with ``vfs`` it is the comparison of two trees.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.peers import require_peer, run_peer
+from tests.support.processes import plain_environment
+from tests.support.stores import require_root
+
+_SECONDS = 60.0
+
+
+class Builder:
+    """Makes images in a folder.
+
+    Attributes:
+        folder: Where everything lies.
+        driver: ``overlay`` or ``vfs``.
+    """
+
+    def __init__(self, folder: Path, driver: str) -> None:
+        self.folder = folder
+        self.driver = driver
+        self._storage = folder / "storage"
+
+    @contextmanager
+    def container(self, base: str = "scratch") -> Iterator[tuple[str, Path]]:
+        """Give a new container over an image, and the folder at which its files are mounted for the block."""
+        name = self._run("buildah", "from", base)
+        mounted = Path(self._run("buildah", "mount", name))
+        try:
+            yield name, mounted
+        finally:
+            self._run("buildah", "umount", name)
+
+    def commit(self, container: str, image: str) -> None:
+        """Make an image of a container: the layers below it, and one of what has been changed in it."""
+        self._run("buildah", "commit", "--quiet", container, image)
+
+    def save(self, image: str, form: str, path: Path) -> None:
+        """Write an image by ``podman save``; ``form`` is ``docker-archive``, ``oci-archive`` or ``oci-dir``."""
+        self._run("podman", "save", "--quiet", "--format", form, "--output", str(path), image)
+
+    def _run(self, program: str, *arguments: str) -> str:
+        options = ["--root", str(self._storage), "--runroot", str(self.folder / "run")]
+        command = [require_peer(program), *options, "--storage-driver", self.driver, *arguments]
+        return run_peer(command, builder_environment(self.folder), _SECONDS).strip()
+
+
+@contextmanager
+def opening_builder(driver: str) -> Iterator[Builder]:
+    """Give a builder with empty storage. Where there is no buildah, podman or root the test is skipped, or fails."""
+    require_root()
+    for program in ("buildah", "podman"):
+        require_peer(program)
+    # podman takes no run root whose path has more than 50 characters, as those of pytest have.
+    with tempfile.TemporaryDirectory(prefix="builder-") as name:
+        folder = Path(name)
+        try:
+            yield Builder(folder, driver)
+        finally:
+            # The storage is mounted at itself, also when nobody uses it.
+            for mount in (folder / "storage" / driver, folder / "storage"):
+                if mount.is_mount():
+                    subprocess.run(["umount", "-l", mount], check=True, timeout=10)
+
+
+def builder_environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which neither the machine's registries nor its policy are read."""
+    registries, policy = folder / "registries.conf", folder / ".config/containers/policy.json"
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    registries.write_text("")
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    return {
+        **plain_environment(folder),
+        "CONTAINERS_REGISTRIES_CONF": str(registries),
+        "XDG_RUNTIME_DIR": str(folder),
+        "BUILDAH_ISOLATION": "chroot",
+    }
