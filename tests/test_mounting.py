@@ -410,7 +410,7 @@ with mount_here(small_tree(), at) as mount:
     assert (at / "hello").read_bytes() == b"hello, world\\n"
     (line,) = mounts_at(at)
     assert "user_id=65534" in line and "allow_other" not in line and " ro,nosuid,nodev" in line, line
-    print(Path(f"/proc/{mount.pid}/status").read_text().split("Uid:")[1].split()[0])
+    print(Path(f"/proc/{mount.pid}/status").read_text().split("Uid:")[1].split()[0], flush=True)
     sys.stdin.readline()
 assert not is_mounted(at)
 with mount_here(small_tree(), at) as mount:
