@@ -153,6 +153,7 @@ _MODULES = {
         "ManifestChosen",
         "RegisteringName",
         "ResolvingName",
+        "UnpackingLayer",
         "render_line",
     ),
     "file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
@@ -193,6 +194,7 @@ _MODULES = {
     "rootfs.merged": ("FileNode",),
     "rootfs.mounting": ("Mount",),
     "store": ("Store",),
+    "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minibox_store._moving import write_all
+from minibox_store._removing import remove_directory_tree
 from minibox_store.limits import MEBIBYTE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -19,6 +20,7 @@ _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OWNERS = 0o600
+_RENAME_EXCHANGE = 2
 _LONGEST_NAME_BYTES = 255
 _SUFFIX_BYTES = 22  # two dots, sixteen digits and .tmp
 NOT_REGULAR = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR)
@@ -183,9 +185,36 @@ def link_file(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
-def rename_file(source: str, target: str) -> None:
-    """Rename, replacing ``target``."""
-    os.replace(source, target)
+def rename_file(source: str, target: str, *, dir_fd: int | None = None) -> None:
+    """Rename, replacing ``target``: a file, or an empty directory by a directory; both relative to ``dir_fd``."""
+    os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def exchange_trees(source: str, target: str, *, dir_fd: int) -> None:
+    """Let two directories have each other's name in one step; in two, where the file system has none for it."""
+    import ctypes  # which few need
+
+    system = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if system.renameat2(dir_fd, names[0], dir_fd, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), target)
+    aside = f"{source}.old"
+    os.replace(target, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.replace(aside, source, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Return when everything on the file system of an open file will survive a loss of power."""
+    import ctypes
+
+    system = ctypes.CDLL(None, use_errno=True)
+    if system.syncfs(descriptor):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def remove_file(path: str) -> None:
@@ -227,9 +256,9 @@ def remove_flat(path: str, *, last: str) -> None:
 def remove_tree(path: str) -> None:
     """Remove a directory and all below it by descriptors, following no link; of a link, the link itself."""
     if stat.S_ISDIR(os.lstat(path).st_mode):
-        import shutil  # it brings every compression along, and is seldom needed
-
-        shutil.rmtree(path)
+        folder, name = os.path.split(path)
+        with _opened_directory(folder or ".", None) as parent:
+            remove_directory_tree(parent, name)
     else:
         os.unlink(path)
 

@@ -64,6 +64,15 @@ class BlobPresent:
 
 
 @attrs.frozen(kw_only=True)
+class UnpackingLayer:
+    """A layer begins to be unpacked; ``position`` counts from 1."""
+
+    position: int
+    total: int
+    descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
 class RegisteringName:
     """The whole graph is at the target; the name is being written."""
 
@@ -84,6 +93,7 @@ Event = (
     | BlobStarted
     | BlobAdvanced
     | BlobPresent
+    | UnpackingLayer
     | RegisteringName
     | ImageCopied
 )
@@ -106,6 +116,8 @@ def _text(event: Event) -> str | None:
             return f"manifest: {descriptor.digest.hex[:12]}"
         case BlobStarted() | BlobPresent():
             return _blob_text(event)
+        case UnpackingLayer(position=position, total=total):
+            return f"extracting layer {position}/{total}..."
         case RegisteringName(name=name):
             return f"registering {name} in index.json..."
         case ImageCopied(name=name):

@@ -1,28 +1,158 @@
-"""The part of the store's face that shows an image as files."""
+"""The part of the store's face that turns images into files, and shows those in them."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from minibox_store import _files
-from minibox_store._file_errors import file_errors
-from minibox_store.digest import Digest
+from minibox_store._file_errors import file_errors, path_errors
+from minibox_store.copying import Cancellation, EventListener, ignore_events
+from minibox_store.documents import Descriptor
+from minibox_store.events import UnpackingLayer
 from minibox_store.graph import RememberingSource
-from minibox_store.inspecting import choose_manifest
 from minibox_store.layout import Layout, opening_image
-from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.platforms import Platform
+from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackPolicy, UnpackReport
 
 if TYPE_CHECKING:
+    from minibox_store.file_status import FileChanges
+    from minibox_store.layout.opened import OpenedImage
     from minibox_store.rootfs.files import ImageFiles
-    from minibox_store.rootfs.mounting import Mount
+    from minibox_store.rootfs.unpacking import LayerPlan, LayerSource
 
 
 class Filesystems:
-    """What a :class:`minibox_store.Store` shows of the files in its images."""
+    """What a :class:`minibox_store.Store` makes of the files in an image."""
 
     _layout: Layout
+
+    def unpack(
+        self,
+        name: str,
+        directory: str | os.PathLike[str],
+        *,
+        policy: UnpackPolicy = DEFAULT_UNPACK_POLICY,
+        platform: Platform | None = None,
+        replace: bool = False,
+        limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> UnpackReport:
+        """Make the tree of an image, all its layers one on the other, and return what came of it.
+
+        Args:
+            name: which image, as for :meth:`minibox_store.Store.get`.
+            directory: where the tree goes; nothing is there, or an empty directory. The folder around it is there.
+            policy: what becomes of owners, devices and privileges.
+            platform: which manifest of an index; None is the only one that it has, or of several the one for
+                linux/amd64.
+            replace: whether a directory may be there that is not empty; it is removed once the new tree has its place.
+            limits: on what is decompressed and unpacked.
+            on_event: called as each layer begins.
+            cancellation: ends it when it is cancelled.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+            PlatformNotFound: when it has no manifest for the platform.
+            IncompleteImage: when blobs of it are missing.
+            InvalidDocument: when it is no image of files, or its config and its layers do not belong together.
+            InvalidArchive: when a layer cannot be unpacked, or passes a limit.
+            ContentMismatch: when a layer is not what the image's config promises.
+            InvalidPath: when something else is where the tree should go, or it cannot be made there.
+            StoreFull: when the tree does not fit.
+            MissingLibrary: for zstd where nothing installed reads it.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: whoever looks at ``directory`` meanwhile, or after a crash, sees what was there before or the whole
+            tree, of which every byte was verified; where the file system cannot exchange two directories, nothing for
+            a moment. Nothing outside it is changed, whatever the layers say: links are followed inside the tree alone.
+            What an interrupted unpacking has left beside it goes with the next one to the same place. Time grows with
+            the number and the size of the members and with nothing else.
+
+        Spec: OCI image-spec 1.1, layer.md, "Applying Changesets".
+        """
+        from minibox_store.rootfs.unpacking import growing_tree, unpack_layers
+
+        cancellation = cancellation or Cancellation()
+        path = os.fspath(directory)
+        with file_errors(self._layout.paths.root), self._layers_of(name, platform) as (image, plan):
+            with path_errors(path):
+                path = os.path.abspath(path)
+                with growing_tree(path, replace=replace, durable=self._layout.durable) as root:
+                    done = unpack_layers(
+                        root,
+                        _sources(image, plan),
+                        policy=policy,
+                        limits=limits,
+                        on_layer=partial(_tell, on_event, len(plan.layers)),
+                        check=cancellation.check,
+                    )
+                    cancellation.check()
+            return UnpackReport(
+                directory=path,
+                manifest_digest=str(plan.manifest.digest),
+                config_digest=str(plan.config.digest),
+                layers=done.layers,
+                entries=done.entries,
+                size_bytes=done.size_bytes,
+                left_out=done.left_out,
+                left_out_count=done.left_out_count,
+            )
+
+    def rootfs(
+        self,
+        name: str,
+        *,
+        platform: Platform | None = None,
+        limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> str:
+        r"""Return an image as the value of overlayfs's option ``lowerdir``: a tree for each layer, the top one first.
+
+        Each layer is unpacked once, into ``extracted/`` of the store, and serves every image that has it. Nobody may
+        change what is in there.
+
+        Args:
+            name: which image, as for :meth:`minibox_store.Store.get`.
+            platform: as for :meth:`unpack`.
+            limits: as for :meth:`unpack`.
+            on_event: called as a layer begins to be unpacked.
+            cancellation: ends it when it is cancelled; trees that are whole by then stay.
+
+        Raises:
+            ImageNotFound, PlatformNotFound, IncompleteImage, InvalidDocument, InvalidArchive, ContentMismatch,
+                MissingLibrary, StoreFull, Cancelled: as :meth:`unpack`.
+
+        Guarantees: every tree is whole and verified. In the paths ``:``, ``,`` and ``\`` stand behind a backslash, as
+            overlayfs reads them. For an image without layers it is an empty text.
+
+        A mount of a single tree wants an upper directory, or a second tree, beside it. The text is as long as all
+        paths together, and mount(2) takes 4,095 bytes: some thirty layers. For more, ``fsconfig`` takes the trees one
+        by one, as ``lowerdir+`` (Linux 6.5). Made by another user than root, the trees are for a mount with
+        ``userxattr``. A directory that a layer has something in, and does not name itself, has mode 0755 and belongs to
+        root in it, whatever lower layers say; makers of layers name them. A prune takes trees that no mount uses.
+        """
+        from minibox_store.layout.living import living_folder
+        from minibox_store.rootfs.layer_trees import LayerTrees, lower_directories
+
+        cancellation = cancellation or Cancellation()
+        root = self._layout.paths.root
+        with file_errors(root), self._layers_of(name, platform) as (image, plan):
+            self._layout.prepare_folders()
+            trees = LayerTrees(
+                folder=os.path.join(root, "extracted"),
+                workshop=partial(living_folder, self._layout.paths),
+                durable=self._layout.durable,
+            )
+            paths = []
+            for position, layer in enumerate(_sources(image, plan), 1):
+                cancellation.check()
+                tell = partial(_tell, on_event, len(plan.layers), position, layer.descriptor)
+                paths.append(trees.find_or_make(layer, limits=limits, check=cancellation.check, on_begin=tell))
+            return lower_directories(paths)
 
     def open_files(
         self, name: str, *, platform: Platform | None = None, limits: UnpackLimits = DEFAULT_UNPACK_LIMITS
@@ -35,97 +165,87 @@ class Filesystems:
 
         Args:
             name: which image, as for :meth:`minibox_store.Store.get`.
-            platform: which manifest of an index. Where it is None: the only one, or that for linux/amd64.
+            platform: as for :meth:`unpack`.
             limits: the bounds within which a layer is read that has no index yet.
 
         Raises:
-            ImageNotFound, PlatformNotFound: when there is no such image.
-            IncompleteImage: when blobs of it are missing.
-            InvalidDocument: when it has no file system.
-            InvalidArchive: when a layer is none, or passes a bound.
-            ContentMismatch: when a layer is not what the image's config says.
+            ImageNotFound, PlatformNotFound, IncompleteImage, InvalidDocument, InvalidArchive, ContentMismatch: as
+                :meth:`unpack`.
             MissingLibrary: for a layer in gzip or zstd where the library that reads it at random is not installed.
 
         Guarantees: all blobs are open before the first byte is read, so that nobody can take them away; whatever is
             read from the image was verified.
         """
         from minibox_store.rootfs.files import ImageFiles
-        from minibox_store.rootfs.image_layers import read_layers
         from minibox_store.rootfs.sidecar import Sidecars
 
         root = self._layout.paths.root
         with file_errors(root), ExitStack() as opened:
-            image = opened.enter_context(opening_image(self._layout, name))
-            source = RememberingSource(image, self._layout.limits)
-            with self._layout.naming_damage():
-                manifest = choose_manifest(source, image.root, platform, image.name, self._layout.limits)
-                layers = read_layers(source, manifest, self._layout.limits)
+            image, plan = opened.enter_context(self._layers_of(name, platform))
             return ImageFiles(
-                image,
                 image.name,
-                manifest,
-                layers,
-                sidecars=Sidecars(os.path.join(root, "files")),
+                plan.manifest,
+                tuple(_sources(image, plan)),
+                sidecars=Sidecars(self._layout.paths.files),
                 limits=limits,
                 where=root,
                 closing=opened,
             )
 
-    def mount(
+    def diff(
         self,
-        name: str,
-        directory: str | os.PathLike[str] | None = None,
+        before: str,
+        after: str,
+        /,
         *,
         platform: Platform | None = None,
         limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
-    ) -> "Mount":
-        """Mount an image, read-only, through FUSE; nothing is unpacked. Return once the mount answers.
+    ) -> "FileChanges":
+        """Return how the files of one image differ from those of another one: added, removed, and changed in what.
 
-        A process of its own answers for the mount. It reads as :meth:`open_files` does, from the same indexes, and
-        holds the image's blobs open. As root the mount is for everybody, within the permissions that the image gives;
-        as a user it is for that user alone. What cannot be read as it was stored gives an input/output error to who
-        reads it, and a sentence in the log of the process.
+        Contents are compared by the digests that the indexes have, and read only where they have none.
 
         Args:
-            name: which image, as for :meth:`minibox_store.Store.get`.
-            directory: an empty directory. Where it is None: ``lazy/<hex of the manifest's digest>`` in the store, made
-                for it, and removed with it.
-            platform: as for :meth:`open_files`.
+            before: an image, as for :meth:`minibox_store.Store.get`.
+            after: another one, or the same.
+            platform: as for :meth:`unpack`, of both.
             limits: as for :meth:`open_files`.
 
         Raises:
-            ImageNotFound and others: as :meth:`open_files`.
-            InvalidPath: when the directory is none, is a link, is not empty, or has a mount already.
-            MissingLibrary: when mfusepy is not installed.
-            StoreUnavailable: when nothing can be mounted here, with the reason that libfuse gives.
-
-        Guarantees: it is unmounted when it is closed, and when this process ends, in whatever way; also when the server
-            gets SIGTERM, SIGINT or SIGHUP. A server that is killed outright leaves a mount that nobody answers for,
-            which the next prune takes away where it is below ``lazy/``.
+            ImageNotFound, PlatformNotFound, IncompleteImage, InvalidDocument, InvalidArchive, ContentMismatch,
+                MissingLibrary: as :meth:`open_files`.
         """
-        from minibox_store.mount_server import StoredImage
-        from minibox_store.rootfs.mounting import mount_image
+        from minibox_store.rootfs.differing import compare_files
 
-        layout = self._layout
-        with file_errors(layout.paths.root):
-            name, _ = find_name(layout.read_index(), name)
-            image = StoredImage(
-                root=layout.paths.root,
-                name=name,
-                platform=platform,
-                store_limits=layout.limits,
-                unpack_limits=limits,
-                settle_seconds=layout.settle_seconds,
-            )
-            where = None if directory is None else os.path.abspath(os.fspath(directory))
-            mount = mount_image(where, entry=StoredImage.__module__, image=image, place=self._place_for_mount)
-            layout.activity.note_used(name)
-            return mount
+        with (
+            file_errors(self._layout.paths.root),
+            self.open_files(before, platform=platform, limits=limits) as first,
+            self.open_files(after, platform=platform, limits=limits) as second,
+        ):
+            return compare_files(first, second)
 
-    def _place_for_mount(self, digest: str) -> str:
-        """Make the directory at which the image with this manifest is mounted by itself."""
-        lazy = os.path.join(self._layout.paths.root, "lazy")
-        _files.make_directory(lazy)
-        place = os.path.join(lazy, Digest.parse(digest).hex)
-        _files.make_directory(place)
-        return place
+    @contextmanager
+    def _layers_of(self, name: str, platform: Platform | None) -> "Iterator[tuple[OpenedImage, LayerPlan]]":
+        """Open every blob of one manifest, and yield what is to be unpacked."""
+        from minibox_store.inspecting import choose_manifest
+        from minibox_store.rootfs.unpacking import read_layers
+
+        limits = self._layout.limits
+
+        def choose(source: RememberingSource, root: Descriptor, found: str) -> Descriptor:
+            return choose_manifest(source, root, platform, found, limits)
+
+        with opening_image(self._layout, name, choose) as image:
+            self._layout.activity.note_used(image.name)
+            yield image, read_layers(RememberingSource(image, limits), image.chosen, limits)
+
+
+def _sources(image: "OpenedImage", plan: "LayerPlan") -> "Iterator[LayerSource]":
+    from minibox_store.rootfs.unpacking import LayerSource
+
+    for descriptor, diff_id in plan.layers:
+        yield LayerSource(descriptor=descriptor, diff_id=diff_id, source=image)
+
+
+def _tell(on_event: EventListener, total: int, position: int, descriptor: Descriptor) -> None:
+    on_event(UnpackingLayer(position=position, total=total, descriptor=descriptor))

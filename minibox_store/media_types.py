@@ -18,6 +18,8 @@ MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
 
+LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
+
 # Types that say nothing of the document; registries behind generic web servers send them.
 GENERIC = ("application/json", OCTET_STREAM, "text/plain", "")
 
@@ -49,3 +51,8 @@ def is_document(media_type: str) -> bool:
 def is_config(media_type: str) -> bool:
     """Whether this is the configuration of a runnable image."""
     return media_type in CONFIGS
+
+
+def is_layer(media_type: str) -> bool:
+    """Whether this is a layer of files, a tar however it is compressed."""
+    return media_type.startswith(LAYER_PREFIXES)

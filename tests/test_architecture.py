@@ -24,16 +24,16 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "reports", "summaries", "file_status"),
+    *("limits", "reports", "summaries", "unpacked", "file_status"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "staging"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_removing"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"mount_server", "refetching", "upkeep", "filesystems", "__init__"}
+FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

@@ -1,19 +1,21 @@
 """One image of a store with all its blobs open: nobody can take them away any more, and no lock is held for it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minibox_store import _files, _moving
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, IncompleteImage
-from minibox_store.graph import ContentStream, walk
+from minibox_store.graph import ContentStream, RememberingSource, walk
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import find_name
 from minibox_store.protocols import BlobStream
 
 _ATTEMPTS = 5
+
+Choice = Callable[[RememberingSource, Descriptor, str], Descriptor]
 
 
 class OpenedImage:
@@ -22,11 +24,12 @@ class OpenedImage:
     Attributes:
         name: as it stands in index.json.
         root: the descriptor of its manifest or index.
+        chosen: that of the manifest or index at or below it whose blobs are open.
     """
 
     def __init__(self, name: str, root: Descriptor) -> None:
         self.name = name
-        self.root = root
+        self.root = self.chosen = root
         self.contents: dict[Digest, bytes] = {}
         self.files: dict[Digest, int] = {}
 
@@ -51,22 +54,27 @@ class OpenedImage:
 
 
 @contextmanager
-def opening_image(layout: Layout, name: str) -> Iterator[OpenedImage]:
+def opening_image(layout: Layout, name: str, choose: Choice | None = None) -> Iterator[OpenedImage]:
     """Open everything that ``name`` reaches, before its first byte is read; needs no right to write.
+
+    Args:
+        layout: the store.
+        name: of the image.
+        choose: given the root and the image's name, returns the manifest that matters alone; what it raises passes.
 
     Raises:
         ImageNotFound: when no entry means ``name``.
         IncompleteImage: when a blob is missing, and the name still stands for the same image.
         StoreDamaged: when a document or a file is not what its descriptor says.
     """
-    image = _open(layout, name)
+    image = _open(layout, name, choose)
     try:
         yield image
     finally:
         image.close()
 
 
-def _open(layout: Layout, name: str) -> OpenedImage:
+def _open(layout: Layout, name: str, choose: Choice | None) -> OpenedImage:
     missing: list[Digest] = []
     last_root = None
     for _ in range(_ATTEMPTS):
@@ -75,7 +83,7 @@ def _open(layout: Layout, name: str) -> OpenedImage:
         if missing and last_root == image.root.digest and not _have_come(layout, missing):
             break
         try:
-            missing = _open_all(layout, image)
+            missing = _open_all(layout, image, choose)
         except BaseException:
             image.close()
             raise
@@ -90,12 +98,14 @@ def _have_come(layout: Layout, missing: list[Digest]) -> bool:
     return all(_files.exists(layout.paths.blob(digest)) for digest in missing)
 
 
-def _open_all(layout: Layout, image: OpenedImage) -> list[Digest]:
+def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None) -> list[Digest]:
     """Open every blob; return those that are missing."""
     missing = []
     with layout.naming_damage():
         try:
-            for node in walk(layout, image.root, limits=layout.limits):
+            if choose is not None:
+                image.chosen = choose(RememberingSource(layout, layout.limits), image.root, image.name)
+            for node in walk(layout, image.chosen, limits=layout.limits):
                 digest = node.descriptor.digest
                 if node.content is not None:
                     image.contents[digest] = node.content

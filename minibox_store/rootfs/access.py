@@ -17,11 +17,11 @@ from collections.abc import Callable
 from minibox_store import _moving
 from minibox_store.errors import ContentMismatch
 from minibox_store.limits import MEBIBYTE, UnpackLimits
-from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.rootfs.image_layers import Layer
+from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.layer_index import CHUNK_BYTES, LayerIndex
 from minibox_store.rootfs.restarting import Decoder, Place, PlainDecoder, open_decoder
 from minibox_store.rootfs.sidecar import Sidecars, WrongSidecar
+from minibox_store.rootfs.unpacking import LayerSource
 
 # What is decoded in vain at most, before all of a stream is written into a file.
 _FARTHEST_BYTES = 16 * MEBIBYTE
@@ -60,7 +60,6 @@ class LayerReader:
     """The tar of one layer, at random. Its methods may be called from several threads.
 
     Args:
-        source: holds the layer's blob.
         layer: which one it is.
         number: tells it from others in the cache.
         index: of the layer; closed with the reader.
@@ -72,8 +71,7 @@ class LayerReader:
 
     def __init__(
         self,
-        source: BlobSource,
-        layer: Layer,
+        layer: LayerSource,
         number: int,
         index: LayerIndex,
         rebuild: Callable[[], LayerIndex],
@@ -81,7 +79,6 @@ class LayerReader:
         sidecars: Sidecars,
         limits: UnpackLimits,
     ) -> None:
-        self._source = source
         self._layer = layer
         self._number = number
         self._index = index
@@ -186,7 +183,7 @@ class LayerReader:
             oldest.close()
 
     def _open_at(self, offset: int) -> BlobStream:
-        return self._source.open_blob(self._layer.descriptor, offset)
+        return self._layer.source.open_blob(self._layer.descriptor, offset)
 
     def _window(self, number: int) -> bytes:
         index = self._index

@@ -17,13 +17,12 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath, PathNotFound
 from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
-from minibox_store.protocols import BlobSource
 from minibox_store.rootfs.access import ChunkCache, LayerReader
-from minibox_store.rootfs.image_layers import Layer
 from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
 from minibox_store.rootfs.merged import FileNode, MergedView, encode_view
 from minibox_store.rootfs.merging import MOST_LINKS, Merger
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
+from minibox_store.rootfs.unpacking import LayerSource
 
 CACHE_BYTES = 32 * MEBIBYTE
 _BUFFER_BYTES = 128 * 1024
@@ -36,10 +35,9 @@ class ImageFiles:
     was verified: it is what the image's config promises, or an error.
 
     Args:
-        source: holds the image's blobs, for as long as this is open.
         name: what errors call the image.
         manifest: of the image.
-        layers: as :func:`minibox_store.rootfs.image_layers.read_layers` gives them.
+        layers: of the image; their sources hold the blobs for as long as this is open.
         sidecars: where indexes are kept.
         limits: the bounds within which a layer is read that has no index yet.
         where: the folder that an error of the system names.
@@ -57,10 +55,9 @@ class ImageFiles:
 
     def __init__(
         self,
-        source: BlobSource,
         name: str,
         manifest: Descriptor,
-        layers: Sequence[Layer],
+        layers: Sequence[LayerSource],
         *,
         sidecars: Sidecars,
         limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
@@ -70,7 +67,6 @@ class ImageFiles:
     ) -> None:
         self.name = name
         self.manifest = manifest
-        self._source = source
         self._layers = layers
         self._sidecars = sidecars
         self._limits = limits
@@ -265,12 +261,12 @@ class ImageFiles:
     def _build_view(self) -> Sidecar:
         merger = Merger(self._limits.entries)
         for layer in self._layers:
-            index = open_layer_index(self._source, layer, self._sidecars, self._limits)
+            index = open_layer_index(layer, self._sidecars, self._limits)
             try:
                 entries = index.iter_entries()
             except WrongSidecar:
                 index.close()
-                index = build_layer_index(self._source, layer, self._sidecars, self._limits)
+                index = build_layer_index(layer, self._sidecars, self._limits)
                 entries = index.iter_entries()
             try:
                 merger.apply_layer(entries)
@@ -284,11 +280,10 @@ class ImageFiles:
             if reader is None:
                 layer = self._layers[number]
                 reader = self._readers[number] = LayerReader(
-                    self._source,
                     layer,
                     number,
-                    open_layer_index(self._source, layer, self._sidecars, self._limits),
-                    lambda: build_layer_index(self._source, layer, self._sidecars, self._limits),
+                    open_layer_index(layer, self._sidecars, self._limits),
+                    lambda: build_layer_index(layer, self._sidecars, self._limits),
                     self._cache,
                     self._sidecars,
                     self._limits,

@@ -13,15 +13,16 @@ from typing import Protocol
 
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import UnpackLimits
-from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.decompressing import Compression, compression_of
-from minibox_store.rootfs.image_layers import Layer
 from minibox_store.rootfs.layer_entries import NO_DIGEST, LayerEntry, encode_entries, iter_entries
+from minibox_store.rootfs.ownership import OVERRIDE, RECORD, check_ids
 from minibox_store.rootfs.places import find_places
 from minibox_store.rootfs.placing import place
 from minibox_store.rootfs.restarting import Place
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
+from minibox_store.rootfs.unpacking import LayerSource
 from minibox_store.tar.member import NO_XATTRS, Member, MemberKind
 from minibox_store.tar.reader import TarReader
 
@@ -34,11 +35,11 @@ _FACTS = struct.Struct("<4sQQ")  # the compression, the size of the tar, how man
 _PLACE = struct.Struct("<QQB")
 _FACTS_SECTION, _ENTRIES_SECTION, _FIRST_WINDOW_SECTION = 0, 1, 2
 _COMPRESSIONS: tuple[Compression, ...] = ("gzip", "zstd", "none")
-# They would steer an overlay that is mounted over the tree.
-_NEVER_SET = ("trusted.overlay.", "user.overlay.")
+# No tree has them from an image: they would steer overlayfs, or whoever believes such records.
+_NEVER_SET = ("trusted.overlay.", "user.overlay.", RECORD, OVERRIDE)
 
 
-def _subject(layer: Layer) -> bytes:
+def _subject(layer: LayerSource) -> bytes:
     return f"layer {layer.descriptor.digest} {layer.diff_id} {CHUNK_BYTES}".encode()
 
 
@@ -87,7 +88,7 @@ class LayerIndex:
         self._sidecar.close()
 
 
-def open_layer_index(source: BlobSource, layer: Layer, sidecars: Sidecars, limits: UnpackLimits) -> LayerIndex:
+def open_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits) -> LayerIndex:
     """Return the index of a layer: from its sidecar, or else from the layer, with a sidecar for the next time.
 
     Raises:
@@ -99,10 +100,10 @@ def open_layer_index(source: BlobSource, layer: Layer, sidecars: Sidecars, limit
             return LayerIndex(sidecar)
         except WrongSidecar:
             sidecar.close()
-    return build_layer_index(source, layer, sidecars, limits)
+    return build_layer_index(layer, sidecars, limits)
 
 
-def build_layer_index(source: BlobSource, layer: Layer, sidecars: Sidecars, limits: UnpackLimits) -> LayerIndex:
+def build_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits) -> LayerIndex:
     """Read a layer, verify it, and return its index, of which a sidecar is kept.
 
     Raises:
@@ -110,7 +111,7 @@ def build_layer_index(source: BlobSource, layer: Layer, sidecars: Sidecars, limi
         ContentMismatch: when its tar is not what the config says.
         MissingLibrary: when it is compressed in a way that nothing installed reads, or enters.
     """
-    with open_layer(source, layer.descriptor, layer.diff_id, limits) as decoded:
+    with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
         chunks = _ChunkHasher(decoded)
         entries = encode_entries(_iter_members(chunks, limits))
         while chunks.read(_READ_BYTES):
@@ -119,7 +120,7 @@ def build_layer_index(source: BlobSource, layer: Layer, sidecars: Sidecars, limi
     tar_bytes, digests = chunks.finish()
 
     def open_at(offset: int) -> BlobStream:
-        return source.open_blob(layer.descriptor, offset)
+        return layer.source.open_blob(layer.descriptor, offset)
 
     compression = _compression_at(open_at(0))
     places, windows = find_places(compression, open_at, tar_bytes, window_log=limits.window_log)
@@ -189,6 +190,8 @@ def _iter_members(stream: _Readable, limits: UnpackLimits) -> Iterator[LayerEntr
         if placement.meaning == "ignored":
             continue
         path = "/".join(placement.parts)
+        if placement.meaning == "entry" and member.kind is not MemberKind.HARDLINK:
+            check_ids(member)
         if placement.meaning != "entry":
             yield LayerEntry(placement.meaning, path, MemberKind.FILE)
             continue

@@ -41,6 +41,17 @@ class MergedFile:
         self._cleared_by = -1
         self._own_names: set[str] = set()
 
+    @property
+    def names(self) -> "dict[str, MergedFile]":
+        """What is in it; it must be a directory."""
+        assert self.children is not None, "nothing but a directory has names in it"
+        return self.children
+
+    def forget_entry(self, layer: int) -> None:
+        """Let a directory that holds things of a layer be one that nobody has named, if only lower ones have."""
+        if self.layer != layer:
+            self.entry = _UNNAMED_DIRECTORY
+
     def touch(self, name: str, layer: int) -> None:
         """Take note that a layer has put something at, or below, a name of this directory."""
         if self._named_by != layer:
@@ -107,9 +118,11 @@ class Merger:
         if entry.kind is _SYMLINK and len(entry.link_target.encode(errors="surrogateescape")) >= _LONGEST_TARGET_BYTES:
             raise refusal("its target is longer than 4,095 bytes", entry.path)
         folder, _, name = entry.path.rpartition("/")
-        way = self._make_way(folder, entry.path)
-        children = way[-1].directory.children
-        assert children is not None, "a way is one of directories"
+        way, missing = self._follow(folder.split("/"), entry.path)
+        for part in missing:
+            made = way[-1].directory.names[part] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
+            way.append(_Step(part, made))
+        children = way[-1].directory.names
         there = children.get(name)
         if entry.kind is _DIRECTORY and there is not None and there.children is not None:
             there.entry, there.layer = entry, self._layer
@@ -121,50 +134,10 @@ class Merger:
             above.directory.touch(step.name, self._layer)
         way[-1].directory.touch(name, self._layer)
 
-    def _make_way(self, folder: str, member: str) -> list[_Step]:
-        """Return the directories down to ``folder``, links resolved; those that are not there are made."""
+    def _follow(self, parts: Iterable[str], member: str) -> tuple[list[_Step], list[str]]:
+        """Return the directories that a path leads through, links resolved, and what is missing below the last one."""
         way = [_Step("", self.root)]
-        rest = folder.split("/")[::-1] if folder else []
-        links = 0
-        while rest:
-            name = rest.pop()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                if len(way) > 1:
-                    way.pop()
-                continue
-            children = way[-1].directory.children
-            assert children is not None, "a way is one of directories"
-            there = children.get(name)
-            if there is None:
-                there = children[name] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
-            if there.children is not None:
-                way.append(_Step(name, there))
-            elif there.entry.kind is _SYMLINK:
-                links += 1
-                if links > MOST_LINKS:
-                    raise refusal(f"its path passes more than {MOST_LINKS} symbolic links", member)
-                target = there.entry.link_target
-                if target.startswith("/"):
-                    del way[1:]
-                rest += target.split("/")[::-1]
-            else:
-                raise refusal("a file is where its path has a directory", member)
-        return way
-
-    def _link_target(self, entry: LayerEntry) -> MergedFile:
-        parts = split(entry.link_target, entry.path)
-        folder = self._find_directory(parts[:-1], entry.path) if parts else None
-        found = folder.children.get(parts[-1]) if folder is not None and folder.children is not None else None
-        if found is None:
-            raise refusal("it is a link to a file that is not there", entry.path)
-        if found.children is not None:
-            raise refusal("it is a hard link to a directory", entry.path)
-        return found
-
-    def _find_directory(self, parts: Iterable[str], member: str) -> MergedFile | None:
-        way = [self.root]
+        missing: list[str] = []
         rest = list(parts)[::-1]
         links = 0
         while rest:
@@ -172,30 +145,45 @@ class Merger:
             if name in ("", "."):
                 continue
             if name == "..":
-                del way[max(1, len(way) - 1) :]
+                if missing:
+                    missing.pop()
+                elif len(way) > 1:
+                    way.pop()
                 continue
-            children = way[-1].children
-            there = children.get(name) if children is not None else None
+            there = None if missing else way[-1].directory.names.get(name)
             if there is None:
-                return None
-            if there.children is not None:
-                way.append(there)
+                missing.append(name)
+            elif there.children is not None:
+                way.append(_Step(name, there))
             elif there.entry.kind is _SYMLINK:
                 links += 1
                 if links > MOST_LINKS:
-                    raise refusal(f"its target passes more than {MOST_LINKS} symbolic links", member)
-                if there.entry.link_target.startswith("/"):
+                    raise refusal(f"its path leads through more than {MOST_LINKS} links", member)
+                target = there.entry.link_target
+                if target.startswith("/"):
                     del way[1:]
-                rest += there.entry.link_target.split("/")[::-1]
+                rest += target.split("/")[::-1]
             else:
-                return None
-        return way[-1]
+                raise refusal("something on the way to it is no directory", member)
+        return way, missing
+
+    def _link_target(self, entry: LayerEntry) -> MergedFile:
+        parts = split(entry.link_target, entry.path)
+        if not parts:
+            raise refusal("it is a hard link to a directory", entry.path)
+        way, missing = self._follow(parts[:-1], entry.path)
+        found = None if missing else way[-1].directory.names.get(parts[-1])
+        if found is None:
+            raise refusal("what it is a hard link to is not there", entry.path)
+        if found.children is not None:
+            raise refusal("it is a hard link to a directory", entry.path)
+        return found
 
     def _real_directory(self, parts: Iterable[str]) -> MergedFile | None:
         """Return the directory at a path that passes no link; None where there is none."""
         directory = self.root
         for part in parts:
-            found = directory.children.get(part) if directory.children is not None else None
+            found = directory.names.get(part)
             if found is None or found.children is None:
                 return None
             directory = found
@@ -204,22 +192,25 @@ class Merger:
     def _hide(self, path: str) -> None:
         *folder, name = path.split("/")
         directory = self._real_directory(folder)
-        if directory is None or directory.children is None or name not in directory.children:
+        found = directory.names.get(name) if directory is not None else None
+        if directory is None or found is None:
             return
         if not directory.is_own(name, self._layer):
-            del directory.children[name]
-        elif directory.children[name].children is not None:
-            self._clear(directory.children[name])
+            del directory.names[name]
+        elif found.children is not None:
+            found.forget_entry(self._layer)
+            self._clear(found)
 
     def _clear(self, directory: MergedFile) -> None:
         """Take from a directory, and from those below it, what lower layers have put there."""
         rest = [directory]
         while rest:
-            directory = rest.pop()
-            if directory.children is None or directory.is_cleared(self._layer):
+            above = rest.pop()
+            if above.is_cleared(self._layer):
                 continue
-            for name, child in list(directory.children.items()):
-                if directory.is_own(name, self._layer):
+            for name, child in list(above.names.items()):
+                if not above.is_own(name, self._layer):
+                    del above.names[name]
+                elif child.children is not None:
+                    child.forget_entry(self._layer)
                     rest.append(child)
-                else:
-                    del directory.children[name]

@@ -1,0 +1,372 @@
+"""Layers into a directory, member after member: what each member does there, and what a whiteout takes away.
+
+Nothing that exists is ever written to: what is in the way is removed, and a new file made (O_EXCL). A whiteout hides
+what lower layers have and nothing of its own layer, wherever in the layer it stands; it goes through no link. What a
+directory is given comes at the end of all, so that neither its mode nor its default attributes bear on what is put
+into it, and its times last.
+
+Work is linear in the members: a directory is cleared once in a layer, and what is removed was made before.
+
+Spec: OCI image-spec 1.1, layer.md, "Applying Changesets"; Linux, overlayfs.rst, "whiteouts and opaque directories".
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Literal
+
+from minibox_store import _moving
+from minibox_store.errors import InvalidArchive
+from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
+from minibox_store.rootfs.directories import Directories, Directory
+from minibox_store.rootfs.ownership import LeftOut, Ownership
+from minibox_store.rootfs.placing import place, split
+from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
+from minibox_store.tar.member import refusal
+from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
+
+Form = Literal["flat", "overlay"]
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SMALL_BYTES = 128 * 1024
+_UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
+
+
+def check_nothing() -> None:
+    """Go on."""
+
+
+class TreeWriter:
+    """Puts layers into one directory, the lowest first.
+
+    Args:
+        root_descriptor: an open directory, empty, in which nobody else works; it stays open.
+        policy: what becomes of owners, devices and privileges.
+        form: ``"flat"``: the tree is that of the image, and hidden things go. ``"overlay"``: it is that of one layer,
+            and a whiteout is what overlayfs takes for one.
+        limits: how many members there may be.
+        check: called often; what it raises ends the work.
+
+    Guarantees: nothing outside the directory is read, changed or removed, whatever the members say.
+    """
+
+    def __init__(
+        self,
+        root_descriptor: int,
+        *,
+        policy: UnpackPolicy = DEFAULT_UNPACK_POLICY,
+        form: Form = "flat",
+        limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
+        check: Callable[[], None] = check_nothing,
+    ) -> None:
+        self._directories = Directories(root_descriptor)
+        self._left_out = LeftOut()
+        self._ownership = Ownership(policy, self._left_out)
+        self._is_overlay = form == "overlay"
+        self._limits = limits
+        self._check = check
+        self._layer = 0
+        self._entries = 0
+        self._size_bytes = 0
+        self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
+        self._at = self._directories.root
+        self._buffer = memoryview(bytearray(MEBIBYTE))
+        self._forget_inheritance(root_descriptor)
+
+    def close(self) -> None:
+        """Close what is open but the root; the tree is not finished by that."""
+        self._directories.close()
+
+    def apply_layer(self, stream: ByteStream) -> None:
+        """Put all members of a layer's tar into the tree.
+
+        Args:
+            stream: not trusted; read up to the end of the archive.
+
+        Raises:
+            InvalidArchive: when it is no tar, or a member cannot be put into any tree.
+            OSError: what the system says of the tree.
+        """
+        self._layer += 1
+        self._way = None
+        reader = TarReader(stream)
+        for member in reader:
+            self._check()
+            self._entries += 1
+            if self._entries > self._limits.entries:
+                raise InvalidArchive(f"the layers have more than {self._limits.entries} members, which is the limit")
+            meaning, parts = place(member)
+            try:
+                if meaning == "entry":
+                    self._put(member, parts, reader)
+                elif meaning == "whiteout":
+                    self._hide(parts)
+                elif meaning == "opaque":
+                    self._hide_below(parts)
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise refusal("a name or link in it is longer than one can be here", member.name) from error
+                raise
+
+    def finish(self) -> UnpackedLayers:
+        """Give every directory its owner, mode, attributes and times; return what came of all layers."""
+        order = [self._directories.root]
+        for directory in order:
+            order.extend(directory.children.values())
+        # Each behind what is in it: a mode may keep even its owner out.
+        for directory in reversed(order):
+            self._check()
+            opened = self._directories.open(directory)
+            if directory.is_opaque:
+                self._mark_opaque(opened, directory)
+            self._ownership.settle(opened, directory.entry or _UNNAMED, is_directory=True)
+        return UnpackedLayers(
+            layers=self._layer,
+            entries=self._entries,
+            size_bytes=self._size_bytes,
+            left_out=tuple(self._left_out.sentences),
+            left_out_count=self._left_out.count,
+        )
+
+    # ---- members
+
+    def _put(self, member: Member, parts: tuple[str, ...], reader: TarReader) -> None:
+        if not parts:
+            self._name(self._directories.root, member)
+            return
+        way, name = parts[:-1], parts[-1]
+        if way != self._way:
+            self._at, self._way = self._enter(way, member.name), way
+        directory = self._at
+        kind = member.kind
+        if kind is MemberKind.FILE:
+            self._put_file(directory, name, member, reader)
+        elif kind is MemberKind.DIRECTORY:
+            self._put_directory(directory, name, member)
+        elif kind is MemberKind.SYMLINK:
+            self._put_link(directory, name, member)
+        elif kind is MemberKind.HARDLINK:
+            self._put_hard_link(directory, name, member)
+        elif not self._put_special(directory, name, member):
+            return
+        if self._layer > 1 or self._is_overlay:
+            self._own(directory, name)
+
+    def _put_file(self, directory: Directory, name: str, member: Member, reader: TarReader) -> None:
+        try:
+            opened = os.open(name, _NEW, 0o600, dir_fd=self._directories.open(directory))
+        except FileExistsError:
+            self._vacate(directory, name)
+            opened = os.open(name, _NEW, 0o600, dir_fd=self._directories.open(directory))
+        try:
+            self._write(opened, member, reader)
+            self._ownership.settle(opened, member)
+        finally:
+            os.close(opened)
+
+    def _write(self, opened: int, member: Member, reader: TarReader) -> None:
+        rest_bytes = member.size_bytes
+        self._size_bytes += rest_bytes
+        while 0 < rest_bytes <= _SMALL_BYTES:
+            data = reader.read(rest_bytes)
+            rest_bytes -= len(data)
+            _moving.write_all(opened, data)
+        while rest_bytes > 0:
+            count = reader.readinto(self._buffer)
+            _moving.write_all(opened, self._buffer[:count])
+            rest_bytes -= count
+            self._check()
+
+    def _put_directory(self, directory: Directory, name: str, member: Member) -> None:
+        made = directory.children.get(name)
+        if made is None:
+            try:
+                made = self._directories.make(directory, name, self._layer)
+            except FileExistsError:
+                self._vacate(directory, name)
+                made = self._directories.make(directory, name, self._layer)
+                # What was in the way hid what lower layers have; so must this.
+                made.is_opaque = self._is_overlay
+        self._name(made, member)
+
+    def _name(self, directory: Directory, member: Member) -> None:
+        directory.entry, directory.entry_layer = member, self._layer
+
+    def _put_link(self, directory: Directory, name: str, member: Member) -> None:
+        target = member.link_target
+        try:
+            os.symlink(target, name, dir_fd=self._directories.open(directory))
+        except FileExistsError:
+            self._vacate(directory, name)
+            os.symlink(target, name, dir_fd=self._directories.open(directory))
+        self._ownership.settle_link(self._directories.open(directory), name, member)
+
+    def _put_special(self, directory: Directory, name: str, member: Member) -> bool:
+        if self._is_overlay and _is_whiteout_device(member):
+            self._left_out.add(member.name, "a device 0/0, which overlayfs takes for a whiteout")
+            return False
+        try:
+            return self._ownership.make_special(self._directories.open(directory), name, member)
+        except FileExistsError:
+            self._vacate(directory, name)
+            return self._ownership.make_special(self._directories.open(directory), name, member)
+
+    def _put_hard_link(self, directory: Directory, name: str, member: Member) -> None:
+        parts = split(member.link_target, member.name)
+        where, missing = self._directories.follow(parts[:-1], member.name)
+        target = parts[-1] if parts else ""
+        if missing or target in (where.whiteouts or ()):
+            raise refusal("what it is a hard link to is not there", member.name)
+        if not parts or target in where.children:
+            raise refusal("it is a hard link to a directory", member.name)
+        if where is directory and target == name:
+            try:
+                os.stat(name, dir_fd=self._directories.open(where), follow_symlinks=False)
+            except FileNotFoundError as error:
+                raise refusal("what it is a hard link to is not there", member.name) from error
+            return
+        # A descriptor of its own: whatever is opened meanwhile does not close it.
+        source = os.dup(self._directories.open(where))
+        try:
+            self._link(source, target, directory, name)
+        except FileNotFoundError as error:
+            raise refusal("what it is a hard link to is not there", member.name) from error
+        finally:
+            os.close(source)
+
+    def _link(self, source: int, target: str, directory: Directory, name: str) -> None:
+        for attempt in (1, 2):
+            try:
+                into = self._directories.open(directory)
+                os.link(target, name, src_dir_fd=source, dst_dir_fd=into, follow_symlinks=False)
+            except FileExistsError:
+                if attempt == 2:
+                    raise
+                self._vacate(directory, name)
+            else:
+                return
+
+    # ---- ways
+
+    def _enter(self, way: tuple[str, ...], member_name: str) -> Directory:
+        directory, missing = self._directories.follow(way, member_name)
+        return self._make(directory, missing)
+
+    def _make(self, directory: Directory, missing: list[str]) -> Directory:
+        for name in missing:
+            is_hidden = name in (directory.whiteouts or ())
+            if is_hidden:
+                self._vacate(directory, name)
+            made = self._directories.make(directory, name, self._layer)
+            made.is_opaque = is_hidden
+            if self._layer > 1 or self._is_overlay:
+                self._own(directory, name)
+            directory = made
+        return directory
+
+    def _vacate(self, directory: Directory, name: str) -> None:
+        """Remove what is in the way of a member."""
+        self._way = None  # which may have led through it
+        if directory.whiteouts is not None:
+            directory.whiteouts.discard(name)
+        self._directories.remove(directory, name)
+
+    def _own(self, directory: Directory, name: str) -> None:
+        """Take note that this layer has put something there, and so into every directory above."""
+        below = name
+        while directory.layer != self._layer:
+            directory.layer, directory.own = self._layer, {below}
+            if directory.parent is None:
+                return
+            below, directory = directory.name, directory.parent
+        directory.own.add(below)
+
+    # ---- whiteouts
+
+    def _hide(self, parts: tuple[str, ...]) -> None:
+        """Let what lower layers have at ``parts`` be gone."""
+        name = parts[-1]
+        directory = self._hiding(parts[:-1])
+        if directory is None or (directory.cleared == self._layer and not self._is_overlay):
+            return
+        if directory.layer != self._layer or name not in directory.own:
+            self._hide_lower(directory, name)
+            return
+        child = directory.children.get(name)
+        if child is not None:
+            self._forget_entry(child)
+            self._clear(child)
+
+    def _hiding(self, parts: tuple[str, ...]) -> Directory | None:
+        """Return the directory in which a whiteout hides something, None where that is none, or behind a link."""
+        if not self._is_overlay:
+            return self._directories.find(parts) if self._layer > 1 else None
+        found = self._directories.descend(parts)
+        return None if found is None else self._make(*found)
+
+    def _hide_lower(self, directory: Directory, name: str) -> None:
+        if not self._is_overlay:
+            self._way = None
+            try:
+                self._directories.remove(directory, name)
+            except FileNotFoundError:
+                return
+        elif directory.whiteouts is None or name not in directory.whiteouts:
+            os.mknod(name, 0o600 | stat.S_IFCHR, 0, dir_fd=self._directories.open(directory))
+            if directory.whiteouts is None:
+                directory.whiteouts = set()
+            directory.whiteouts.add(name)
+
+    def _hide_below(self, parts: tuple[str, ...]) -> None:
+        """Let what lower layers have in the directory ``parts`` be gone."""
+        directory = self._hiding(parts)
+        if directory is not None:
+            self._clear(directory)
+
+    def _clear(self, directory: Directory) -> None:
+        """Leave in a directory only what this layer has put there."""
+        if self._is_overlay:
+            directory.is_opaque = True
+            return
+        self._way = None
+        stack = [directory]
+        while stack:
+            each = stack.pop()
+            if each.cleared == self._layer:
+                continue
+            each.cleared = self._layer
+            own = each.own if each.layer == self._layer else frozenset[str]()
+            for name in os.listdir(self._directories.open(each)):
+                if name not in own:
+                    self._directories.remove(each, name)
+                elif name in each.children:
+                    self._forget_entry(each.children[name])
+                    stack.append(each.children[name])
+
+    def _forget_entry(self, directory: Directory) -> None:
+        """Let a directory be one that nobody has named, if only lower layers have."""
+        if directory.entry_layer != self._layer:
+            directory.entry = None
+
+    # ---- directories
+
+    def _forget_inheritance(self, root_descriptor: int) -> None:
+        """Let nothing of the folder around the tree be inherited by what is in it: neither group nor access list."""
+        os.fchown(root_descriptor, *self._ownership.own_ids)
+        os.fchmod(root_descriptor, 0o700)
+        for name in ("system.posix_acl_default", "system.posix_acl_access"):
+            try:
+                os.removexattr(root_descriptor, name)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+
+    def _mark_opaque(self, opened: int, directory: Directory) -> None:
+        name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
+        os.setxattr(opened, name, b"y")
+
+
+def _is_whiteout_device(member: Member) -> bool:
+    is_character_device = member.kind is MemberKind.CHARACTER_DEVICE
+    return is_character_device and not member.device_major and not member.device_minor

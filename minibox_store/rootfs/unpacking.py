@@ -1,0 +1,250 @@
+"""An image's layers into a directory that is seen when it is whole, or never.
+
+A tree grows beside its place, in ``.NAME.<hex>.tmp``, for its owner alone, and is locked while somebody works on it: so
+whoever comes to the same place next knows what a killed process has left there. It is put in its place by one rename,
+or by one exchange where a tree is there already, so at every moment, and after any crash, the old one is there or the
+new one.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import attrs
+
+from minibox_store import _files, _locks, media_types
+from minibox_store._removing import remove_directory_tree
+from minibox_store.codec import decode_document, decode_image_config
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, Manifest
+from minibox_store.errors import InvalidDocument, InvalidPath
+from minibox_store.graph import RememberingSource
+from minibox_store.limits import DEFAULT_LIMITS, DEFAULT_UNPACK_LIMITS, Limits, UnpackLimits
+from minibox_store.protocols import BlobSource
+from minibox_store.rootfs.decoding import open_layer
+from minibox_store.rootfs.tree import Form, TreeWriter, check_nothing
+from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp
+
+
+@attrs.frozen(kw_only=True)
+class LayerSource:
+    """A layer to be unpacked, and where its blob is.
+
+    Attributes:
+        descriptor: of the blob.
+        diff_id: the digest of its tar, from the image's verified config.
+        source: holds the blob.
+    """
+
+    descriptor: Descriptor
+    diff_id: Digest
+    source: BlobSource
+
+
+@attrs.frozen(kw_only=True)
+class LayerPlan:
+    """Which layers an image has, the lowest first."""
+
+    manifest: Descriptor
+    config: Descriptor
+    layers: tuple[tuple[Descriptor, Digest], ...]
+
+
+LayerListener = Callable[[int, Descriptor], None]
+
+
+def ignore_layer(position: int, descriptor: Descriptor) -> None:
+    """Take no notice of a layer."""
+
+
+def read_layers(source: RememberingSource, manifest: Descriptor, limits: Limits = DEFAULT_LIMITS) -> LayerPlan:
+    """Return the layers of a manifest with the digests that its config promises, both read and verified.
+
+    Raises:
+        InvalidDocument: when it is no image of layers of files, such as an attestation, or its config speaks of another
+            number of layers than it has.
+        BlobNotFound, ContentMismatch: when a document is missing or wrong.
+
+    Spec: OCI image-spec 1.1, config.md, "rootfs".
+    """
+    name = str(manifest.digest)
+    document = decode_document(source.read(manifest), manifest.media_type, name, limits=limits)
+    if not isinstance(document, Manifest):
+        raise InvalidDocument("mediaType", f"{manifest.media_type!r} is no manifest", name)
+    if not media_types.is_config(document.config.media_type):
+        problem = f"it is no image of files: its config is {document.config.media_type!r}"
+        raise InvalidDocument("config.mediaType", problem, name)
+    for position, layer in enumerate(document.layers):
+        if not media_types.is_layer(layer.media_type):
+            problem = f"it is no image of files: {layer.media_type!r} is no layer"
+            raise InvalidDocument(f"layers[{position}].mediaType", problem, name)
+    config = decode_image_config(source.read(document.config), str(document.config.digest), limits=limits)
+    if len(config.diff_ids) != len(document.layers):
+        problem = f"there are {len(config.diff_ids)} for {len(document.layers)} layers"
+        raise InvalidDocument("rootfs.diff_ids", problem, str(document.config.digest))
+    layers = tuple(zip(document.layers, config.diff_ids, strict=True))
+    return LayerPlan(manifest=manifest, config=document.config, layers=layers)
+
+
+def unpack_layers(
+    root_descriptor: int,
+    layers: Iterable[LayerSource],
+    *,
+    policy: UnpackPolicy = DEFAULT_UNPACK_POLICY,
+    form: Form = "flat",
+    limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
+    on_layer: LayerListener = ignore_layer,
+    check: Callable[[], None] = check_nothing,
+) -> UnpackedLayers:
+    """Put layers into an open, empty directory, and verify each by its diffID.
+
+    Args:
+        root_descriptor: of the directory; nobody else may work in it.
+        layers: the lowest first; each is asked for when the one before it is done, and may be waited for.
+        policy: what becomes of owners, devices and privileges.
+        form: as for :class:`minibox_store.rootfs.tree.TreeWriter`.
+        limits: on what is decompressed and unpacked.
+        on_layer: called as each layer begins, with its number from 1 on.
+        check: called often; what it raises ends the work.
+
+    Raises:
+        InvalidArchive: when a layer is no tar, or passes a limit.
+        ContentMismatch: when a layer is not what the config promises; it is in the directory then.
+        OSError: what the system says of the directory.
+
+    Guarantees: nothing outside the directory changes. What is in it counts only once this has returned.
+    """
+    writer = TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check)
+    try:
+        for position, layer in enumerate(layers, 1):
+            on_layer(position, layer.descriptor)
+            decoded = open_layer(layer.source, layer.descriptor, layer.diff_id, limits)
+            try:
+                writer.apply_layer(decoded)
+                decoded.finish()
+            finally:
+                decoded.close()
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+# ---- the place
+
+
+@contextmanager
+def growing_tree(path: str, *, replace: bool = False, durable: bool = False) -> Iterator[int]:
+    """Yield an open, empty directory; leaving the block without an error puts it at ``path``, whole.
+
+    With an error it is removed again. What killed processes have left beside ``path`` is removed first.
+
+    Args:
+        path: where the tree goes, absolute; nothing, or an empty directory, is there.
+        replace: whether a directory that is there may have something in it; it is removed once the new one is there.
+        durable: whether the tree survives a loss of power once the block is left.
+
+    Raises:
+        InvalidPath: when something else is there, or the folder around it is not.
+        OSError: what the system says.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    if not name:
+        raise InvalidPath(path, "the root of the file system cannot be replaced")
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_place(parent, name, path, replace)
+        _remove_leftovers(parent, folder, name)
+        temporary, root = _begin(parent, folder, name)
+        try:
+            try:
+                yield root
+                if durable:
+                    _files.sync_file_system(root)
+                replaced = _put_in_place(parent, temporary, name, path, replace)
+            except BaseException:
+                with suppress(OSError):  # what went wrong first is what is told
+                    remove_directory_tree(parent, temporary)
+                raise
+            if durable:
+                _files.sync_directory(folder)
+            if replaced:
+                # The new tree is in its place; what of the old one cannot be removed now is left to whoever comes next.
+                with suppress(OSError):
+                    remove_directory_tree(parent, temporary)
+        finally:
+            _locks.release(root)
+    finally:
+        os.close(parent)
+
+
+def _begin(parent: int, folder: str, name: str) -> tuple[str, int]:
+    """Make a directory for the tree, and return its name and its descriptor, by which it is locked."""
+    while True:
+        temporary = f"{_stem(name)}{_files.fresh_name()}.tmp"
+        _files.make_directory(os.path.join(folder, temporary))
+        # Until it is locked, somebody else may take it for a leftover: then begin again.
+        with suppress(FileNotFoundError):
+            root = os.open(temporary, _DIRECTORY, dir_fd=parent)
+            with _files.closing_on_error(root):
+                if _locks.try_lock(root, os.path.join(folder, temporary)):
+                    return temporary, root
+            os.close(root)
+
+
+def _stem(name: str) -> str:
+    return f".{name}." if len(os.fsencode(name)) <= _LONGEST_NAME_BYTES else ".tree."
+
+
+def _check_place(parent: int, name: str, path: str, replace: bool) -> None:
+    try:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise InvalidPath(path, "it is there, and is no directory")
+    if not replace:
+        opened = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            with os.scandir(opened) as entries:
+                if any(entries):
+                    raise InvalidPath(path, "it is a directory that is not empty")
+        finally:
+            os.close(opened)
+
+
+def _put_in_place(parent: int, temporary: str, name: str, path: str, replace: bool) -> bool:
+    """Give the tree its name; return whether another tree has the temporary name now."""
+    try:
+        # The place may be empty, or an empty directory: the system looks, and nobody comes between.
+        _files.rename_file(temporary, name, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.EISDIR):
+            raise InvalidPath(path, "it is there, and is no directory") from error
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not replace:
+            raise InvalidPath(path, "it is a directory that is not empty") from error
+        _files.exchange_trees(temporary, name, dir_fd=parent)
+        return True
+    return False
+
+
+def _remove_leftovers(parent: int, folder: str, name: str) -> None:
+    """Remove what unpackings to the same place have left that were killed: nobody holds its lock."""
+    ours = re.compile(re.escape(_stem(name)) + r"[0-9a-f]{16}\.tmp")
+    for each in os.listdir(parent):
+        if not ours.fullmatch(each):
+            continue
+        with suppress(OSError):
+            opened = os.open(each, _DIRECTORY, dir_fd=parent)
+            try:
+                if _locks.try_lock(opened, os.path.join(folder, each)):
+                    remove_directory_tree(parent, each)
+            finally:
+                _locks.release(opened)
