@@ -19,7 +19,7 @@ from typing import Literal
 from minibox_store import _moving
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
-from minibox_store.rootfs.directories import Directories, Directory
+from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
 from minibox_store.rootfs.ownership import LeftOut, Ownership
 from minibox_store.rootfs.placing import place, split
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
@@ -47,6 +47,7 @@ class TreeWriter:
             and a whiteout is what overlayfs takes for one.
         limits: how many members there may be.
         check: called often; what it raises ends the work.
+        most_open: how many directories are open at once, two at least.
 
     Guarantees: nothing outside the directory is read, changed or removed, whatever the members say.
     """
@@ -59,8 +60,9 @@ class TreeWriter:
         form: Form = "flat",
         limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
         check: Callable[[], None] = check_nothing,
+        most_open: int = MOST_OPEN,
     ) -> None:
-        self._directories = Directories(root_descriptor)
+        self._directories = Directories(root_descriptor, most_open)
         self._left_out = LeftOut()
         self._ownership = Ownership(policy, self._left_out)
         self._is_overlay = form == "overlay"
@@ -117,6 +119,8 @@ class TreeWriter:
         # Each behind what is in it: a mode may keep even its owner out.
         for directory in reversed(order):
             self._check()
+            self._directories.open(directory)
+            self._directories.open_above(directory)
             opened = self._directories.open(directory)
             if directory.is_opaque:
                 self._mark_opaque(opened, directory)
