@@ -165,6 +165,10 @@ class MountTable:
         resolved = _resolved(path)
         return tuple(mount for mount in self._ours.mounts if mount.point == resolved)
 
+    def points(self) -> frozenset[str]:
+        """Return where this process sees something mounted."""
+        return frozenset(mount.point for mount in self._ours.mounts)
+
     def who_mounts(self, path: str, *, but: Collection[str] = ()) -> str | None:
         """Return why ``path``, or something below it, must stay for the sake of a mount; None when nothing is seen.
 
