@@ -1,8 +1,9 @@
 """Watch an image travel: out of a registry over HTTP, into a store, out to an archive, back in, away, and collected.
 
-Builds a small image for two platforms, serves it from one daemon, pulls it into a second, and then lists, saves, loads
-into a third, removes and prunes, printing each request and its answer. Every step is checked; the exit status is 0 only
-if each did what it says. Needs no network: everything happens on 127.0.0.1 and in a temporary folder.
+Builds a small image for two platforms, serves it from one daemon, pulls it into a second, which unpacks it, and then
+lists, saves, loads into a third, removes and prunes, printing each request and its answer. Every step is checked; the
+exit status is 0 only if each did what it says. Needs no network: everything happens on 127.0.0.1 and in a temporary
+folder.
 
     python examples/quickstart.py
     python examples/quickstart.py --image alpine:3.20    # pulls that image from its registry instead
@@ -163,6 +164,10 @@ def travel(folder: str, image: str | None) -> None:
         check(status == 200 and text.endswith("[pull] Done\n"), f"pulled {reference}")
         (pulled,) = store.images()
         check(pulled["name"] == reference and pulled["platform"] == "linux/amd64", "it is there, for linux/amd64")
+
+        tree = os.path.join(roots["store"], "base_layers", reference.replace("/", "_").replace(":", "_"))
+        found = sorted(os.listdir(tree))
+        check(len(found) > 1, f"its root filesystem is in {os.path.relpath(tree, folder)}: {', '.join(found)}")
 
         status, _ = store.ask("POST", "/images/save", image=reference, path=archive)
         check(status == 200 and tarfile.is_tarfile(archive), f"saved {os.path.getsize(archive)} bytes")

@@ -350,6 +350,22 @@ def test_a_prune_in_the_middle_takes_nothing_that_is_still_to_be_unpacked(
     assert tree_of(root) == files_of(*LAYERS)
 
 
+def test_a_blob_that_somebody_takes_away_before_it_is_unpacked_is_unpacked_all_the_same(
+    root: Path, registry: ScriptedRegistry
+) -> None:
+    serve_image(registry, "team/app", "1", IMAGE)
+    taken: list[str] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlobStored):
+            blob(root, str(event.descriptor.digest)).unlink()
+            taken.append(str(event.descriptor.digest))
+
+    pull_again(root, registry, on_event=on_event)
+    assert {*taken} == {IMAGE.config_digest, *IMAGE.layer_digests}
+    assert tree_of(root) == files_of(*LAYERS)
+
+
 def test_without_hard_links_it_is_the_same(root: Path, registry: ScriptedRegistry) -> None:
     with replaced_os() as system:
         no_hard_links(system)

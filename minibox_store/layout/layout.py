@@ -314,7 +314,8 @@ class Layout:
         """Hold the store lock.
 
         Locks are waited for in this order: prune lock, life lock, a transaction's own, that of the base layers, the
-        turn, the store lock. A partial's, and that of a tree, is only ever tried, and nothing is waited for under it.
+        turn, the store lock. A partial's, and that of a tree, is only ever tried, so whoever holds it keeps nobody
+        waiting; under a partial's nothing is waited for.
 
         Who waits holds the turn meanwhile, so that a prune, which lets the lock go between its batches, cannot
         take it again before whoever came in between.

@@ -4,6 +4,7 @@ Each file operation of ``minibox_store._files`` is a place to die, by ``os._exit
 a write is torn in its middle.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -38,6 +39,13 @@ HALF = build_image([SHARED, FRESH], salt="new")
 NEW = build_index([HALF, build_image([SHARED], platform="linux/arm64")])
 OLD = build_image(salt="old")
 SHARED_DIGEST = HALF.layer_digests[0]
+# What trees are made of: nothing of the one is a part of the other.
+PACKED = build_image([{"etc/new": b"1", "etc/all": b"1"}, {"etc/all": b"2", "srv/new": b"x" * 5000}], salt="packed")
+REPLACED = build_image([{"etc/old": b"o", "etc/all": b"o"}], salt="replaced")
+TREES: dict[str, dict[str, bytes]] = {
+    PACKED.digest: {"etc/new": b"1", "etc/all": b"2", "srv/new": b"x" * 5000},
+    REPLACED.digest: {"etc/old": b"o", "etc/all": b"o"},
+}
 # Every place, where MINIBOX_DEEP is 1; else so many for each verb that all of it takes less than a minute.
 MOST_PLACES = 10_000 if os.environ.get("MINIBOX_DEEP") == "1" else 12
 
@@ -47,13 +55,15 @@ class Verb:
     """Something that is done to a store, and what its names are afterwards.
 
     ``prepare`` makes the store; ``work`` is what the process dies of; ``names`` is what it changes, None for a name
-    that goes. ``mends`` says that the store is not whole before, and is afterwards.
+    that goes. ``mends`` says that the store is not whole before, and is afterwards; ``unpacks`` that each of the names
+    has a tree then.
     """
 
     prepare: Callable[[Path], None]
     work: Callable[[Store, Path], object]
     names: dict[str, BuiltImage | None]
     mends: bool = False
+    unpacks: bool = False
 
 
 def make_store(root: Path) -> None:
@@ -129,6 +139,26 @@ def pull_new(store: Store, _: Path) -> object:
         return store.pull(reference, name="new:1", platform=None, client=quick_client())
 
 
+def pull_tree(image: BuiltImage, store: Store) -> object:
+    """Pull an image and unpack it, from a registry in this very process too."""
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", image)
+        reference = registry.reference("team/app", "1")
+        return store.pull(reference, name="team/app:1", client=quick_client(), unpack=True)
+
+
+def make_tree(root: Path) -> None:
+    make_store(root)
+    pull_tree(REPLACED, open_store(root))
+
+
+def make_foreign_tree(root: Path) -> None:
+    """Leave what another daemon has unpacked, of which nobody knows what it was made of."""
+    make_store(root)
+    (root / "base_layers" / "team_app_1" / "etc").mkdir(parents=True)
+    (root / "base_layers" / "team_app_1" / "etc" / "foreign").write_bytes(b"f")
+
+
 def load_new(store: Store, root: Path) -> object:
     return store.load(root.parent / "a.tar")
 
@@ -153,6 +183,18 @@ VERBS = {
     "import": Verb(prepare=make_store, work=import_new, names={"new:1": NEW}),
     "pull": Verb(prepare=make_store, work=pull_new, names={"new:1": NEW}),
     "pull with a partial": Verb(prepare=make_partial, work=pull_new, names={"new:1": NEW}),
+    "pull and unpack": Verb(
+        prepare=make_store, work=lambda store, _: pull_tree(PACKED, store), names={"team/app:1": PACKED}, unpacks=True
+    ),
+    "pull and unpack over a tree": Verb(
+        prepare=make_tree, work=lambda store, _: pull_tree(PACKED, store), names={"team/app:1": PACKED}, unpacks=True
+    ),
+    "pull and unpack over a foreign tree": Verb(
+        prepare=make_foreign_tree,
+        work=lambda store, _: pull_tree(PACKED, store),
+        names={"team/app:1": PACKED},
+        unpacks=True,
+    ),
     "import into no store": Verb(prepare=lambda root: None, work=import_new, names={"new:1": NEW}),
     "import over a name": Verb(
         prepare=make_store,
@@ -272,12 +314,16 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
         check_invariants(root, leftovers=True)
     assert held_locks(root) == [], place
     assert read_names(root) in (before, after), place
+    check_trees(root, place=place)
     if "out.tar" in os.listdir(folder):
         assert read_archive((folder / "out.tar").read_bytes())[2] == ALWAYS.blobs
     store = open_at(folder, "none")
     verb.work(store, root)
     check_invariants(root, leftovers=True)
     assert read_names(root) == after, place
+    check_trees(root, place=place)
+    for name in verb.names if verb.unpacks else ():
+        assert files_of(store.base_layer(name)) == TREES[after[name]], place
     report = store.prune()
     assert report.errors == (), place
     assert list((root / "ingest" / "partial").iterdir()) == [], place
@@ -285,3 +331,16 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
     assert stored(root) == reachable(root), place
     assert store.prune().removed == (), place
     assert not any(image.damaged for image in store.images()), place
+
+
+def check_trees(root: Path, *, place: str) -> None:
+    """Check that what stands beside a tree says what the tree is."""
+    for sidecar in (root / "base_layers").glob("[!.]*.json"):
+        made_of = json.loads(sidecar.read_bytes())["manifest_digest"]
+        assert files_of(sidecar.with_suffix("")) == TREES[made_of], f"{place}: {sidecar.name} vouches for another tree"
+
+
+def files_of(tree: str | Path | None) -> dict[str, bytes]:
+    """Return the files of a tree by their paths."""
+    assert tree is not None
+    return {path.relative_to(tree).as_posix(): path.read_bytes() for path in Path(tree).rglob("*") if path.is_file()}

@@ -36,8 +36,6 @@ def kind_of(path: str) -> str:
         return "tree"
     if name.startswith("sha") or len(name) in (64, 128):
         return "partial"  # wherever it has gone since it was opened
-    if os.path.basename(os.path.dirname(path)) == "base_layers":
-        return "tree"
     return _KINDS[name]
 
 
