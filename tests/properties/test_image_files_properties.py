@@ -17,7 +17,7 @@ from tests.support.image_views import view_tree
 from tests.support.stores import open_store, put, require_root
 from tests.support.trees import assert_same_tree, read_tree
 
-_EXAMPLES = 3000 if os.environ.get("MINIBOX_DEEP") == "1" else 100
+_EXAMPLES = 1000 if os.environ.get("MINIBOX_DEEP") == "1" else 100
 # Few names, so that members meet one another.
 _PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
 _TARGETS = st.lists(st.sampled_from(["a", "b", "c", "..", ".", ""]), min_size=1, max_size=4).map("/".join)
