@@ -1,13 +1,10 @@
 """The files of an image as they are looked at in its layers: the very ones that a tree would have, or an error."""
 
-import io
-import os
 from pathlib import Path
 
 import pytest
 
-from minibox_store import FileKind, InvalidPath, PathNotFound
-from tests.support.hard_layers import CASES, folder, image_of, member, opaque, whiteout
+from tests.support.hard_layers import CASES, image_of
 from tests.support.image_views import view_tree
 from tests.support.stores import open_store, put, require_root
 from tests.support.trees import assert_same_tree, read_tree
