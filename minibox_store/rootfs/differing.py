@@ -112,6 +112,21 @@ def _is_same_content(before: ImageFiles, first: FileNode, after: ImageFiles, sec
     if first.content and second.content:
         return first.content == second.content
     return all(
-        before.read_at(first, offset, MEBIBYTE) == after.read_at(second, offset, MEBIBYTE)
-        for offset in range(0, size_bytes, MEBIBYTE)
+        before.read_at(first, at, min(MEBIBYTE, end - at)) == after.read_at(second, at, min(MEBIBYTE, end - at))
+        for start, end in _stored(first, second)
+        for at in range(start, end, MEBIBYTE)
     )
+
+
+def _stored(*files: FileNode) -> Iterator[tuple[int, int]]:
+    """Yield the ranges in which one of the files has something stored: elsewhere all of them are zeros."""
+    segments = sorted(
+        segment
+        for file in files
+        for segment in (((0, file.status.size_bytes),) if file.segments is None else file.segments)
+    )
+    reached = 0
+    for start, size_bytes in segments:
+        if start + size_bytes > reached:
+            yield max(start, reached), start + size_bytes
+            reached = start + size_bytes
