@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from minibox_store.reports import UnmendedBlob as UnmendedBlob
     from minibox_store.rootfs.files import ImageFiles as ImageFiles
     from minibox_store.rootfs.merged import FileNode as FileNode
+    from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.store import Store as Store
 
 __version__ = "0.1.0"
@@ -191,6 +192,7 @@ _MODULES = {
     ),
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
+    "rootfs.mounting": ("Mount",),
     "store": ("Store",),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }

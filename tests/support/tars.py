@@ -32,11 +32,13 @@ def raw_header(
     uname: bytes = b"",
     gname: bytes = b"",
     device: bytes = b"0000000\0",
+    minor: bytes | None = None,
     prefix: bytes = b"",
 ) -> bytes:
     """Return one header block; each field as it is given, and the checksum that belongs to them."""
     octal = b"%011o\0" % size if isinstance(size, int) else size
-    fields = (name, mode, uid, gid, octal, mtime, b"", flag, link, magic, uname, gname, device, device, prefix)
+    devices = (device, device if minor is None else minor)
+    fields = (name, mode, uid, gid, octal, mtime, b"", flag, link, magic, uname, gname, *devices, prefix)
     return with_checksum(_HEADER.pack(*fields))
 
 
