@@ -554,6 +554,14 @@ def test_overlay_whiteouts_are_devices_and_marks(tree: Path) -> None:
     assert done.left_out_count == 1
 
 
+def test_overlay_whiteouts_go_where_nothing_lower_shows(tree: Path) -> None:
+    """Overlayfs may show the devices themselves there."""
+    require_root()
+    hidden = [file("o/.wh.a"), file("o/p/.wh.b"), folder("o/p"), file("o/.wh..wh..opq"), file("n/.wh.c")]
+    apply(tree, hidden, form="overlay")
+    assert set(listing(tree)) == {"o", "o/p", "n", "n/c"}
+
+
 def test_a_hard_link_to_what_the_same_layer_hides_is_refused(tree: Path) -> None:
     require_root()
     with pytest.raises(InvalidArchive, match="not there"):

@@ -116,6 +116,7 @@ class TreeWriter:
         order = [self._directories.root]
         for directory in order:
             order.extend(directory.children.values())
+        self._drop_idle_whiteouts(order)
         # Each behind what is in it: a mode may keep even its owner out.
         for directory in reversed(order):
             self._check()
@@ -368,6 +369,15 @@ class TreeWriter:
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
+
+    def _drop_idle_whiteouts(self, order: list[Directory]) -> None:
+        """Remove whiteouts where nothing lower shows anyway: overlayfs may show the devices themselves there."""
+        hiding: set[Directory | None] = set()
+        for directory in order:  # each behind the one that it is in
+            if directory.is_opaque or directory.parent in hiding:
+                hiding.add(directory)
+                for name in directory.whiteouts or ():
+                    os.unlink(name, dir_fd=self._directories.open(directory))
 
     def _mark_opaque(self, opened: int, directory: Directory) -> None:
         name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
