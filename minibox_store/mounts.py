@@ -20,6 +20,7 @@ _QUOTED = re.compile(r"\\(.)", re.DOTALL)
 _PATH_OPTIONS = {b"lowerdir+", b"datadir+", b"upperdir", b"workdir"}
 _HIDING = re.compile(rb"(^|,)hidepid=(?!0|off)")
 _DELETED = "//deleted"
+_RETRIES = 3
 _LOOK = os.O_PATH | os.O_CLOEXEC
 _ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # the last of one that has ended, and that nobody has asked about
 
@@ -269,7 +270,13 @@ def _resolved(path: str) -> str:
 
 def read_mounts() -> MountTable:
     """Return what is mounted now, in the namespaces of all processes that this one can see."""
-    return _Reading().table
+    table = _Reading().table
+    for _ in range(_RETRIES):
+        if not table.doubts:
+            break
+        # What was mounted while it was read shows in one view, and not yet in another that can be looked into.
+        table = _Reading().table
+    return table
 
 
 class _Reading:
