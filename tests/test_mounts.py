@@ -1,5 +1,6 @@
 """Reading what is mounted: wherever, by whoever, under whatever name; and what cannot be seen counts as used."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -283,3 +284,29 @@ def test_a_server_that_stands_still_is_not_asked_for_anything(tree: Path) -> Non
             assert run_forked(work, timeout_seconds=10) == 0
         finally:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_what_is_mounted_while_it_is_read_is_no_doubt(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cannot be looked into shows an overlay that was not there when this process looked at its own."""
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    command = ["mount", "-t", "overlay", "-o", f"lowerdir={tree}:{tree.parent}/other", "overlay", str(merged)]
+    require_root()
+    real = os.readlink
+
+    def look(path: str) -> str:
+        if path == "/proc/1/ns/mnt":
+            if not merged.is_mount():
+                subprocess.run(command, check=True, timeout=10)
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.readlink", look)
+            table = read_mounts()
+        assert merged.is_mount()
+        assert table.doubts == []
+        assert table.who_mounts(str(tree)) is not None
+    finally:
+        subprocess.run(["umount", str(merged)], check=True, timeout=10)

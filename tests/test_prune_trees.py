@@ -300,6 +300,7 @@ def test_a_link_in_the_place_of_a_tree_is_removed_and_not_followed(root: Path, t
 def test_a_tree_whose_name_is_given_while_its_lock_is_waited_for_stays(root: Path) -> None:
     put_dead(root, DEAD)
     base_layer(root, "back_1", "back:1", DEAD)
+    (root / "ingest" / "base_layers.lock").touch()
     with replaced_os() as system:
         system.before("open", lambda: put(root, DEAD, "back:1"), path="base_layers.lock")
         report = open_store(root).prune()
@@ -575,12 +576,12 @@ def test_unfinished_trees_go_unless_somebody_holds_their_lock(root: Path) -> Non
 
 
 def test_a_tree_that_somebody_holds_the_lock_of_stays(root: Path) -> None:
-    tree = base_layer(root, "gone_1")
+    tree = extracted(root, GONE)
     held = os.open(tree, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     report = open_store(root).prune()
     os.close(held)
-    assert (report.removed, len(report.kept)) == ((), 1)
+    assert (report.removed, report.kept) == ((), (f"extracted/{hex_of(GONE)}: somebody works in it",))
 
 
 def test_a_tree_that_was_put_aside_stays_while_anything_is_mounted_by_the_name_that_it_had(root: Path) -> None:
