@@ -643,8 +643,11 @@ def test_an_old_tree_stays_whole_below_an_overlay_that_was_mounted_from_it(
         seen = {path.relative_to(container).as_posix(): path for path in container.rglob("*") if path.is_file()}
         assert {name: path.read_bytes() for name, path in seen.items()} == files_of(*LAYERS)
         assert [path.name.startswith(f".{TAG}.") for path in root.glob("base_layers/.*")] == [True]
-    for path in root.glob("base_layers/.*"):
-        path.rename(tmp_path / "aside")  # a prune takes it, now that nobody has it
+        open_store(root).prune()
+        assert {name: path.read_bytes() for name, path in seen.items()} == files_of(*LAYERS)
+    open_store(root).prune()
+    assert [*root.glob("base_layers/.*")] == []
+    assert tree_of(root) == files_of(LAYERS[0], {"etc/moved": b"m"})
 
 
 def test_a_place_that_something_is_mounted_on_fails_the_pull(
@@ -658,3 +661,47 @@ def test_a_place_that_something_is_mounted_on_fails_the_pull(
         assert read_names(root) == {NAME: IMAGE.digest}
     assert tree_of(root) == files_of(*LAYERS)
     assert open_store(root).base_layer(NAME) is not None
+
+
+def test_pulls_removals_and_prunes_at_once_leave_a_tree_for_each_name_and_no_other(
+    root: Path, registry: ScriptedRegistry
+) -> None:
+    serve_image(registry, "team/app", "1", IMAGE)
+    serve_image(registry, "team/app", "2", MOVED)
+    errors: list[Exception] = []
+
+    def pull_often(number: int) -> None:
+        store = open_store(root, lock_timeout_seconds=30)
+        reference = registry.reference("team/app", str(number % 2 + 1))
+        for _ in range(8):
+            store.pull(reference, name=f"name/{number % 3}", client=quick_client(), unpack=True)
+
+    def take_away(number: int) -> None:
+        store = open_store(root, lock_timeout_seconds=30)
+        for _ in range(8):
+            with suppress(ImageNotFound):
+                store.remove(f"name/{number % 3}")
+            report = store.prune()
+            assert report.errors == ()
+
+    def guarded(work: Callable[[int], None], number: int) -> None:
+        try:
+            work(number)
+        except Exception as error:  # noqa: BLE001  # told by the test's own thread
+            errors.append(error)
+
+    work = [pull_often, pull_often, pull_often, take_away, take_away]
+    threads = [threading.Thread(target=guarded, args=(each, number)) for number, each in enumerate(work)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    store = open_store(root)
+    store.prune()
+    for name, digest in read_names(root).items():
+        found = store.base_layer(name)
+        layers = LAYERS if digest == IMAGE.digest else [LAYERS[0], {"etc/moved": b"m"}]
+        assert found is not None, name
+        assert tree_of(root, Path(found).name) == files_of(*layers)
+    assert len([*(root / "base_layers").iterdir()]) == 2 * len(read_names(root))

@@ -327,6 +327,10 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
     report = store.prune()
     assert report.errors == (), place
     assert list((root / "ingest" / "partial").iterdir()) == [], place
+    assert list(root.glob("base_layers/.*")) == [], place
+    check_trees(root, place=place)
+    for name in verb.names if verb.unpacks else ():
+        assert files_of(store.base_layer(name)) == TREES[after[name]], place
     check_invariants(root, history_behind=True)
     assert stored(root) == reachable(root), place
     assert store.prune().removed == (), place
