@@ -106,14 +106,17 @@ class TreeTarget:
 
         Leaving it without an error commits both; with one, the tree that was in the place is there again.
         """
-        with self._until_committed as stack, self._target.open_writer() as writer, ExitStack() as working:
+        is_current = self._trees.is_current(self._layer)
+        # What is unpacked is read in any case: a wrong layer of the store is better replaced than told of.
+        target = self._target if is_current else attrs.evolve(self._target, verify_content=True)
+        with self._until_committed as stack, target.open_writer() as writer, ExitStack() as working:
 
             def begin() -> _Unpacking:
                 tree = stack.enter_context(self._trees.growing(self._layer.name))
                 return working.enter_context(self._unpacking_into(tree, writer))
 
             self._begin = begin
-            if not self._trees.is_current(self._layer):
+            if not is_current:
                 self._unpacking = begin()
             yield writer
 

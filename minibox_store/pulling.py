@@ -55,7 +55,8 @@ class Pulling:
             client: how registries are spoken to; anonymous, over TLS, where it is None.
             parallel: how many layers move at once.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
-                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``.
+                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
+                to be unpacked is read whole in any case.
             unpack: whether the image's root filesystem is unpacked too, under ``base_layers/``, while its layers come;
                 where it is, says :meth:`base_layer`. Of an artifact, or an index that is kept whole, nothing is.
             on_event: called for each step of progress, from several threads.

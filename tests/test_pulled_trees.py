@@ -1,7 +1,11 @@
 """A pull that unpacks: while layers come, once for an image, in one step with its name; and all the ways it can end."""
 
 import errno
+import io
 import json
+import os
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +27,14 @@ from minibox_store.errors import (
     RegistryError,
     StoreBusy,
     StoreError,
+    StoreFull,
     StoreUnavailable,
 )
 from minibox_store.events import BlobStored, ImageCopied, NothingToUnpack, RegisteringName, UnpackingLayer
+from minibox_store.limits import MEBIBYTE
+from tests.support.forks import run_forked
 from tests.support.images import (
+    OCI_LAYER,
     OCI_LAYER_GZIP,
     BuiltImage,
     Layer,
@@ -48,6 +56,7 @@ from tests.support.stores import blob, mounted, open_store, put, require_root, r
 
 NAME = "team/app:1"
 TAG = "team_app_1"
+NOBODY = 65534
 LAYERS: list[Mapping[str, bytes]] = [
     {"etc/first": b"1", "etc/all": b"1"},
     {"etc/second": b"2", "etc/all": b"2"},
@@ -374,13 +383,14 @@ def test_without_hard_links_it_is_the_same(root: Path, registry: ScriptedRegistr
     assert tree_of(root) == files_of(LAYERS[0], {"etc/moved": b"m"})
 
 
-def test_what_is_unpacked_is_what_was_verified_and_not_a_wrong_blob_of_the_store(
-    root: Path, registry: ScriptedRegistry
-) -> None:
+def test_a_wrong_layer_of_the_store_is_replaced_and_not_unpacked(root: Path, registry: ScriptedRegistry) -> None:
     put(root, IMAGE, "other:1")
     rot(blob(root, IMAGE.layer_digests[0]))
-    pull(root, registry, verify="content")
+    pull(root, registry)
     assert tree_of(root) == files_of(*LAYERS)
+    assert [path.name.rpartition(".")[0] for path in (root / "quarantine").iterdir()] == [
+        IMAGE.layer_digests[0].replace(":", "-")
+    ]
 
 
 # ---- what fails
@@ -511,6 +521,19 @@ def test_a_disk_that_is_full_fails_the_pull(root: Path, registry: ScriptedRegist
     assert tree_of(root) == files_of(LAYERS[0], {"etc/moved": b"m"})
 
 
+def test_layers_that_do_not_fit_once_unpacked_fail_the_pull(tmp_path: Path, registry: ScriptedRegistry) -> None:
+    image = build_image([{"small": b"s"}, {"large": bytes(8 * MEBIBYTE)}])
+    assert image.size_bytes < 100_000
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        root = disk / "store"
+        with pytest.raises(StoreFull):
+            pull(root, registry, image)
+        assert read_names(root) == {}
+        assert [*(root / "base_layers").iterdir()] == []
+        pull(root, registry, IMAGE)
+        assert tree_of(root) == files_of(*LAYERS)
+
+
 def test_a_listener_that_fails_as_a_layer_is_unpacked_ends_the_pull_with_its_error(
     root: Path, registry: ScriptedRegistry
 ) -> None:
@@ -599,6 +622,47 @@ def test_a_failed_unpacking_cancels_nothing_of_its_caller(root: Path, registry: 
     assert not cancellation.is_cancelled
     pull(root, registry, cancellation=cancellation)
     assert tree_of(root) == files_of(*LAYERS)
+
+
+# ---- as a user
+
+
+def test_a_user_has_a_tree_of_their_own_with_the_owners_noted_beside_the_files(registry: ScriptedRegistry) -> None:
+    require_root()
+    image = build_image([owned_layer()])
+    serve_image(registry, "team/app", "1", image)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "store"
+        root.mkdir(mode=0o700)
+        os.chown(root, NOBODY, NOBODY)
+
+        def work() -> None:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            pull_again(root, registry)
+            pull_again(root, registry, name="other:1")
+            open_store(root).remove("other:1")
+            assert open_store(root).prune().errors == ()
+
+        assert run_forked(work) == 0
+        assert tree_of(root) == {"etc/secret": b"s"}
+        status = (root / "base_layers" / TAG / "etc" / "secret").lstat()
+        assert (status.st_uid, status.st_mode & 0o7777) == (NOBODY, 0o640)
+        assert os.getxattr(root / "base_layers" / TAG / "etc" / "secret", "user.rootlesscontainers") != b""
+        assert sorted(path.name for path in root.glob("base_layers/*")) == [TAG, f"{TAG}.json"]
+
+
+def owned_layer() -> Layer:
+    """Return a layer whose one file is another user's."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("etc/secret")
+        member.size, member.mode, member.uid, member.gid = 1, 0o640, 33, 44
+        tar.addfile(member, io.BytesIO(b"s"))
+    content = buffer.getvalue()
+    return Layer(content=content, media_type=OCI_LAYER, diff_id=digest_of(content))
 
 
 # ---- others at work

@@ -83,10 +83,12 @@ class BaseLayers:
 
     def find(self, name: str, manifest_digest: Digest) -> str | None:
         """Return the path of the tree that was made of this image; None where there is none."""
-        place = self._place_of(name)
-        layer = self._read(place)
-        is_made = layer is not None and (layer.name, layer.manifest_digest) == (name, manifest_digest)
-        return self._path(place) if is_made and self._has_tree(place) else None
+        for place in iter_places(name):
+            layer = self._read(place)
+            if layer is not None and layer.name == name:
+                is_made = layer.manifest_digest == manifest_digest and self._has_tree(place)
+                return self._path(place) if is_made else None
+        return None
 
     def is_current(self, layer: BaseLayer) -> bool:
         """Whether the image has its tree, made of the very manifest and config."""
