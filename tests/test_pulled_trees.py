@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -45,6 +47,7 @@ from tests.support.images import (
 )
 from tests.support.invariants import check_invariants, open_files, read_names
 from tests.support.os_proxy import no_hard_links, replaced_os
+from tests.support.peers import require_peer
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import (
     Answer,
@@ -179,6 +182,59 @@ def test_an_index_of_which_one_platform_is_pulled_gives_that_platforms_tree(
     index = build_index([build_image([{"arm": b""}], platform="linux/arm64"), IMAGE])
     pull(root, registry, index)
     assert tree_of(root) == files_of(*LAYERS)
+
+
+PULL = """
+import sys
+from minibox_store import Store
+
+Store(sys.argv[1]).pull(sys.argv[2], name="team/app:1", unpack=True)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def run_pull(root: Path, registry: ScriptedRegistry, *wrapper: str) -> str:
+    """Pull in a process of its own, durably, and return what it says."""
+    command = [*wrapper, sys.executable, "-c", PULL, str(root), registry.reference("team/app", "1")]
+    folder = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_tree_and_what_stands_beside_it_are_on_the_disk_before_the_name_is(
+    root: Path, registry: ScriptedRegistry, tmp_path: Path
+) -> None:
+    strace = require_peer("strace")
+    pull(root, registry, MOVED)
+    serve_image(registry, "team/app", "1", IMAGE)
+    log = tmp_path / "calls"
+    calls = "trace=syncfs,fsync,unlink,unlinkat,rename,renameat,renameat2"
+    run_pull(root, registry, strace, "-f", "-y", "-s", "500", "-e", calls, "-o", str(log))
+    lines = log.read_text().splitlines()
+
+    def place(*parts: str, behind: int = -1) -> int:
+        """Return which call is the first one, behind another, that has all of these in it."""
+        found = (number for number, line in enumerate(lines) if number > behind and all(part in line for part in parts))
+        return next(found)
+
+    synced = place("syncfs(", "/base_layers/.")
+    removed = place("unlink", f"/{TAG}.json", behind=synced)
+    removed_for_good = place("fsync(", "/base_layers>", behind=removed)
+    exchanged = place("renameat2(", "RENAME_EXCHANGE", behind=removed_for_good)
+    exchanged_for_good = place("fsync(", "/base_layers>", behind=exchanged)
+    written = place("rename", f"/{TAG}.json", behind=exchanged_for_good)
+    assert "fsync(" in lines[place("fsync(", f"/.{TAG}.json.", behind=exchanged_for_good)]
+    written_for_good = place("fsync(", "/base_layers>", behind=written)
+    assert place("rename", "index.json") == place("rename", "index.json", behind=written_for_good)
+    assert tree_of(root) == files_of(*LAYERS)
+
+
+def test_a_large_layer_takes_no_memory_of_its_size(root: Path, registry: ScriptedRegistry) -> None:
+    size_bytes = 80 * MEBIBYTE
+    serve_image(registry, "team/app", "1", build_image([{"large": bytes(size_bytes)}]))
+    assert int(run_pull(root, registry)) < 90 * 1024
+    assert (root / "base_layers" / TAG / "large").stat().st_size == size_bytes
 
 
 # ---- what has no root filesystem
