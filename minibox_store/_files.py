@@ -92,15 +92,6 @@ def open_readable(path: str) -> int:
         raise
 
 
-def open_directory(path: str) -> int:
-    """Return a descriptor of a directory.
-
-    Raises:
-        OSError: ENOTDIR, or ELOOP for a link, where it is none.
-    """
-    return os.open(path, _DIRECTORY | os.O_NOFOLLOW)
-
-
 def read_whole(path: str, limit_bytes: int) -> bytes:
     """Return the content of a regular file.
 

@@ -51,6 +51,7 @@ def base_layers_of(layout: Layout) -> BaseLayers:
         layout.paths.base_layers_lock,
         durable=layout.durable,
         lock_timeout_seconds=layout.lock_timeout_seconds,
+        read_names=lambda: frozenset(layout.iter_names()),
     )
 
 
@@ -72,12 +73,7 @@ class TreeTarget:
     """
 
     def __init__(
-        self,
-        target: TransactionTarget,
-        trees: BaseLayers,
-        name: str,
-        plan: LayerPlan,
-        on_event: EventListener,
+        self, target: TransactionTarget, trees: BaseLayers, name: str, plan: LayerPlan, on_event: EventListener
     ) -> None:
         self._target = target
         self._trees = trees

@@ -167,16 +167,16 @@ class Pulling:
         run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)
         tree = self._tree_of(source, root, copy, on_event) if copy.unpack else None
 
-        def describe() -> None:
+        def finish() -> None:
             found.append(self._listing.image(name, root))
             if tree is not None:
                 tree.put_in_place()
 
         if tree is None:
-            run(target=copy.target, on_event=on_event, cancellation=cancellation, when_whole=describe)
+            run(target=copy.target, on_event=on_event, cancellation=cancellation, when_whole=finish)
         else:
             with cancellation.interrupting(tree), tree.telling_failures():
-                run(target=tree, on_event=tree.on_event, cancellation=tree.cancellation, when_whole=describe)
+                run(target=tree, on_event=tree.on_event, cancellation=tree.cancellation, when_whole=finish)
         return found[0]
 
     def _tree_of(
