@@ -145,6 +145,10 @@ class _Use:
     path: str
     by_device: str
 
+    def is_in(self, places: Collection[tuple[str, str]]) -> bool:
+        """Whether it is one of some places on devices, or lies below one."""
+        return any(self.device == device and _is_below(self.path, path) for device, path in places)
+
 
 class MountTable:
     """What was mounted when it was read.
@@ -177,14 +181,14 @@ class MountTable:
             but: the devices, as of :class:`Mount`, of mounts that do not count.
         """
         resolved = _resolved(path)
-        device, folder = self._ours.place_of(os.path.dirname(resolved)) or ("", "")
-        place = os.path.join(folder, os.path.basename(resolved))
+        places = {(mount.device, mount.root) for mount in self.mounts_at(path)}
+        if (folder := self._ours.place_of(os.path.dirname(resolved))) is not None:
+            places.add((folder[0], os.path.join(folder[1], os.path.basename(resolved))))
         for mount in self._ours.mounts:
             if mount.device not in but and _is_below(mount.point, resolved):
                 return "something is mounted there"
-        for use in self._uses:
-            if use.device == device and use.by_device not in but and _is_below(use.path, place):
-                return "something is mounted there, or from there"
+        if any(use.by_device not in but and use.is_in(places) for use in self._uses):
+            return "something is mounted there, or from there"
         if not self.mounts_at(path):
             try:
                 status = os.lstat(resolved)

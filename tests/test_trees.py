@@ -183,8 +183,13 @@ def test_what_somebody_else_removes_meanwhile_is_no_error(tmp_path: Path) -> Non
     for name in ("a", "b", "c"):
         (tree / name / "deep").mkdir(parents=True)
         (tree / name / "file").write_bytes(b"x")
+
+    def remove_all() -> None:
+        for name in ("a", "b", "c"):
+            shutil.rmtree(tree / name)
+
     with replaced_os(trees=True) as system:
-        system.before("unlink", lambda: [shutil.rmtree(tree / name) for name in ("a", "b", "c")], path="/file")
+        system.before("unlink", remove_all, path="/file")
         _files.remove_tree(str(tree))
     assert not tree.exists()
 

@@ -205,9 +205,11 @@ class Layout:
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
             _files.make_directory(path)
+        # A collection is what a full disk needs, and there may be no room for its locks then.
         if not _files.exists(paths.prune_lock):
-            # A collection is what a full disk needs, and there may be no room for its lock then.
             os.close(_files.open_shared(paths.prune_lock))
+        if _files.exists(paths.base_layers) and not _files.exists(paths.base_layers_lock):
+            os.close(_files.open_shared(paths.base_layers_lock))
 
     def prepare(self) -> None:
         """Make the store where it is not there yet; check that it is ours to change where it is.

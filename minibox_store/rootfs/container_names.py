@@ -22,7 +22,7 @@ _CHUNK_BYTES = 4 * MEBIBYTE
 _OVERLAP_BYTES = 8192
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WORD = re.compile(rb"[A-Za-z0-9_.+@~%-]")
-_GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.+@~%-]+[A-Za-z0-9_]")
+_GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.+~%-]+[A-Za-z0-9_]")  # behind an @ stands a digest
 # What a name of an image has where the tag has underscores.
 _TO_TAG = bytes.maketrans(b"/:", b"__")
 

@@ -70,10 +70,12 @@ class Folder:
         return f"{self.name}/{entry}"
 
     def mode(self, entry: str) -> int:
-        """Return of which type an entry is, 0 where there is none."""
+        """Return of which type an entry is, 0 where there is none, or can be none."""
         try:
             return stat.S_IFMT(os.stat(entry, dir_fd=self.opened, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                raise
             return 0
 
     def keep(self, entry: str, reason: str) -> None:

@@ -162,6 +162,8 @@ class _BaseLayerSweep:
 
     def _is_tree(self, entry: str) -> bool:
         mode = self._folder.mode(entry)
+        if entry.endswith(_SIDECAR) and self._folder.mode(entry.removesuffix(_SIDECAR)):
+            return stat.S_ISDIR(mode)  # a link says whose the tree beside it is, and cannot be read
         return stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
 
     def _sweep_tree(self, entry: str) -> None:
@@ -198,8 +200,9 @@ class _BaseLayerSweep:
 
     def _read_sidecar(self, entry: str) -> BaseLayer | None:
         sidecar = entry + _SIDECAR
-        if stat.S_ISDIR(self._folder.mode(sidecar)):
-            return None  # the tree of an image whose tag ends like that
+        mode = self._folder.mode(sidecar)
+        if not mode or stat.S_ISDIR(mode):
+            return None  # a directory is the tree of an image whose tag ends like that
         try:
             return decode_base_layer(_files.read_whole(self._folder.path(sidecar), BASE_LAYER_BYTES), sidecar)
         except FileNotFoundError:

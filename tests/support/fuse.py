@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mfusepy
+import mfusepy  # type: ignore[import-untyped]  # it has no types
 
 from tests.support.forks import forked, not_possible
 from tests.support.stores import require_root
@@ -17,7 +17,7 @@ from tests.support.stores import require_root
 CONTENT = b"it is served\n"
 
 
-class _Served(mfusepy.Operations):
+class _Served(mfusepy.Operations):  # type: ignore[misc]  # for the same reason
     """A folder with one file in it."""
 
     use_ns = True
