@@ -182,7 +182,8 @@ def travel(folder: str, image: str | None) -> None:
         status, text = store.ask("POST", "/system/prune")
         report = json.loads(text)
         check(status == 200 and report["blobs_removed"] > 0, f"collected {report['bytes_freed']} bytes")
-        check(os.listdir(os.path.join(roots["store"], "blobs", "sha256")) == [], "nothing is left behind")
+        left = [name for part in ("blobs/sha256", "base_layers") for name in os.listdir(f"{roots['store']}/{part}")]
+        check(left == [], "nothing is left behind")
         check(other.images() == [loaded], "and the other store is as it was")
 
 

@@ -97,15 +97,6 @@ def open_readable(path: str) -> int:
         raise
 
 
-def open_directory(path: str) -> int:
-    """Return a descriptor of a directory.
-
-    Raises:
-        OSError: ENOTDIR, or ELOOP for a link, where it is none.
-    """
-    return os.open(path, _DIRECTORY | os.O_NOFOLLOW)
-
-
 def read_whole(path: str, limit_bytes: int) -> bytes:
     """Return the content of a regular file.
 
@@ -200,7 +191,10 @@ def rename_file(source: str, target: str, *, dir_fd: int | None = None) -> None:
 
 
 def exchange_trees(source: str, target: str, *, dir_fd: int) -> None:
-    """Let two directories have each other's name in one step; in two, where the file system has none for it."""
+    """Let two directories have each other's name in one step; in three, where the file system has none for it.
+
+    ``source`` is called ``.NAME.<16 hexadecimal digits>.tmp``.
+    """
     import ctypes  # which few need
 
     system = ctypes.CDLL(None, use_errno=True)
@@ -210,10 +204,19 @@ def exchange_trees(source: str, target: str, *, dir_fd: int) -> None:
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(number, os.strerror(number), target)
-    aside = f"{source}.old"
-    os.replace(target, aside, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    os.replace(aside, source, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    # Called as what is unfinished is: whoever collects that knows it, if the process dies between two of these.
+    aside = f"{source[: -len('0123456789abcdef.tmp')]}{fresh_name()}.tmp"
+    rename_file(target, aside, dir_fd=dir_fd)
+    try:
+        rename_file(source, target, dir_fd=dir_fd)
+        try:
+            rename_file(aside, source, dir_fd=dir_fd)
+        except BaseException:
+            rename_file(target, source, dir_fd=dir_fd)
+            raise
+    except BaseException:
+        rename_file(aside, target, dir_fd=dir_fd)
+        raise
 
 
 def sync_file_system(descriptor: int) -> None:

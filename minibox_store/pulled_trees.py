@@ -51,6 +51,7 @@ def base_layers_of(layout: Layout) -> BaseLayers:
         layout.paths.base_layers_lock,
         durable=layout.durable,
         lock_timeout_seconds=layout.lock_timeout_seconds,
+        read_names=lambda: frozenset(layout.iter_names()),
     )
 
 
@@ -72,12 +73,7 @@ class TreeTarget:
     """
 
     def __init__(
-        self,
-        target: TransactionTarget,
-        trees: BaseLayers,
-        name: str,
-        plan: LayerPlan,
-        on_event: EventListener,
+        self, target: TransactionTarget, trees: BaseLayers, name: str, plan: LayerPlan, on_event: EventListener
     ) -> None:
         self._target = target
         self._trees = trees
@@ -106,14 +102,17 @@ class TreeTarget:
 
         Leaving it without an error commits both; with one, the tree that was in the place is there again.
         """
-        with self._until_committed as stack, self._target.open_writer() as writer, ExitStack() as working:
+        is_current = self._trees.is_current(self._layer)
+        # What is unpacked is read in any case: a wrong layer of the store is better replaced than told of.
+        target = self._target if is_current else attrs.evolve(self._target, verify_content=True)
+        with self._until_committed as stack, target.open_writer() as writer, ExitStack() as working:
 
             def begin() -> _Unpacking:
                 tree = stack.enter_context(self._trees.growing(self._layer.name))
                 return working.enter_context(self._unpacking_into(tree, writer))
 
             self._begin = begin
-            if not self._trees.is_current(self._layer):
+            if not is_current:
                 self._unpacking = begin()
             yield writer
 

@@ -55,7 +55,8 @@ class Pulling:
             client: how registries are spoken to; anonymous, over TLS, where it is None.
             parallel: how many layers move at once.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
-                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``.
+                ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
+                to be unpacked is read whole in any case.
             unpack: whether the image's root filesystem is unpacked too, under ``base_layers/``, while its layers come;
                 where it is, says :meth:`base_layer`. Of an artifact, or an index that is kept whole, nothing is.
             on_event: called for each step of progress, from several threads.
@@ -166,16 +167,16 @@ class Pulling:
         run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)
         tree = self._tree_of(source, root, copy, on_event) if copy.unpack else None
 
-        def describe() -> None:
+        def finish() -> None:
             found.append(self._listing.image(name, root))
             if tree is not None:
                 tree.put_in_place()
 
         if tree is None:
-            run(target=copy.target, on_event=on_event, cancellation=cancellation, when_whole=describe)
+            run(target=copy.target, on_event=on_event, cancellation=cancellation, when_whole=finish)
         else:
             with cancellation.interrupting(tree), tree.telling_failures():
-                run(target=tree, on_event=tree.on_event, cancellation=tree.cancellation, when_whole=describe)
+                run(target=tree, on_event=tree.on_event, cancellation=tree.cancellation, when_whole=finish)
         return found[0]
 
     def _tree_of(

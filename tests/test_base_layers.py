@@ -1,12 +1,14 @@
 """Where root filesystems lie: which place a name has, and what stands beside a tree, whatever fails when."""
 
+import ctypes
 import errno
 import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,12 @@ from hypothesis import strategies as st
 from minibox_store.codec import BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreBusy, StoreError, StoreUnavailable
-from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree, image_tag, iter_places
+from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree
+from minibox_store.rootfs.image_tags import image_tag, iter_places
+from minibox_store.rootfs.removing import UNFINISHED
+from tests.support.forks import run_forked
 from tests.support.invariants import open_files
-from tests.support.os_proxy import replaced_os
+from tests.support.os_proxy import DIED, replaced_os
 from tests.support.stores import bound
 
 NAME = "registry.example:5000/team/app:1"
@@ -43,9 +48,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert list(tmp_path.glob("base_layers/.*")) == []
 
 
-def trees_in(folder: Path, *, seconds: float = 5.0) -> BaseLayers:
+def trees_in(folder: Path, *, seconds: float = 5.0, names: Container[str] = (NAME, TWIN)) -> BaseLayers:
     lock = str(folder.parent / "base_layers.lock")
-    return BaseLayers(str(folder), lock, durable=True, lock_timeout_seconds=seconds)
+    return BaseLayers(str(folder), lock, durable=True, lock_timeout_seconds=seconds, read_names=lambda: names)
 
 
 def fill(tree: GrowingTree, content: str) -> None:
@@ -73,7 +78,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def sidecars(folder: Path) -> dict[str, str]:
     """Return whose each place is."""
-    return {path.name.removesuffix(".json"): json.loads(path.read_bytes())["name"] for path in folder.glob("*.json")}
+    found = [path for path in folder.glob("*.json") if path.is_file()]
+    return {path.name.removesuffix(".json"): json.loads(path.read_bytes())["name"] for path in found}
 
 
 # ---- names
@@ -174,8 +180,8 @@ def test_who_has_a_suffix_keeps_it_when_the_plain_tag_is_free_again(folder: Path
 
 
 def test_a_name_that_is_spelt_like_the_suffix_of_another_takes_no_place_from_it(folder: Path) -> None:
-    trees = trees_in(folder)
     impostor = list(iter_places(TWIN))[1]
+    trees = trees_in(folder, names=(NAME, TWIN, impostor))
     for name, content in ((NAME, "first"), (impostor, "impostor"), (TWIN, "twin")):
         publish(trees, layer(name), content)
     assert {name: contents(folder)[place] for place, name in sidecars(folder).items()} == {
@@ -230,8 +236,25 @@ def test_when_all_places_are_taken_the_image_gets_none_and_no_other_loses_its_ow
     for place in iter_places(NAME):
         (folder / f"{place}.json").write_bytes(encode_base_layer(layer("somebody")))
     with pytest.raises(StoreUnavailable, match="other images"):
-        publish(trees_in(folder), layer(), "1")
+        publish(trees_in(folder, names=(NAME, "somebody")), layer(), "1")
     assert contents(folder) == {}
+
+
+def test_the_place_of_an_image_that_has_no_name_any_more_is_free(folder: Path) -> None:
+    publish(trees_in(folder), layer(), "first")
+    publish(trees_in(folder, names=(TWIN,)), layer(TWIN), "second")
+    assert (contents(folder), sidecars(folder)) == ({TAG: "second"}, {TAG: TWIN})
+
+
+def test_the_tree_of_another_daemon_that_lies_where_a_sidecar_would_leaves_the_place_alone(folder: Path) -> None:
+    (folder / f"{TAG}.json").mkdir(parents=True)
+    (folder / f"{TAG}.json" / "content").write_text("of another daemon")
+    trees = trees_in(folder)
+    publish(trees, layer(), "1")
+    [place] = sidecars(folder)
+    assert place.startswith(f"{TAG}-")
+    assert contents(folder) == {f"{TAG}.json": "of another daemon", place: "1"}
+    assert trees.is_current(layer())
 
 
 def test_another_image_that_takes_the_place_meanwhile_keeps_it(folder: Path) -> None:
@@ -304,6 +327,60 @@ def remove(path: Path) -> None:
     for each in path.iterdir() if path.is_dir() else ():
         each.unlink()
     path.rmdir() if path.is_dir() else path.unlink()
+
+
+class NoExchange:
+    """The system's library on a file system that can only rename."""
+
+    def __init__(self, name: None, *, use_errno: bool) -> None:
+        assert use_errno
+
+    def renameat2(self, *_: object) -> int:
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+    def syncfs(self, _: int) -> int:
+        return 0
+
+
+def test_a_file_system_need_not_be_able_to_exchange(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", NoExchange)
+    trees = trees_in(folder)
+    publish(trees, layer(), "old")
+    publish(trees, layer(manifest="b"), "new")
+    assert contents(folder) == {TAG: "new"}
+    for position in range(3):
+        with replaced_os() as system:
+            system.fail("replace", errno.EIO, skip=position, times=1)
+            with pytest.raises(OSError, match="Input/output error"):
+                publish(trees, layer(), "newer")
+        assert contents(folder) == {TAG: "new"}, f"rename {position}"
+        assert trees.is_current(layer(manifest="b")), f"rename {position}"
+
+
+def test_a_process_that_dies_between_two_renames_leaves_nothing_that_no_prune_would_know(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = trees_in(folder)
+    publish(trees, layer(), "old")
+
+    def work(position: int) -> None:
+        monkeypatch.setattr(ctypes, "CDLL", NoExchange)
+        with replaced_os() as system:
+            system.before("replace", lambda: os._exit(DIED), skip=position)
+            publish(trees, layer(manifest="b"), "new")
+
+    for position in range(4):
+        assert run_forked(partial(work, position)) == DIED
+        assert not trees.is_current(layer())
+        assert not trees.is_current(layer(manifest="b"))
+        left = list(folder.glob(".*"))
+        assert left
+        for path in left:
+            assert UNFINISHED.fullmatch(path.name)
+            remove(path)
+        publish(trees, layer(), "old")
+        assert contents(folder) == {TAG: "old"}
 
 
 # ---- others at work

@@ -1,7 +1,13 @@
 """A pull that unpacks: while layers come, once for an image, in one step with its name; and all the ways it can end."""
 
 import errno
+import io
 import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +29,14 @@ from minibox_store.errors import (
     RegistryError,
     StoreBusy,
     StoreError,
+    StoreFull,
     StoreUnavailable,
 )
 from minibox_store.events import BlobStored, ImageCopied, NothingToUnpack, RegisteringName, UnpackingLayer
+from minibox_store.limits import MEBIBYTE
+from tests.support.forks import run_forked
 from tests.support.images import (
+    OCI_LAYER,
     OCI_LAYER_GZIP,
     BuiltImage,
     Layer,
@@ -37,6 +47,7 @@ from tests.support.images import (
 )
 from tests.support.invariants import check_invariants, open_files, read_names
 from tests.support.os_proxy import no_hard_links, replaced_os
+from tests.support.peers import require_peer
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import (
     Answer,
@@ -48,6 +59,7 @@ from tests.support.stores import blob, mounted, open_store, put, require_root, r
 
 NAME = "team/app:1"
 TAG = "team_app_1"
+NOBODY = 65534
 LAYERS: list[Mapping[str, bytes]] = [
     {"etc/first": b"1", "etc/all": b"1"},
     {"etc/second": b"2", "etc/all": b"2"},
@@ -170,6 +182,59 @@ def test_an_index_of_which_one_platform_is_pulled_gives_that_platforms_tree(
     index = build_index([build_image([{"arm": b""}], platform="linux/arm64"), IMAGE])
     pull(root, registry, index)
     assert tree_of(root) == files_of(*LAYERS)
+
+
+PULL = """
+import sys
+from minibox_store import Store
+
+Store(sys.argv[1]).pull(sys.argv[2], name="team/app:1", unpack=True)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def run_pull(root: Path, registry: ScriptedRegistry, *wrapper: str) -> str:
+    """Pull in a process of its own, durably, and return what it says."""
+    command = [*wrapper, sys.executable, "-c", PULL, str(root), registry.reference("team/app", "1")]
+    folder = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_tree_and_what_stands_beside_it_are_on_the_disk_before_the_name_is(
+    root: Path, registry: ScriptedRegistry, tmp_path: Path
+) -> None:
+    strace = require_peer("strace")
+    pull(root, registry, MOVED)
+    serve_image(registry, "team/app", "1", IMAGE)
+    log = tmp_path / "calls"
+    calls = "trace=syncfs,fsync,unlink,unlinkat,rename,renameat,renameat2"
+    run_pull(root, registry, strace, "-f", "-y", "-s", "500", "-e", calls, "-o", str(log))
+    lines = log.read_text().splitlines()
+
+    def place(*parts: str, behind: int = -1) -> int:
+        """Return which call is the first one, behind another, that has all of these in it."""
+        found = (number for number, line in enumerate(lines) if number > behind and all(part in line for part in parts))
+        return next(found)
+
+    synced = place("syncfs(", "/base_layers/.")
+    removed = place("unlink", f"/{TAG}.json", behind=synced)
+    removed_for_good = place("fsync(", "/base_layers>", behind=removed)
+    exchanged = place("renameat2(", "RENAME_EXCHANGE", behind=removed_for_good)
+    exchanged_for_good = place("fsync(", "/base_layers>", behind=exchanged)
+    written = place("rename", f"/{TAG}.json", behind=exchanged_for_good)
+    assert "fsync(" in lines[place("fsync(", f"/.{TAG}.json.", behind=exchanged_for_good)]
+    written_for_good = place("fsync(", "/base_layers>", behind=written)
+    assert place("rename", "index.json") == place("rename", "index.json", behind=written_for_good)
+    assert tree_of(root) == files_of(*LAYERS)
+
+
+def test_a_large_layer_takes_no_memory_of_its_size(root: Path, registry: ScriptedRegistry) -> None:
+    size_bytes = 80 * MEBIBYTE
+    serve_image(registry, "team/app", "1", build_image([{"large": bytes(size_bytes)}]))
+    assert int(run_pull(root, registry)) < 90 * 1024
+    assert (root / "base_layers" / TAG / "large").stat().st_size == size_bytes
 
 
 # ---- what has no root filesystem
@@ -374,13 +439,14 @@ def test_without_hard_links_it_is_the_same(root: Path, registry: ScriptedRegistr
     assert tree_of(root) == files_of(LAYERS[0], {"etc/moved": b"m"})
 
 
-def test_what_is_unpacked_is_what_was_verified_and_not_a_wrong_blob_of_the_store(
-    root: Path, registry: ScriptedRegistry
-) -> None:
+def test_a_wrong_layer_of_the_store_is_replaced_and_not_unpacked(root: Path, registry: ScriptedRegistry) -> None:
     put(root, IMAGE, "other:1")
     rot(blob(root, IMAGE.layer_digests[0]))
-    pull(root, registry, verify="content")
+    pull(root, registry)
     assert tree_of(root) == files_of(*LAYERS)
+    assert [path.name.rpartition(".")[0] for path in (root / "quarantine").iterdir()] == [
+        IMAGE.layer_digests[0].replace(":", "-")
+    ]
 
 
 # ---- what fails
@@ -511,6 +577,19 @@ def test_a_disk_that_is_full_fails_the_pull(root: Path, registry: ScriptedRegist
     assert tree_of(root) == files_of(LAYERS[0], {"etc/moved": b"m"})
 
 
+def test_layers_that_do_not_fit_once_unpacked_fail_the_pull(tmp_path: Path, registry: ScriptedRegistry) -> None:
+    image = build_image([{"small": b"s"}, {"large": bytes(8 * MEBIBYTE)}])
+    assert image.size_bytes < 100_000
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        root = disk / "store"
+        with pytest.raises(StoreFull):
+            pull(root, registry, image)
+        assert read_names(root) == {}
+        assert [*(root / "base_layers").iterdir()] == []
+        pull(root, registry, IMAGE)
+        assert tree_of(root) == files_of(*LAYERS)
+
+
 def test_a_listener_that_fails_as_a_layer_is_unpacked_ends_the_pull_with_its_error(
     root: Path, registry: ScriptedRegistry
 ) -> None:
@@ -601,6 +680,47 @@ def test_a_failed_unpacking_cancels_nothing_of_its_caller(root: Path, registry: 
     assert tree_of(root) == files_of(*LAYERS)
 
 
+# ---- as a user
+
+
+def test_a_user_has_a_tree_of_their_own_with_the_owners_noted_beside_the_files(registry: ScriptedRegistry) -> None:
+    require_root()
+    image = build_image([owned_layer()])
+    serve_image(registry, "team/app", "1", image)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "store"
+        root.mkdir(mode=0o700)
+        os.chown(root, NOBODY, NOBODY)
+
+        def work() -> None:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            pull_again(root, registry)
+            pull_again(root, registry, name="other:1")
+            open_store(root).remove("other:1")
+            assert open_store(root).prune().errors == ()
+
+        assert run_forked(work) == 0
+        assert tree_of(root) == {"etc/secret": b"s"}
+        status = (root / "base_layers" / TAG / "etc" / "secret").lstat()
+        assert (status.st_uid, status.st_mode & 0o7777) == (NOBODY, 0o640)
+        assert os.getxattr(root / "base_layers" / TAG / "etc" / "secret", "user.rootlesscontainers") != b""
+        assert sorted(path.name for path in root.glob("base_layers/*")) == [TAG, f"{TAG}.json"]
+
+
+def owned_layer() -> Layer:
+    """Return a layer whose one file is another user's."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("etc/secret")
+        member.size, member.mode, member.uid, member.gid = 1, 0o640, 33, 44
+        tar.addfile(member, io.BytesIO(b"s"))
+    content = buffer.getvalue()
+    return Layer(content=content, media_type=OCI_LAYER, diff_id=digest_of(content))
+
+
 # ---- others at work
 
 
@@ -643,8 +763,11 @@ def test_an_old_tree_stays_whole_below_an_overlay_that_was_mounted_from_it(
         seen = {path.relative_to(container).as_posix(): path for path in container.rglob("*") if path.is_file()}
         assert {name: path.read_bytes() for name, path in seen.items()} == files_of(*LAYERS)
         assert [path.name.startswith(f".{TAG}.") for path in root.glob("base_layers/.*")] == [True]
-    for path in root.glob("base_layers/.*"):
-        path.rename(tmp_path / "aside")  # a prune takes it, now that nobody has it
+        open_store(root).prune()
+        assert {name: path.read_bytes() for name, path in seen.items()} == files_of(*LAYERS)
+    open_store(root).prune()
+    assert [*root.glob("base_layers/.*")] == []
+    assert tree_of(root) == files_of(LAYERS[0], {"etc/moved": b"m"})
 
 
 def test_a_place_that_something_is_mounted_on_fails_the_pull(
@@ -658,3 +781,47 @@ def test_a_place_that_something_is_mounted_on_fails_the_pull(
         assert read_names(root) == {NAME: IMAGE.digest}
     assert tree_of(root) == files_of(*LAYERS)
     assert open_store(root).base_layer(NAME) is not None
+
+
+def test_pulls_removals_and_prunes_at_once_leave_a_tree_for_each_name_and_no_other(
+    root: Path, registry: ScriptedRegistry
+) -> None:
+    serve_image(registry, "team/app", "1", IMAGE)
+    serve_image(registry, "team/app", "2", MOVED)
+    errors: list[Exception] = []
+
+    def pull_often(number: int) -> None:
+        store = open_store(root, lock_timeout_seconds=30)
+        reference = registry.reference("team/app", str(number % 2 + 1))
+        for _ in range(8):
+            store.pull(reference, name=f"name/{number % 3}", client=quick_client(), unpack=True)
+
+    def take_away(number: int) -> None:
+        store = open_store(root, lock_timeout_seconds=30)
+        for _ in range(8):
+            with suppress(ImageNotFound):
+                store.remove(f"name/{number % 3}")
+            report = store.prune()
+            assert report.errors == ()
+
+    def guarded(work: Callable[[int], None], number: int) -> None:
+        try:
+            work(number)
+        except Exception as error:  # noqa: BLE001  # told by the test's own thread
+            errors.append(error)
+
+    work = [pull_often, pull_often, pull_often, take_away, take_away]
+    threads = [threading.Thread(target=guarded, args=(each, number)) for number, each in enumerate(work)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    store = open_store(root)
+    store.prune()
+    for name, digest in read_names(root).items():
+        found = store.base_layer(name)
+        layers = LAYERS if digest == IMAGE.digest else [LAYERS[0], {"etc/moved": b"m"}]
+        assert found is not None, name
+        assert tree_of(root, Path(found).name) == files_of(*layers)
+    assert len([*(root / "base_layers").iterdir()]) == 2 * len(read_names(root))

@@ -6,10 +6,9 @@ is there for good. All of that happens under one lock, which is kept until the i
 """
 
 import errno
-import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import attrs
@@ -19,33 +18,12 @@ from minibox_store.codec import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, 
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreBusy, StoreUnavailable
 from minibox_store.mounts import read_mounts
+from minibox_store.rootfs.image_tags import iter_places
 
-_LONGEST_PLACE = 228  # a file name has 255 bytes; two dots, .json, 16 digits and .tmp are added to it
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_MODE = 0o644
 _FOLDER_MODE = 0o700
 _ATTEMPTS = 100
-
-
-def image_tag(name: str) -> str:
-    """Return what the tree of an image is called, unless another one's is called so: each ``/`` and ``:`` is a ``_``.
-
-    >>> image_tag("docker.io/library/alpine:3.18")
-    'docker.io_library_alpine_3.18'
-    """
-    return name.replace("/", "_").replace(":", "_")
-
-
-def iter_places(name: str) -> Iterator[str]:
-    """Yield what the tree of an image may be called, the first that is no other image's first.
-
-    Its tag is none where no file can be called so, where it would be hidden, or be what stands beside another tree.
-    """
-    tag = image_tag(name)
-    if len(tag) <= _LONGEST_PLACE and not tag.startswith(".") and not tag.endswith(".json"):
-        yield tag
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    for suffix in (digest[:12], digest):
-        yield f"{tag.lstrip('.')[: _LONGEST_PLACE - 1 - len(suffix)]}-{suffix}"
 
 
 @attrs.define
@@ -73,20 +51,32 @@ class BaseLayers:
         lock_path: the lock file of all of them.
         durable: whether a tree that has its place survives a loss of power.
         lock_timeout_seconds: how long another process is waited for.
+        read_names: tells which images there are now; the place of any other is free.
     """
 
-    def __init__(self, folder: str, lock_path: str, *, durable: bool, lock_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        folder: str,
+        lock_path: str,
+        *,
+        durable: bool,
+        lock_timeout_seconds: float,
+        read_names: Callable[[], Container[str]],
+    ) -> None:
         self._folder = folder
+        self._read_names = read_names
         self._lock_path = lock_path
         self._durable = durable
         self._lock_timeout_seconds = lock_timeout_seconds
 
     def find(self, name: str, manifest_digest: Digest) -> str | None:
         """Return the path of the tree that was made of this image; None where there is none."""
-        place = self._place_of(name)
-        layer = self._read(place)
-        is_made = layer is not None and (layer.name, layer.manifest_digest) == (name, manifest_digest)
-        return self._path(place) if is_made and self._has_tree(place) else None
+        for place in iter_places(name):
+            layer = self._read(place)
+            if layer is not None and layer.name == name:
+                is_made = layer.manifest_digest == manifest_digest and self._has_tree(place)
+                return self._path(place) if is_made else None
+        return None
 
     def is_current(self, layer: BaseLayer) -> bool:
         """Whether the image has its tree, made of the very manifest and config."""
@@ -185,16 +175,19 @@ class BaseLayers:
         for place, layer in found:
             if layer is not None and layer.name == name:
                 return place
+        names = self._read_names() if found[0][1] is not None else ()
         for place, layer in found:
-            if layer is None:
+            is_free = layer is None or layer.name not in names
+            if is_free and not self._is_directory(self._sidecar(place)):
                 return place
-        raise StoreUnavailable(
-            self._path(found[0][0]), "it and what else the tree may be called belong to other images"
-        )
+        raise StoreUnavailable(self._path(found[0][0]), "other images have this place, and what would do instead")
 
     def _has_tree(self, place: str) -> bool:
+        return self._is_directory(self._path(place))
+
+    def _is_directory(self, path: str) -> bool:
         try:
-            return stat.S_ISDIR(os.lstat(self._path(place)).st_mode)
+            return stat.S_ISDIR(os.lstat(path).st_mode)
         except FileNotFoundError:
             return False
 
@@ -241,7 +234,7 @@ class BaseLayers:
             _files.make_directory(path, _FOLDER_MODE)
             # Until it is locked, a collection may take it for one that was left behind: then begin again.
             with suppress(FileNotFoundError):
-                opened = _files.open_directory(path)
+                opened = os.open(path, _DIRECTORY)
                 with _files.closing_on_error(opened):
                     if _locks.try_lock(opened, path):
                         return GrowingTree(path, opened, place)
@@ -265,7 +258,7 @@ class BaseLayers:
     def _open_old(self, path: str) -> int | None:
         """Lock what lies in a place, if it is a directory, so that no collection takes it before it is sure to go."""
         try:
-            opened = _files.open_directory(path)
+            opened = os.open(path, _DIRECTORY)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
@@ -277,7 +270,7 @@ class BaseLayers:
     def _swap(self, source: str, target: str, *, both: bool) -> None:
         try:
             if both:
-                folder = _files.open_directory(self._folder)
+                folder = os.open(self._folder, _DIRECTORY)
                 try:
                     _files.exchange_trees(os.path.basename(source), os.path.basename(target), dir_fd=folder)
                 finally:
