@@ -240,6 +240,7 @@ class TarReader(Iterator[Member]):
             flags += flag
             if flag not in (b"g", b"x", b"L", b"K"):
                 what = "a sparse file" if flag == b"S" else f"a member of type {flag!r}"
+                what += " behind a PAX header" if flag == b"S" and self._takes_sparse else ""
                 raise refusal(f"{what}, at byte {offset}, is not supported")
             if len(flags) > self._limits.extension_headers or not _EXTENSIONS.fullmatch(flags):
                 raise refusal(f"too many or conflicting extension headers precede byte {offset}", self._name)
