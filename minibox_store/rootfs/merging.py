@@ -143,7 +143,7 @@ class Merger:
         directory.touch(name, self._layer)
 
     def _enter(self, folder: str, member: str) -> MergedFile:
-        """Return the directory that a path leads to, made where there is none, marked as one with things of the layer."""
+        """Return the directory that a path leads to, made if missing, and marked as one with things of the layer."""
         if folder != self._folder:
             way, missing = self._follow(folder.split("/"), member)
             for part in missing:
