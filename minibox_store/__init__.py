@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
+    from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import render_line as render_line
     from minibox_store.file_status import FileChange as FileChange
     from minibox_store.file_status import FileChanges as FileChanges
@@ -104,6 +105,8 @@ if TYPE_CHECKING:
     from minibox_store.rootfs.merged import FileNode as FileNode
     from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.store import Store as Store
+    from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
+    from minibox_store.unpacked import UnpackReport as UnpackReport
 
 __version__ = "0.1.0"
 

@@ -5,6 +5,7 @@ that only one has is told with all that is below it.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from minibox_store.file_status import FileChange, FileChanges, FileKind, FileStatus
 from minibox_store.limits import MEBIBYTE
@@ -112,6 +113,17 @@ def _is_same_content(before: ImageFiles, first: FileNode, after: ImageFiles, sec
     if first.content and second.content:
         return first.content == second.content
     return all(
-        before.read_at(first, offset, MEBIBYTE) == after.read_at(second, offset, MEBIBYTE)
-        for offset in range(0, size_bytes, MEBIBYTE)
+        before.read_at(first, at, min(MEBIBYTE, end - at)) == after.read_at(second, at, min(MEBIBYTE, end - at))
+        for start, end in _stored(first, second)
+        for at in range(start, end, MEBIBYTE)
     )
+
+
+def _stored(*files: FileNode) -> Iterator[tuple[int, int]]:
+    """Yield the ranges in which one of the files has something stored: elsewhere all of them are zeros."""
+    segments = [((0, file.status.size_bytes),) if file.segments is None else file.segments for file in files]
+    reached = 0
+    for start, size_bytes in sorted(chain.from_iterable(segments)):
+        if start + size_bytes > reached:
+            yield max(start, reached), start + size_bytes
+            reached = start + size_bytes

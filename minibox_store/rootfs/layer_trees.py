@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, suppress
 import attrs
 
 from minibox_store import _files
-from minibox_store._removing import remove_directory_tree
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.tree import check_nothing
 from minibox_store.rootfs.unpacking import LayerSource, unpack_layers
@@ -96,11 +95,7 @@ def _move(opened: int, tree: str, path: str) -> None:
 
 def _discard(workshop: str) -> None:
     with suppress(OSError):  # what is left goes with the workshop, now or in the next collection
-        parent = os.open(workshop, _DIRECTORY)
-        try:
-            remove_directory_tree(parent, _TREE)
-        finally:
-            os.close(parent)
+        _files.remove_tree(os.path.join(workshop, _TREE))
 
 
 def lower_directories(paths: Sequence[str]) -> str:

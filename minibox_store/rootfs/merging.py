@@ -127,7 +127,13 @@ class Merger:
         if entry.kind is _DIRECTORY and there is not None and there.children is not None:
             there.entry, there.layer = entry, self._layer
         elif entry.kind is _HARDLINK:
-            children[name] = self._link_target(entry)
+            target = self._link_target(entry)
+            if there is not None and there.children is not None:
+                del children[name]
+                # What the directory held, which is gone before there is a link.
+                if self._link_target(entry) is not target:
+                    raise refusal("what it is a hard link to is not there", entry.path)
+            children[name] = target
         else:
             children[name] = MergedFile(entry, self._layer)
         for above, step in pairwise(way):
