@@ -236,8 +236,7 @@ def _paths(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> It
             descriptor = next((options[key] for key in folder if options.get(key) is not None), None)
             yield argument if descriptor is None else os.path.join(_opened_path(descriptor) or "", argument)
         elif isinstance(argument, int) and not isinstance(argument, bool) and name not in ("open", "mkdir", "chmod"):
-            if (path := _opened_path(argument)) is not None:
-                yield path
+            yield from filter(None, [_opened_path(argument)])
 
 
 def _opened_path(descriptor: int) -> str | None:
