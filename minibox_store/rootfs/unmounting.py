@@ -8,7 +8,8 @@ from typing import Literal
 _DETACH = 2  # MNT_DETACH: out of sight at once, gone when nobody has anything of it open
 _NO_LINKS = 8  # UMOUNT_NOFOLLOW
 _PROGRAMS = ("fusermount3", "fusermount")
-_ASK = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
+# The status of the root the kernel may have kept, and give for a server that is dead; of the file system it never is.
+_ASK = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 1.0
 
