@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
+    from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import render_line as render_line
     from minibox_store.filters import ImageFilter as ImageFilter
     from minibox_store.filters import Label as Label
@@ -96,6 +97,8 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreUsage as StoreUsage
     from minibox_store.reports import UnmendedBlob as UnmendedBlob
     from minibox_store.store import Store as Store
+    from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
+    from minibox_store.unpacked import UnpackReport as UnpackReport
 
 __version__ = "0.1.0"
 

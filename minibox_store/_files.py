@@ -1,7 +1,7 @@
 """Every change to a file system that the library makes: the only replace, link, unlink and fsync.
 
-Each operation is one call of ``os`` from this module, so that a test can make any of them
-fail, or be the last. Nothing here knows of images. Paths are the store's own; none comes from outside.
+Each operation is one call of ``os`` from this module, and from ``_trees`` where whole trees go, so that a test can make
+any of them fail, or be the last. Nothing here knows of images. Paths are the store's own; none comes from outside.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minibox_store import _trees
 from minibox_store._moving import write_all
-from minibox_store._removing import remove_directory_tree
 from minibox_store.limits import MEBIBYTE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -212,9 +212,14 @@ def sync_file_system(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def remove_file(path: str) -> None:
+def rename_in(directory: int, name: str, target: str) -> None:
+    """Give what lies in an open directory another name there, replacing what has it."""
+    os.replace(name, target, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def remove_file(path: str, *, dir_fd: int | None = None) -> None:
     """Remove a file, or a link itself; FileNotFoundError where there is none."""
-    os.unlink(path)
+    os.unlink(path, dir_fd=dir_fd)
 
 
 def discard_file(path: str) -> None:
@@ -248,14 +253,17 @@ def remove_flat(path: str, *, last: str) -> None:
     remove_directory(path)
 
 
-def remove_tree(path: str) -> None:
-    """Remove a directory and all below it by descriptors, following no link; of a link, the link itself."""
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        folder, name = os.path.split(path)
-        with _opened_directory(folder or ".", None) as parent:
-            remove_directory_tree(parent, name)
+def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
+    """Remove a directory and all below it, following no link and crossing no mount; of a link, the link itself.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        OSError: EBUSY where something is mounted in it.
+    """
+    if stat.S_ISDIR(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        _trees.remove_tree(path, dir_fd=dir_fd)
     else:
-        os.unlink(path)
+        os.unlink(path, dir_fd=dir_fd)
 
 
 def sync_file(descriptor: int) -> None:

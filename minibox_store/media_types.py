@@ -17,7 +17,6 @@ INDEXES = (OCI_INDEX, DOCKER_MANIFEST_LIST)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
-
 LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 # Types that say nothing of the document; registries behind generic web servers send them.
@@ -54,5 +53,9 @@ def is_config(media_type: str) -> bool:
 
 
 def is_layer(media_type: str) -> bool:
-    """Whether this is a layer of files, a tar however it is compressed."""
-    return media_type.startswith(LAYER_PREFIXES)
+    """Whether this is a tar of files, compressed or not, that can be unpacked: no attestation, nothing encrypted.
+
+    >>> is_layer("application/vnd.oci.image.layer.v1.tar+zstd"), is_layer("application/vnd.in-toto+json")
+    (True, False)
+    """
+    return media_type.startswith(LAYER_PREFIXES) and not media_type.endswith("+encrypted")

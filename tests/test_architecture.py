@@ -31,7 +31,7 @@ CORE = {
     *("image_map", "filters", "selection", "staging"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_removing"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees", "mounts"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"refetching", "upkeep", "filesystems", "__init__"}
 

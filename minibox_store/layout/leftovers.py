@@ -10,15 +10,15 @@ import re
 import stat
 from collections.abc import Iterator
 
-from minibox_store import _files, _locks
+from minibox_store import _files, _locks, _trees
 from minibox_store.errors import StoreBusy
-from minibox_store.layout.ages import age_seconds
+from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
 from minibox_store.reports import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
-_OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
+_OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
 _UNFINISHED_WRITE = re.compile(
     r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names|listing\.cache)\.[0-9a-f]{16}\.tmp"
@@ -140,8 +140,14 @@ class Broom:
         self._removed.append(removal)
 
     def _removal(self, path: str, kind: str, reason: str) -> Removal:
-        size_bytes, age = _measure(path)
-        return Removal(kind=kind, path=self._relative(path), size_bytes=size_bytes, reason=reason, age_seconds=age)
+        measure = _trees.measure_tree(path)
+        return Removal(
+            kind=kind,
+            path=self._relative(path),
+            size_bytes=measure.size_bytes,
+            reason=reason,
+            age_seconds=seconds_since(measure.changed_seconds),
+        )
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self._layout.paths.root)
@@ -203,19 +209,3 @@ def _links_below(folder: str, target: str) -> frozenset[str]:
 def _is_pointed_at(path: str, targets: frozenset[str]) -> bool:
     resolved = os.path.realpath(path)
     return any(target == resolved or target.startswith(resolved + "/") for target in targets)
-
-
-def _measure(path: str) -> tuple[int, float | None]:
-    """Return what removing a tree gives back, and since when nothing in it has changed; None where that is not told.
-
-    A file with another name elsewhere gives nothing back.
-    """
-    try:
-        status = os.lstat(path)
-        if not stat.S_ISDIR(status.st_mode):
-            return (status.st_size if status.st_nlink == 1 else 0), age_seconds(status)
-        parts = [_measure(os.path.join(path, name)) for name in os.listdir(path)]
-    except OSError:
-        return 0, None  # gone, or not to be seen: its removal tells
-    below = [seconds for _, seconds in parts if seconds is not None]
-    return sum(size_bytes for size_bytes, _ in parts), min([age_seconds(status), *below])

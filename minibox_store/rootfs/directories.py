@@ -120,7 +120,7 @@ class Directories:
         return directory
 
     def descend(self, parts: tuple[str, ...]) -> tuple[Directory, list[str]] | None:
-        """Return the directory that ``parts`` lead to, and what is missing below it; None if a link or file is there."""
+        """Return the directory at ``parts``, and what is missing below it; None where a link or file is on the way."""
         directory = self.root
         for position, part in enumerate(parts):
             child = directory.children.get(part)

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, suppress
 import attrs
 
 from minibox_store import _files
-from minibox_store._removing import remove_directory_tree
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.tree import check_nothing
 from minibox_store.rootfs.unpacking import LayerSource, unpack_layers
@@ -96,21 +95,17 @@ def _move(opened: int, tree: str, path: str) -> None:
 
 def _discard(workshop: str) -> None:
     with suppress(OSError):  # what is left goes with the workshop, now or in the next collection
-        parent = os.open(workshop, _DIRECTORY)
-        try:
-            remove_directory_tree(parent, _TREE)
-        finally:
-            os.close(parent)
+        _files.remove_tree(os.path.join(workshop, _TREE))
 
 
 def lower_directories(paths: Sequence[str]) -> str:
-    """Return the value of overlayfs's option ``lowerdir`` for trees of layers, which are given the lowest first.
+    r"""Return the value of overlayfs's option ``lowerdir`` for trees of layers, which are given the lowest first.
 
     The top layer comes first in it. A layer that an image has twice stands there once, at its highest place, as the
     lower one adds nothing; nothing is below a layer that hides all that is below it.
 
     >>> lower_directories(["/srv/a:b/1", "/srv/a:b/2"])
-    '/srv/a\\\\:b/2:/srv/a\\\\:b/1'
+    '/srv/a\\:b/2:/srv/a\\:b/1'
     """
     chosen: list[str] = []
     for path in dict.fromkeys(reversed(paths)):

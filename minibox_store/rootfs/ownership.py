@@ -197,19 +197,16 @@ def device_number(member: Member) -> int:
 
 
 def encode_record(uid: int, gid: int) -> bytes:
-    """Return an owner as umoci notes it: a protobuf message, without what is zero.
+    r"""Return an owner as umoci notes it: a protobuf message, without what is zero.
 
     >>> encode_record(1000, 0)
-    b'\\x08\\xe8\\x07'
+    b'\x08\xe8\x07'
     """
-    return bytes(_message(((1, uid), (2, gid))))
+    return b"".join(bytes((number << 3, *_varint(value))) for number, value in ((1, uid), (2, gid)) if value)
 
 
-def _message(fields: tuple[tuple[int, int], ...]) -> Iterator[int]:
-    for number, value in fields:
-        if value:
-            yield number << 3
-            while value > 0x7F:
-                yield value & 0x7F | 0x80
-                value >>= 7
-            yield value
+def _varint(value: int) -> Iterator[int]:
+    while value > 0x7F:
+        yield value & 0x7F | 0x80
+        value >>= 7
+    yield value

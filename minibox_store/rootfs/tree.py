@@ -221,6 +221,7 @@ class TreeWriter:
         if not parts or target in where.children:
             raise refusal("it is a hard link to a directory", member.name)
         if where is directory and target == name:
+            self._check_there(where, target, member)
             return
         # A descriptor of its own: whatever is opened meanwhile does not close it.
         source = os.dup(self._directories.open(where))
@@ -230,6 +231,12 @@ class TreeWriter:
             raise refusal("what it is a hard link to is not there", member.name) from error
         finally:
             os.close(source)
+
+    def _check_there(self, directory: Directory, name: str, member: Member) -> None:
+        try:
+            os.stat(name, dir_fd=self._directories.open(directory), follow_symlinks=False)
+        except FileNotFoundError as error:
+            raise refusal("what it is a hard link to is not there", member.name) from error
 
     def _link(self, source: int, target: str, directory: Directory, name: str) -> None:
         for attempt in (1, 2):

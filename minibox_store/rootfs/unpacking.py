@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 import attrs
 
 from minibox_store import _files, _locks, media_types
-from minibox_store._removing import remove_directory_tree
 from minibox_store.codec import decode_document, decode_image_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest
@@ -169,14 +168,14 @@ def growing_tree(path: str, *, replace: bool = False, durable: bool = False) -> 
                 replaced = _put_in_place(parent, temporary, name, path, replace)
             except BaseException:
                 with suppress(OSError):  # what went wrong first is what is told
-                    remove_directory_tree(parent, temporary)
+                    _files.remove_tree(temporary, dir_fd=parent)
                 raise
             if durable:
                 _files.sync_directory(folder)
             if replaced:
                 # The new tree is in its place; what of the old one cannot be removed now is left to whoever comes next.
                 with suppress(OSError):
-                    remove_directory_tree(parent, temporary)
+                    _files.remove_tree(temporary, dir_fd=parent)
         finally:
             _locks.release(root)
     finally:
@@ -245,6 +244,6 @@ def _remove_leftovers(parent: int, folder: str, name: str) -> None:
             opened = os.open(each, _DIRECTORY, dir_fd=parent)
             try:
                 if _locks.try_lock(opened, os.path.join(folder, each)):
-                    remove_directory_tree(parent, each)
+                    _files.remove_tree(each, dir_fd=parent)
             finally:
                 _locks.release(opened)

@@ -70,7 +70,7 @@ def is_opening(call: Call) -> bool:
 
 @contextmanager
 def failing_system() -> Iterator[FailingSystem]:
-    """Put one proxy in the place of ``os`` in every module of the library, and in ``shutil``, for the block."""
+    """Put one proxy in the place of ``os`` in every module of the library for the block."""
     for module in pkgutil.walk_packages(minibox_store.__path__, "minibox_store."):
         importlib.import_module(module.name)  # a module that is loaded later would have the real one
     system = FailingSystem()
@@ -78,7 +78,6 @@ def failing_system() -> Iterator[FailingSystem]:
         for name, loaded in tuple(sys.modules.items()):
             if name.startswith("minibox_store.") and getattr(loaded, "os", None) is os:
                 patch.setattr(loaded, "os", system)
-        patch.setattr("shutil.os", system)
         yield system
 
 

@@ -1,7 +1,7 @@
 """The ``os`` module as one module of the library sees it, in a test's hands: counted, failing, blocking, or the end.
 
 It takes the place of ``os`` in ``minibox_store._files`` and ``_moving``, through which every change to a store goes
-(and of ``shutil.os``, by which whole trees are removed). Nothing of the library is replaced: only the system below it
+(and in ``_trees``, by which whole trees are removed). Nothing of the library is replaced: only the system below it
 answers otherwise.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import _files, _moving
+from minibox_store import _files, _moving, _trees
 
 # What changes something on a disk: the operations at which a process may die, and at which a disk may fail.
 CHANGES = frozenset(
@@ -25,6 +25,8 @@ CHANGES = frozenset(
     }
 )
 DIED = 77
+# By which option a function is told the open directory that its first, or second, path begins in.
+_FOLDERS = (("dir_fd", "src_dir_fd"), ("dst_dir_fd",))
 
 _WAIT_SECONDS = 15.0
 
@@ -182,7 +184,7 @@ class OsProxy:
         return sum(_about(name, path)(call) for call in self.calls)
 
     def _call(self, real: Callable[..., Any], name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        call = Call(name=name, paths=tuple(_paths(name, arguments)), arguments=arguments)
+        call = Call(name=name, paths=tuple(_paths(name, arguments, options)), arguments=arguments)
         changes = _changes(call)
         with self._guard:
             self.calls.append(call)
@@ -228,26 +230,32 @@ def _changes(call: Call) -> bool:
     return call.name in CHANGES
 
 
-def _paths(name: str, arguments: tuple[Any, ...]) -> Iterator[str]:
-    for argument in arguments[:2]:
+def _paths(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Iterator[str]:
+    for argument, folder in zip(arguments[:2], _FOLDERS, strict=False):
         if isinstance(argument, str):
-            yield argument
+            descriptor = next((options[key] for key in folder if options.get(key) is not None), None)
+            yield argument if descriptor is None else os.path.join(_opened_path(descriptor) or "", argument)
         elif isinstance(argument, int) and not isinstance(argument, bool) and name not in ("open", "mkdir", "chmod"):
-            try:
-                yield os.readlink(f"/proc/self/fd/{argument}")
-            except OSError:
-                continue
+            if (path := _opened_path(argument)) is not None:
+                yield path
+
+
+def _opened_path(descriptor: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return None
 
 
 @contextmanager
 def replaced_os(*, trees: bool = False) -> Iterator[OsProxy]:
-    """Put a proxy in the place of the library's ``os`` for the block; and, with ``trees``, of ``shutil.os``."""
+    """Put a proxy in the place of the library's ``os`` for the block, and with ``trees`` in ``_trees`` too."""
     proxy = OsProxy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_files, "os", proxy)
         patch.setattr(_moving, "os", proxy)
         if trees:
-            patch.setattr("shutil.os", proxy)
+            patch.setattr(_trees, "os", proxy)
         yield proxy
 
 

@@ -1,7 +1,7 @@
 """A recording of every change that work makes to a folder, and the disks that a loss of power may leave of it.
 
 The recording stands where :mod:`tests.support.os_proxy` does: in the place of ``os`` in ``_files``, ``_moving`` and
-``shutil``. What it would miss is shown by :meth:`Recording.check_complete`: with nothing lost, the model must say
+``_trees``. What it would miss is shown by :meth:`Recording.check_complete`: with nothing lost, the model must say
 just what lies in the folder. Only the notes in lock files are written past it, and they mean nothing after a crash.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from minibox_store import _files, _moving
+from minibox_store import _files, _moving, _trees
 from tests.support.disk_model import (
     ROOT,
     Change,
@@ -210,7 +210,7 @@ def _in_place(system: OsProxy) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_files, "os", system)
         patch.setattr(_moving, "os", system)
-        patch.setattr("shutil.os", system)
+        patch.setattr(_trees, "os", system)
         yield
 
 
