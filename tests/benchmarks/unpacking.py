@@ -15,7 +15,7 @@ from tests.benchmarks.growth import LINEAR, growth_row
 from tests.benchmarks.originals import is_installed
 from tests.benchmarks.report import Row, render_mib, render_seconds, render_spread
 from tests.benchmarks.root_filesystems import NAME, Adds, add_directory, add_file, write_image, write_root_filesystem
-from tests.benchmarks.scene import Place, Scene, python_command, python_environment
+from tests.benchmarks.scene import Place, Scene, Sizes, python_command, python_environment
 from tests.benchmarks.timing import (
     BenchmarkFailed,
     Contender,
@@ -41,9 +41,7 @@ def measure_unpack(scene: Scene) -> Iterator[Row]:
     text = f"unpack, {sizes.unpacked_files:,} files in {sizes.unpacked_layers} gzip layers of {_mib(scene)} MiB"
     for place in scene.places:
         layout = place.folder / "unpack"
-        entries = write_root_filesystem(
-            layout, files=sizes.unpacked_files, layers=sizes.unpacked_layers, total_bytes=sizes.unpacked_bytes
-        )
+        entries = write_unpacked(layout, sizes)
         contenders = {durability: _ours(layout, entries, durability) for durability in _DURABILITIES}
         if is_installed("umoci"):
             contenders["umoci unpack"] = _umoci(layout, entries, "unpack")
@@ -86,6 +84,17 @@ def measure_unpack_growth(scene: Scene) -> Iterator[Row]:
             for count, layout in layouts.items()
         }
         yield growth_row(f"unpack, {shape}", f"{place.kind}, none", seconds, per=per, bar=LINEAR)
+
+
+def write_unpacked(layout: Path, sizes: Sizes) -> int:
+    """Write the root filesystem as a layout, and return how many entries it has."""
+    return write_root_filesystem(
+        layout,
+        files=sizes.unpacked_files,
+        layers=sizes.unpacked_layers,
+        total_bytes=sizes.unpacked_bytes,
+        with_usr=sizes.unpacked_usr,
+    )
 
 
 # ---- who is measured
