@@ -13,7 +13,7 @@ from minibox_store.tar import Member
 from minibox_store.tar.member import refusal
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_OPEN = 96
+MOST_OPEN = 96
 _MOST_LINKS = 40
 
 
@@ -30,12 +30,13 @@ class Directory:
         whiteouts: the names that a whiteout device hides; only in the tree of a single layer.
         cleared: the number of the layer since which nothing of the layers below it is there.
         is_opaque: whether it is to hide what lower layers have; only in the tree of a single layer.
+        identity: device and inode, of one that was open and is not.
     """
 
     __slots__ = (
-        "children", "cleared", "descriptor", "entry", "entry_layer", "is_opaque", "layer", "name", "own", "parent",
-        "whiteouts",
-    )  # fmt: skip
+        *("children", "cleared", "descriptor", "entry", "entry_layer", "identity", "is_opaque", "layer", "name", "own"),
+        *("parent", "whiteouts"),
+    )
 
     def __init__(self, parent: "Directory | None", name: str, cleared: int = 0) -> None:
         self.parent = parent
@@ -49,6 +50,7 @@ class Directory:
         self.whiteouts: set[str] | None = None
         self.cleared = cleared
         self.is_opaque = False
+        self.identity = (0, 0)
 
     @property
     def path(self) -> str:
@@ -66,9 +68,10 @@ class Directories:
 
     Args:
         root_descriptor: the tree's own, empty directory; it is not closed here.
+        most_open: how many are open at once beside it, two at least.
     """
 
-    def __init__(self, root_descriptor: int, most_open: int = _MOST_OPEN) -> None:
+    def __init__(self, root_descriptor: int, most_open: int = MOST_OPEN) -> None:
         self.root = Directory(None, "")
         self.root.descriptor = root_descriptor
         self._most_open = most_open
@@ -99,9 +102,27 @@ class Directories:
         for below in reversed(way):
             opened = below.descriptor = os.open(below.name, _OPEN, dir_fd=opened)
             self._open[below] = None
-            if len(self._open) > self._most_open:
-                self._close(self._open.popitem(last=False)[0])
+            self._close_oldest()
         return opened
+
+    def open_above(self, directory: Directory) -> None:
+        """Open the parent of an open directory from there: the way down from the root may be long."""
+        above = directory.parent
+        if above is None or above.descriptor >= 0:
+            return
+        opened = os.open("..", _OPEN, dir_fd=self.open(directory))
+        if _identity(opened) != above.identity:
+            os.close(opened)
+            raise OSError(errno.ESTALE, "somebody has moved it", directory.name)
+        above.descriptor = opened
+        self._open[above] = None
+        self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        if len(self._open) > self._most_open:
+            oldest = self._open.popitem(last=False)[0]
+            oldest.identity = _identity(oldest.descriptor)
+            self._close(oldest)
 
     def make(self, directory: Directory, name: str, cleared: int) -> Directory:
         """Make a directory in another one; FileExistsError where something is there that is none."""
@@ -210,9 +231,10 @@ class Directories:
                 stack.append(below)
                 continue
             stack.pop()
-            if last.descriptor >= 0:
-                del self._open[last]
-                self._close(last)
+            self.open(last)
+            self.open_above(last)
+            del self._open[last]
+            self._close(last)
             os.rmdir(last.name, dir_fd=self.open(last.parent or directory))
 
     def _empty_of_files(self, directory: Directory) -> None:
@@ -220,3 +242,8 @@ class Directories:
         for name in os.listdir(opened):
             if name not in directory.children:
                 os.unlink(name, dir_fd=opened)
+
+
+def _identity(opened: int) -> tuple[int, int]:
+    status = os.fstat(opened)
+    return status.st_dev, status.st_ino

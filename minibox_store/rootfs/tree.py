@@ -19,7 +19,7 @@ from typing import Literal
 from minibox_store import _moving
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
-from minibox_store.rootfs.directories import Directories, Directory
+from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
 from minibox_store.rootfs.ownership import LeftOut, Ownership
 from minibox_store.rootfs.placing import place, split
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
@@ -47,6 +47,7 @@ class TreeWriter:
             and a whiteout is what overlayfs takes for one.
         limits: how many members there may be.
         check: called often; what it raises ends the work.
+        most_open: how many directories are open at once, two at least.
 
     Guarantees: nothing outside the directory is read, changed or removed, whatever the members say.
     """
@@ -59,8 +60,9 @@ class TreeWriter:
         form: Form = "flat",
         limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
         check: Callable[[], None] = check_nothing,
+        most_open: int = MOST_OPEN,
     ) -> None:
-        self._directories = Directories(root_descriptor)
+        self._directories = Directories(root_descriptor, most_open)
         self._left_out = LeftOut()
         self._ownership = Ownership(policy, self._left_out)
         self._is_overlay = form == "overlay"
@@ -114,9 +116,12 @@ class TreeWriter:
         order = [self._directories.root]
         for directory in order:
             order.extend(directory.children.values())
+        self._drop_idle_whiteouts(order)
         # Each behind what is in it: a mode may keep even its owner out.
         for directory in reversed(order):
             self._check()
+            self._directories.open(directory)
+            self._directories.open_above(directory)
             opened = self._directories.open(directory)
             if directory.is_opaque:
                 self._mark_opaque(opened, directory)
@@ -364,6 +369,15 @@ class TreeWriter:
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
+
+    def _drop_idle_whiteouts(self, order: list[Directory]) -> None:
+        """Remove whiteouts where nothing lower shows anyway: overlayfs may show the devices themselves there."""
+        hiding: set[Directory | None] = set()
+        for directory in order:  # each behind the one that it is in
+            if directory.is_opaque or directory.parent in hiding:
+                hiding.add(directory)
+                for name in directory.whiteouts or ():
+                    os.unlink(name, dir_fd=self._directories.open(directory))
 
     def _mark_opaque(self, opened: int, directory: Directory) -> None:
         name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
