@@ -18,7 +18,7 @@ from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.rootfs.decompressing import PIECE_BYTES, CompressedInput, iter_decompressed
 from minibox_store.rootfs.reading_ahead import ReadingAhead
 
-_LEAST_PIECE_BYTES = PIECE_BYTES // 4
+_LEAST_PIECE_BYTES = PIECE_BYTES // 2
 _PIECES_AHEAD = 4
 
 

@@ -19,7 +19,7 @@ Compression = Literal["gzip", "zstd", "none"]
 
 # A call into zlib or zstd, or for more input, costs about as much as some ten kilobytes: large steps hide that.
 PIECE_BYTES = MEBIBYTE
-_INPUT_BYTES = 128 * 1024
+_INPUT_BYTES = 512 * 1024
 # Each frame begins with a small step, and doubles it: what stands behind the end of a frame is handed back, and so
 # many small frames would otherwise be copied over and over.
 _FIRST_STEP_BYTES = 1024

@@ -2,8 +2,9 @@
 
 Read are old v7, ustar, PAX, and GNU's long names and base-256 numbers; written is ustar, with a PAX header only where
 ustar cannot hold a value. Where GNU tar, Go, libarchive and Python's tarfile take the same bytes for different members,
-the archive is refused: through that gap a member is smuggled past a check. So are sparse files, and an archive without
-its two closing zero blocks. Names are bytes on Linux: what is not UTF-8 is kept by ``surrogateescape``.
+the archive is refused: through that gap a member is smuggled past a check. So is an archive without its two closing
+zero blocks, and a sparse file unless the caller takes such. Names are bytes on Linux: what is not UTF-8 is kept by
+``surrogateescape``.
 """
 
 from minibox_store.tar.encoding import encode_header, padding

@@ -27,6 +27,9 @@ Owner = tuple[int, int, int, str, str]
 
 # POSIX has the contiguous "7" read as a file; NUL is the file of old v7.
 KINDS = {kind.value[0]: kind for kind in MemberKind} | {0: MemberKind.FILE, ord("7"): MemberKind.FILE}
+SPARSE_TYPE = ord("S")
+KINDS_AND_SPARSE = KINDS | {SPARSE_TYPE: MemberKind.FILE}
+SPARSE_KEY = b"GNU.sparse."
 _DIRECTORY_FLAGS = (0, ord("5"))
 NOTHING_SPECIAL = ("", 0, 0)
 _GLOBAL_VALUE_BYTES = 255
@@ -142,8 +145,11 @@ def decode_long_name(body: bytes) -> bytes:
     return name
 
 
-def decode_records(body: bytes) -> dict[bytes, bytes]:
-    """Return the records of a PAX header that count; the last of equal keys wins, as all readers have it."""
+def decode_records(body: bytes, sparse_records: list[tuple[bytes, bytes]] | None = None) -> dict[bytes, bytes]:
+    """Return the records of a PAX header that count; the last of equal keys wins, as all readers have it.
+
+    Those of a sparse file are refused, or added to ``sparse_records`` in their order, the equal ones too.
+    """
     records = {}
     position = 0
     while position < len(body):
@@ -155,8 +161,11 @@ def decode_records(body: bytes) -> dict[bytes, bytes]:
         key, value = start[2], body[start.end() : end - 1]
         if key in PAX_KEYS or key.startswith(XATTR_PREFIX):
             records[key] = value
-        elif key.startswith(b"GNU.sparse."):
-            raise refusal("a PAX header announces a sparse file, which is not supported")
+        elif key.startswith(SPARSE_KEY):
+            if sparse_records is not None:
+                sparse_records.append((key, value))
+            else:
+                raise refusal("a PAX header announces a sparse file, which is not supported")
         elif key == b"hdrcharset" and value not in _CHARSETS:
             raise refusal(f"a PAX header is in the character set {value[:64]!r}, which is not supported")
         position = end

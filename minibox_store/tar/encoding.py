@@ -69,6 +69,8 @@ def _check_writable(member: Member) -> None:
         problem = "it has no name, or one that ends with a slash"
     elif not 0 <= member.size_bytes <= (DEFAULT_LIMITS.member_bytes if is_file else 0):
         problem = f"it cannot have {member.size_bytes} bytes of data"
+    elif member.segments is not None:
+        problem = "it is a sparse file, and such are read only"
     elif bool(member.link_target) != (member.kind in LINKS):
         problem = "a link has a target, and nothing else has"
     elif not all(0 <= number <= (OCTAL_7_DIGITS if is_device else 0) for number in devices):

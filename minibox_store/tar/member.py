@@ -8,6 +8,9 @@ import attrs
 
 from minibox_store.errors import InvalidArchive
 
+# Offset and size of each run of stored bytes in a file, ascending, none of them empty.
+Segments = tuple[tuple[int, int], ...]
+
 NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 _SHOWN_CHARACTERS = 255
 
@@ -33,13 +36,15 @@ class TarLimits:
     """How much a reader takes from an archive that nobody vouches for.
 
     ``extension_bytes`` is for one PAX header or long name, ``extension_headers`` for how many of them precede one
-    member, ``padding_bytes`` for the zeros behind the end. How many members are too many is for the caller to say.
+    member, ``padding_bytes`` for the zeros behind the end, ``sparse_segments`` for the map of one sparse file. How many
+    members are too many is for the caller to say.
     """
 
     member_bytes: int = 1 << 43
     extension_bytes: int = 1 << 20
     extension_headers: int = 8
     padding_bytes: int = 1 << 24
+    sparse_segments: int = 1 << 16
 
 
 DEFAULT_LIMITS = TarLimits()
@@ -53,7 +58,8 @@ class Member:
     ``name`` and ``link_target`` are as the archive has them (a directory's without its last slash) and not trusted:
     they may be absolute or hold ``..``. ``mode`` is the twelve permission bits; ``mtime_nanoseconds`` counts from the
     epoch. ``data_offset`` is where the data lies, in bytes from where the reader began; it is neither written nor
-    compared.
+    compared. ``segments`` is None but for a sparse file: there they say where in the ``size_bytes`` of the file the
+    stored bytes go, which lie one after another; everything else in it is zeros.
     """
 
     name: str
@@ -70,6 +76,12 @@ class Member:
     device_minor: int = 0
     xattrs: Mapping[str, bytes] = attrs.field(default=NO_XATTRS, hash=False)
     data_offset: int = attrs.field(default=0, eq=False)
+    segments: Segments | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes of data the archive has."""
+        return self.size_bytes if self.segments is None else sum(count for _, count in self.segments)
 
 
 def refusal(problem: str, name: str | None = None) -> InvalidArchive:

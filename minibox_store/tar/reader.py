@@ -7,7 +7,9 @@ from typing import Protocol, runtime_checkable
 from minibox_store.errors import InvalidArchive
 from minibox_store.tar.decoding import (
     KINDS,
+    KINDS_AND_SPARSE,
     NOTHING_SPECIAL,
+    SPARSE_TYPE,
     Owner,
     Records,
     check_checksum,
@@ -34,6 +36,7 @@ from minibox_store.tar.format import (
     ZERO_BLOCK,
 )
 from minibox_store.tar.member import DEFAULT_LIMITS, NO_XATTRS, Member, MemberKind, TarLimits, refusal
+from minibox_store.tar.sparse import decode_sparse
 
 _CHUNK_BYTES = 64 * 1024
 _SEEK_CURRENT = 1
@@ -69,6 +72,8 @@ class TarReader(Iterator[Member]):
             reads is sought over. Nobody else may move its position (``copy_file_range`` with an offset does not). Its
             own errors pass unchanged.
         limits: how much the archive may claim.
+        sparse: whether sparse files are taken, as members with ``segments``. Of these, ``read`` and ``readinto`` give
+            the stored bytes.
 
     Raises:
         InvalidArchive: by a step or a read that meets bytes which are no well-formed archive, and each step after that.
@@ -84,7 +89,7 @@ class TarReader(Iterator[Member]):
     ['a']
     """
 
-    def __init__(self, stream: ByteStream, limits: TarLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, stream: ByteStream, limits: TarLimits = DEFAULT_LIMITS, *, sparse: bool = False) -> None:
         self._stream = stream
         self._limits = limits
         self._seek = stream.seek if isinstance(stream, _Seekable) and stream.seekable() else None
@@ -99,6 +104,9 @@ class TarReader(Iterator[Member]):
         self._owner: Owner = (0, 0, 0, "", "")
         self._mtime = 0
         self._global_records: dict[bytes, bytes] = {}
+        self._takes_sparse = sparse
+        # Set between the extension headers of a sparse file and the member: its records, none for old GNU's type.
+        self._sparse_records: list[tuple[bytes, bytes]] | None = None
         self._over: Exception | None = None
 
     def __next__(self) -> Member:
@@ -119,13 +127,18 @@ class TarReader(Iterator[Member]):
                 self._read_end(offset)
                 raise StopIteration
             member = self._decode_member(block, records, offset)
+            size_bytes = member.size_bytes
+            if self._sparse_records is not None:
+                member = decode_sparse(member, block, self._sparse_records, self._bytes_at, self._limits)
+                size_bytes = member.stored_bytes
+                self._sparse_records = None
         except Exception as error:
             # Where the stream stands then is not known: to go on would be to read something else as a header.
             self._over = error
             raise
         self._name = member.name
-        self._data_at = data_at = offset + BLOCK_BYTES
-        self._data_end = data_end = data_at + member.size_bytes
+        self._data_at = data_at = member.data_offset
+        self._data_end = data_end = data_at + size_bytes
         self._next_header = data_end + -data_end % BLOCK_BYTES
         return member
 
@@ -217,13 +230,17 @@ class TarReader(Iterator[Member]):
 
     def _read_extensions(self, offset: int, block: bytes) -> tuple[int, bytes, Records]:
         own: dict[bytes, bytes] = {}
+        sparse_records: list[tuple[bytes, bytes]] = []
         flags = b""
         while block[TYPE] not in KINDS:
             check_checksum(block, block[CHECKSUM], offset)
             flag = block[TYPE : TYPE + 1]
+            if flag == b"S" and self._takes_sparse and b"x" not in flags:
+                break
             flags += flag
             if flag not in (b"g", b"x", b"L", b"K"):
                 what = "a sparse file" if flag == b"S" else f"a member of type {flag!r}"
+                what += " behind a PAX header" if flag == b"S" and self._takes_sparse else ""
                 raise refusal(f"{what}, at byte {offset}, is not supported")
             if len(flags) > self._limits.extension_headers or not _EXTENSIONS.fullmatch(flags):
                 raise refusal(f"too many or conflicting extension headers precede byte {offset}", self._name)
@@ -231,13 +248,15 @@ class TarReader(Iterator[Member]):
             if flag == b"g":
                 self._global_records |= decode_global_records(body)
             elif flag == b"x":
-                own = decode_records(body)
+                own = decode_records(body, sparse_records if self._takes_sparse else None)
             else:
                 own[b"path" if flag == b"L" else b"linkpath"] = decode_long_name(body)
             offset += BLOCK_BYTES + len(body) + -len(body) % BLOCK_BYTES
             block = self._bytes_at(offset, BLOCK_BYTES)
         if block == ZERO_BLOCK:
             raise refusal(f"no member follows the extension header before byte {offset}", self._name)
+        if sparse_records or block[TYPE] == SPARSE_TYPE:
+            self._sparse_records = sparse_records
         return offset, block, self._global_records | own
 
     def _extension_body(self, block: bytes, offset: int) -> bytes:
@@ -251,7 +270,7 @@ class TarReader(Iterator[Member]):
         field, ids, size, time, checksum, flag, link, names, major, minor, prefix = PARTS.unpack(block)
         check_checksum(block, checksum, offset)
         name = decode_name(field, prefix, names, records)
-        kind = KINDS[flag]
+        kind = KINDS_AND_SPARSE[flag]
         size_bytes = decode_number(size, "size", name)
         # Neighbours mostly share owner and time: with both decoded anew, a member would take half as long again.
         if ids != self._ids or names != self._names:
