@@ -113,11 +113,13 @@ class TreeWriter:
 
     def finish(self) -> UnpackedLayers:
         """Give every directory its owner, mode, attributes and times; return what came of all layers."""
-        order = [self._directories.root]
-        for directory in order:
-            order.extend(directory.children.values())
+        order, rest = [], [self._directories.root]
+        while rest:
+            order.append(rest[-1])
+            rest.extend(rest.pop().children.values())
         self._drop_idle_whiteouts(order)
-        # Each behind what is in it: a mode may keep even its owner out.
+        # Each behind what is in it: a mode may keep even its owner out. Each subtree by itself, so that the way to a
+        # directory is open as a rule: level by level, each of many deep ones would be entered from the root.
         for directory in reversed(order):
             self._check()
             self._directories.open(directory)
