@@ -30,6 +30,7 @@ from tests.support.layer_trees import (
 from tests.support.os_proxy import OsProxy
 from tests.support.snapshots import snapshot
 from tests.support.stores import require_root
+from tests.support.tars import run_gnu_tar
 from tests.support.trees import read_tree
 
 SECOND = 10**9
@@ -111,6 +112,24 @@ def test_a_file_has_every_byte_whatever_its_size(tree: Path, size_bytes: int) ->
     apply(tree, [file("before", b"x" * 100), file("f", content), file("behind", b"y")])
     assert (tree / "f").read_bytes() == content
     assert ((tree / "before").read_bytes(), (tree / "behind").read_bytes()) == (b"x" * 100, b"y")
+
+
+def test_holes_are_holes(quick_tree: Path) -> None:
+    """As GNU tar writes them; what it reads from them is for its own tests."""
+    source = quick_tree.parent / "source"
+    source.mkdir()
+    with (source / "f").open("wb") as sparse:
+        sparse.write(b"a" * 5000)
+        sparse.seek(50 << 20)
+        sparse.write(b"b" * 300_000)
+        sparse.truncate(100 << 20)
+    tar = run_gnu_tar(source, "--sparse", "--format=pax", "-cf", "-", "f")
+    with writing(quick_tree) as writer:
+        writer.apply_layer(io.BytesIO(tar))
+        assert writer.finish().size_bytes < 1 << 20
+    found = quick_tree / "f"
+    assert found.read_bytes() == (source / "f").read_bytes()
+    assert found.stat().st_blocks * 512 < 1 << 20
 
 
 def test_modes_are_those_of_the_members_whatever_the_umask_and_the_folder_around(tree: Path) -> None:
@@ -557,7 +576,7 @@ def test_overlay_whiteouts_are_devices_and_marks(tree: Path) -> None:
 def test_overlay_whiteouts_go_where_nothing_lower_shows(tree: Path) -> None:
     """Overlayfs may show the devices themselves there."""
     require_root()
-    hidden = [file("o/.wh.a"), file("o/p/.wh.b"), folder("o/p"), file("o/.wh..wh..opq"), file("n/.wh.c")]
+    hidden: list[Content] = [file("o/.wh.a"), file("o/p/.wh.b"), folder("o/p"), file("o/.wh..wh..opq"), file("n/.wh.c")]
     apply(tree, hidden, form="overlay")
     assert set(listing(tree)) == {"o", "o/p", "n", "n/c"}
 
@@ -606,7 +625,7 @@ def system_calls(tree: Path, monkeypatch: pytest.MonkeyPatch, *layers: Sequence[
 
     monkeypatch.setattr(proxy, "listdir", listdir, raising=False)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("tree", "directories", "ownership"):
+        for module in ("tree", "contents", "directories", "ownership", "whiteouts"):
             patch.setattr(f"minibox_store.rootfs.{module}.os", proxy)
         apply(tree, *layers)
     return len(proxy.calls) + listed

@@ -1,27 +1,24 @@
 """Layers into a directory, member after member: what each member does there, and what a whiteout takes away.
 
-Nothing that exists is ever written to: what is in the way is removed, and a new file made (O_EXCL). A whiteout hides
-what lower layers have and nothing of its own layer, wherever in the layer it stands; it goes through no link. What a
-directory is given comes at the end of all, so that neither its mode nor its default attributes bear on what is put
-into it, and its times last.
+Nothing that exists is ever written to: what is in the way is removed, and a new file made (O_EXCL). What a directory is
+given comes at the end of all, so that neither its mode nor its default attributes bear on what is put into it, and its
+times last.
 
-Work is linear in the members: a directory is cleared once in a layer, and what is removed was made before.
-
-Spec: OCI image-spec 1.1, layer.md, "Applying Changesets"; Linux, overlayfs.rst, "whiteouts and opaque directories".
+Spec: OCI image-spec 1.1, layer.md, "Applying Changesets".
 """
 
 import errno
 import os
-import stat
 from collections.abc import Callable
 from typing import Literal
 
-from minibox_store import _moving
 from minibox_store.errors import InvalidArchive
-from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
+from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.rootfs.contents import ContentWriter
 from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
 from minibox_store.rootfs.ownership import LeftOut, Ownership
 from minibox_store.rootfs.placing import place, split
+from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
 from minibox_store.tar.member import refusal
 from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
@@ -29,7 +26,6 @@ from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, Unpack
 Form = Literal["flat", "overlay"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_SMALL_BYTES = 128 * 1024
 _UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
 
 
@@ -66,14 +62,13 @@ class TreeWriter:
         self._left_out = LeftOut()
         self._ownership = Ownership(policy, self._left_out)
         self._is_overlay = form == "overlay"
+        self._whiteouts = Whiteouts(self._directories, is_overlay=self._is_overlay)
         self._limits = limits
         self._check = check
-        self._layer = 0
         self._entries = 0
-        self._size_bytes = 0
         self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
         self._at = self._directories.root
-        self._buffer = memoryview(bytearray(MEBIBYTE))
+        self._contents = ContentWriter(check)
         self._forget_inheritance(root_descriptor)
 
     def close(self) -> None:
@@ -90,9 +85,9 @@ class TreeWriter:
             InvalidArchive: when it is no tar, or a member cannot be put into any tree.
             OSError: what the system says of the tree.
         """
-        self._layer += 1
+        self._whiteouts.layer += 1
         self._way = None
-        reader = TarReader(stream)
+        reader = TarReader(stream, sparse=True)
         for member in reader:
             self._check()
             self._entries += 1
@@ -103,9 +98,11 @@ class TreeWriter:
                 if meaning == "entry":
                     self._put(member, parts, reader)
                 elif meaning == "whiteout":
-                    self._hide(parts)
+                    self._way = None  # which may have led through what goes
+                    self._whiteouts.hide(parts)
                 elif meaning == "opaque":
-                    self._hide_below(parts)
+                    self._way = None
+                    self._whiteouts.hide_below(parts)
             except OSError as error:
                 if error.errno == errno.ENAMETOOLONG:
                     raise refusal("a name or link in it is longer than one can be here", member.name) from error
@@ -117,7 +114,7 @@ class TreeWriter:
         while rest:
             order.append(rest[-1])
             rest.extend(rest.pop().children.values())
-        self._drop_idle_whiteouts(order)
+        self._whiteouts.drop_idle(order)
         # Each behind what is in it: a mode may keep even its owner out. Each subtree by itself, so that the way to a
         # directory is open as a rule: level by level, each of many deep ones would be entered from the root.
         for directory in reversed(order):
@@ -129,9 +126,9 @@ class TreeWriter:
                 self._mark_opaque(opened, directory)
             self._ownership.settle(opened, directory.entry or _UNNAMED, is_directory=True)
         return UnpackedLayers(
-            layers=self._layer,
+            layers=self._whiteouts.layer,
             entries=self._entries,
-            size_bytes=self._size_bytes,
+            size_bytes=self._contents.size_bytes,
             left_out=tuple(self._left_out.sentences),
             left_out_count=self._left_out.count,
         )
@@ -144,7 +141,7 @@ class TreeWriter:
             return
         way, name = parts[:-1], parts[-1]
         if way != self._way:
-            self._at, self._way = self._enter(way, member.name), way
+            self._at, self._way = self._whiteouts.make(*self._directories.follow(way, member.name)), way
         directory = self._at
         kind = member.kind
         if kind is MemberKind.FILE:
@@ -157,8 +154,8 @@ class TreeWriter:
             self._put_hard_link(directory, name, member)
         elif not self._put_special(directory, name, member):
             return
-        if self._layer > 1 or self._is_overlay:
-            self._own(directory, name)
+        if self._whiteouts.hides:
+            self._whiteouts.own(directory, name)
 
     def _put_file(self, directory: Directory, name: str, member: Member, reader: TarReader) -> None:
         try:
@@ -167,38 +164,25 @@ class TreeWriter:
             self._vacate(directory, name)
             opened = os.open(name, _NEW, 0o600, dir_fd=self._directories.open(directory))
         try:
-            self._write(opened, member, reader)
+            self._contents.write(opened, member, reader)
             self._ownership.settle(opened, member)
         finally:
             os.close(opened)
-
-    def _write(self, opened: int, member: Member, reader: TarReader) -> None:
-        rest_bytes = member.size_bytes
-        self._size_bytes += rest_bytes
-        while 0 < rest_bytes <= _SMALL_BYTES:
-            data = reader.read(rest_bytes)
-            rest_bytes -= len(data)
-            _moving.write_all(opened, data)
-        while rest_bytes > 0:
-            count = reader.readinto(self._buffer)
-            _moving.write_all(opened, self._buffer[:count])
-            rest_bytes -= count
-            self._check()
 
     def _put_directory(self, directory: Directory, name: str, member: Member) -> None:
         made = directory.children.get(name)
         if made is None:
             try:
-                made = self._directories.make(directory, name, self._layer)
+                made = self._directories.make(directory, name, self._whiteouts.layer)
             except FileExistsError:
                 self._vacate(directory, name)
-                made = self._directories.make(directory, name, self._layer)
+                made = self._directories.make(directory, name, self._whiteouts.layer)
                 # What was in the way hid what lower layers have; so must this.
                 made.is_opaque = self._is_overlay
         self._name(made, member)
 
     def _name(self, directory: Directory, member: Member) -> None:
-        directory.entry, directory.entry_layer = member, self._layer
+        directory.entry, directory.entry_layer = member, self._whiteouts.layer
 
     def _put_link(self, directory: Directory, name: str, member: Member) -> None:
         target = member.link_target
@@ -257,107 +241,9 @@ class TreeWriter:
             else:
                 return
 
-    # ---- ways
-
-    def _enter(self, way: tuple[str, ...], member_name: str) -> Directory:
-        directory, missing = self._directories.follow(way, member_name)
-        return self._make(directory, missing)
-
-    def _make(self, directory: Directory, missing: list[str]) -> Directory:
-        for name in missing:
-            is_hidden = name in (directory.whiteouts or ())
-            if is_hidden:
-                self._vacate(directory, name)
-            made = self._directories.make(directory, name, self._layer)
-            made.is_opaque = is_hidden
-            if self._layer > 1 or self._is_overlay:
-                self._own(directory, name)
-            directory = made
-        return directory
-
     def _vacate(self, directory: Directory, name: str) -> None:
-        """Remove what is in the way of a member."""
         self._way = None  # which may have led through it
-        if directory.whiteouts is not None:
-            directory.whiteouts.discard(name)
-        self._directories.remove(directory, name)
-
-    def _own(self, directory: Directory, name: str) -> None:
-        """Take note that this layer has put something there, and so into every directory above."""
-        below = name
-        while directory.layer != self._layer:
-            directory.layer, directory.own = self._layer, {below}
-            if directory.parent is None:
-                return
-            below, directory = directory.name, directory.parent
-        directory.own.add(below)
-
-    # ---- whiteouts
-
-    def _hide(self, parts: tuple[str, ...]) -> None:
-        """Let what lower layers have at ``parts`` be gone."""
-        name = parts[-1]
-        directory = self._hiding(parts[:-1])
-        if directory is None or (directory.cleared == self._layer and not self._is_overlay):
-            return
-        if directory.layer != self._layer or name not in directory.own:
-            self._hide_lower(directory, name)
-            return
-        child = directory.children.get(name)
-        if child is not None:
-            self._forget_entry(child)
-            self._clear(child)
-
-    def _hiding(self, parts: tuple[str, ...]) -> Directory | None:
-        """Return the directory in which a whiteout hides something, None where that is none, or behind a link."""
-        if not self._is_overlay:
-            return self._directories.find(parts) if self._layer > 1 else None
-        found = self._directories.descend(parts)
-        return None if found is None else self._make(*found)
-
-    def _hide_lower(self, directory: Directory, name: str) -> None:
-        if not self._is_overlay:
-            self._way = None
-            try:
-                self._directories.remove(directory, name)
-            except FileNotFoundError:
-                return
-        elif directory.whiteouts is None or name not in directory.whiteouts:
-            os.mknod(name, 0o600 | stat.S_IFCHR, 0, dir_fd=self._directories.open(directory))
-            if directory.whiteouts is None:
-                directory.whiteouts = set()
-            directory.whiteouts.add(name)
-
-    def _hide_below(self, parts: tuple[str, ...]) -> None:
-        """Let what lower layers have in the directory ``parts`` be gone."""
-        directory = self._hiding(parts)
-        if directory is not None:
-            self._clear(directory)
-
-    def _clear(self, directory: Directory) -> None:
-        """Leave in a directory only what this layer has put there."""
-        if self._is_overlay:
-            directory.is_opaque = True
-            return
-        self._way = None
-        stack = [directory]
-        while stack:
-            each = stack.pop()
-            if each.cleared == self._layer:
-                continue
-            each.cleared = self._layer
-            own = each.own if each.layer == self._layer else frozenset[str]()
-            for name in os.listdir(self._directories.open(each)):
-                if name not in own:
-                    self._directories.remove(each, name)
-                elif name in each.children:
-                    self._forget_entry(each.children[name])
-                    stack.append(each.children[name])
-
-    def _forget_entry(self, directory: Directory) -> None:
-        """Let a directory be one that nobody has named, if only lower layers have."""
-        if directory.entry_layer != self._layer:
-            directory.entry = None
+        self._whiteouts.vacate(directory, name)
 
     # ---- directories
 
@@ -371,15 +257,6 @@ class TreeWriter:
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
-
-    def _drop_idle_whiteouts(self, order: list[Directory]) -> None:
-        """Remove whiteouts where nothing lower shows anyway: overlayfs may show the devices themselves there."""
-        hiding: set[Directory | None] = set()
-        for directory in order:  # each behind the one that it is in
-            if directory.is_opaque or directory.parent in hiding:
-                hiding.add(directory)
-                for name in directory.whiteouts or ():
-                    os.unlink(name, dir_fd=self._directories.open(directory))
 
     def _mark_opaque(self, opened: int, directory: Directory) -> None:
         name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
