@@ -5,6 +5,7 @@ that only one has is told with all that is below it.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from minibox_store.file_status import FileChange, FileChanges, FileKind, FileStatus
 from minibox_store.limits import MEBIBYTE
@@ -120,13 +121,9 @@ def _is_same_content(before: ImageFiles, first: FileNode, after: ImageFiles, sec
 
 def _stored(*files: FileNode) -> Iterator[tuple[int, int]]:
     """Yield the ranges in which one of the files has something stored: elsewhere all of them are zeros."""
-    segments = sorted(
-        segment
-        for file in files
-        for segment in (((0, file.status.size_bytes),) if file.segments is None else file.segments)
-    )
+    segments = [((0, file.status.size_bytes),) if file.segments is None else file.segments for file in files]
     reached = 0
-    for start, size_bytes in segments:
+    for start, size_bytes in sorted(chain.from_iterable(segments)):
         if start + size_bytes > reached:
             yield max(start, reached), start + size_bytes
             reached = start + size_bytes

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from minibox_store.rootfs.placing import Meaning
-from minibox_store.tar.member import NO_XATTRS, MemberKind
-
-Segments = tuple[tuple[int, int], ...]
+from minibox_store.tar.member import NO_XATTRS, MemberKind, Segments
 
 _MEANINGS: tuple[Meaning, ...] = ("entry", "whiteout", "opaque")
 _KINDS = tuple(MemberKind)

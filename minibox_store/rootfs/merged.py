@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from minibox_store.file_status import FileKind, FileStatus
-from minibox_store.rootfs.layer_entries import NO_DIGEST, Segments, decode_extras, encode_extras
+from minibox_store.rootfs.layer_entries import NO_DIGEST, decode_extras, encode_extras
 from minibox_store.rootfs.merging import MergedFile
 from minibox_store.rootfs.sidecar import Sidecar, WrongSidecar
-from minibox_store.tar.member import NO_XATTRS, MemberKind
+from minibox_store.tar.member import NO_XATTRS, MemberKind, Segments
 
 _KINDS = (
     (MemberKind.FILE, FileKind.FILE),

@@ -1,4 +1,4 @@
-"""What a store shows of the files in an image, as the value that a tree on disk is read as: so the two can be compared."""
+"""What a store shows of the files in an image, as the value that a tree on disk is read as."""
 
 import hashlib
 import os
