@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import MissingLibrary as MissingLibrary
     from minibox_store.errors import NotFound as NotFound
     from minibox_store.errors import NothingToDo as NothingToDo
+    from minibox_store.errors import PathNotFound as PathNotFound
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
     from minibox_store.errors import RateLimited as RateLimited
     from minibox_store.errors import RegistryError as RegistryError
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import render_line as render_line
+    from minibox_store.file_status import FileChange as FileChange
+    from minibox_store.file_status import FileChanges as FileChanges
+    from minibox_store.file_status import FileKind as FileKind
+    from minibox_store.file_status import FileStatus as FileStatus
     from minibox_store.filters import ImageFilter as ImageFilter
     from minibox_store.filters import Label as Label
     from minibox_store.images import Image as Image
@@ -96,6 +101,8 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo as StoreInfo
     from minibox_store.reports import StoreUsage as StoreUsage
     from minibox_store.reports import UnmendedBlob as UnmendedBlob
+    from minibox_store.rootfs.files import ImageFiles as ImageFiles
+    from minibox_store.rootfs.merged import FileNode as FileNode
     from minibox_store.store import Store as Store
     from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
     from minibox_store.unpacked import UnpackReport as UnpackReport
@@ -127,6 +134,7 @@ _MODULES = {
         "MissingLibrary",
         "NotFound",
         "NothingToDo",
+        "PathNotFound",
         "PlatformNotFound",
         "RateLimited",
         "RegistryError",
@@ -150,6 +158,7 @@ _MODULES = {
         "UnpackingLayer",
         "render_line",
     ),
+    "file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
     "filters": ("ImageFilter", "Label"),
     "images": ("Image",),
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
@@ -183,6 +192,8 @@ _MODULES = {
         "StoreUsage",
         "UnmendedBlob",
     ),
+    "rootfs.files": ("ImageFiles",),
+    "rootfs.merged": ("FileNode",),
     "store": ("Store",),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }

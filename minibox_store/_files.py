@@ -65,6 +65,11 @@ def open_new(path: str, flags: int = 0) -> int:
     return descriptor
 
 
+def open_unnamed(folder: str) -> int:
+    """Create a file that has no name, on the disk of ``folder``; return a descriptor to read and write."""
+    return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _OWNERS)
+
+
 def open_shared(path: str) -> int:
     """Open a file for reading and writing, creating it for the owner alone where it is not there.
 

@@ -186,6 +186,17 @@ class BlobNotFound(NotFound):
 
 
 @attrs.frozen(slots=False, repr=False)
+class PathNotFound(NotFound):
+    """An image has no file at this path."""
+
+    image: str
+    path: str
+
+    def _sentence(self) -> str:
+        return f"image {self.image!r} has no file {_shown(self.path)}"
+
+
+@attrs.frozen(slots=False, repr=False)
 class PlatformNotFound(NotFound):
     """An index offers no manifest for the platform; ``available`` lists what it does offer."""
 

@@ -1,8 +1,8 @@
-"""The part of the store's face that turns images into files."""
+"""The part of the store's face that turns images into files, and shows those in them."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from minibox_store.platforms import Platform
 from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackPolicy, UnpackReport
 
 if TYPE_CHECKING:
+    from minibox_store.file_status import FileChanges
     from minibox_store.layout.opened import OpenedImage
+    from minibox_store.rootfs.files import ImageFiles
     from minibox_store.rootfs.unpacking import LayerPlan, LayerSource
 
 
@@ -151,6 +153,76 @@ class Filesystems:
                 tell = partial(_tell, on_event, len(plan.layers), position, layer.descriptor)
                 paths.append(trees.find_or_make(layer, limits=limits, check=cancellation.check, on_begin=tell))
             return lower_directories(paths)
+
+    def open_files(
+        self, name: str, *, platform: Platform | None = None, limits: UnpackLimits = DEFAULT_UNPACK_LIMITS
+    ) -> "ImageFiles":
+        """Return the files of an image, to be looked at and read where they lie; the caller closes it.
+
+        The first time, each layer is read once, and an index of it is kept below ``files/`` in the store where this
+        process may write there. After that, to open the image and read from it costs what is read. The indexes may be
+        removed at any time, and each part of one is verified before it is used.
+
+        Args:
+            name: which image, as for :meth:`minibox_store.Store.get`.
+            platform: as for :meth:`unpack`.
+            limits: the bounds within which a layer is read that has no index yet.
+
+        Raises:
+            ImageNotFound, PlatformNotFound, IncompleteImage, InvalidDocument, InvalidArchive, ContentMismatch: as
+                :meth:`unpack`.
+            MissingLibrary: for a layer in gzip or zstd where the library that reads it at random is not installed.
+
+        Guarantees: all blobs are open before the first byte is read, so that nobody can take them away; whatever is
+            read from the image was verified.
+        """
+        from minibox_store.rootfs.files import ImageFiles
+        from minibox_store.rootfs.sidecar import Sidecars
+
+        root = self._layout.paths.root
+        with file_errors(root), ExitStack() as opened:
+            image, plan = opened.enter_context(self._layers_of(name, platform))
+            return ImageFiles(
+                image.name,
+                plan.manifest,
+                tuple(_sources(image, plan)),
+                sidecars=Sidecars(self._layout.paths.files),
+                limits=limits,
+                where=root,
+                closing=opened,
+            )
+
+    def diff(
+        self,
+        before: str,
+        after: str,
+        /,
+        *,
+        platform: Platform | None = None,
+        limits: UnpackLimits = DEFAULT_UNPACK_LIMITS,
+    ) -> "FileChanges":
+        """Return how the files of one image differ from those of another one: added, removed, and changed in what.
+
+        Contents are compared by the digests that the indexes have, and read only where they have none.
+
+        Args:
+            before: an image, as for :meth:`minibox_store.Store.get`.
+            after: another one, or the same.
+            platform: as for :meth:`unpack`, of both.
+            limits: as for :meth:`open_files`.
+
+        Raises:
+            ImageNotFound, PlatformNotFound, IncompleteImage, InvalidDocument, InvalidArchive, ContentMismatch,
+                MissingLibrary: as :meth:`open_files`.
+        """
+        from minibox_store.rootfs.differing import compare_files
+
+        with (
+            file_errors(self._layout.paths.root),
+            self.open_files(before, platform=platform, limits=limits) as first,
+            self.open_files(after, platform=platform, limits=limits) as second,
+        ):
+            return compare_files(first, second)
 
     @contextmanager
     def _layers_of(self, name: str, platform: Platform | None) -> "Iterator[tuple[OpenedImage, LayerPlan]]":

@@ -27,6 +27,7 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (errors.InvalidArchive("a link", "../x"), "invalid archive at member '../x': a link"),
     (errors.ImageNotFound("app:1"), "image 'app:1' not found"),
     (errors.BlobNotFound(DIGEST), f"blob {DIGEST} not found"),
+    (errors.PathNotFound("app:1", "/etc/x\n"), "image 'app:1' has no file '/etc/x\\n'"),
     (
         errors.PlatformNotFound("app:1", "linux/amd64", ("linux/arm64", "linux/s390x")),
         "app:1 has no image for platform linux/amd64; on offer: linux/arm64, linux/s390x",
@@ -142,6 +143,7 @@ def test_a_branch_has_no_fields_and_pickles_too(kind: type[StoreError]) -> None:
         (errors.InvalidArchive, (errors.InvalidInput, ValueError)),
         (errors.ImageNotFound, (errors.NotFound, LookupError)),
         (errors.BlobNotFound, (errors.NotFound, LookupError)),
+        (errors.PathNotFound, (errors.NotFound, LookupError)),
         (errors.PlatformNotFound, (errors.NotFound, LookupError)),
         (errors.ManifestUnknown, (errors.RegistryError, errors.NotFound)),
         (errors.AuthenticationRefused, (errors.RegistryError,)),

@@ -55,6 +55,11 @@ class LayoutPaths:
         return os.path.join(self.root, "history")
 
     @property
+    def files(self) -> str:
+        """What is known of the files in images and layers; it may be lost at any time."""
+        return os.path.join(self.root, "files")
+
+    @property
     def journal(self) -> str:
         """What is good to know of blobs and names."""
         return os.path.join(self.root, "journal")

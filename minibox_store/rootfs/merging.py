@@ -1,0 +1,222 @@
+"""Layers put over one another, by their entries alone: what a tree would be into which they had been unpacked in order.
+
+Paths are resolved as in such a tree, inside the image's root: a parent may be a symbolic link, the last component is
+never followed. What a whiteout hides is what lower layers have, never what its own layer has put there.
+
+Spec: OCI image-spec 1.1, layer.md, "Applying Changesets".
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+from minibox_store.errors import InvalidArchive
+from minibox_store.rootfs.layer_entries import LayerEntry
+from minibox_store.rootfs.placing import split
+from minibox_store.tar.member import MemberKind, refusal
+
+MOST_LINKS = 40
+_LONGEST_TARGET_BYTES = 4096
+
+_DIRECTORY, _SYMLINK, _HARDLINK = MemberKind.DIRECTORY, MemberKind.SYMLINK, MemberKind.HARDLINK
+_UNNAMED_DIRECTORY = LayerEntry("entry", "", _DIRECTORY, mode=0o755)
+
+
+class MergedFile:
+    """A file of the merged view, whatever it is; its names share it.
+
+    Attributes:
+        entry: what the layer that had the last word says of it.
+        layer: which one that is, from 0.
+        children: of a directory, by name; None for anything else.
+    """
+
+    __slots__ = ("_cleared_by", "_named_by", "_own_names", "children", "entry", "layer")
+
+    def __init__(self, entry: LayerEntry, layer: int) -> None:
+        self.entry = entry
+        self.layer = layer
+        self.children: dict[str, MergedFile] | None = {} if entry.kind is _DIRECTORY else None
+        self._named_by = -1
+        self._cleared_by = -1
+        self._own_names: set[str] = set()
+
+    @property
+    def names(self) -> "dict[str, MergedFile]":
+        """What is in it; it must be a directory."""
+        assert self.children is not None, "nothing but a directory has names in it"
+        return self.children
+
+    def forget_entry(self, layer: int) -> None:
+        """Let a directory that holds things of a layer be one that nobody has named, if only lower ones have."""
+        if self.layer != layer:
+            self.entry = _UNNAMED_DIRECTORY
+
+    def touch(self, name: str, layer: int) -> None:
+        """Take note that a layer has put something at, or below, a name of this directory."""
+        if self._named_by != layer:
+            self._named_by, self._own_names = layer, set()
+        self._own_names.add(name)
+
+    def is_own(self, name: str, layer: int) -> bool:
+        """Whether a layer has put something at, or below, a name of this directory."""
+        return self._named_by == layer and name in self._own_names
+
+    def is_cleared(self, layer: int) -> bool:
+        """Return whether this was asked before for this layer: nothing of lower ones is below any more then."""
+        was, self._cleared_by = self._cleared_by == layer, layer
+        return was
+
+
+class _Step(NamedTuple):
+    """A directory on the way down, and its name in the one before."""
+
+    name: str
+    directory: MergedFile
+
+
+class Merger:
+    """A merged view that grows layer by layer.
+
+    Args:
+        most_entries: how many members all layers may have together.
+
+    Attributes:
+        root: the image's root.
+    """
+
+    def __init__(self, most_entries: int) -> None:
+        self.root = MergedFile(_UNNAMED_DIRECTORY, 0)
+        self._most_entries = most_entries
+        self._entries = 0
+        self._layer = -1
+
+    def apply_layer(self, entries: Iterable[LayerEntry]) -> None:
+        """Put the next layer over what is there.
+
+        Raises:
+            InvalidArchive: when a member cannot be where it should; the view is of no use then.
+        """
+        self._layer += 1
+        for entry in entries:
+            self._entries += 1
+            if self._entries > self._most_entries:
+                raise InvalidArchive(f"the image has more than {self._most_entries} members")
+            if entry.meaning == "entry":
+                self._put(entry)
+            elif entry.meaning == "whiteout":
+                self._hide(entry.path)
+            else:
+                directory = self._real_directory(entry.path.split("/") if entry.path else [])
+                if directory is not None:
+                    self._clear(directory)
+
+    def _put(self, entry: LayerEntry) -> None:
+        if not entry.path:
+            self.root.entry, self.root.layer = entry, self._layer
+            return
+        if entry.kind is _SYMLINK and len(entry.link_target.encode(errors="surrogateescape")) >= _LONGEST_TARGET_BYTES:
+            raise refusal("its target is longer than 4,095 bytes", entry.path)
+        folder, _, name = entry.path.rpartition("/")
+        way, missing = self._follow(folder.split("/"), entry.path)
+        for part in missing:
+            made = way[-1].directory.names[part] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
+            way.append(_Step(part, made))
+        children = way[-1].directory.names
+        there = children.get(name)
+        if entry.kind is _DIRECTORY and there is not None and there.children is not None:
+            there.entry, there.layer = entry, self._layer
+        elif entry.kind is _HARDLINK:
+            target = self._link_target(entry)
+            if there is not None and there.children is not None:
+                del children[name]
+                # What the directory held, which is gone before there is a link.
+                if self._link_target(entry) is not target:
+                    raise refusal("what it is a hard link to is not there", entry.path)
+            children[name] = target
+        else:
+            children[name] = MergedFile(entry, self._layer)
+        for above, step in pairwise(way):
+            above.directory.touch(step.name, self._layer)
+        way[-1].directory.touch(name, self._layer)
+
+    def _follow(self, parts: Iterable[str], member: str) -> tuple[list[_Step], list[str]]:
+        """Return the directories that a path leads through, links resolved, and what is missing below the last one."""
+        way = [_Step("", self.root)]
+        missing: list[str] = []
+        rest = list(parts)[::-1]
+        links = 0
+        while rest:
+            name = rest.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                if missing:
+                    missing.pop()
+                elif len(way) > 1:
+                    way.pop()
+                continue
+            there = None if missing else way[-1].directory.names.get(name)
+            if there is None:
+                missing.append(name)
+            elif there.children is not None:
+                way.append(_Step(name, there))
+            elif there.entry.kind is _SYMLINK:
+                links += 1
+                if links > MOST_LINKS:
+                    raise refusal(f"its path leads through more than {MOST_LINKS} links", member)
+                target = there.entry.link_target
+                if target.startswith("/"):
+                    del way[1:]
+                rest += target.split("/")[::-1]
+            else:
+                raise refusal("something on the way to it is no directory", member)
+        return way, missing
+
+    def _link_target(self, entry: LayerEntry) -> MergedFile:
+        parts = split(entry.link_target, entry.path)
+        if not parts:
+            raise refusal("it is a hard link to a directory", entry.path)
+        way, missing = self._follow(parts[:-1], entry.path)
+        found = None if missing else way[-1].directory.names.get(parts[-1])
+        if found is None:
+            raise refusal("what it is a hard link to is not there", entry.path)
+        if found.children is not None:
+            raise refusal("it is a hard link to a directory", entry.path)
+        return found
+
+    def _real_directory(self, parts: Iterable[str]) -> MergedFile | None:
+        """Return the directory at a path that passes no link; None where there is none."""
+        directory = self.root
+        for part in parts:
+            found = directory.names.get(part)
+            if found is None or found.children is None:
+                return None
+            directory = found
+        return directory
+
+    def _hide(self, path: str) -> None:
+        *folder, name = path.split("/")
+        directory = self._real_directory(folder)
+        found = directory.names.get(name) if directory is not None else None
+        if directory is None or found is None:
+            return
+        if not directory.is_own(name, self._layer):
+            del directory.names[name]
+        elif found.children is not None:
+            found.forget_entry(self._layer)
+            self._clear(found)
+
+    def _clear(self, directory: MergedFile) -> None:
+        """Take from a directory, and from those below it, what lower layers have put there."""
+        rest = [directory]
+        while rest:
+            above = rest.pop()
+            if above.is_cleared(self._layer):
+                continue
+            for name, child in list(above.names.items()):
+                if not above.is_own(name, self._layer):
+                    del above.names[name]
+                elif child.children is not None:
+                    child.forget_entry(self._layer)
+                    rest.append(child)
