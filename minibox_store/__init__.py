@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from minibox_store.reports import UnmendedBlob as UnmendedBlob
     from minibox_store.rootfs.files import ImageFiles as ImageFiles
     from minibox_store.rootfs.merged import FileNode as FileNode
+    from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.store import Store as Store
     from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
     from minibox_store.unpacked import UnpackReport as UnpackReport
@@ -194,6 +195,7 @@ _MODULES = {
     ),
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
+    "rootfs.mounting": ("Mount",),
     "store": ("Store",),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }

@@ -27,6 +27,7 @@ from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget, opening_image
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.mounted_images import MountedImages
 from minibox_store.naming import NamedStore
 from minibox_store.platforms import LINUX_AMD64, Platform
 from minibox_store.protocols import BlobSource, BlobStream, ImageSource
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo
 
 
-class Store(NamedStore, ExaminedStore, Generations, Upkeep, Filesystems):
+class Store(NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open

@@ -33,7 +33,7 @@ CORE = {
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees", "mounts"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"refetching", "upkeep", "filesystems", "__init__"}
+FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "__init__"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -62,6 +62,7 @@ THREADS = {
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
+    "minibox_store/rootfs/serving.py": "one waits for the end of who mounted, while the other waits in libfuse",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "json": ("minibox_store/codec/",),
@@ -69,6 +70,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
     "fcntl": LOCKS,
+    "subprocess": ("minibox_store/rootfs/mounting.py",),
+    "pickle": ("minibox_store/rootfs/mount_talk.py",),
     **dict.fromkeys(["backports", "compression", "indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
     **dict.fromkeys(["os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "os.sync"], FILES),
     **dict.fromkeys(["os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"], ENVIRONMENT),

@@ -1,0 +1,293 @@
+"""Mounting an image: the process that serves it is begun, waited for, and ended here.
+
+The server is a process of its own, so that no thread and no lock of the program stands between the kernel and its
+answers. It is this Python with this library, whatever the environment says, and never begun through a shell. A pipe to
+it is kept open for as long as the mount is wanted: when this process ends, however it does, the mount goes.
+"""
+
+import contextlib
+import ctypes
+import errno
+import importlib.util
+import logging
+import os
+import select
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from minibox_store._file_errors import path_errors
+from minibox_store.errors import InvalidPath, MissingLibrary, StoreError, StoreUnavailable
+from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_failure, encode
+
+_LOGGER = logging.getLogger(__name__)
+_MOUNT_SECONDS = 30.0
+_END_SECONDS = 10.0
+_LONGEST_LINE_BYTES = 256
+_MOST_FAILURE_BYTES = 1024 * 1024
+_DETACH = 2  # MNT_DETACH
+_NO_FOLLOW = 8  # UMOUNT_NOFOLLOW
+# The server must not find its modules in the working directory, nor by what the environment says.
+_BEGIN = "import sys; sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
+# mfusepy would take libfuse 2 where both are there.
+_ENVIRONMENT = ("/usr/bin/env", "FUSE_LIBRARY_NAME=fuse3")
+_PROGRAM_FOLDERS = "/usr/local/bin:/usr/bin:/bin"
+
+
+class Mount:
+    """A mounted image; use it as a context manager, or close it.
+
+    Attributes:
+        directory: where the image is, as an absolute path.
+        digest: of the manifest, as text.
+        pid: of the server.
+        was_busy: once it is closed: whether somebody still used the mount then.
+    """
+
+    def __init__(self, directory: str, digest: str, server: "_Server", *, remove_directory: bool) -> None:
+        self.directory = directory
+        self.digest = digest
+        self.pid = server.process.pid
+        self.was_busy = False
+        self._server = server
+        self._remove_directory = remove_directory
+        self._mount_id = _mount_id(directory)
+        self._owner_pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Unmount, and end the server.
+
+        Somebody may have a file open in it, or work in it: then the directory is free all the same, what they have open
+        gives errors from now on, ``was_busy`` is True, and the log tells.
+
+        Raises:
+            StoreUnavailable: when it could not be unmounted.
+
+        Guarantees: idempotent; the server is no more when this returns. In a fork of the process that mounted it does
+            nothing.
+        """
+        with self._lock:
+            if self._closed or os.getpid() != self._owner_pid:
+                return
+            self._closed = True
+            is_over = False
+            try:
+                is_over = self._unmount()
+            finally:
+                # libfuse would unmount what is at the directory once more, whatever that is by now.
+                self._server.end(kill=is_over)
+                if self._is_there():
+                    _unmount(self.directory, lazily=True)  # it had to be killed
+                if self._remove_directory:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(self.directory)
+
+    def __enter__(self) -> "Mount":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unmount(self) -> bool:
+        """Unmount; return whether there is nothing left for the server to do, which ends by itself where it can."""
+        if not self._is_there():
+            return True
+        if _unmount(self.directory, lazily=False):
+            return False
+        self.was_busy = True
+        _LOGGER.warning("%s is unmounted though it is in use", self.directory)
+        return _unmount(self.directory, lazily=True)
+
+    def _is_there(self) -> bool:
+        """Whether what is at the directory is this mount, and not what somebody mounted over it, or after it."""
+        with contextlib.suppress(OSError):
+            return _mount_id(self.directory) == self._mount_id
+        return False
+
+
+def mount_image(directory: str | None, *, entry: str, image: Any, place: Callable[[str], str]) -> Mount:
+    """Mount an image, and return when it answers.
+
+    Args:
+        directory: an absolute path of an empty directory; where None, it is the one that ``place`` makes.
+        entry: the module whose ``main`` calls :func:`minibox_store.rootfs.serving.serve`.
+        image: what the server opens; it has to be picklable.
+        place: given the digest of the manifest, makes a directory, and returns its path.
+
+    Raises:
+        InvalidPath: when the directory is none, is a link, or is not empty.
+        MissingLibrary: when mfusepy is not installed.
+        StoreUnavailable: when it cannot be mounted, with the reason.
+        StoreError: what opening the image raises.
+    """
+    if importlib.util.find_spec("mfusepy") is None:
+        raise MissingLibrary("mounting an image", "fuse")
+    if directory is not None:
+        _check_directory(directory)
+    server = _Server(entry, image, directory or "the mount")
+    try:
+        digest = server.wait_until(OPENED, timeout_seconds=None)
+        at = place(digest) if directory is None else directory
+        if directory is None:
+            _check_directory(at)
+        before = os.stat(at).st_dev
+        server.send(at)
+        server.wait_until(MOUNTED, timeout_seconds=_MOUNT_SECONDS)
+        if os.stat(at).st_dev == before:
+            raise StoreUnavailable(at, "it was mounted somewhere else")
+        return Mount(at, digest, server, remove_directory=directory is None)
+    except BaseException:
+        server.end()
+        raise
+
+
+class _Server:
+    """The process that serves one mount."""
+
+    def __init__(self, entry: str, image: Any, where: str) -> None:
+        self._where = where
+        if not sys.executable:
+            raise StoreUnavailable(where, "this program does not know its Python, and that has to serve it")
+        command = [*_ENVIRONMENT, sys.executable, "-I", "-c", _BEGIN, entry, *_module_folders()]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", start_new_session=True, bufsize=0
+        )
+        self.send(MountOrder(parent_pid=os.getpid(), image=image))
+
+    def send(self, what: Any) -> None:
+        """Tell the server something; that it is there no more shows when it is listened to."""
+        assert self.process.stdin is not None
+        rest = memoryview(encode(what))
+        with contextlib.suppress(BrokenPipeError):
+            while rest:
+                rest = rest[self.process.stdin.write(rest) :]
+
+    def wait_until(self, step: bytes, *, timeout_seconds: float | None) -> str:
+        """Return what the server says behind the name of a step.
+
+        Raises:
+            StoreError: what it fails with; StoreUnavailable when it ends without a word, or does not come so far.
+        """
+        said, _, rest = self._read_line(timeout_seconds).partition(b" ")
+        if said == step:
+            return rest.decode()
+        if said == FAILED:
+            raise self._read_failure()
+        if not said:
+            raise StoreUnavailable(self._where, f"the server of the mount ended with status {self._end_status()}")
+        raise StoreUnavailable(self._where, f"the server of the mount says {said!r}")
+
+    def end(self, *, kill: bool = False) -> None:
+        """End the server, and return when it is no more; one that does not end in time is killed."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        if kill:
+            self.process.kill()
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _read_line(self, timeout_seconds: float | None) -> bytes:
+        assert self.process.stdout is not None
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        line = b""
+        while len(line) < _LONGEST_LINE_BYTES:
+            # A line is written in one piece: what has begun comes to its end, or to that of the server.
+            if not poll.poll(None if timeout_seconds is None else timeout_seconds * 1000):
+                raise StoreUnavailable(self._where, f"its server did not answer within {timeout_seconds} s")
+            read = self.process.stdout.read(1)
+            if not read or read == b"\n":
+                break
+            line += read
+        return line
+
+    def _read_failure(self) -> StoreError:
+        assert self.process.stdout is not None
+        content = b""
+        while len(content) < _MOST_FAILURE_BYTES and (piece := self.process.stdout.read(_MOST_FAILURE_BYTES)):
+            content += piece
+        try:
+            return decode_failure(content)
+        except ValueError:
+            return StoreUnavailable(self._where, "the server of the mount failed, and does not say clearly of what")
+
+    def _end_status(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(_END_SECONDS)
+        return None
+
+
+def _module_folders() -> list[str]:
+    """Return where the server finds modules: where this process does, but nowhere that is relative to a folder."""
+    own = str(Path(__file__).parents[2])
+    folders = [folder for folder in sys.path if os.path.isabs(folder)]
+    return folders if own in folders else [own, *folders]
+
+
+def _check_directory(directory: str) -> None:
+    with path_errors(directory):
+        if os.path.islink(directory):
+            raise InvalidPath(directory, "it is a symbolic link")
+        with os.scandir(directory) as entries:
+            if next(entries, None) is None:
+                return
+        is_mount = _mount_id(directory) != _mount_id(os.path.dirname(directory))
+        raise InvalidPath(directory, "something is mounted there already" if is_mount else "it is not empty")
+
+
+def _mount_id(directory: str) -> int:
+    """Return which mount a directory belongs to, without asking the server of that."""
+    opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{opened}").read_text().splitlines()
+    finally:
+        os.close(opened)
+    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+
+
+def _unmount(directory: str, *, lazily: bool) -> bool:
+    """Unmount; return False when that is not possible because it is in use.
+
+    Raises:
+        StoreUnavailable: when it is not possible for another reason.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(directory), _NO_FOLLOW | (_DETACH if lazily else 0)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EPERM:
+        return _unmount_as_user(directory, lazily=lazily)
+    if number == errno.EBUSY:
+        return False
+    if number == errno.EINVAL:
+        return True  # it is no mount any more
+    raise StoreUnavailable(directory, os.strerror(number))
+
+
+def _unmount_as_user(directory: str, *, lazily: bool) -> bool:
+    program = shutil.which("fusermount3", path=_PROGRAM_FOLDERS)
+    if program is None:
+        raise StoreUnavailable(directory, "fusermount3, by which users unmount, is not installed")
+    command = [program, "-u", *(["-z"] if lazily else []), "--", directory]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_END_SECONDS, check=False, cwd="/"
+    )
+    if ended.returncode == 0:
+        return True
+    problem = ended.stderr.decode(errors="replace").strip()
+    if os.strerror(errno.EBUSY) in problem:
+        return False
+    raise StoreUnavailable(directory, problem or "fusermount3 failed")

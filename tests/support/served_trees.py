@@ -1,0 +1,177 @@
+"""A tree of files that is mounted without any image: what the kernel is told can be tested apart from layers.
+
+It is its own server: the module is run in the process behind the mount.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minibox_store.errors import ContentMismatch, PathNotFound
+from minibox_store.file_status import FileKind, FileStatus
+from minibox_store.rootfs.mounting import Mount, mount_image
+from tests.support.forks import not_possible
+
+Files = Mapping[str, tuple[FileStatus, bytes]]
+
+DAMAGED = b"damaged"  # a file of this content cannot be read
+KILLED = "killed"  # what is opened instead of a tree by a server that dies of it
+_WAIT_SECONDS = 10.0
+_DETACH = 2
+
+
+class ServedFile(NamedTuple):
+    """One of them."""
+
+    path: str
+    status: FileStatus
+    content: bytes
+
+
+class ServedTree:
+    """Files by their paths; the root is ``/``, and each directory has to be there."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = {path: ServedFile(path, *file) for path, file in files.items()}
+        self._children: dict[str, list[tuple[str, ServedFile]]] = {path: [] for path in files}
+        for path, file in self._files.items():
+            if path != "/":
+                self._children[os.path.dirname(path)].append((os.path.basename(path), file))
+
+    def find(self, path: str) -> ServedFile:
+        if path not in self._files:
+            raise PathNotFound("a tree", path)
+        return self._files[path]
+
+    def children(self, directory: ServedFile) -> list[tuple[str, ServedFile]]:
+        return self._children[directory.path]
+
+    def read_at(self, node: ServedFile, offset: int, size_bytes: int) -> bytes:
+        if node.content == DAMAGED:
+            raise ContentMismatch("a layer", "sha256:aa", "sha256:bb")
+        return node.content[offset : offset + size_bytes]
+
+
+def main() -> None:
+    """Serve such a tree; an error in place of one is what opening it raises."""
+    from minibox_store.rootfs.serving import serve
+
+    serve(_opened)
+
+
+@contextlib.contextmanager
+def _opened(files: Files | BaseException | str) -> Iterator[tuple[ServedTree, str]]:
+    if isinstance(files, BaseException):
+        raise files
+    if isinstance(files, str):
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("it is dead")
+    yield ServedTree(files), digest_of(files)
+
+
+def digest_of(files: Files) -> str:
+    """Return what a tree calls itself."""
+    return f"sha256:{hashlib.sha256(repr(sorted(files)).encode()).hexdigest()}"
+
+
+def entry(kind: FileKind, inode: int, content: bytes = b"", **fields: Any) -> tuple[FileStatus, bytes]:
+    """Return what is at a path; ``fields`` are those of FileStatus."""
+    usual: dict[str, Any] = {"mode": 0o644, "size_bytes": len(content), "xattrs": {}}
+    if kind is FileKind.DIRECTORY:
+        usual.update(mode=0o755, link_count=2)
+    return FileStatus(kind=kind, inode=inode, **{**usual, **fields}), content
+
+
+def directory(inode: int, **fields: Any) -> tuple[FileStatus, bytes]:
+    """Return a directory."""
+    return entry(FileKind.DIRECTORY, inode, **fields)
+
+
+def regular(inode: int, content: bytes, **fields: Any) -> tuple[FileStatus, bytes]:
+    """Return a regular file."""
+    return entry(FileKind.FILE, inode, content, **fields)
+
+
+def small_tree() -> dict[str, tuple[FileStatus, bytes]]:
+    """Return a root with a file and a directory that has one too."""
+    return {
+        "/": directory(1, link_count=3),
+        "/hello": regular(2, b"hello, world\n"),
+        "/below": directory(3),
+        "/below/file": regular(4, b"deeper"),
+    }
+
+
+def mount_tree(files: Files | BaseException | str, at: Path) -> Mount:
+    """Mount a tree; where FUSE is not to be had the test is skipped."""
+    require_fuse()
+    return mount_here(files, at)
+
+
+def mount_here(files: Files | BaseException | str, at: Path) -> Mount:
+    """Mount a tree."""
+    return mount_image(str(at), entry=__name__, image=files, place=str)
+
+
+def require_fuse() -> None:
+    """Skip the test where nothing can be mounted through FUSE."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        not_possible(f"there is no FUSE: {os.strerror(error.errno or errno.ENODEV)}")
+
+
+@contextlib.contextmanager
+def mount_point(path: Path) -> Iterator[Path]:
+    """Make a directory, and leave nothing mounted there."""
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        libc = ctypes.CDLL(None)
+        while is_mounted(path) and libc.umount2(os.fsencode(path), _DETACH) == 0:
+            pass
+
+
+def mounts_at(path: Path) -> list[str]:
+    """Return the lines of the table of mounts that speak of a path without special characters."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if line.split(" ")[4] == str(path)]
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether anything is mounted at a path, dead or alive."""
+    return bool(mounts_at(path))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and more than what is left of one until it is waited for."""
+    try:
+        return " (zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(what: Callable[[], bool], problem: str) -> None:
+    """Return once something holds.
+
+    Raises:
+        AssertionError: when it does not within 10 seconds.
+    """
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.005)
+
+
+def encoded(value: object) -> bytes:
+    """Return a pickle, as a server that was taken over might send it."""
+    return pickle.dumps(value)
