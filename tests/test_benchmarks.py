@@ -17,6 +17,7 @@ from tests.benchmarks.verifying import check_digests
 from tests.support.layouts import read_layout_blobs
 from tests.support.peers import require_peer
 from tests.support.processes import plain_environment
+from tests.support.served_trees import require_fuse
 from tests.support.stores import rot
 
 MIB = 1024 * 1024
@@ -232,3 +233,11 @@ def test_unpacking_stands_beside_that_of_umoci(capsys: pytest.CaptureFixture[str
 def test_the_growth_of_unpacking_is_told_for_each_shape(capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_quickly(capsys, "unpack-growth")
     assert sum(line.startswith("| unpack, ") for line in printed.splitlines()) == 7
+
+
+def test_what_a_look_inside_takes_is_told_beside_an_unpacking(capsys: pytest.CaptureFixture[str]) -> None:
+    require_fuse()
+    printed = run_quickly(capsys, "inside", "mount")
+    for row in ("first byte of a file in a gzip layer of ", "mount to the first byte of a file, 300 files", "ls -lR "):
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"| {row}"))
+        assert float(line.split(" | ")[-3].split()[0]) > 0

@@ -1,4 +1,4 @@
-"""Random access in layers of every form, and what it relies on: indexes that may be lost, blobs that may have changed."""
+"""Random access in layers of every form, and what it relies on: indexes that may be lost, blobs that may change."""
 
 import os
 import random
@@ -12,17 +12,18 @@ import pytest
 from minibox_store import ContentMismatch, MissingLibrary, Store
 from tests.support.compressions import FORMS, half_random, layer_in
 from tests.support.forks import run_forked
-from tests.support.hard_layers import END, member
+from tests.support.hard_layers import member
 from tests.support.image_views import mode_of, sidecar_of, view_tree
 from tests.support.images import BuiltImage, build_image
 from tests.support.stores import blob, mounted, open_store, put, remount, require_root
+from tests.support.tars import END
 
 MEBIBYTE = 1024 * 1024
 CONTENTS = {
     "first": b"first",
-    "large": half_random(5 * MEBIBYTE),
+    "large": half_random(5 * MEBIBYTE // 2),
     "dir/small": b"small",
-    "dir/larger": half_random(3 * MEBIBYTE, salt="other"),
+    "dir/larger": half_random(2 * MEBIBYTE, salt="other"),
     "last": b"last",
 }
 
@@ -85,8 +86,9 @@ def test_a_blob_that_was_cut_or_replaced_after_it_was_opened_is_an_error(tmp_pat
                 image.read_bytes("last")
 
 
-def test_a_sidecar_with_any_byte_changed_is_made_anew(tmp_path: Path, form: str) -> None:
-    built = image_in(form)
+@pytest.mark.parametrize("form_name", ["plain", "gzip", "zstd, seekable"])
+def test_a_sidecar_with_any_byte_changed_is_made_anew(tmp_path: Path, form_name: str) -> None:
+    built = image_in(form_name)
     put(tmp_path, built, "image:1")
     store = open_store(tmp_path)
     with store.open_files("image:1") as image:
@@ -95,11 +97,11 @@ def test_a_sidecar_with_any_byte_changed_is_made_anew(tmp_path: Path, form: str)
     for digest in (built.layer_digests[0], built.digest):
         path = sidecar_of(tmp_path, digest)
         whole = path.read_bytes()
-        for at in [*range(0, 150, 13), *(source.randrange(len(whole)) for _ in range(8)), len(whole) - 1]:
+        for at in [*range(0, 150, 17), *(source.randrange(len(whole)) for _ in range(8)), len(whole) - 1]:
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
             with store.open_files("image:1") as image:
                 assert view_tree(image) == expected
-        for kept in (0, 1, 20, len(whole) // 2, len(whole) - 1):
+        for kept in (0, 20, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:kept])
             with store.open_files("image:1") as image:
                 assert view_tree(image) == expected
@@ -226,18 +228,15 @@ def test_a_disk_that_is_full_keeps_nobody_from_looking(tmp_path: Path) -> None:
     require_root()
     with mounted(tmp_path / "disk", "size=32m") as disk:
         put(disk / "store", image_in("gzip"), "image:1")
-        (disk / "rest").write_bytes(b"")
-        with (disk / "rest").open("wb") as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(MEBIBYTE))
-                file.flush()
+        rest = os.statvfs(disk)
+        (disk / "rest").write_bytes(bytes(rest.f_bavail * rest.f_frsize))
         with open_store(disk / "store").open_files("image:1") as image:
             assert image.read_bytes("last") == b"last"
         assert not list((disk / "store").glob("files/*/*"))
 
 
 def test_a_large_frame_is_decoded_once_into_a_file_without_a_name(tmp_path: Path) -> None:
-    content = half_random(40 * MEBIBYTE)
+    content = half_random(24 * MEBIBYTE)
     tar = member("large", content=content) + member("last", content=b"last") + END
     put(tmp_path, build_image([layer_in("zstd, one frame", tar)]), "image:1")
     with open_store(tmp_path).open_files("image:1") as image, image.open("large") as file:
@@ -245,7 +244,7 @@ def test_a_large_frame_is_decoded_once_into_a_file_without_a_name(tmp_path: Path
         assert image.read_bytes("last") == b"last"
         unnamed = [link for link in map(read_descriptor, os.listdir("/proc/self/fd")) if link.endswith("(deleted)")]
         assert len([link for link in unnamed if link.startswith(str(tmp_path))]) == 1
-        for start in (39 * MEBIBYTE, 20 * MEBIBYTE, 0, 30 * MEBIBYTE):
+        for start in (23 * MEBIBYTE, 10 * MEBIBYTE, 0, 18 * MEBIBYTE):
             file.seek(start)
             assert file.read(1000) == content[start : start + 1000]
         assert sorted(tmp_path.glob("files/**/*")) == kept
@@ -255,12 +254,12 @@ def test_a_large_frame_is_decoded_once_into_a_file_without_a_name(tmp_path: Path
 
 def test_a_large_frame_is_read_without_room_for_it_too(tmp_path: Path) -> None:
     require_root()
-    content = half_random(40 * MEBIBYTE)
-    with mounted(tmp_path / "disk", "size=60m") as disk:
+    content = half_random(24 * MEBIBYTE)
+    with mounted(tmp_path / "disk", "size=40m") as disk:
         tar = member("large", content=content) + member("last", content=b"last") + END
         put(disk / "store", build_image([layer_in("zstd, one frame", tar)]), "image:1")
         with open_store(disk / "store").open_files("image:1") as image, image.open("large") as file:
-            for start in (39 * MEBIBYTE, 20 * MEBIBYTE, 0):
+            for start in (23 * MEBIBYTE, 10 * MEBIBYTE, 0):
                 file.seek(start)
                 assert file.read(1000) == content[start : start + 1000]
 
