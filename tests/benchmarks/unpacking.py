@@ -30,7 +30,7 @@ from tests.support.processes import plain_environment
 _RATIO_BAR = 0.8
 _MEMORY_BAR_MIB = 150.0
 _MIB = 1024 * 1024
-_CHAIN_DEPTH = 100
+_CHAIN_DEPTH = 30
 _DURABILITIES = ("full", "none")
 _OPAQUE = ".wh..wh..opq"
 
@@ -78,7 +78,7 @@ def measure_unpack_growth(scene: Scene) -> Iterator[Row]:
         command = partial(_steps_command, list(layouts.values()))
         contenders = {"unpack": Contender(command=command, environment=python_environment)}
         runs = min(scene.runs, sizes.most_fresh_trees)
-        samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs)["unpack"]
+        samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs, warm_up=False)["unpack"]
         seconds = {
             count: statistics.median(sample.told_steps[layout.name] for sample in samples)
             for count, layout in layouts.items()
