@@ -40,7 +40,10 @@ def mount_of(descriptor: int) -> int:
     Raises:
         OSError: where ``/proc`` does not tell.
     """
-    opened = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        opened = os.open(f"/proc/self/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OSError(errno.ENOSYS, "there is no /proc to tell mounts apart") from None
     try:
         lines = os.read(opened, 4096).splitlines()
     finally:
@@ -55,12 +58,13 @@ def mount_of(descriptor: int) -> int:
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
     """Remove a directory and all below it.
 
-    What is gone already, somewhere below, is no error. What the owner of a directory may not do in it for its mode alone
-    is done all the same.
+    What is gone already, somewhere below, is no error. What the owner of a directory may not do in it, for its mode
+    alone, is done all the same.
 
     Raises:
         FileNotFoundError: when there is nothing.
-        OSError: ENOTDIR or ELOOP for anything else, EBUSY where something is mounted in the tree; of what was removed until then, it is gone.
+        OSError: ENOTDIR or ELOOP for anything else; EBUSY where something is mounted in the tree, of which a part may
+            be gone by then.
     """
     with _opened(os.path.dirname(path) or ".", dir_fd) as parent:
         name = os.path.basename(path)
@@ -216,7 +220,9 @@ class _Scales:
 
     def add(self, status: os.stat_result) -> None:
         self.is_directory = stat.S_ISDIR(status.st_mode)
-        self._changed_seconds = max(self._changed_seconds, status.st_ctime, status.st_mtime)
+        # Another name for a directory is no change in it.
+        changed = status.st_mtime if self.is_directory else max(status.st_ctime, status.st_mtime)
+        self._changed_seconds = max(self._changed_seconds, changed)
         if self.is_directory:
             return
         if status.st_nlink > 1:

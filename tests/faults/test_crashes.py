@@ -7,14 +7,15 @@ a write is torn in its middle.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minibox_store import Store
+from minibox_store.tar import Member, MemberKind
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.forks import run_forked
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, random_layer
@@ -25,11 +26,16 @@ from tests.support.invariants import (
     read_names,
     stored,
 )
+from tests.support.layer_trees import file, layer_of, link, listing
+from tests.support.layer_trees import folder as directory
 from tests.support.os_proxy import DIED, no_hard_links, replaced_os
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import memory_of
 from tests.support.stores import blob, open_store, put, put_dead, rot
+
+# What is in a tree, by path.
+Listing = dict[str, str]
 
 SHARED = random_layer(4096, salt="shared")
 FRESH = random_layer(70_144, salt="fresh")
@@ -47,13 +53,15 @@ class Verb:
     """Something that is done to a store, and what its names are afterwards.
 
     ``prepare`` makes the store; ``work`` is what the process dies of; ``names`` is what it changes, None for a name
-    that goes. ``mends`` says that the store is not whole before, and is afterwards.
+    that goes. ``mends`` says that the store is not whole before, and is afterwards. ``trees`` are those that it makes,
+    by their paths beside the store, each with what may have been there before.
     """
 
     prepare: Callable[[Path], None]
     work: Callable[[Store, Path], object]
     names: dict[str, BuiltImage | None]
     mends: bool = False
+    trees: Mapping[str, tuple[Listing | None, Listing]] = field(default_factory=dict)
 
 
 def make_store(root: Path) -> None:
@@ -149,6 +157,34 @@ def undo_once(store: Store, root: Path) -> object:
     return None if "going:1" in read_names(root) else store.undo()
 
 
+def make_packed(root: Path) -> None:
+    put(root, PACKED, "packed:1")
+
+
+def make_unpacked(root: Path) -> None:
+    make_packed(root)
+    old = root.parent / "tree"
+    (old / "old").mkdir(parents=True)
+    (old / "old" / "file").write_text("old")
+
+
+def unpack(store: Store, root: Path) -> object:
+    return store.unpack("packed:1", root.parent / "tree", replace=True)
+
+
+PACKED_LAYERS = (
+    layer_of(directory("etc", 0o750, uid=7), file("etc/a", b"1"), file("etc/b", b"2"), link("l", "etc")),
+    layer_of(file("etc/.wh.a"), file("l/c", b"3"), Member("q", MemberKind.FIFO), file("q", b"4")),
+)
+PACKED = build_image(PACKED_LAYERS, salt="packed")
+PACKED_TREE = {"etc": "d", "etc/b": "2", "etc/c": "3", "l": "-> etc", "q": "4"}
+LAYER_PATHS = [f"store/extracted/{digest.removeprefix('sha256:')}" for digest in PACKED.layer_digests]
+LAYER_TREES: dict[str, tuple[Listing | None, Listing]] = {
+    LAYER_PATHS[0]: (None, {"etc": "d", "etc/a": "1", "etc/b": "2", "l": "-> etc"}),
+    LAYER_PATHS[1]: (None, {"etc": "d", "etc/a": "special", "l": "d", "l/c": "3", "q": "4"}),
+}
+OLD_TREE = {"old": "d", "old/file": "old"}
+
 VERBS = {
     "import": Verb(prepare=make_store, work=import_new, names={"new:1": NEW}),
     "pull": Verb(prepare=make_store, work=pull_new, names={"new:1": NEW}),
@@ -180,6 +216,9 @@ VERBS = {
     "untag": Verb(prepare=make_store, work=untag_once, names={"going:1": None}),
     "undo": Verb(prepare=make_removed, work=undo_once, names={"going:1": ALWAYS}),
     "repair": Verb(prepare=make_rotten, work=repair, names={}, mends=True),
+    "unpack": Verb(prepare=make_packed, work=unpack, names={}, trees={"tree": (None, PACKED_TREE)}),
+    "unpack over a tree": Verb(prepare=make_unpacked, work=unpack, names={}, trees={"tree": (OLD_TREE, PACKED_TREE)}),
+    "rootfs": Verb(prepare=make_packed, work=lambda store, _: store.rootfs("packed:1"), names={}, trees=LAYER_TREES),
     "prune": Verb(prepare=make_garbage, work=lambda store, _: store.prune(), names={}),
     "save": Verb(
         prepare=make_store, work=lambda store, root: store.save("always:1", root.parent / "out.tar"), names={}
@@ -274,9 +313,14 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
     assert read_names(root) in (before, after), place
     if "out.tar" in os.listdir(folder):
         assert read_archive((folder / "out.tar").read_bytes())[2] == ALWAYS.blobs
+    for path, states in verb.trees.items():
+        assert (listing(folder / path) if (folder / path).exists() else None) in states, place
     store = open_at(folder, "none")
     verb.work(store, root)
     check_invariants(root, leftovers=True)
+    for path, (_, made) in verb.trees.items():
+        assert listing(folder / path) == made, place
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")], place
     assert read_names(root) == after, place
     report = store.prune()
     assert report.errors == (), place

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from minibox_store import _files, _moving, _trees
+from minibox_store.rootfs import contents, directories, layer_trees, ownership, tree, unpacking, whiteouts
 
 # What changes something on a disk: the operations at which a process may die, and at which a disk may fail.
 CHANGES = frozenset(
     {
         *("open", "mkdir", "chmod", "fchmod", "link", "replace", "rename", "unlink", "rmdir"),
         *("ftruncate", "write", "pwrite", "copy_file_range", "sendfile", "fsync"),
+        *("symlink", "mknod", "chown", "fchown", "utime", "setxattr", "removexattr"),
     }
 )
 DIED = 77
@@ -236,8 +238,7 @@ def _paths(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> It
             descriptor = next((options[key] for key in folder if options.get(key) is not None), None)
             yield argument if descriptor is None else os.path.join(_opened_path(descriptor) or "", argument)
         elif isinstance(argument, int) and not isinstance(argument, bool) and name not in ("open", "mkdir", "chmod"):
-            if (path := _opened_path(argument)) is not None:
-                yield path
+            yield from filter(None, [_opened_path(argument)])
 
 
 def _opened_path(descriptor: int) -> str | None:
@@ -249,13 +250,15 @@ def _opened_path(descriptor: int) -> str | None:
 
 @contextmanager
 def replaced_os(*, trees: bool = False) -> Iterator[OsProxy]:
-    """Put a proxy in the place of the library's ``os`` for the block, and with ``trees`` in ``_trees`` too."""
+    """Put a proxy in the place of the library's ``os`` for the block; with ``trees`` where trees come and go too."""
     proxy = OsProxy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_files, "os", proxy)
         patch.setattr(_moving, "os", proxy)
         if trees:
             patch.setattr(_trees, "os", proxy)
+            for module in (contents, directories, layer_trees, ownership, tree, unpacking, whiteouts):
+                patch.setattr(module, "os", proxy)
         yield proxy
 
 
