@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from minibox_store import (
+    ContentMismatch,
+    Digest,
     FileKind,
     ImageFiles,
     InvalidArchive,
@@ -16,7 +18,7 @@ from minibox_store import (
     PathNotFound,
     UnpackLimits,
 )
-from tests.support.hard_layers import CASES, folder, image_of, member
+from tests.support.hard_layers import CASES, folder, image_of, member, opaque, whiteout
 from tests.support.image_views import view_tree
 from tests.support.images import build_image, build_index
 from tests.support.stores import open_store, put, require_root
@@ -193,6 +195,27 @@ def test_an_image_whose_config_speaks_of_other_layers_is_refused(tmp_path: Path)
     put(tmp_path, image, "odd:1")
     with pytest.raises(InvalidDocument, match="diff_ids"):
         open_store(tmp_path).open_files("odd:1")
+
+
+def test_a_layer_that_is_not_what_the_config_promises_is_refused_and_no_index_is_kept(tmp_path: Path) -> None:
+    image = build_image([{"a": b"1"}], config={"rootfs": {"type": "layers", "diff_ids": [str(Digest.of(b"other"))]}})
+    put(tmp_path, image, "odd:1")
+    with pytest.raises(ContentMismatch):
+        open_store(tmp_path).open_files("odd:1")
+    assert not list(tmp_path.glob("files/*/*"))
+
+
+def test_a_directory_that_is_hidden_and_filled_by_one_layer_is_as_if_nobody_had_named_it(tmp_path: Path) -> None:
+    require_root()
+    lower = [folder("d", mode=0o700, uid=5), member("d/old"), folder("d/below", mode=0o700), member("d/below/old")]
+    for number, hiding in enumerate((whiteout("d"), opaque("d"))):
+        root = tmp_path / str(number)
+        with opened(root / "store", [lower, [member("d/below/new"), hiding]]) as image:
+            open_store(root / "store").unpack("image:1", root / "tree")
+            assert_same_tree(read_tree(root / "tree"), view_tree(image))
+            assert image.stat("d/below").mode == 0o755
+            assert image.stat("d").mode == (0o755 if hiding == whiteout("d") else 0o700)
+            assert image.listdir("d/below") == ("new",)
 
 
 def test_blobs_that_are_removed_meanwhile_are_read_to_the_end(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Layers put over one another by their entries: what is kept of an entry, and what the merging costs."""
+
+import sys
+
+import pytest
+
+from minibox_store.rootfs.layer_entries import LayerEntry, encode_entries, iter_entries
+from minibox_store.rootfs.merging import Merger
+from minibox_store.tar.member import MemberKind
+
+
+def test_entries_are_what_they_were_before_they_were_written() -> None:
+    entries = [
+        LayerEntry("entry", "", MemberKind.DIRECTORY, 0o1777, 2**32 - 2, 0, mtime_nanoseconds=-1),
+        LayerEntry("whiteout", "a/\udcff", MemberKind.FILE),
+        LayerEntry("opaque", "grüße", MemberKind.FILE),
+        LayerEntry("entry", "disk", MemberKind.BLOCK_DEVICE, device_major=4095, device_minor=1048575),
+        LayerEntry("entry", "l" * 4000, MemberKind.SYMLINK, 0o777, 1, 2, 3, 4, "t" * 4000, xattrs={"user.a": b"\0"}),
+        LayerEntry("entry", "f", MemberKind.FILE, 0o600, size_bytes=2**62, mtime_nanoseconds=2**62 * 10**9 + 1,
+                   data_offset=512, content=b"c" * 32, segments=((0, 1), (2**61, 5))),
+        LayerEntry("entry", "g", MemberKind.FILE, segments=()),
+    ]  # fmt: skip
+    assert list(iter_entries(encode_entries(entries))) == entries
+
+
+def count_steps(merge: list[list[LayerEntry]]) -> int:
+    """Return how many lines of the merging run for these layers."""
+    steps = 0
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal steps
+        steps += event == "line"
+        return trace
+
+    merger = Merger(10**9)
+    sys.settrace(trace)  # type: ignore[arg-type]  # it takes any callable of three
+    try:
+        for layer in merge:
+            merger.apply_layer(layer)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+@pytest.mark.parametrize("shape", ["one directory", "opaque markers", "whiteouts", "opaque again and again"])
+def test_S24_what_the_merging_costs_grows_as_the_members_do(shape: str) -> None:
+    def layers(count: int) -> list[list[LayerEntry]]:
+        files = [LayerEntry("entry", f"d/{number}", MemberKind.FILE) for number in range(count)]
+        folders = [LayerEntry("entry", f"d{number}/f", MemberKind.FILE) for number in range(count)]
+        if shape == "one directory":
+            return [files, files]
+        if shape == "whiteouts":
+            return [files, [LayerEntry("whiteout", f"d/{number}", MemberKind.FILE) for number in range(count)]]
+        if shape == "opaque markers":
+            return [folders, [LayerEntry("opaque", f"d{number}", MemberKind.FILE) for number in range(count)]]
+        return [files, [each for file in files for each in (file, LayerEntry("opaque", "d", MemberKind.FILE))]]
+
+    assert count_steps(layers(2000)) < 2.2 * count_steps(layers(1000))
