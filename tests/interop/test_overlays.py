@@ -102,6 +102,11 @@ def test_images_share_the_trees_of_their_layers_and_a_mounted_one_is_changed_by_
 @contextmanager
 def overlay(base: Path, lower: str) -> Iterator[Path]:
     """Mount an overlay of these lower directories, and an empty one below them: a single one may not be alone."""
-    (base / "bottom").mkdir()
-    with mounted(base / "shown", f"lowerdir={lower}:{base / 'bottom'}", kind="overlay", device="overlay") as shown:
+    for name in ("bottom", "another"):
+        (base / name).mkdir()
+    plain = f"lowerdir={base / 'bottom'}:{base / 'another'}"
+    with mounted(base / "shown", plain, kind="overlay", device="overlay"):
+        pass
+    options = f"lowerdir={lower}:{base / 'bottom'}"
+    with mounted(base / "shown", options, kind="overlay", device="overlay", is_possible=True) as shown:
         yield shown
