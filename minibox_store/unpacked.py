@@ -4,6 +4,8 @@ from typing import Literal
 
 import attrs
 
+from minibox_store.errors import InvalidArgument
+
 Owners = Literal["set", "record", "omit"]
 Privileges = Literal["keep", "drop"]
 
@@ -19,10 +21,19 @@ class UnpackPolicy:
             has it. ``"omit"``: owners are forgotten and devices left out. None is ``"set"`` for root, else
             ``"record"``.
         privileges: whether a file keeps its setuid and setgid bits, and its capabilities, or loses them all.
+
+    Raises:
+        InvalidArgument: for anything else.
     """
 
     owners: Owners | None = None
     privileges: Privileges = "keep"
+
+    def __attrs_post_init__(self) -> None:
+        if self.owners not in ("set", "record", "omit", None):
+            raise InvalidArgument("owners", self.owners, "it is neither 'set', 'record', 'omit' nor None")
+        if self.privileges not in ("keep", "drop"):
+            raise InvalidArgument("privileges", self.privileges, "it is neither 'keep' nor 'drop'")
 
 
 DEFAULT_UNPACK_POLICY = UnpackPolicy()

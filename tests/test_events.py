@@ -16,6 +16,7 @@ from minibox_store.events import (
     ManifestChosen,
     RegisteringName,
     ResolvingName,
+    UnpackingLayer,
     render_line,
 )
 from minibox_store.platforms import LINUX_AMD64, Platform
@@ -49,6 +50,7 @@ LINES: list[tuple[Event, str | None]] = [
     (started("layer", start="91d30c5bc195"), "[pull] pulling layer 1/1 (91d30c5bc195)..."),
     (started("layer", 2, 8, "91d30c5bc195"), "[pull] pulling layer 2/8 (91d30c5bc195)..."),
     (BlobAdvanced(digest=leaf("a").digest, done_bytes=5, size_bytes=10), None),
+    (UnpackingLayer(position=2, total=5, descriptor=leaf("a")), "[pull] extracting layer 2/5..."),
     (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),
     (ImageCopied(name=NAME), "[pull] successfully pulled alpine:3.18"),
 ]

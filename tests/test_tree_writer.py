@@ -133,18 +133,24 @@ def test_holes_are_holes(quick_tree: Path) -> None:
     assert found.stat().st_blocks * 512 < 1 << 20
 
 
-def test_modes_are_those_of_the_members_whatever_the_umask_and_the_folder_around(tree: Path) -> None:
+def test_modes_and_groups_are_those_of_the_members_whatever_the_umask_and_the_folder_around(tree: Path) -> None:
+    require_root()
+    os.chown(tree.parent, -1, 1234)
     tree.parent.chmod(0o2755)
     before = os.umask(0o077)
     try:
         apply(tree, [folder("d", 0o777), file("d/f", mode=0o666), folder("d/locked", 0), file("d/locked/in", mode=0)])
     finally:
         os.umask(before)
-        tree.parent.chmod(0o755)
-    assert stat.S_IMODE((tree / "d").stat().st_mode) == 0o777
-    assert stat.S_IMODE((tree / "d/f").stat().st_mode) == 0o666
-    assert stat.S_IMODE((tree / "d/locked").stat().st_mode) == 0
-    assert (tree / "d/locked/in").stat().st_gid == os.getegid()
+    found = read_tree(tree)
+    assert {path: f"{entry.mode:o}" for path, entry in found.items()} == {
+        ".": "755",
+        "d": "777",
+        "d/f": "666",
+        "d/locked": "0",
+        "d/locked/in": "0",
+    }
+    assert {entry.gid for entry in found.values()} == {0}
 
 
 def test_the_time_of_a_directory_is_that_of_the_last_member_which_names_it(tree: Path) -> None:
@@ -667,11 +673,15 @@ def deep(count: int) -> list[Sequence[Content]]:
     return [[folder("/".join(["d"] * depth)) for depth in range(1, parts)]]
 
 
+def chains(count: int) -> list[Sequence[Content]]:
+    return [[folder(f"{chain}/" + "/".join(["d"] * depth)) for chain in range(count // 50) for depth in range(1, 51)]]
+
+
 def replaced(count: int) -> list[Sequence[Content]]:
     return [[each for number in range(count) for each in (folder(f"d/{number}/x"), file(f"d/{number}"))]]
 
 
-@pytest.mark.parametrize("shape", [wide, wide_and_hidden, opaque, deep, replaced])
+@pytest.mark.parametrize("shape", [wide, wide_and_hidden, opaque, deep, chains, replaced])
 def test_S24_the_work_is_linear_in_the_members(
     quick_tree: Path, monkeypatch: pytest.MonkeyPatch, shape: Callable[[int], list[Sequence[Content]]]
 ) -> None:

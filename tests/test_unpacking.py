@@ -18,6 +18,7 @@ from minibox_store import (
     ImageNotFound,
     IncompleteImage,
     InvalidArchive,
+    InvalidArgument,
     InvalidDocument,
     InvalidPath,
     Platform,
@@ -165,6 +166,12 @@ def test_what_is_mounted_in_the_old_tree_is_left_alone(store: Store, tmp_path: P
     store.unpack("a:1", tmp_path / "out", replace=True)
     assert (mine / "precious").read_text() == "precious"
     assert (listing(tmp_path / "out"), temporaries(tmp_path)) == (TREE, [])
+
+
+def test_a_policy_that_nobody_knows_is_refused() -> None:
+    for options in ({"owners": "sett"}, {"owners": ""}, {"privileges": "none"}):
+        with pytest.raises(InvalidArgument, match="neither"):
+            UnpackPolicy(**options)  # type: ignore[arg-type]  # a caller without types may write this
 
 
 # ---- what goes wrong
