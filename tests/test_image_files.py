@@ -218,6 +218,19 @@ def test_a_directory_that_is_hidden_and_filled_by_one_layer_is_as_if_nobody_had_
             assert image.listdir("d/below") == ("new",)
 
 
+def test_a_member_that_takes_the_way_of_the_next_one_away(tmp_path: Path) -> None:
+    require_root()
+    members = [folder("d"), member("d/l", "link", target="."), member("d/l/x"), member("d/l/l"), member("d/l/y")]
+    put(tmp_path / "store", image_of([members[:4]]), "whole:1")
+    put(tmp_path / "store", image_of([members]), "refused:1")
+    with open_store(tmp_path / "store").open_files("whole:1") as image:
+        assert image.listdir("d") == ("l", "x")
+    with pytest.raises(InvalidArchive, match="no directory"):
+        open_store(tmp_path / "store").open_files("refused:1")
+    with pytest.raises(InvalidArchive, match="no directory"):
+        open_store(tmp_path / "store").unpack("refused:1", tmp_path / "tree")
+
+
 def test_blobs_that_are_removed_meanwhile_are_read_to_the_end(tmp_path: Path) -> None:
     content = os.urandom(1 << 20)
     put(tmp_path, image_of([[member("file", content=content)]]), "image:1")

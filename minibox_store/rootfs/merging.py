@@ -90,6 +90,8 @@ class Merger:
         self._most_entries = most_entries
         self._entries = 0
         self._layer = -1
+        self._folder: str | None = None  # where the last member was put, and which directory that is
+        self._at = self.root
 
     def apply_layer(self, entries: Iterable[LayerEntry]) -> None:
         """Put the next layer over what is there.
@@ -98,13 +100,16 @@ class Merger:
             InvalidArchive: when a member cannot be where it should; the view is of no use then.
         """
         self._layer += 1
+        self._folder = None
         for entry in entries:
             self._entries += 1
             if self._entries > self._most_entries:
                 raise InvalidArchive(f"the image has more than {self._most_entries} members")
             if entry.meaning == "entry":
                 self._put(entry)
-            elif entry.meaning == "whiteout":
+                continue
+            self._folder = None
+            if entry.meaning == "whiteout":
                 self._hide(entry.path)
             else:
                 directory = self._real_directory(entry.path.split("/") if entry.path else [])
@@ -118,11 +123,8 @@ class Merger:
         if entry.kind is _SYMLINK and len(entry.link_target.encode(errors="surrogateescape")) >= _LONGEST_TARGET_BYTES:
             raise refusal("its target is longer than 4,095 bytes", entry.path)
         folder, _, name = entry.path.rpartition("/")
-        way, missing = self._follow(folder.split("/"), entry.path)
-        for part in missing:
-            made = way[-1].directory.names[part] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
-            way.append(_Step(part, made))
-        children = way[-1].directory.names
+        directory = self._enter(folder, entry.path)
+        children = directory.names
         there = children.get(name)
         if entry.kind is _DIRECTORY and there is not None and there.children is not None:
             there.entry, there.layer = entry, self._layer
@@ -136,9 +138,22 @@ class Merger:
             children[name] = target
         else:
             children[name] = MergedFile(entry, self._layer)
-        for above, step in pairwise(way):
-            above.directory.touch(step.name, self._layer)
-        way[-1].directory.touch(name, self._layer)
+        if there is not None:
+            self._folder = None  # which may have led through it
+        directory.touch(name, self._layer)
+
+    def _enter(self, folder: str, member: str) -> MergedFile:
+        """Return the directory that a path leads to, made if missing, and marked as one with things of the layer."""
+        if folder != self._folder:
+            way, missing = self._follow(folder.split("/"), member)
+            for part in missing:
+                made = way[-1].directory.names[part] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
+                way.append(_Step(part, made))
+            for above, step in pairwise(way):
+                above.directory.touch(step.name, self._layer)
+            # Members mostly follow others of the same directory.
+            self._folder, self._at = folder, way[-1].directory
+        return self._at
 
     def _follow(self, parts: Iterable[str], member: str) -> tuple[list[_Step], list[str]]:
         """Return the directories that a path leads through, links resolved, and what is missing below the last one."""
