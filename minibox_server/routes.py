@@ -176,8 +176,7 @@ def describe_report(report: PruneReport, *, build_cache: bool) -> Mapping[str, o
     described: dict[str, object] = {
         "blobs_removed": report.blobs_removed,
         "bytes_freed": report.bytes_freed,
-        # Nothing here mounts anything yet.
-        "fuse_mounts_killed": 0,
+        "fuse_mounts_killed": report.fuse_mounts_killed,
         "dry_run": report.dry_run,
         "kept": list(report.kept),
         "absent": [str(digest) for digest in report.absent],

@@ -239,10 +239,10 @@ def truncate_file(descriptor: int) -> None:
     os.lseek(descriptor, 0, os.SEEK_SET)
 
 
-def remove_directory(path: str) -> None:
+def remove_directory(path: str, *, dir_fd: int | None = None) -> None:
     """Remove an empty directory, or leave one that is not empty, or gone."""
     try:
-        os.rmdir(path)
+        os.rmdir(path, dir_fd=dir_fd)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise

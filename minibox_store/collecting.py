@@ -4,8 +4,9 @@ It fails closed: a root or a document that cannot be read ends the marking with 
 a mark. What is alive is found by the same walk that copies images.
 """
 
-from collections.abc import Container, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 import attrs
 
@@ -86,3 +87,60 @@ def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[
 def file_name(path: str) -> str:
     """Return what the file of a blob is called."""
     return path[path.rindex("/") + 1 :]
+
+
+@attrs.define(kw_only=True)
+class Ledger:
+    """What a collection has done so far, to be added to; of a dry run, what it would do.
+
+    Attributes:
+        dry_run: whether nothing is to be removed.
+        removed: what was removed.
+        kept: what stays because somebody uses it, and how, in a sentence each.
+        errors: what could not be removed, or not be judged, and why.
+    """
+
+    dry_run: bool
+    removed: list[Removal]
+    kept: list[str]
+    errors: list[str]
+
+
+class Living(Protocol):
+    """What is alive in a store, for whoever removes what was derived from its images."""
+
+    @property
+    def root(self) -> str:
+        """The store's folder."""
+        ...
+
+    def has(self, encoded: str) -> bool:
+        """Whether an image needs the blob with these hexadecimal digits, or its file is there still."""
+        ...
+
+    def names(self) -> frozenset[str]:
+        """Return the names in index.json as it is now."""
+        ...
+
+    def standing_still(self) -> AbstractContextManager[None]:
+        """Let no image come while the block runs, so that what is not alive in it stays so."""
+        ...
+
+    def holding_base_layers(self) -> AbstractContextManager[None]:
+        """Let no tree take a place in ``base_layers/`` while the block runs: its name follows under the same lock."""
+        ...
+
+    def who_opens(self, path: str) -> str | None:
+        """Return whether somebody was seen to have something at or below a path open; None when nobody was."""
+        ...
+
+    def who_may_open(self, path: str) -> str | None:
+        """Do as :meth:`who_opens`; whom nobody may look into counts too."""
+        ...
+
+
+TreeSweeper = Callable[[Living, Ledger], None]
+
+
+def sweep_no_trees(_: Living, __: Ledger) -> None:
+    """Leave all that is derived from images alone."""

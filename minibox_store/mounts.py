@@ -20,6 +20,7 @@ _QUOTED = re.compile(r"\\(.)", re.DOTALL)
 _PATH_OPTIONS = {b"lowerdir+", b"datadir+", b"upperdir", b"workdir"}
 _HIDING = re.compile(rb"(^|,)hidepid=(?!0|off)")
 _DELETED = "//deleted"
+_RETRIES = 3
 _LOOK = os.O_PATH | os.O_CLOEXEC
 _ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # the last of one that has ended, and that nobody has asked about
 
@@ -145,6 +146,10 @@ class _Use:
     path: str
     by_device: str
 
+    def is_in(self, places: Collection[tuple[str, str]]) -> bool:
+        """Whether it is one of some places on devices, or lies below one."""
+        return any(self.device == device and _is_below(self.path, path) for device, path in places)
+
 
 class MountTable:
     """What was mounted when it was read.
@@ -165,6 +170,10 @@ class MountTable:
         resolved = _resolved(path)
         return tuple(mount for mount in self._ours.mounts if mount.point == resolved)
 
+    def points(self) -> frozenset[str]:
+        """Return where this process sees something mounted."""
+        return frozenset(mount.point for mount in self._ours.mounts)
+
     def who_mounts(self, path: str, *, but: Collection[str] = ()) -> str | None:
         """Return why ``path``, or something below it, must stay for the sake of a mount; None when nothing is seen.
 
@@ -173,14 +182,14 @@ class MountTable:
             but: the devices, as of :class:`Mount`, of mounts that do not count.
         """
         resolved = _resolved(path)
-        device, folder = self._ours.place_of(os.path.dirname(resolved)) or ("", "")
-        place = os.path.join(folder, os.path.basename(resolved))
+        places = {(mount.device, mount.root) for mount in self.mounts_at(path)}
+        if (folder := self._ours.place_of(os.path.dirname(resolved))) is not None:
+            places.add((folder[0], os.path.join(folder[1], os.path.basename(resolved))))
         for mount in self._ours.mounts:
             if mount.device not in but and _is_below(mount.point, resolved):
                 return "something is mounted there"
-        for use in self._uses:
-            if use.device == device and use.by_device not in but and _is_below(use.path, place):
-                return "something is mounted there, or from there"
+        if any(use.by_device not in but and use.is_in(places) for use in self._uses):
+            return "something is mounted there, or from there"
         if not self.mounts_at(path):
             try:
                 status = os.lstat(resolved)
@@ -261,7 +270,13 @@ def _resolved(path: str) -> str:
 
 def read_mounts() -> MountTable:
     """Return what is mounted now, in the namespaces of all processes that this one can see."""
-    return _Reading().table
+    table = _Reading().table
+    for _ in range(_RETRIES):
+        if not table.doubts:
+            break
+        # What was mounted while it was read shows in one view, and not yet in another that can be looked into.
+        table = _Reading().table
+    return table
 
 
 class _Reading:

@@ -13,8 +13,9 @@ class Removal:
     """One thing that a collection removes, or would.
 
     Attributes:
-        kind: ``blob``, ``sidecar``, ``transaction``, ``partial``, ``temporary``, ``build cache``; ``name`` where
-            a filter chose an image.
+        kind: ``blob``, ``sidecar``, ``transaction``, ``partial``, ``temporary``, ``build cache``; of what was made of
+            images ``mount``, ``mount point``, ``extracted layer``, ``base layer``; ``name`` where a filter chose an
+            image.
         path: relative to the store's root; of a name, the name.
         size_bytes: what its removal gives back; of a name nothing, as its blobs are told apart.
         reason: why it goes, in a sentence.
@@ -39,7 +40,7 @@ class PruneReport:
         build_cache_removed: directories of unpacked layers removed, where that was asked for.
         kept: what stayed, though nothing needs it, and why: somebody uses it.
         absent: manifests that an index of another tool names and that were never fetched.
-        errors: what could not be removed, and why.
+        errors: what could not be removed, or not be judged, and why.
         dry_run: whether nothing was removed.
     """
 
@@ -53,6 +54,11 @@ class PruneReport:
     def blobs_removed(self) -> int:
         """How many blobs were removed."""
         return sum(each.kind == "blob" for each in self.removed)
+
+    @property
+    def fuse_mounts_killed(self) -> int:
+        """How many FUSE mounts were unmounted."""
+        return sum(each.kind == "mount" for each in self.removed)
 
     @property
     def bytes_freed(self) -> int:

@@ -33,6 +33,10 @@ class Upkeep:
     ) -> "PruneReport":
         """Remove what no entry of the index reaches and no running transaction holds; return what was removed.
 
+        With the images goes what was made of them: trees under ``extracted/`` and ``base_layers/``, indexes under
+        ``files/``, and FUSE mounts under ``lazy/`` and ``cache/``, also those whose server is dead. What somebody uses
+        stays, and so does what nobody can tell of; the report says which.
+
         Args:
             chosen_by: whose names are removed first: exactly the images that ``images(chosen_by)`` shows. Without it
                 no name is removed.
@@ -51,6 +55,7 @@ class Upkeep:
             left could be read.
         """
         from minibox_store.layout.sweeping import Sweep
+        from minibox_store.rootfs.sweeping import sweep_trees
 
         if not keep_newer_than_seconds >= 0:
             raise InvalidArgument("keep_newer_than_seconds", keep_newer_than_seconds, "it is less than nothing")
@@ -60,6 +65,7 @@ class Upkeep:
                 build_cache=build_cache,
                 dry_run=dry_run,
                 keep_newer_than_seconds=keep_newer_than_seconds,
+                sweep_trees=sweep_trees,
             )
             if chosen_by is None or not self._layout.is_there():
                 return sweep.run()

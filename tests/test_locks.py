@@ -31,13 +31,15 @@ IMAGE = build_image(salt="image")
 OTHER = build_image(salt="other")
 LOADED = build_image(salt="loaded")
 
-ORDER = ["prune", "life", "transaction", "turn", "store"]
-WRITTEN = "prune lock, life lock, a transaction's own, the turn, the store lock"
+ORDER = ["prune", "life", "transaction", "base layers", "turn", "store"]
+WRITTEN = "prune lock, life lock, a transaction's own, that of the base layers, the turn, the store lock"
 
 # What is taken while what is held; where there are no hard links, the life lock takes the place of the pins.
 EDGES = {
     ("prune", "transaction"),
     ("prune", "partial"),
+    ("prune", "base layers"),
+    ("prune", "tree"),
     ("prune", "turn"),
     ("prune", "store"),
     ("transaction", "partial"),
@@ -49,6 +51,8 @@ EDGES_OF_LIFE = {
     ("prune", "life"),
     ("life", "transaction"),
     ("life", "partial"),
+    ("life", "base layers"),
+    ("life", "tree"),
     ("life", "turn"),
     ("life", "store"),
 }
@@ -75,6 +79,8 @@ def make_work(root: Path) -> None:
     (root / "ingest" / "partial" / f"sha256-{'0' * 64}").write_bytes(b"half")
     (root / "ingest" / ("0" * 16)).mkdir()
     (root / (".index.json." + "0" * 16 + ".tmp")).write_bytes(b"x")
+    for name in ("gone_1", f".gone_2.{'0' * 16}.tmp"):
+        (root / "base_layers" / name).mkdir(parents=True)
 
 
 def import_over(store: Store, root: Path) -> None:
@@ -130,8 +136,8 @@ def check_order(edges: set[tuple[str, str]]) -> None:
 
 
 def stands_before(held: str, wanted: str) -> bool:
-    """Whether the written order lets who holds the one lock want the other; a partial is the last of all."""
-    places = [*ORDER, "partial"]
+    """Whether the written order lets who holds the one lock want the other; a tree and a partial are the last."""
+    places = [*ORDER, "tree", "partial"]
     return places.index(held) < places.index(wanted)
 
 
@@ -151,7 +157,8 @@ def test_each_verb_takes_its_locks_in_the_order_that_is_written_down(root: Path,
 
 
 def test_there_is_only_one_order_that_the_verbs_leave_and_it_is_the_written_one() -> None:
-    assert set(itertools.pairwise(ORDER)) <= EDGES | EDGES_OF_LIFE
+    # Nothing but a pull that unpacks stands between the lock of the base layers and those around it.
+    assert set(itertools.pairwise(each for each in ORDER if each != "base layers")) <= EDGES | EDGES_OF_LIFE
     assert WRITTEN in " ".join((Layout.store_lock.__doc__ or "").split())
 
 
@@ -425,7 +432,8 @@ def test_a_prune_that_has_removed_something_tells_it_and_who_kept_it_from_the_re
 
     with forked(sit) as pid:
         report = open_store(root, lock_timeout_seconds=0.1).prune()
-    assert {removal.kind for removal in report.removed} == {"transaction", "partial"}
+    # What stands under locks of its own goes all the same.
+    assert {removal.kind for removal in report.removed} == {"transaction", "partial", "temporary", "base layer"}
     assert report.errors
     assert all(f"process {pid} holds {path} (counting sheep)" in error for error in report.errors)
     check_invariants(root, leftovers=True)

@@ -7,6 +7,7 @@ document. Fields that this library does not know are ignored, but for index.json
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md, image-layout.md; RFC 8259.
 """
 
+from minibox_store.codec.base_layers import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.codec.exchange import (
     ArchiveMetadata,
     TokenAnswer,
@@ -32,10 +33,13 @@ from minibox_store.codec.manifests import (
 from minibox_store.codec.summaries import SummaryTable, decode_summaries, encode_summaries
 
 __all__ = [
+    "BASE_LAYER_BYTES",
     "ArchiveMetadata",
+    "BaseLayer",
     "SummaryTable",
     "TokenAnswer",
     "decode_archive_metadata",
+    "decode_base_layer",
     "decode_config",
     "decode_document",
     "decode_image_config",
@@ -47,6 +51,7 @@ __all__ = [
     "decode_token_answer",
     "describe_document",
     "encode_archive_metadata",
+    "encode_base_layer",
     "encode_document",
     "encode_layout_index",
     "encode_layout_marker",

@@ -205,9 +205,11 @@ class Layout:
             raise StoreUnavailable(paths.root, "it belongs to another user")
         for path in (paths.ingest, paths.partials):
             _files.make_directory(path)
+        # A collection is what a full disk needs, and there may be no room for its locks then.
         if not _files.exists(paths.prune_lock):
-            # A collection is what a full disk needs, and there may be no room for its lock then.
             os.close(_files.open_shared(paths.prune_lock))
+        if _files.exists(paths.base_layers) and not _files.exists(paths.base_layers_lock):
+            os.close(_files.open_shared(paths.base_layers_lock))
 
     def prepare(self) -> None:
         """Make the store where it is not there yet; check that it is ours to change where it is.
@@ -313,8 +315,8 @@ class Layout:
     def store_lock(self, doing: str) -> Iterator[None]:
         """Hold the store lock.
 
-        Locks are waited for in this order: prune lock, life lock, a transaction's own, the turn, the store lock. A
-        partial's is only ever tried, and nothing is waited for under it.
+        Locks are waited for in this order: prune lock, life lock, a transaction's own, that of the base layers, the
+        turn, the store lock. A partial's, and that of a tree, is only ever tried, and nothing is waited for under it.
 
         Who waits holds the turn meanwhile, so that a prune, which lets the lock go between its batches, cannot
         take it again before whoever came in between.

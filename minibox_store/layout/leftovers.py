@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from minibox_store import _files, _locks, _trees
 from minibox_store.errors import StoreBusy
@@ -58,7 +58,8 @@ class Broom:
         self._sweep_foreign(_foreign(paths.root, paths.ingest), "temporary", "left by interrupted work")
         if build_cache:
             layers = os.path.join(paths.root, "layers")
-            linked = _links_below(os.path.join(paths.root, "extracted"), layers)
+            gone = {removal.path for removal in self._removed}
+            linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone)
             self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
 
     def sweep_transactions(self) -> None:
@@ -186,8 +187,10 @@ def _is_regular(path: str) -> bool:
         return False
 
 
-def _links_below(folder: str, target: str) -> frozenset[str]:
+def _links_below(folder: str, target: str, *, but: Container[str]) -> frozenset[str]:
     """Return where the links at any depth of a folder lead, of those that lead below ``target``.
+
+    What ``but`` has of it is gone, or would be: a dry run plans on without it.
 
     Raises:
         OSError: when a part of it cannot be read: that may point anywhere.
@@ -199,7 +202,11 @@ def _links_below(folder: str, target: str) -> frozenset[str]:
 
     inside = os.path.realpath(target) + "/"
     found = set()
-    for base, folders, files in os.walk(os.path.realpath(folder), onerror=fail):
+    top = os.path.realpath(folder)
+    for base, folders, files in os.walk(top, onerror=fail):
+        if base == top:
+            for names in (folders, files):
+                names[:] = [name for name in names if f"extracted/{name}" not in but]
         for path in (os.path.join(base, name) for name in (*folders, *files)):
             if os.path.islink(path) and (led := os.path.realpath(path)).startswith(inside):
                 found.add(led)

@@ -45,6 +45,11 @@ class LayoutPaths:
         return os.path.join(self.ingest, "partial")
 
     @property
+    def base_layers(self) -> str:
+        """Root filesystems of whole images, by the tags of their names."""
+        return os.path.join(self.root, "base_layers")
+
+    @property
     def quarantine(self) -> str:
         """Blobs that were found to be wrong."""
         return os.path.join(self.root, "quarantine")
@@ -83,6 +88,11 @@ class LayoutPaths:
     def store_turn(self) -> str:
         """Held while waiting for the store lock, so that who waits comes before who has just had it."""
         return os.path.join(self.ingest, "store.turn")
+
+    @property
+    def base_layers_lock(self) -> str:
+        """Held while a tree takes its place in ``base_layers/`` until its name is written, or while one is removed."""
+        return os.path.join(self.ingest, "base_layers.lock")
 
     @property
     def prune_lock(self) -> str:

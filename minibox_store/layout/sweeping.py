@@ -12,19 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks
-from minibox_store.collecting import Marks, StoredBlob, file_name, mark_index, plan_blobs
+from minibox_store.collecting import Ledger, StoredBlob, TreeSweeper, file_name, plan_blobs, sweep_no_trees
 from minibox_store.digest import HEX_LENGTHS
 from minibox_store.documents import LayoutIndex
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy, StoreDamaged, StoreError
+from minibox_store.errors import IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
-from minibox_store.layout_index import name_of, names_of
+from minibox_store.layout.marking import Marking
+from minibox_store.layout.needs import Needs
+from minibox_store.layout_index import names_of
 from minibox_store.reports import PruneReport, Removal
 
 _BATCH = 1000
-_ATTEMPTS = 5
 _SIDECAR = ".index.json"
 _HEX = re.compile("[0-9a-f]+")
 
@@ -38,22 +39,28 @@ class Sweep:
         dry_run: whether to tell what would go, and remove nothing; takes no lock and writes nothing then.
         keep_newer_than_seconds: blobs whose files changed since stay, though nothing needs them.
 
+        sweep_trees: removes what is derived from images, and is told by this what is alive.
+
     Attributes:
         dry_run: as it was given.
     """
 
     def __init__(
-        self, layout: Layout, *, build_cache: bool, dry_run: bool, keep_newer_than_seconds: float = 0.0
+        self,
+        layout: Layout,
+        *,
+        build_cache: bool,
+        dry_run: bool,
+        keep_newer_than_seconds: float = 0.0,
+        sweep_trees: TreeSweeper = sweep_no_trees,
     ) -> None:
         self._layout = layout
         self._paths = layout.paths
         self._build_cache = build_cache
         self.dry_run = dry_run
         self._youth = Youth(layout.paths.root, keep_newer_than_seconds)
-        self._marks = Marks(limits=layout.limits)
-        self._marked: LayoutIndex | None = None
-        self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
-        self._live_names: set[str] = set()
+        self._marking = Marking(layout)
+        self._sweep_trees = sweep_trees
         self._kept: list[str] = []
         self._durable_index: LayoutIndex | None = None
         self._removed: list[Removal] = []
@@ -93,20 +100,19 @@ class Sweep:
         Raises:
             IncompleteImage, StoreDamaged: as :meth:`run`.
         """
-        self._view = view
-        self._forget_marks()
-        self._mark_new_roots()
+        self._marking.begin(view)
 
     def collect(self, names: Iterable[Removal] = ()) -> PruneReport:
         """Remove what was not found alive, under the locks; ``names`` are those that have gone before that."""
         self._removed.extend(names)
         if not self.dry_run:
-            self._view = lambda index: index
+            self._marking.view_plainly()
         blobs, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
         broom = Broom(self._layout, self._removed, self._errors, dry_run=self.dry_run)
         broom.sweep_transactions()
-        self._sweep_blobs(plan_blobs(blobs, self._live_names))
+        self._sweep_blobs(plan_blobs(blobs, self._marking.live_names))
         self._sweep_sidecars(sidecars)
+        self._sweep_derived()
         broom.sweep_leftovers(build_cache=self._build_cache)
         if not self.dry_run:
             self._tidy_journals()
@@ -115,7 +121,7 @@ class Sweep:
         return PruneReport(
             removed=tuple(self._removed),
             kept=(*self._kept, *broom.kept),
-            absent=tuple(sorted(self._marks.absent)),
+            absent=tuple(sorted(self._marking.marks.absent)),
             errors=tuple(self._errors),
             dry_run=self.dry_run,
         )
@@ -126,34 +132,6 @@ class Sweep:
         stack.enter_context(_locks.holding_lock(self._paths.prune_lock, doing="collecting", timeout_seconds=timeout))
         if not self._layout.has_hard_links():
             stack.enter_context(_locks.holding_lock(self._paths.life_lock, doing="collecting", timeout_seconds=timeout))
-
-    # ---- marking
-
-    def _forget_marks(self) -> None:
-        self._marks, self._marked = Marks(limits=self._layout.limits), None
-
-    def _mark_new_roots(self) -> None:
-        for _ in range(_ATTEMPTS):
-            index = self._layout.read_index()
-            come = [each for each in self._marks.absent.values() if _files.exists(self._paths.blob(each.digest))]
-            if index is self._marked and not come:
-                return
-            try:
-                with self._layout.naming_damage():
-                    self._marks.forget(come)
-                    for descriptor in come:
-                        self._marks.add_root(self._layout, descriptor)
-                    mark_index(self._marks, self._layout, self._view(index))
-            except BlobNotFound as error:
-                # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
-                self._forget_marks()
-                if self._layout.read_index() != index:
-                    continue  # the name has gone meanwhile, and its blobs with it
-                raise IncompleteImage(_name_of_missing(index, error.digest), (error.digest,)) from error
-            self._marked = index
-            self._live_names = self._marks.live_names()
-            return
-        raise StoreBusy(self._paths.index, None, None, "changing index.json all the time")
 
     # ---- blobs
 
@@ -166,12 +144,12 @@ class Sweep:
             for entry in iter_entries(self._paths.blobs(algorithm)):
                 # Most blobs are alive: they are passed over before anything is asked about them.
                 name = entry.name
-                if name in self._live_names:
+                if name in self._marking.live_names:
                     continue
                 if len(name) != length:
                     layer = name.removesuffix(_SIDECAR)
                     is_sidecar = algorithm == "sha256" and layer != name and len(layer) == length
-                    if is_sidecar and layer not in self._live_names and _is_hex_file(entry, layer):
+                    if is_sidecar and layer not in self._marking.live_names and _is_hex_file(entry, layer):
                         sidecars.append(f"blobs/{algorithm}/{name}")
                 elif _is_hex_file(entry, name):
                     try:
@@ -192,21 +170,21 @@ class Sweep:
             return
         for batch in self._locked_batches(plan):
             try:
-                self._mark_new_roots()
+                self._marking.mark_new_roots()
             except (IncompleteImage, StoreDamaged) as error:
                 if not self._removed:
                     raise
                 self._errors.append(str(error))  # what was removed is told, and nothing more goes
                 return
             # A name that is gone in memory alone comes back with a loss of power, and must find its blobs then.
-            if self._durable_index is not self._marked:
+            if self._durable_index is not self._marking.marked:
                 self._layout.sync_index()
-                self._durable_index = self._marked
+                self._durable_index = self._marking.marked
             pins = live_pins(self._paths)
             spares_new = self._youth.keep_newer_than_seconds > 0
             for removal in batch:
                 name = file_name(removal.path)
-                if name in self._live_names or name in pins or (spares_new and self._is_new(removal)):
+                if name in self._marking.live_names or name in pins or (spares_new and self._is_new(removal)):
                     continue
                 self._remove(removal)
 
@@ -256,16 +234,26 @@ class Sweep:
                 if not self._is_there(removal.path.removesuffix(_SIDECAR)):
                     self._remove(removal)
 
+    def _sweep_derived(self) -> None:
+        """Remove what was made of images that are gone: trees, mounts, and indexes of layers."""
+        ledger = Ledger(dry_run=self.dry_run, removed=self._removed, kept=self._kept, errors=self._errors)
+        try:
+            self._sweep_trees(Needs(self._layout, self._marking, ledger), ledger)
+        except (IncompleteImage, StoreDamaged, StoreBusy) as error:
+            if not self._removed:
+                raise
+            self._errors.append(str(error))
+
     def _tidy_journals(self) -> None:
         """Forget what is of use for no name and no blob any more; nothing hangs on it, and so no failure does."""
         activity, origins = self._layout.activity, self._layout.origins
-        name_count = 0 if self._marked is None else len(self._marked.entries)
+        name_count = 0 if self._marking.marked is None else len(self._marking.marked.entries)
         with self._telling_errors("journal"):
-            if activity.is_untidy(name_count) or origins.is_untidy(len(self._live_names)):
+            if activity.is_untidy(name_count) or origins.is_untidy(len(self._marking.live_names)):
                 with self._layout.store_lock("collecting"):
-                    self._mark_new_roots()  # a pull may have brought in more since the last blob went
+                    self._marking.mark_new_roots()  # a pull may have brought in more since the last blob went
                     activity.tidy({name for name, _ in names_of(self._layout.read_index())})
-                    origins.tidy(self._live_names)
+                    origins.tidy(self._marking.live_names)
 
     @contextmanager
     def _telling_errors(self, path: str) -> Iterator[None]:
@@ -300,10 +288,3 @@ class Sweep:
 
 def _is_hex_file(entry: os.DirEntry[str], encoded: str) -> bool:
     return _HEX.fullmatch(encoded) is not None and not entry.is_dir(follow_symlinks=False)
-
-
-def _name_of_missing(index: LayoutIndex, digest: str) -> str:
-    for entry in index.entries:
-        if str(entry.descriptor.digest) == digest:
-            return name_of(entry.descriptor) or digest
-    return digest

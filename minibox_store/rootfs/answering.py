@@ -9,7 +9,6 @@ Spec: libfuse 3, fuse.h.
 """
 
 import errno
-import functools
 import logging
 import os
 import stat
@@ -18,7 +17,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does not say so
 
-from minibox_store.errors import InvalidPath, NotFound, StoreError
+from minibox_store.errors import StoreError
 from minibox_store.file_status import FileKind, FileStatus
 
 _LOGGER = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ _KINDS = {
     FileKind.FIFO: stat.S_IFIFO,
 }
 _FOR_EVER_SECONDS = 1e9
-_KNOWN_PATHS = 1024
+_MOST_KNOWN = 4096
 _BLOCK_BYTES = 4096
 _LONGEST_NAME_BYTES = 255
 _READDIRPLUS_AUTO = 1 << 14  # FUSE_CAP_READDIRPLUS_AUTO
@@ -53,10 +52,18 @@ class ServedNode(Protocol):
 
 
 class ServedImage(Protocol[Node]):
-    """What is asked of an image: its files by their paths, which lead through no link."""
+    """What is asked of an image: its files, from the root downwards."""
 
-    def find(self, path: str) -> Node:
-        """Return what is at a path; raises NotFound or InvalidPath."""
+    @property
+    def root(self) -> Node:
+        """The root."""
+
+    @property
+    def xattr_names(self) -> frozenset[str] | None:
+        """The names of the extended attributes that any file has; None where that is not known."""
+
+    def child(self, directory: Node, name: str, /) -> Node | None:
+        """Return what a directory has under a name; None where it has nothing."""
 
     def children(self, directory: Node, /) -> Iterable[tuple[str, Node]]:
         """Return the names in a directory, and what they stand for."""
@@ -97,7 +104,7 @@ class Answers(Generic[Node]):
     def __init__(self, image: ServedImage[Node], when_mounted: Callable[[], None]) -> None:
         self._image = image
         self._when_mounted = when_mounted
-        self._find = functools.lru_cache(_KNOWN_PATHS)(image.find)  # a path is asked for several times in a row
+        self._known: dict[str, Node] = {}
         self._listings: dict[int, list[tuple[bytes, FileStatus]]] = {}
         self._last_handle = 0
 
@@ -124,20 +131,18 @@ class Answers(Generic[Node]):
         return self._ask(path, lambda node: self._image.read_at(node, offset, size_bytes))
 
     def opendir(self, path: str) -> int:
-        """Return the handle of a listing, which is made now."""
-        listing = self._ask(path, self._listing_of)
-        above = self.status(path.rpartition("/")[0] or "/")
+        """Return the handle of a listing, which is not made before it is read: the kernel may have kept it."""
         self._last_handle += 1
-        self._listings[self._last_handle] = [(b".", self.status(path)), (b"..", above), *listing]
         return self._last_handle
 
-    def listing(self, handle: int) -> list[tuple[bytes, FileStatus]]:
-        """Return what an opened directory holds."""
-        return self._listings[handle]
-
-    def readdir(self, _path: str, handle: int) -> list[str]:
-        """Return the names in a directory; the session reads the listing itself, with what it knows of each."""
-        return [os.fsdecode(name) for name, _ in self._listings[handle]]
+    def readdir(self, path: str, handle: int) -> list[tuple[bytes, FileStatus]]:
+        """Return what an opened directory holds, for the session to tell."""
+        listing = self._listings.get(handle)
+        if listing is None:
+            above = self.status(path.rpartition("/")[0] or "/")
+            known = [(b".", self.status(path)), (b"..", above)]
+            listing = self._listings[handle] = known + self._ask(path, self._listing_of)
+        return listing
 
     def releasedir(self, _path: str, handle: int) -> int:
         """Forget a listing."""
@@ -150,6 +155,16 @@ class Answers(Generic[Node]):
             return self.status(path).xattrs[name]
         except KeyError:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+
+    def absence(self, name: str) -> int:
+        """Return the error for an attribute that no file has; 0 where some file may have it.
+
+        Where none has any, the kernel is told that there are none here, and does not ask again.
+        """
+        names = self._image.xattr_names
+        if names is None or name in names:
+            return 0
+        return errno.ENODATA if names else errno.ENOSYS
 
     def listxattr(self, path: str) -> list[str]:
         """Return the names of the extended attributes."""
@@ -173,14 +188,33 @@ class Answers(Generic[Node]):
     def _listing_of(self, node: Node) -> list[tuple[bytes, FileStatus]]:
         return [(os.fsencode(name), child.status) for name, child in self._image.children(node)]
 
+    def _find(self, path: str) -> Node | None:
+        """Return what is at a path, looked for from what is known on the way; None where there is nothing."""
+        cut = len(path) if path != "/" else 0
+        while cut and path[:cut] not in self._known:
+            cut = path.rindex("/", 0, cut)
+        node = self._known[path[:cut]] if cut else self._image.root
+        while cut < len(path.rstrip("/")):
+            name = path[cut + 1 :].partition("/")[0]
+            found = self._image.child(node, name) if node.status.kind is FileKind.DIRECTORY else None
+            if found is None:
+                return None
+            node = found
+            cut += 1 + len(name)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[path[:cut]] = node
+        return node
+
     def _ask(self, path: str, question: Callable[[Node], _Answer]) -> _Answer:
         try:
-            return question(self._find(path))
-        except (NotFound, InvalidPath):
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+            node = self._find(path)
+            if node is not None:
+                return question(node)
         except (StoreError, OSError) as error:
             _LOGGER.warning("cannot read %s in the mounted image: %s", path, error)
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 class Session(mfusepy.FUSE):  # type: ignore[misc]  # the library is not typed
@@ -194,10 +228,10 @@ class Session(mfusepy.FUSE):  # type: ignore[misc]  # the library is not typed
         file.contents.cache_readdir = file.contents.keep_cache = 1
         return 0
 
-    def readdir_fuse_3(self, _path: bytes, buffer: Any, fill: Any, offset: int, file: Any, flags: int) -> int:
+    def readdir_fuse_3(self, path: bytes, buffer: Any, fill: Any, offset: int, file: Any, flags: int) -> int:
         """Tell names from an offset on, as many as there is room for, with the status of each if that is wanted."""
         told = mfusepy.c_stat()
-        listing = self.operations.listing(file.contents.fh)
+        listing = self.operations.readdir(os.fsdecode(path), file.contents.fh)
         plus = _FILL_PLUS if flags & _PLUS else 0
         for position in range(offset, len(listing)):
             name, status = listing[position]
@@ -207,9 +241,10 @@ class Session(mfusepy.FUSE):  # type: ignore[misc]  # the library is not typed
         return 0
 
     def getxattr(self, path: bytes, name: bytes, value: Any, size_bytes: int, *rest: Any) -> int:
-        """Return an attribute; that there is none, which ``ls -l`` asks for each file, is said without an exception."""
-        if os.fsdecode(name) not in self.operations.status(os.fsdecode(path)).xattrs:
-            return -errno.ENODATA
+        """Return an attribute. What ``ls -l`` asks for each file, and none has, is answered without looking for it."""
+        absent = self.operations.absence(os.fsdecode(name))
+        if absent:
+            return -absent
         found: int = super().getxattr(path, name, value, size_bytes, *rest)
         return found
 

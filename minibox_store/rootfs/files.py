@@ -151,6 +151,11 @@ class ImageFiles:
         """The image's root."""
         return self._view.root
 
+    @property
+    def xattr_names(self) -> frozenset[str] | None:
+        """The names of the extended attributes that any file has; None where there are more than 256."""
+        return self._view.xattr_names
+
     def find(self, path: str, *, follow_links: bool = False) -> FileNode:
         """Return what is at a path; raises as :meth:`stat`."""
         way = [self._view.root]

@@ -30,9 +30,12 @@ _NANOSECONDS = 10**9
 # Inode, kind, whether the content's digest is known, mode, uid, gid, size, mtime (seconds, and the rest), link count,
 # layer, data offset, directory, where the extras lie and how long they are, the content's digest.
 _RECORD = struct.Struct("<QB?HQQQqIIHQIII32s")
+_EXTRA_BYTES = 14  # of these, how long the extras are
 _BLOCK = struct.Struct("<II")
 _EXTRAS = struct.Struct("<QQI")
 _CACHED_BYTES = 32 * 1024 * 1024
+_MOST_XATTR_NAMES = 256
+_TOO_MANY = b"\0"
 
 
 class FileNode(NamedTuple):
@@ -73,6 +76,10 @@ class MergedView:
     Args:
         sidecar: as :func:`encode_view` has made it.
         rebuild: gives another one, when it is found to be wrong.
+
+    Attributes:
+        root: the image's root.
+        xattr_names: those of all extended attributes of all files; None where there are too many to tell.
     """
 
     def __init__(self, sidecar: Sidecar, rebuild: Callable[[], Sidecar]) -> None:
@@ -83,6 +90,8 @@ class MergedView:
         self._cached_bytes = 0
         content = self._section(0)
         self.root = _decode_node(content, 0, _RECORD.size)
+        extra_bytes = _RECORD.unpack_from(content)[_EXTRA_BYTES]
+        self.xattr_names = _decode_xattr_names(content[_RECORD.size + extra_bytes :])
 
     def names(self, directory: FileNode) -> list[str]:
         """Return the names in a directory, sorted by their bytes."""
@@ -161,7 +170,7 @@ def encode_view(root: MergedFile) -> list[bytes]:
         return _encode_record(file, inodes[key], link_counts[key], numbers.get(key, 0), extras)
 
     extras = bytearray()
-    sections = [record(root, extras) + extras]
+    sections = [record(root, extras) + extras + _encode_xattr_names(directories)]
     for directory in directories:
         extras = bytearray()
         children = _sorted_children(directory)
@@ -169,6 +178,24 @@ def encode_view(root: MergedFile) -> list[bytes]:
         records = [record(child, extras) for _, child in children]
         sections.append(b"".join([_BLOCK.pack(len(records), len(names)), names, *records, extras]))
     return sections
+
+
+def _encode_xattr_names(directories: list[MergedFile]) -> bytes:
+    """Return which extended attributes there are at all, so that who asks for another one need not be looked for."""
+    names = set(directories[0].entry.xattrs)
+    for directory in directories:
+        for child in (directory.children or {}).values():
+            if child.entry.xattrs:
+                names.update(child.entry.xattrs)
+        if len(names) > _MOST_XATTR_NAMES:
+            return _TOO_MANY
+    return b"\0".join(sorted(name.encode("utf-8", "surrogateescape") for name in names))
+
+
+def _decode_xattr_names(content: bytes) -> frozenset[str] | None:
+    if content == _TOO_MANY:
+        return None
+    return frozenset(name.decode("utf-8", "surrogateescape") for name in content.split(b"\0") if name)
 
 
 def _sorted_children(directory: MergedFile) -> list[tuple[bytes, MergedFile]]:

@@ -6,13 +6,10 @@ it is kept open for as long as the mount is wanted: when this process ends, howe
 """
 
 import contextlib
-import ctypes
-import errno
 import importlib.util
 import logging
 import os
 import select
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +20,7 @@ from typing import Any
 
 from minibox_store._file_errors import path_errors
 from minibox_store.errors import InvalidPath, MissingLibrary, StoreError, StoreUnavailable
+from minibox_store.rootfs.detaching import mount_id, unmount
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_failure, encode
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,13 +28,10 @@ _MOUNT_SECONDS = 30.0
 _END_SECONDS = 10.0
 _LONGEST_LINE_BYTES = 256
 _MOST_FAILURE_BYTES = 1024 * 1024
-_DETACH = 2  # MNT_DETACH
-_NO_FOLLOW = 8  # UMOUNT_NOFOLLOW
 # The server must not find its modules in the working directory, nor by what the environment says.
 _BEGIN = "import sys; sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
 # mfusepy would take libfuse 2 where both are there.
 _ENVIRONMENT = ("/usr/bin/env", "FUSE_LIBRARY_NAME=fuse3")
-_PROGRAM_FOLDERS = "/usr/local/bin:/usr/bin:/bin"
 
 
 class Mount:
@@ -56,7 +51,7 @@ class Mount:
         self.was_busy = False
         self._server = server
         self._remove_directory = remove_directory
-        self._mount_id = _mount_id(directory)
+        self._mount_id = mount_id(directory)
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
@@ -84,7 +79,7 @@ class Mount:
                 # libfuse would unmount what is at the directory once more, whatever that is by now.
                 self._server.end(kill=is_over)
                 if self._is_there():
-                    _unmount(self.directory, lazily=True)  # it had to be killed
+                    unmount(self.directory, lazily=True)  # it had to be killed
                 if self._remove_directory:
                     with contextlib.suppress(OSError):
                         os.rmdir(self.directory)
@@ -101,16 +96,16 @@ class Mount:
         """Unmount; return whether there is nothing left for the server to do, which ends by itself where it can."""
         if not self._is_there():
             return True
-        if _unmount(self.directory, lazily=False):
+        if unmount(self.directory, lazily=False):
             return False
         self.was_busy = True
         _LOGGER.warning("%s is unmounted though it is in use", self.directory)
-        return _unmount(self.directory, lazily=True)
+        return unmount(self.directory, lazily=True)
 
     def _is_there(self) -> bool:
         """Whether what is at the directory is this mount, and not what somebody mounted over it, or after it."""
         with contextlib.suppress(OSError):
-            return _mount_id(self.directory) == self._mount_id
+            return mount_id(self.directory) == self._mount_id
         return False
 
 
@@ -244,50 +239,5 @@ def _check_directory(directory: str) -> None:
         with os.scandir(directory) as entries:
             if next(entries, None) is None:
                 return
-        is_mount = _mount_id(directory) != _mount_id(os.path.dirname(directory))
+        is_mount = mount_id(directory) != mount_id(os.path.dirname(directory))
         raise InvalidPath(directory, "something is mounted there already" if is_mount else "it is not empty")
-
-
-def _mount_id(directory: str) -> int:
-    """Return which mount a directory belongs to, without asking the server of that."""
-    opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        lines = Path(f"/proc/self/fdinfo/{opened}").read_text().splitlines()
-    finally:
-        os.close(opened)
-    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
-
-
-def _unmount(directory: str, *, lazily: bool) -> bool:
-    """Unmount; return False when that is not possible because it is in use.
-
-    Raises:
-        StoreUnavailable: when it is not possible for another reason.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(directory), _NO_FOLLOW | (_DETACH if lazily else 0)) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number == errno.EPERM:
-        return _unmount_as_user(directory, lazily=lazily)
-    if number == errno.EBUSY:
-        return False
-    if number == errno.EINVAL:
-        return True  # it is no mount any more
-    raise StoreUnavailable(directory, os.strerror(number))
-
-
-def _unmount_as_user(directory: str, *, lazily: bool) -> bool:
-    program = shutil.which("fusermount3", path=_PROGRAM_FOLDERS)
-    if program is None:
-        raise StoreUnavailable(directory, "fusermount3, by which users unmount, is not installed")
-    command = [program, "-u", *(["-z"] if lazily else []), "--", directory]
-    ended = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_END_SECONDS, check=False, cwd="/"
-    )
-    if ended.returncode == 0:
-        return True
-    problem = ended.stderr.decode(errors="replace").strip()
-    if os.strerror(errno.EBUSY) in problem:
-        return False
-    raise StoreUnavailable(directory, problem or "fusermount3 failed")

@@ -12,7 +12,6 @@ import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, BinaryIO
@@ -21,10 +20,11 @@ import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does n
 
 from minibox_store.errors import StoreError, StoreUnavailable
 from minibox_store.rootfs.answering import Answers, ServedImage, Session, options
+from minibox_store.rootfs.detaching import mount_id, unmount
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_next, encode_failure
 
-_ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-_AGAIN_SECONDS = 0.1
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MOUNT_SECONDS = 30.0
 _MOST_SAID_BYTES = 4096
 
 
@@ -37,30 +37,25 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple[ServedImage[A
     said = os.dup(1)
     os.dup2(2, 1)  # whatever writes to the standard output by mistake spoils no answer
     order: MountOrder = decode_next(sys.stdin.buffer)
-    for each in _ENDING:
-        signal.signal(each, signal.SIG_DFL)  # the process that mounts may have ignored them
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    threading.Thread(target=_end_after, args=(order.parent_pid,), daemon=True).start()
+    ending = _Ending(order.parent_pid)
     try:
         with open_image(order.image) as (image, digest):
             os.write(said, OPENED + f" {digest}\n".encode())
-            _serve_at(decode_next(sys.stdin.buffer), image, digest, said)
+            _serve_at(decode_next(sys.stdin.buffer), image, digest, said, ending)
     except Exception as error:  # noqa: BLE001  # whatever it was, the process that mounts has to be told
         told = error if isinstance(error, StoreError) else StoreUnavailable("the mounted image", repr(error))
         with suppress(BrokenPipeError):
             os.write(said, FAILED + b"\n" + encode_failure(told))
 
 
-def _serve_at(directory: str, image: ServedImage[Any], digest: str, said: int) -> None:
+def _serve_at(directory: str, image: ServedImage[Any], digest: str, said: int, ending: "_Ending") -> None:
     if mfusepy.fuse_version_major != 3:
         raise StoreUnavailable(directory, "libfuse 3 is needed to mount an image")
-    with _gathered_errors() as errors:
-        # Between the mount and libfuse's own handlers a signal would leave a mount that nobody answers for.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    with _gathered_errors() as errors, ending.mounting(directory):
 
         def when_mounted() -> None:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             errors.release()
+            ending.note_mounted()
             with suppress(BrokenPipeError):
                 os.write(said, MOUNTED + b"\n")
 
@@ -71,19 +66,74 @@ def _serve_at(directory: str, image: ServedImage[Any], digest: str, said: int) -
             raise StoreUnavailable(directory, errors.read() or f"libfuse failed with {error}") from error
 
 
-def _end_after(parent_pid: int) -> None:
-    """Wait until the process that mounts does not want the mount any more, or is no more, and end this one then."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # they are for the thread that answers the kernel
-    poll = select.poll()
-    poll.register(0, 0)  # the end of the pipe is told in any case
-    with suppress(OSError):  # an old kernel has no pidfd; a fork that keeps the pipe open keeps the mount then
-        poll.register(os.pidfd_open(parent_pid), select.POLLIN)
-    if os.getppid() == parent_pid:
-        poll.poll()
-    while True:
-        # A signal that comes just before the next wait for the kernel would not end that.
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_AGAIN_SECONDS)
+class _Ending:
+    """What ends this process: a thread that waits for a signal, and for the end of the process that mounts.
+
+    libfuse has handlers of its own, and takes them away before it unmounts: a second signal would leave a mount without
+    a server then. So none of them is used.
+    """
+
+    def __init__(self, parent_pid: int) -> None:
+        self._parent_pid = parent_pid
+        self._woken, self._waking = os.pipe()
+        os.set_blocking(self._waking, False)
+        self._directory = ""
+        self._settled = threading.Event()  # whether there is a mount, or nobody is making one
+        self._settled.set()
+        signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
+        self._catch_signals()
+        # The process that mounts may have blocked them.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    @contextmanager
+    def mounting(self, directory: str) -> Iterator[None]:
+        """Keep the process from ending between the mount and the first answer: nobody would unmount then."""
+        self._settled.clear()
+        self._directory = directory
+        try:
+            yield
+        finally:
+            self._settled.set()
+
+    def note_mounted(self) -> None:
+        """Say that there is a mount now; called by the thread that answers."""
+        self._catch_signals()  # mfusepy leaves SIGINT to libfuse
+        self._settled.set()
+        os.write(self._waking, b"\0")
+
+    def _catch_signals(self) -> None:
+        for each in _ENDING:
+            signal.signal(each, _be_woken)
+
+    def _wait(self) -> None:
+        mounted = self._wait_for_end()
+        self._settled.wait(_MOUNT_SECONDS)
+        with suppress(OSError, StoreError):
+            # What is at the directory may be what somebody mounted over it.
+            if self._directory and mounted in (None, mount_id(self._directory)):
+                unmount(self._directory, lazily=True)
+        # Somebody may have a file open, and the thread that answers would wait for that one.
+        os._exit(0)
+
+    def _wait_for_end(self) -> int | None:
+        """Return, when this process has to end, which mount it has made; None where that is not known."""
+        mounted = None
+        poll = select.poll()
+        poll.register(0, 0)  # the end of the pipe is told in any case
+        poll.register(self._woken, select.POLLIN)
+        with suppress(OSError):  # an old kernel has no pidfd; a fork that keeps the pipe open keeps the mount then
+            poll.register(os.pidfd_open(self._parent_pid), select.POLLIN)
+        while os.getppid() == self._parent_pid:
+            if [self._woken] != [opened for opened, _ in poll.poll()] or os.read(self._woken, 1) != b"\0":
+                break
+            with suppress(OSError):
+                mounted = mount_id(self._directory)
+        return mounted
+
+
+def _be_woken(*_: object) -> None:
+    """Let a signal do nothing but wake the thread that waits for it."""
 
 
 class _GatheredErrors:

@@ -17,6 +17,7 @@ import pytest
 from minibox_store import Store
 from minibox_store.tar import Member, MemberKind
 from tests.support.archives import members_of, pack, read_archive
+from tests.support.derived import UNFINISHED, base_layer, extracted, file_index, hex_of, plant_tree, write_sidecar
 from tests.support.forks import run_forked
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, random_layer
 from tests.support.invariants import (
@@ -44,6 +45,7 @@ HALF = build_image([SHARED, FRESH], salt="new")
 NEW = build_index([HALF, build_image([SHARED], platform="linux/arm64")])
 OLD = build_image(salt="old")
 SHARED_DIGEST = HALF.layer_digests[0]
+GONE = "sha256:" + "d" * 64
 # Every place, where MINIBOX_DEEP is 1; else so many for each verb that all of it takes less than a minute.
 MOST_PLACES = 10_000 if os.environ.get("MINIBOX_DEEP") == "1" else 12
 
@@ -91,6 +93,21 @@ def make_garbage(root: Path) -> None:
     (transaction / "staged-00").write_bytes(b"x")
     os.link(blob(root, NEW.digest), transaction / f"sha256-{NEW.digest.removeprefix('sha256:')}")
     (root / (".index.json." + "0" * 16 + ".tmp")).write_bytes(b"{")
+
+
+def make_derived(root: Path) -> None:
+    """Leave what was made of images that are gone, and of one that is there."""
+    make_garbage(root)
+    base_layer(root, "always_1", "always:1", ALWAYS)
+    base_layer(root, "gone_1", "gone:1", HALF)
+    base_layer(root, "gone_2")
+    plant_tree(root / "base_layers" / f".gone_3.{UNFINISHED}")
+    write_sidecar(root, "gone_4", "gone:4", HALF)
+    for digest in (SHARED_DIGEST, GONE):
+        extracted(root, digest)
+        file_index(root, digest)
+    for folder in ("lazy", "cache"):
+        (root / folder / ("d" * 64)).mkdir(parents=True)
 
 
 def make_wrong_blobs(root: Path) -> None:
@@ -220,6 +237,7 @@ VERBS = {
     "unpack over a tree": Verb(prepare=make_unpacked, work=unpack, names={}, trees={"tree": (OLD_TREE, PACKED_TREE)}),
     "rootfs": Verb(prepare=make_packed, work=lambda store, _: store.rootfs("packed:1"), names={}, trees=LAYER_TREES),
     "prune": Verb(prepare=make_garbage, work=lambda store, _: store.prune(), names={}),
+    "prune of trees": Verb(prepare=make_derived, work=lambda store, _: store.prune(), names={}),
     "save": Verb(
         prepare=make_store, work=lambda store, root: store.save("always:1", root.parent / "out.tar"), names={}
     ),
@@ -304,6 +322,18 @@ def work_and_die(verb: Verb, folder: Path, position: int, *, links: bool, durabi
         verb.work(open_at(folder, durability), folder / "store")
 
 
+def planted_trees(root: Path) -> set[str]:
+    """Return where the trees lie that :func:`make_derived` left, and that have their names still."""
+    found = {*root.glob("base_layers/*_[0-9]"), *root.glob("extracted/[0-9a-f]*")}
+    return {path.relative_to(root).as_posix() for path in found}
+
+
+def half_trees(root: Path) -> list[str]:
+    """Return those of them that are not whole."""
+    parts = ("file", "usr/bin/tool")
+    return [path for path in planted_trees(root) if not all((root / path / part).exists() for part in parts)]
+
+
 def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[str, str], *, place: str) -> None:
     """Check a store whose process has died, then do the same again, collect, and check once more."""
     root = folder / "store"
@@ -311,6 +341,7 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
         check_invariants(root, leftovers=True)
     assert held_locks(root) == [], place
     assert read_names(root) in (before, after), place
+    assert half_trees(root) == [], place
     if "out.tar" in os.listdir(folder):
         assert read_archive((folder / "out.tar").read_bytes())[2] == ALWAYS.blobs
     for path, states in verb.trees.items():
@@ -328,4 +359,5 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
     check_invariants(root, history_behind=True)
     assert stored(root) == reachable(root), place
     assert store.prune().removed == (), place
+    assert planted_trees(root) <= {"base_layers/always_1", f"extracted/{hex_of(SHARED_DIGEST)}"}, place
     assert not any(image.damaged for image in store.images()), place

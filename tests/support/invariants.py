@@ -21,7 +21,7 @@ _DOCUMENTS = {
     "application/vnd.docker.distribution.manifest.v2+json": "layers",
 }
 _HEX = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
-_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock"}
+_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
 _GENERATION = re.compile(r"[0-9]{10}\.json")
 _NAME = "org.opencontainers.image.ref.name"
 

@@ -22,6 +22,7 @@ Edge = tuple[str, str]
 _KINDS = {
     "prune.lock": "prune",
     "life.lock": "life",
+    "base_layers.lock": "base layers",
     "lock": "transaction",
     "store.turn": "turn",
     "store.lock": "store",
@@ -33,6 +34,8 @@ def kind_of(path: str) -> str:
     name = os.path.basename(path.removesuffix(" (deleted)"))
     if name.startswith("sha") or len(name) in (64, 128):
         return "partial"  # wherever it has gone since it was opened
+    if os.path.basename(os.path.dirname(path)) == "base_layers":
+        return "tree"
     return _KINDS[name]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minibox_store.errors import ContentMismatch, PathNotFound
+from minibox_store.errors import ContentMismatch
 from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.rootfs.mounting import Mount, mount_image
 from tests.support.forks import not_possible
@@ -46,10 +46,16 @@ class ServedTree:
             if path != "/":
                 self._children[os.path.dirname(path)].append((os.path.basename(path), file))
 
-    def find(self, path: str) -> ServedFile:
-        if path not in self._files:
-            raise PathNotFound("a tree", path)
-        return self._files[path]
+    @property
+    def xattr_names(self) -> frozenset[str]:
+        return frozenset(name for file in self._files.values() for name in file.status.xattrs)
+
+    @property
+    def root(self) -> ServedFile:
+        return self._files["/"]
+
+    def child(self, directory: ServedFile, name: str) -> ServedFile | None:
+        return self._files.get(f"{directory.path.rstrip('/')}/{name}")
 
     def children(self, directory: ServedFile) -> list[tuple[str, ServedFile]]:
         return self._children[directory.path]

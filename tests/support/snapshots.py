@@ -6,7 +6,7 @@ from pathlib import Path
 
 # The locks of a store: who takes one leaves a note in it, and changes nothing by that.
 # The same of its journals: that an image was read, or written again, is a note beside the store.
-LOCKS = {f"ingest/{name}" for name in ("store.lock", "store.turn", "prune.lock", "life.lock")}
+LOCKS = {f"ingest/{name}" for name in ("store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock")}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -1,0 +1,87 @@
+"""What is alive in a store: found once, and again for every root that has come since, before anything is removed."""
+
+from collections.abc import Callable
+
+from minibox_store import _files
+from minibox_store.collecting import Marks, mark_index
+from minibox_store.documents import LayoutIndex
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.layout.layout import Layout
+from minibox_store.layout_index import name_of
+
+_ATTEMPTS = 5
+
+
+class Marking:
+    """The marks of one collection of one store.
+
+    Attributes:
+        live_names: what the files of the blobs that are alive are called.
+        marked: the index.json that was marked last.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.live_names: set[str] = set()
+        self.marked: LayoutIndex | None = None
+        self._layout = layout
+        self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
+        self._marks = Marks(limits=layout.limits)
+
+    @property
+    def marks(self) -> Marks:
+        """All that was found."""
+        return self._marks
+
+    def begin(self, view: Callable[[LayoutIndex], LayoutIndex]) -> None:
+        """Mark anew, by what ``view`` makes of index.json; raises as :meth:`mark_new_roots`."""
+        self._view = view
+        self._forget()
+        self.mark_new_roots()
+
+    def view_plainly(self) -> None:
+        """Let index.json say what it says, from here on."""
+        self._view = lambda index: index
+
+    def read_index(self) -> LayoutIndex:
+        """Return index.json as it is now, as it is viewed."""
+        return self._view(self._layout.read_index())
+
+    def mark_new_roots(self) -> None:
+        """Mark from what index.json says now; it costs nothing where that was marked before.
+
+        Raises:
+            IncompleteImage, StoreDamaged: when a root or a document cannot be read.
+            StoreBusy: when index.json is changed all the time.
+        """
+        for _ in range(_ATTEMPTS):
+            index = self._layout.read_index()
+            absent = self._marks.absent
+            come = [each for each in absent.values() if _files.exists(self._layout.paths.blob(each.digest))]
+            if index is self.marked and not come:
+                return
+            try:
+                with self._layout.naming_damage():
+                    self._marks.forget(come)
+                    for descriptor in come:
+                        self._marks.add_root(self._layout, descriptor)
+                    mark_index(self._marks, self._layout, self._view(index))
+            except BlobNotFound as error:
+                # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
+                self._forget()
+                if self._layout.read_index() != index:
+                    continue  # the name has gone meanwhile, and its blobs with it
+                raise IncompleteImage(_name_of_missing(index, error.digest), (error.digest,)) from error
+            self.marked = index
+            self.live_names = self._marks.live_names()
+            return
+        raise StoreBusy(self._layout.paths.index, None, None, "changing index.json all the time")
+
+    def _forget(self) -> None:
+        self._marks, self.marked = Marks(limits=self._layout.limits), None
+
+
+def _name_of_missing(index: LayoutIndex, digest: str) -> str:
+    for entry in index.entries:
+        if str(entry.descriptor.digest) == digest:
+            return name_of(entry.descriptor) or digest
+    return digest

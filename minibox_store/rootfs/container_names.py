@@ -1,0 +1,114 @@
+"""Which root filesystems the state of containers speaks of, in whatever form another program keeps it.
+
+A base layer is called by its tag, in a path or alone, or meant by the name of its image, which becomes the tag. All of
+every file is looked at, within bounds; where a bound is reached, or something cannot be read, nobody knows.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+import attrs
+
+from minibox_store import _files
+from minibox_store.limits import MEBIBYTE
+
+_DEPTH = 2  # containers/<id>/<folder>/<file>; what lies deeper is a container's own
+_MOST_FILES = 10_000
+_MOST_BYTES = 256 * MEBIBYTE
+_CHUNK_BYTES = 4 * MEBIBYTE
+_OVERLAP_BYTES = 8192
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WORD = re.compile(rb"[A-Za-z0-9_.+@~%-]")
+_GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.+~%-]+[A-Za-z0-9_]")  # behind an @ stands a digest
+# What a name of an image has where the tag has underscores.
+_TO_TAG = bytes.maketrans(b"/:", b"__")
+
+
+class CannotTell(Exception):
+    """The state of containers could not be read whole; it says why. It never leaves this package."""
+
+
+@attrs.define
+class ContainerNames:
+    """What the files below ``containers/``, and ``state.json``, say.
+
+    Args:
+        root: the store's folder, resolved.
+        mount_points: where something is mounted; there it is not looked into.
+    """
+
+    _root: str
+    _mount_points: frozenset[str]
+    _files_left: int = attrs.field(default=_MOST_FILES, init=False)
+    _bytes_left: int = attrs.field(default=_MOST_BYTES, init=False)
+
+    def has(self, tag: str) -> bool:
+        """Whether any of them speaks of the base layer called ``tag``.
+
+        Raises:
+            CannotTell: when not all could be read.
+        """
+        wanted = os.fsencode(tag)
+        self._files_left, self._bytes_left = _MOST_FILES, _MOST_BYTES
+        try:
+            return any(_speaks_of(content, wanted) for path in self._paths() for content in self._contents(path))
+        except OSError as error:
+            where = os.path.relpath(error.filename or self._root, self._root)
+            raise CannotTell(f"{where}: {error.strerror}") from error
+
+    def _paths(self) -> Iterator[str]:
+        yield os.path.join(self._root, "state.json")
+        pending = [(os.path.join(self._root, "containers"), _DEPTH)]
+        while pending:
+            folder, depth = pending.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    found = sorted((entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for path, is_directory in found:
+                if path in self._mount_points:
+                    continue
+                if not is_directory:
+                    yield path
+                elif depth:
+                    pending.append((path, depth - 1))
+
+    def _contents(self, path: str) -> Iterator[bytes]:
+        """Yield a file in pieces that overlap; of a link where it leads, and of anything else nothing."""
+        self._files_left -= 1
+        if self._files_left < 0:
+            raise OSError(errno.EFBIG, f"there are more than {_MOST_FILES} files", os.path.dirname(path))
+        try:
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                yield os.fsencode(os.readlink(path))
+            elif stat.S_ISREG(mode):
+                yield from self._pieces(_files.open_regular(path), path)
+        except FileNotFoundError:
+            return
+
+    def _pieces(self, opened: int, path: str) -> Iterator[bytes]:
+        before = b""
+        with open(opened, "rb", buffering=0) as file:
+            while piece := file.read(_CHUNK_BYTES):
+                self._bytes_left -= len(piece)
+                if self._bytes_left < 0:
+                    raise OSError(errno.EFBIG, f"there is more than {_MOST_BYTES} bytes", os.path.dirname(path))
+                yield before + piece
+                before = (before + piece)[-_OVERLAP_BYTES:]
+
+
+def _speaks_of(content: bytes, wanted: bytes) -> bool:
+    """Whether a tag stands in a text, or a name that becomes it, and is no part of a longer one."""
+    for text in (content, content.translate(_TO_TAG)):
+        start = text.find(wanted)
+        while start >= 0:
+            begins = start == 0 or _WORD.match(content, start - 1) is None
+            if begins and _GOES_ON.match(content, start + len(wanted)) is None:
+                return True
+            start = text.find(wanted, start + 1)
+    return False

@@ -1,0 +1,237 @@
+"""How a tree of a store goes: judged once more under a lock, renamed aside, and only then taken apart.
+
+So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection.
+Whatever somebody has mounted, or locked, stays. Links are removed themselves.
+"""
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import attrs
+
+from minibox_store import _files, _locks, _trees
+from minibox_store.collecting import Ledger
+from minibox_store.mounts import MountTable, read_mounts
+from minibox_store.reports import Removal
+
+UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_LEFT_BEHIND = "left by interrupted work"
+_LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@attrs.frozen
+class Folder:
+    """One folder of a store whose entries may go.
+
+    Args:
+        ledger: what is done is told there.
+        root: the store's folder.
+        name: the folder's path below it.
+        opened: the open directory.
+    """
+
+    ledger: Ledger
+    root: str
+    name: str
+    opened: int
+
+    @classmethod
+    @contextmanager
+    def opening(cls, ledger: Ledger, root: str, name: str) -> "Iterator[Folder | None]":
+        """Yield the folder; None where there is none, or a link or a file in its place."""
+        try:
+            opened = os.open(os.path.join(root, name), _DIRECTORY)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                ledger.errors.append(f"{name}: {error.strerror}")
+            yield None
+            return
+        try:
+            yield cls(ledger, root, name, opened)
+        finally:
+            os.close(opened)
+
+    def entries(self) -> list[str]:
+        """Return what is in it."""
+        return sorted(os.listdir(self.opened))
+
+    def path(self, entry: str) -> str:
+        """Return where an entry lies."""
+        return os.path.join(self.root, self.name, entry)
+
+    def relative(self, entry: str) -> str:
+        """Return where an entry lies, below the store's folder."""
+        return f"{self.name}/{entry}"
+
+    def mode(self, entry: str) -> int:
+        """Return of which type an entry is, 0 where there is none, or can be none."""
+        try:
+            return stat.S_IFMT(os.stat(entry, dir_fd=self.opened, follow_symlinks=False).st_mode)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+                raise
+            return 0
+
+    def keep(self, entry: str, reason: str) -> None:
+        """Tell that an entry stays because somebody uses it."""
+        self.ledger.kept.append(f"{self.relative(entry)}: {reason}")
+
+    def fail(self, entry: str, problem: str) -> None:
+        """Tell that an entry could not be removed, or not be judged."""
+        self.ledger.errors.append(f"{self.relative(entry)}: {problem}")
+
+    @contextmanager
+    def telling(self, entry: str) -> Iterator[None]:
+        """Tell what the system says against the removal of an entry, and go on; one that is gone is none."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.fail(entry, error.strerror or str(error))
+
+    def removal(self, entry: str, kind: str, reason: str) -> Removal:
+        """Return the removal of an entry, with what it gives back."""
+        measure = _trees.measure_tree(entry, dir_fd=self.opened)
+        changed = measure.changed_seconds
+        age = None if changed is None else max(0.0, time.time() - changed)
+        path = self.relative(entry)
+        return Removal(kind=kind, path=path, size_bytes=measure.size_bytes, reason=reason, age_seconds=age)
+
+    # ---- mounts
+
+    def stays_mounted(self, entry: str, mounts: MountTable | None = None, *, also: str | None = None) -> bool:
+        """Whether an entry stays for the sake of a mount, or of what nobody can see; that is told.
+
+        Args:
+            entry: what is to go.
+            mounts: what is mounted; read anew where it is not given.
+            also: what the entry was called when it might have been mounted.
+        """
+        mounts = read_mounts() if mounts is None else mounts
+        for each in filter(None, (entry, also)):
+            if (reason := mounts.who_mounts(self.path(each))) is not None:
+                self.keep(entry, reason)
+                return True
+        for doubt in mounts.doubts[:1]:
+            self.fail(entry, doubt)
+            return True
+        return False
+
+    # ---- removing
+
+    def remove(
+        self,
+        entry: str,
+        kind: str,
+        reason: str,
+        *,
+        lock: Callable[[], AbstractContextManager[None]],
+        is_doomed: Callable[[], bool],
+        besides: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Remove a directory with all in it, or a link, if ``is_doomed`` says so once ``lock`` is held.
+
+        ``besides`` is done under the same lock, once the entry has lost its name.
+        """
+        with self.telling(entry):
+            with lock():
+                if not (self._is_link(entry) or stat.S_ISDIR(self.mode(entry))) or not is_doomed():
+                    return
+                if self.ledger.dry_run or self._is_link(entry):
+                    self._remove_name(entry, kind, reason)
+                    besides()
+                    return
+                aside = self._rename_aside(entry)
+                if aside is None:
+                    return
+                position = len(self.ledger.removed)
+                besides()
+            # What takes its time is done when nobody waits.
+            self.ledger.removed.insert(position, self._take_apart(aside, entry, kind, reason))
+
+    def _is_link(self, entry: str) -> bool:
+        return stat.S_ISLNK(self.mode(entry))
+
+    def _remove_name(self, entry: str, kind: str, reason: str) -> None:
+        removal = self.removal(entry, kind, reason)
+        if not self.ledger.dry_run:
+            _files.remove_file(entry, dir_fd=self.opened)
+        self.ledger.removed.append(removal)
+
+    def _rename_aside(self, entry: str) -> str | None:
+        """Take an entry's name from it, if nobody has it locked; return what it is called now."""
+        name = os.fsdecode(os.fsencode(entry)[:_LONGEST_NAME_BYTES])
+        aside = f".{name}.{_files.fresh_name()}.tmp"
+        if _locks.is_locked(self.path(entry)):
+            self.keep(entry, "somebody works in it")
+            return None
+        _files.rename_in(self.opened, entry, aside)
+        return aside
+
+    def _take_apart(self, aside: str, entry: str, kind: str, reason: str) -> Removal:
+        """Remove what was renamed aside; return what has gone of it, as the removal of ``entry``."""
+        removal = attrs.evolve(self.removal(aside, kind, reason), path=self.relative(entry))
+        try:
+            _files.remove_tree(aside, dir_fd=self.opened)
+        except FileNotFoundError:
+            pass  # whoever cleans up here as well was quicker
+        except OSError as error:
+            self.fail(entry, f"{error.strerror}; what is left of it is {self.relative(aside)}")
+            left = _trees.measure_tree(aside, dir_fd=self.opened)
+            return attrs.evolve(removal, size_bytes=max(0, removal.size_bytes - left.size_bytes))
+        return removal
+
+    def remove_unfinished(self, entry: str, *, lock: Callable[[], AbstractContextManager[None]]) -> None:
+        """Remove what was left half made, or half removed: a directory that nobody has locked, or a file.
+
+        Args:
+            entry: its name; it is one that :data:`UNFINISHED` matches.
+            lock: what whoever writes such a file holds.
+        """
+        named = UNFINISHED.fullmatch(entry)
+        if named is None:
+            return
+        with self.telling(entry):
+            if not stat.S_ISDIR(self.mode(entry)):
+                self.remove_file(entry, "temporary", _LEFT_BEHIND, lock=lock)
+                return
+            if _locks.is_locked(self.path(entry)) or self.stays_mounted(entry, also=named[1]):
+                return
+            removal = self.removal(entry, "temporary", _LEFT_BEHIND)
+            if not self.ledger.dry_run:
+                self._remove_unlocked(entry)
+            self.ledger.removed.append(removal)
+
+    def _remove_unlocked(self, entry: str) -> None:
+        try:
+            opened = os.open(entry, _DIRECTORY, dir_fd=self.opened)
+        except PermissionError:
+            _files.remove_tree(entry, dir_fd=self.opened)  # whoever cannot open it has not locked it either
+            return
+        try:
+            if not _locks.try_lock(opened, self.path(entry)):
+                raise OSError(errno.EBUSY, "somebody works in it")
+            _files.remove_tree(entry, dir_fd=self.opened)
+        finally:
+            _locks.release(opened)
+
+    def remove_file(
+        self,
+        entry: str,
+        kind: str,
+        reason: str,
+        *,
+        lock: Callable[[], AbstractContextManager[None]],
+        is_doomed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Remove what is no directory, if ``is_doomed`` says so once ``lock`` is held."""
+        with self.telling(entry), lock():
+            if self.mode(entry) and is_doomed():
+                self._remove_name(entry, kind, reason)

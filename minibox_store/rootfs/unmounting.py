@@ -1,0 +1,96 @@
+"""Taking away what a FUSE server has mounted, whether it lives or not; and asking whether it lives, without waiting."""
+
+import errno
+import os
+import sys
+from typing import Literal
+
+_DETACH = 2  # MNT_DETACH: out of sight at once, gone when nobody has anything of it open
+_NO_LINKS = 8  # UMOUNT_NOFOLLOW
+_PROGRAMS = ("fusermount3", "fusermount")
+# The status of the root the kernel may have kept, and give for a server that is dead; of the file system it never is.
+_ASK = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
+_ANSWER_SECONDS = 5.0
+_END_SECONDS = 1.0
+
+ServerState = Literal["answers", "dead", "silent"]
+
+
+def unmount(path: str, *, dir_fd: int | None = None) -> None:
+    """Unmount what is mounted at a path, following no link; lazily, where somebody has something of it open.
+
+    Args:
+        path: of the mount point; who is not root needs its whole path.
+        dir_fd: an open directory in which the last part of the path lies.
+
+    Raises:
+        OSError: EINVAL when nothing is mounted there; EPERM when this process may not.
+    """
+    where = path if dir_fd is None else f"/proc/self/fd/{dir_fd}/{os.path.basename(path)}"
+    try:
+        try:
+            _umount(where, _NO_LINKS)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            _umount(where, _NO_LINKS | _DETACH)
+    except PermissionError:
+        _unmount_as_user(path)
+
+
+def _umount(path: str, flags: int) -> None:
+    import ctypes  # it is seldom needed
+
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.umount2(os.fsencode(path), flags):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+
+
+def _unmount_as_user(path: str) -> None:
+    """Let the program do it that may: it unmounts what the same user has mounted."""
+    import shutil  # both are seldom needed, and slow to load
+    import subprocess
+
+    program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
+    if program is None:
+        raise OSError(errno.EPERM, "only root may unmount it, and there is no fusermount3", path)
+    said = ""
+    for flags in ("-u", "-uz"):
+        try:
+            done = subprocess.run(
+                [program, flags, "--", path],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_ANSWER_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise OSError(errno.EPERM, f"{program} does not unmount it: {error}", path) from error
+        if not done.returncode:
+            return
+        said = done.stderr.decode("utf-8", "replace").strip()
+    raise OSError(errno.EPERM, said or f"{program} does not unmount it", path)
+
+
+def ask_server(path: str, *, answer_seconds: float = _ANSWER_SECONDS) -> ServerState:
+    """Return whether the server of a FUSE mount answers, has died, or lets whoever asks wait.
+
+    A process of its own asks: who waits for a server that stands still cannot be interrupted in any other way.
+    """
+    import subprocess  # it is seldom needed, and slow to load
+
+    asking = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _ASK, path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        return "dead" if asking.wait(answer_seconds) == errno.ENOTCONN else "answers"
+    except subprocess.TimeoutExpired:
+        asking.kill()
+        try:
+            asking.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "silent"  # it ends when the server does
+        return "silent"
