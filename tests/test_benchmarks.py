@@ -17,6 +17,7 @@ from tests.benchmarks.verifying import check_digests
 from tests.support.layouts import read_layout_blobs
 from tests.support.peers import require_peer
 from tests.support.processes import plain_environment
+from tests.support.served_trees import require_fuse
 from tests.support.stores import rot
 
 MIB = 1024 * 1024
@@ -202,13 +203,15 @@ def test_a_digest_that_openssl_did_not_find_is_no_measurement() -> None:
 
 
 def test_a_root_filesystem_is_of_the_files_of_this_machine_and_the_same_each_time(tmp_path: Path) -> None:
-    sizes = {"files": 200, "layers": 3, "total_bytes": 2 * MIB}
-    entries = [write_root_filesystem(tmp_path / name, **sizes) for name in ("first", "second")]
+    entries = [
+        write_root_filesystem(tmp_path / name, files=200, layers=3, total_bytes=2 * MIB, with_usr=False)
+        for name in ("first", "second")
+    ]
     first, second = (read_layout_blobs(tmp_path / name) for name in ("first", "second"))
     assert first == second
     assert len(first) == 3 + 2
     assert entries[0] == entries[1] > 200
-    assert sum(file.size_bytes for file in choose_files(200, 2 * MIB)) <= 2 * MIB
+    assert sum(file.size_bytes for file in choose_files(200, 2 * MIB, with_usr=False)) <= 2 * MIB
 
 
 def test_a_tree_that_is_not_whole_is_no_measurement(tmp_path: Path) -> None:
@@ -230,3 +233,11 @@ def test_unpacking_stands_beside_that_of_umoci(capsys: pytest.CaptureFixture[str
 def test_the_growth_of_unpacking_is_told_for_each_shape(capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_quickly(capsys, "unpack-growth")
     assert sum(line.startswith("| unpack, ") for line in printed.splitlines()) == 7
+
+
+def test_what_a_look_inside_takes_is_told_beside_an_unpacking(capsys: pytest.CaptureFixture[str]) -> None:
+    require_fuse()
+    printed = run_quickly(capsys, "inside", "mount")
+    for row in ("first byte of a file in a gzip layer of ", "mount to the first byte of a file, 300 files", "ls -lR "):
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"| {row}"))
+        assert float(line.split(" | ")[-3].split()[0]) > 0

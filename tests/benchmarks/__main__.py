@@ -18,6 +18,7 @@ from tests.benchmarks.durability import measure_durability
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.importing import measure_import
 from tests.benchmarks.listing import measure_images
+from tests.benchmarks.looking import measure_inside, measure_mount
 from tests.benchmarks.opening import measure_opening
 from tests.benchmarks.pruning import measure_prune
 from tests.benchmarks.report import Row, render_table
@@ -42,6 +43,8 @@ MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     "growth": measure_growth,
     "unpack": measure_unpack,
     "unpack-growth": measure_unpack_growth,
+    "inside": measure_inside,
+    "mount": measure_mount,
 }
 _RUNS = 5
 _QUICK_RUNS = 2

@@ -30,10 +30,19 @@ def main(operation: str, root: str, *arguments: str) -> None:
         _verify(store, int(arguments[0]))
     elif operation == "unpack":
         store.unpack("latest", arguments[0])
+    elif operation == "look":
+        _look(store)
     elif operation == "images":
         _list(store, begin, int(arguments[0]))
     else:
         raise SystemExit(f"there is no operation {operation}")
+
+
+def _look(store: Store) -> None:
+    begin = time.perf_counter()
+    with store.open_files("latest") as image:
+        image.listdir("/")
+    print(time.perf_counter() - begin)
 
 
 def _prune(store: Store, dead_blobs: int) -> None:

@@ -39,30 +39,32 @@ class Chosen:
     size_bytes: int
 
 
-def choose_files(count: int, total_bytes: int) -> list[Chosen]:
-    """Return so many files of about so many bytes together, of this Python installation and of /usr, by name.
+def choose_files(count: int, total_bytes: int, *, with_usr: bool = True) -> list[Chosen]:
+    """Return so many files of about so many bytes together, of this Python installation and, with it, /usr, by name.
 
-    The same machine gives the same choice: the files are taken in the order of the digests of their names.
+    The same machine gives the same choice: the files are taken in the order of the digests of their names. What cannot
+    be read is passed over.
 
     Raises:
         BenchmarkFailed: when there are not so many.
     """
     chosen: list[Chosen] = []
     taken_bytes = 0
-    for file in sorted(_installed_files(), key=lambda file: hashlib.sha256(os.fsencode(file.name)).digest()):
-        allowed_bytes = total_bytes * (len(chosen) + 1) // count
-        if taken_bytes + file.size_bytes > min(allowed_bytes + _AHEAD_BYTES, total_bytes):
+    for _, name, path in sorted(_installed_files(with_usr)):
+        size_bytes = _size_of(path)
+        allowed_bytes = min(total_bytes * (len(chosen) + 1) // count + _AHEAD_BYTES, total_bytes)
+        if size_bytes is None or taken_bytes + size_bytes > allowed_bytes:
             continue
-        chosen.append(file)
-        taken_bytes += file.size_bytes
+        chosen.append(Chosen(name=name, path=path, size_bytes=size_bytes))
+        taken_bytes += size_bytes
         if len(chosen) == count:
             return sorted(chosen, key=lambda file: file.name)
     raise BenchmarkFailed(f"this machine has {len(chosen)} files to choose from, not {count}")
 
 
-def write_root_filesystem(root: Path, *, files: int, layers: int, total_bytes: int) -> int:
+def write_root_filesystem(root: Path, *, files: int, layers: int, total_bytes: int, with_usr: bool = True) -> int:
     """Write a layout with an image of this machine's files in gzip layers, and return how many entries it has."""
-    chosen = choose_files(files, total_bytes)
+    chosen = choose_files(files, total_bytes, with_usr=with_usr)
     seen: set[str] = set()
     cuts = [files * number // layers for number in range(layers + 1)]
     # They are written one after the other, and each knows which directories those below it have made.
@@ -92,22 +94,28 @@ def add_directory(tar: tarfile.TarFile, name: str) -> None:
     tar.addfile(member)
 
 
-def _installed_files() -> Iterator[Chosen]:
-    """Yield each regular file and link, in no order; what cannot be read is passed over."""
-    bases = {"usr": "/usr", "opt/python": os.path.realpath(sys.base_prefix)}
+def _installed_files(with_usr: bool) -> Iterator[tuple[bytes, str, str]]:
+    """Yield of all that is no directory the digest of its name in the image, that name, and its path."""
+    bases = {"opt/python": os.path.realpath(sys.base_prefix), **({"usr": "/usr"} if with_usr else {})}
     for below, base in bases.items():
         for folder, subfolders, names in os.walk(base):
+            # The installation may be below /usr, and is a base by itself.
             subfolders[:] = [each for each in subfolders if os.path.join(folder, each) not in bases.values()]
-            for name in names:
-                path = os.path.join(folder, name)
-                try:
-                    status = os.lstat(path)
-                except OSError:
-                    continue
-                kind = stat.S_IFMT(status.st_mode)
-                if kind == stat.S_IFLNK or (kind == stat.S_IFREG and os.access(path, os.R_OK)):
-                    size_bytes = status.st_size if kind == stat.S_IFREG else 0
-                    yield Chosen(name=f"{below}{path.removeprefix(base)}", path=path, size_bytes=size_bytes)
+            for file in names:
+                path = os.path.join(folder, file)
+                name = f"{below}{path.removeprefix(base)}"
+                yield hashlib.sha256(os.fsencode(name)).digest(), name, path
+
+
+def _size_of(path: str) -> int | None:
+    """Return how many bytes a regular file has, and a link 0; None for what is neither, or cannot be read."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK) else None
 
 
 def _add_files(files: Iterable[Chosen], seen: set[str], tar: tarfile.TarFile) -> None:

@@ -49,6 +49,9 @@ class Sizes:
     unpacked_files: int = 30_000
     unpacked_layers: int = 6
     unpacked_bytes: int = 300 * _MIB
+    # To look through all of it takes longer than what small sizes are for.
+    unpacked_usr: bool = True
+    inside_layer_bytes: int = 512 * _MIB
     growing_entries: tuple[int, ...] = (1000, 10_000, 100_000)
     growing_chains: tuple[int, ...] = (10, 100, 1000)
     growing_depths: tuple[int, ...] = (100, 300, 1000)
@@ -84,6 +87,8 @@ QUICK = Sizes(
     unpacked_files=300,
     unpacked_layers=3,
     unpacked_bytes=3 * _MIB,
+    unpacked_usr=False,
+    inside_layer_bytes=4 * _MIB,
     growing_entries=(100, 200, 400),
     growing_chains=(1, 2, 4),
     growing_depths=(10, 20, 40),

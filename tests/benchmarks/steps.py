@@ -5,12 +5,14 @@ Prints a line for each step: its name, and the seconds that it took.
 Usage: python -m tests.benchmarks.steps OPERATION ARGUMENT...
 """
 
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from minibox_store import Store
 from minibox_store.layout import Layout
@@ -55,10 +57,48 @@ def grow(root: Path, images: int, dead_blobs: int, durability: Durability) -> _S
 
 
 def unpack(folder: Path, layouts: Sequence[Path], durability: Durability) -> _Steps:
-    """Unpack the image of each layout."""
+    """Unpack the image of each layout, and the first one twice: what is imported for it would weigh on a small one."""
+    Store(layouts[0], durability=durability).unpack("latest", folder / "first")
     for layout in layouts:
         store = Store(layout, durability=durability)
         yield layout.name, _seconds(store.unpack, "latest", folder / layout.name)
+
+
+def read(layout: Path, files: Sequence[str], durability: Durability) -> _Steps:
+    """Read the first byte of each file, in an image that is opened for it."""
+    store = Store(layout, durability=durability)
+    # What is imported at the first look is there in a program that runs, and what a store has to be told once.
+    _read_first_byte(store, files[0])
+    for file in files:
+        yield file, _seconds(_read_first_byte, store, file)
+
+
+def mount(folder: Path, layout: Path, file: str, durability: Durability) -> _Steps:
+    """Mount an image and read the first byte of a file, list the whole of it, and unpack it."""
+    store, where = Store(layout, durability=durability), folder / "mounted"
+    where.mkdir()
+    begin = time.perf_counter()
+    with store.mount("latest", where):
+        check_first_byte((where / file.lstrip("/")).open("rb"))
+        yield "mount to the first byte of a file", time.perf_counter() - begin
+        yield "ls -lR over the mount", _seconds(_list, where)
+    yield "unpack", _seconds(store.unpack, "latest", folder / "tree")
+
+
+def _read_first_byte(store: Store, file: str) -> None:
+    with store.open_files("latest") as image:
+        check_first_byte(image.open(file))
+
+
+def check_first_byte(file: BinaryIO) -> None:
+    """Read the first byte of a file, close it, and end the process if there is none."""
+    with file:
+        if len(file.read(1)) != 1:
+            raise SystemExit("a file has no first byte")
+
+
+def _list(folder: Path) -> None:
+    subprocess.run(["ls", "-lR", folder], stdout=subprocess.DEVNULL, check=True, env={**os.environ, "LC_ALL": "C"})
 
 
 def _one_more(number: int) -> tuple[str, MemoryImages]:
@@ -84,6 +124,12 @@ def main(operation: str, folder: str, *arguments: str) -> None:
     elif operation == "unpack":
         *layouts, _ = arguments
         steps = unpack(Path(folder), [Path(layout) for layout in layouts], durability)
+    elif operation == "read":
+        layout, *files, _ = arguments
+        steps = read(Path(layout), files, durability)
+    elif operation == "mount":
+        layout, file, _ = arguments
+        steps = mount(Path(folder), Path(layout), file, durability)
     else:
         raise SystemExit(f"there is no operation {operation}")
     for name, seconds in steps:

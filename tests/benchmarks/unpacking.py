@@ -7,7 +7,8 @@ shown. Neither sees to it that what it wrote is on the disk, as full durability 
 import os
 import statistics
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.benchmarks.growth import LINEAR, growth_row
 from tests.benchmarks.originals import is_installed
 from tests.benchmarks.report import Row, render_mib, render_seconds, render_spread
 from tests.benchmarks.root_filesystems import NAME, Adds, add_directory, add_file, write_image, write_root_filesystem
-from tests.benchmarks.scene import Place, Scene, python_command, python_environment
+from tests.benchmarks.scene import Place, Scene, Sizes, python_command, python_environment
 from tests.benchmarks.timing import (
     BenchmarkFailed,
     Contender,
@@ -30,7 +31,7 @@ from tests.support.processes import plain_environment
 _RATIO_BAR = 0.8
 _MEMORY_BAR_MIB = 150.0
 _MIB = 1024 * 1024
-_CHAIN_DEPTH = 100
+_CHAIN_DEPTH = 30
 _DURABILITIES = ("full", "none")
 _OPAQUE = ".wh..wh..opq"
 
@@ -41,9 +42,7 @@ def measure_unpack(scene: Scene) -> Iterator[Row]:
     text = f"unpack, {sizes.unpacked_files:,} files in {sizes.unpacked_layers} gzip layers of {_mib(scene)} MiB"
     for place in scene.places:
         layout = place.folder / "unpack"
-        entries = write_root_filesystem(
-            layout, files=sizes.unpacked_files, layers=sizes.unpacked_layers, total_bytes=sizes.unpacked_bytes
-        )
+        entries = write_unpacked(layout, sizes)
         contenders = {durability: _ours(layout, entries, durability) for durability in _DURABILITIES}
         if is_installed("umoci"):
             contenders["umoci unpack"] = _umoci(layout, entries, "unpack")
@@ -54,38 +53,32 @@ def measure_unpack(scene: Scene) -> Iterator[Row]:
 
 def measure_unpack_growth(scene: Scene) -> Iterator[Row]:
     """Yield a row for each shape; where the image lies is of no weight, so it is measured in one place."""
-    place, sizes = scene.places[0], scene.sizes
-    shapes = {
-        ("entries in one directory", "time per entry by their number"): (_wide, sizes.growing_entries),
-        (f"chains of {_CHAIN_DEPTH} directories", "time per chain by their number"): (_chains, sizes.growing_chains),
-        ("one chain of directories", "time per directory by their number"): (_chain, sizes.growing_depths),
-        ("opaque directories over ones with files", "time per marker by their number"): (
-            _opaque,
-            sizes.growing_whiteouts,
-        ),
-        ("opaque markers of one directory", "time per marker and file below by their number"): (
-            _opaque_again,
-            sizes.growing_whiteouts,
-        ),
-        ("opaque directories in one another", "time per marker by their number"): (
-            _opaque_chain,
-            sizes.growing_depths,
-        ),
-        ("whiteouts in one directory", "time per whiteout by their number"): (_whiteouts, sizes.growing_whiteouts),
-    }
-    for number, ((shape, per), (build, counts)) in enumerate(shapes.items()):
-        layouts = {count: place.folder / f"shape-{number}-{count}" for count in counts}
+    place = scene.places[0]
+    for number, shape in enumerate(_shapes(scene.sizes)):
+        layouts = {count: place.folder / f"shape-{number}-{count}" for count in shape.counts}
         for count, layout in layouts.items():
-            write_image(layout, build(count), level=1)
+            write_image(layout, shape.build(count), level=1)
         command = partial(_steps_command, list(layouts.values()))
         contenders = {"unpack": Contender(command=command, environment=python_environment)}
-        runs = min(scene.runs, sizes.most_fresh_trees)
-        samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs)["unpack"]
+        runs = min(scene.runs, scene.sizes.most_fresh_trees)
+        samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs, warm_up=False)["unpack"]
         seconds = {
-            count: statistics.median(sample.told_steps[layout.name] for sample in samples)
+            shape.weigh(count): statistics.median(sample.told_steps[layout.name] for sample in samples)
             for count, layout in layouts.items()
         }
-        yield growth_row(f"unpack, {shape}", f"{place.kind}, none", seconds, per=per, bar=LINEAR)
+        per = f"time per {shape.unit} by their number"
+        yield growth_row(f"unpack, {shape.text}", f"{place.kind}, none", seconds, per=per, bar=LINEAR)
+
+
+def write_unpacked(layout: Path, sizes: Sizes) -> int:
+    """Write the root filesystem as a layout, and return how many entries it has."""
+    return write_root_filesystem(
+        layout,
+        files=sizes.unpacked_files,
+        layers=sizes.unpacked_layers,
+        total_bytes=sizes.unpacked_bytes,
+        with_usr=sizes.unpacked_usr,
+    )
 
 
 # ---- who is measured
@@ -174,6 +167,57 @@ def _mib(scene: Scene) -> int:
 
 
 # ---- the shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """An image that is made as large as is wanted.
+
+    Attributes:
+        text: What it is.
+        unit: What there are so many of.
+        build: Its layers, given a number.
+        counts: The numbers for which it is measured.
+        weigh: How many of the unit an image of a number has.
+    """
+
+    text: str
+    unit: str
+    build: Callable[[int], list[Adds]]
+    counts: tuple[int, ...]
+    weigh: Callable[[int], int] = int
+
+
+def _components(depth: int) -> int:
+    """Return how many components the names of a chain of directories have together: each name has all before it."""
+    return depth * (depth + 1) // 2
+
+
+def _shapes(sizes: Sizes) -> list[_Shape]:
+    entries, chains, depths = sizes.growing_entries, sizes.growing_chains, sizes.growing_depths
+    whiteouts = sizes.growing_whiteouts
+    component = "component of their names"
+    return [
+        _Shape(text="entries in one directory", unit="entry", build=_wide, counts=entries),
+        _Shape(text=f"chains of {_CHAIN_DEPTH} directories", unit="chain", build=_chains, counts=chains),
+        _Shape(
+            text=f"a chain of {min(depths):,} to {max(depths):,} directories",
+            unit=component,
+            build=_chain,
+            counts=depths,
+            weigh=_components,
+        ),
+        _Shape(text="opaque directories over full ones", unit="marker", build=_opaque, counts=whiteouts),
+        _Shape(text="opaque markers of one directory", unit="marker", build=_opaque_again, counts=whiteouts),
+        _Shape(
+            text=f"{min(depths):,} to {max(depths):,} opaque directories in one another",
+            unit=component,
+            build=_opaque_chain,
+            counts=depths,
+            weigh=_components,
+        ),
+        _Shape(text="whiteouts in one directory", unit="whiteout", build=_whiteouts, counts=whiteouts),
+    ]
 
 
 def _wide(count: int) -> list[Adds]:

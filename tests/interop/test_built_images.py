@@ -9,48 +9,65 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
 from tests.support.builders import Builder, opening_builder
 from tests.support.hard_layers import OPAQUE
 from tests.support.layer_contents import layer_names
 from tests.support.peers import run_skopeo, run_umoci
 from tests.support.planted_trees import change, mark, plant
+from tests.support.served_trees import require_fuse
 from tests.support.stores import open_store
 from tests.support.trees import TreeEntry, assert_same_tree, read_tree
 
 _NAME = "localhost/changed:latest"
-_FORMS = ("oci-dir", "oci-archive", "docker-archive")
 
 
-@pytest.fixture(params=["overlay", "vfs"])
-def builder(request: pytest.FixtureRequest) -> Iterator[Builder]:
-    with opening_builder(request.param) as opened:
-        yield opened
+@frozen(kw_only=True)
+class Built:
+    """What a test is given: who has built the image, and what a container of it has mounted."""
+
+    builder: Builder
+    tree: dict[str, TreeEntry]
 
 
-def test_what_podman_saved_is_unpacked_to_what_the_container_has(tmp_path: Path, builder: Builder) -> None:
-    expected = build(builder)
-    if builder.driver == "overlay":
+@pytest.fixture(scope="module", params=["overlay", "vfs"])
+def built(request: pytest.FixtureRequest) -> Iterator[Built]:
+    """Build the image once: nobody changes it."""
+    with opening_builder(request.param) as builder:
+        yield Built(builder=builder, tree=build(builder))
+
+
+@pytest.mark.parametrize("form", ["oci-dir", "oci-archive", "docker-archive"])
+def test_what_podman_saved_is_unpacked_to_what_the_container_has(tmp_path: Path, built: Built, form: str) -> None:
+    save(built.builder, form, tmp_path / "layout")
+    open_store(tmp_path / "layout").unpack(_NAME, tmp_path / "tree")
+    expected = dict(built.tree)
+    if built.builder.driver == "overlay":
         # An overlay shows how many names the lower file has: one of them is another file above.
         expected["usr/bin/sudo"] = replace(expected["usr/bin/sudo"], link_count=1)
-    for form in _FORMS:
-        layout = tmp_path / form
-        save(builder, form, layout)
-        open_store(layout).unpack(_NAME, tmp_path / f"tree-{form}")
-        assert_same_tree(without_root(read_tree(tmp_path / f"tree-{form}")), expected)
-    names = {name for layer in layer_names(tmp_path / "oci-dir", _NAME) for name in layer}
+    assert_same_tree(without_root(read_tree(tmp_path / "tree")), expected)
+    names = {name for layer in layer_names(tmp_path / "layout", _NAME) for name in layer}
     # What the images are built for: were they not in the layers, nothing would have been compared.
     assert "etc/.wh.shadow" in names
-    assert (f"names/{OPAQUE}" in names) == (builder.driver == "overlay")
+    assert (f"names/{OPAQUE}" in names) == (built.builder.driver == "overlay")
 
 
-def test_umoci_unpacks_what_podman_saved_to_the_same(tmp_path: Path, builder: Builder) -> None:
-    build(builder)
-    layout = tmp_path / "layout"
-    save(builder, "oci-dir", layout)
-    run_umoci("raw", "unpack", "--image", f"{layout}:{_NAME}", tmp_path / "umoci")
-    open_store(layout).unpack(_NAME, tmp_path / "ours")
+def test_umoci_unpacks_what_podman_saved_to_the_same(tmp_path: Path, built: Built) -> None:
+    save(built.builder, "oci-dir", tmp_path / "layout")
+    run_umoci("raw", "unpack", "--image", f"{tmp_path / 'layout'}:{_NAME}", tmp_path / "umoci")
+    open_store(tmp_path / "layout").unpack(_NAME, tmp_path / "ours")
     assert_same_tree(read_tree(tmp_path / "ours"), read_tree(tmp_path / "umoci"))
+
+
+def test_a_mount_of_what_podman_saved_shows_the_unpacked_tree(tmp_path: Path, built: Built) -> None:
+    require_fuse()
+    save(built.builder, "oci-dir", tmp_path / "layout")
+    (tmp_path / "mounted").mkdir()
+    store = open_store(tmp_path / "layout")
+    store.unpack(_NAME, tmp_path / "ours")
+    with store.mount(_NAME, tmp_path / "mounted"):
+        assert_same_tree(read_tree(tmp_path / "mounted"), read_tree(tmp_path / "ours"))
 
 
 def build(builder: Builder) -> dict[str, TreeEntry]:

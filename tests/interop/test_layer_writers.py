@@ -1,6 +1,7 @@
 """Layers that GNU tar and bsdtar have written of a real tree, compressed by anybody, come back as that tree."""
 
 import gzip
+import os
 import subprocess
 from pathlib import Path
 
@@ -119,6 +120,9 @@ def plant_sparse_files(source: Path) -> None:
     with (source / "hole").open("wb") as file:
         file.truncate(_FIFTH_MEBIBYTE)
     (source / "full").write_bytes(b"data" * 1000)
+    for path in (*source.iterdir(), source):
+        # GNU's own form has no room for a fraction of a second.
+        os.utime(path, (1_500_000_000, 1_500_000_000))
 
 
 def assert_comes_back(folder: Path, tar: bytes, source: Path) -> Path:

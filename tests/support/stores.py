@@ -65,13 +65,16 @@ def rot(path: Path) -> None:
 
 
 @contextmanager
-def mounted(folder: Path, *options: str, kind: str = "tmpfs", device: str = "none") -> Iterator[Path]:
+def mounted(
+    folder: Path, *options: str, kind: str = "tmpfs", device: str = "none", is_possible: bool = False
+) -> Iterator[Path]:
     """Mount something at a folder for the block. Where that is not permitted the test is skipped.
 
-    Where MINIBOX_REQUIRE_PEERS is 1 it fails instead.
+    Where MINIBOX_REQUIRE_PEERS is 1 it fails instead, and where it is known to be possible: then the options are wrong.
     """
     folder.mkdir(exist_ok=True)
-    _run_mount("mount", "-t", kind, *(["-o", ",".join(options)] if options else []), device, str(folder))
+    command = ("mount", "-t", kind, *(["-o", ",".join(options)] if options else []), device, str(folder))
+    _run_mount(*command, is_possible=is_possible)
     try:
         yield folder
     finally:
@@ -100,9 +103,10 @@ def require_root() -> None:
         not_possible("only root can do this")
 
 
-def _run_mount(*command: str) -> None:
+def _run_mount(*command: str, is_possible: bool = False) -> None:
     if shutil.which(command[0]) is None:
         not_possible(f"{command[0]} is not installed")
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     if done.returncode:
+        assert not is_possible, done.stderr
         not_possible(f"mounting is not permitted: {done.stderr.strip()}")

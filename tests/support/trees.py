@@ -31,7 +31,8 @@ class TreeEntry:
     """What is at one path.
 
     Attributes:
-        kind: ``file``, ``directory``, ``link``, ``FIFO``, ``character device``, ``block device`` or ``socket``.
+        kind: ``file``, ``directory``, ``link``, ``FIFO``, ``character device``, ``block device`` or ``socket``; and
+            ``name of nothing`` where a directory lists what is not there, as an overlay may.
         mode: With setuid, setgid and sticky; 0 of a link, which has none.
         uid: The owner.
         gid: The group.
@@ -72,7 +73,7 @@ def read_tree(root: Path | str) -> dict[str, TreeEntry]:
     _read_folder(descriptor, "", found)
     names: dict[tuple[int, int], list[str]] = {}
     for path, status, entry in found:
-        if entry.kind != "directory" and status.st_nlink > 1:
+        if entry.link_count > 1:
             names.setdefault((status.st_dev, status.st_ino), []).append(path)
     groups = {path: tuple(sorted(group)) for group in names.values() if len(group) > 1 for path in group}
     return {path: _with_names(entry, groups[path]) if path in groups else entry for path, _, entry in found}
@@ -132,8 +133,12 @@ def _read_folder(descriptor: int, prefix: str, found: list[tuple[str, os.stat_re
         with os.scandir(descriptor) as entries:
             names = sorted(entry.name for entry in entries)
         for name in names:
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             path = prefix + name
+            try:
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            except FileNotFoundError:
+                found.append((path, os.fstat(descriptor), TreeEntry(kind="name of nothing", mode=0)))
+                continue
             kind = stat.S_IFMT(status.st_mode)
             if kind == stat.S_IFDIR:
                 below = os.open(name, _DIRECTORY, dir_fd=descriptor)
