@@ -293,5 +293,3 @@ class Sweep:
             self._errors.append(f"{removal.path}: {error.strerror}")
             return
         self._removed.append(removal)
-
-
