@@ -138,18 +138,18 @@ class LayerReader:
     def _decode(self, offset: int) -> bytes:
         """Return the chunk at ``offset``, not verified; too few bytes where there are no more."""
         decoder = self._take_decoder(offset)
+        parts, missing = [], max(0, min(CHUNK_BYTES, self._index.tar_bytes - offset))
         try:
-            while decoder.position < offset:
-                if not decoder.read(min(CHUNK_BYTES, offset - decoder.position)):
-                    return b""
-            parts, missing = [], min(CHUNK_BYTES, self._index.tar_bytes - offset)
-            while missing and (part := decoder.read(missing)):
+            while decoder.position < offset and decoder.read(min(CHUNK_BYTES, offset - decoder.position)):
+                pass
+            while missing and decoder.position >= offset and (part := decoder.read(missing)):
                 parts.append(part)
                 missing -= len(part)
-        except BaseException:
-            decoder.close()
-            raise
-        self._put_back(decoder)
+        finally:
+            if missing:
+                decoder.close()  # it stands where there is nothing to be had
+        if not missing:
+            self._put_back(decoder)
         return b"".join(parts)
 
     def _take_decoder(self, offset: int) -> Decoder:
