@@ -38,7 +38,8 @@ from tests.support.disk_model import (
 from tests.support.forks import run_forked
 from tests.support.os_proxy import DIED, Call, OsProxy
 
-_LOCKS = ("/ingest/store.lock", "/ingest/store.turn", "/ingest/prune.lock", "/ingest/life.lock", "/lock")
+_NOTED = ("store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock")
+_LOCKS = (*(f"/ingest/{name}" for name in _NOTED), "/lock")
 # What would change a disk, and is no operation that the model knows.
 _UNKNOWN = {
     *("truncate", "rename", "renames", "removedirs", "makedirs", "symlink", "mknod", "mkfifo", "remove", "splice"),
