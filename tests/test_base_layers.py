@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from minibox_store.codec import BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreBusy, StoreError, StoreUnavailable
+from minibox_store.mounts import read_mounts
 from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree
 from minibox_store.rootfs.image_tags import image_tag, iter_places
 from minibox_store.rootfs.removing import UNFINISHED
@@ -45,7 +46,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """The folder of the trees. Whatever a test does, it leaves no open file, and nothing unfinished behind."""
     yield tmp_path / "base_layers"
     assert open_files(tmp_path) == []
-    assert list(tmp_path.glob("base_layers/.*")) == []
+    # An old tree stays aside where a process of somebody else's cannot be looked into: that may have it mounted.
+    assert list(tmp_path.glob("base_layers/.*")) == [] or read_mounts().doubts
 
 
 def trees_in(folder: Path, *, seconds: float = 5.0, names: Container[str] = (NAME, TWIN)) -> BaseLayers:

@@ -34,6 +34,7 @@ from minibox_store.errors import (
 )
 from minibox_store.events import BlobStored, ImageCopied, NothingToUnpack, RegisteringName, UnpackingLayer
 from minibox_store.limits import MEBIBYTE
+from minibox_store.mounts import read_mounts
 from tests.support.forks import run_forked
 from tests.support.images import (
     OCI_LAYER,
@@ -82,7 +83,8 @@ def root(tmp_path: Path) -> Iterator[Path]:
     yield folder
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("minibox")]
     assert open_files(folder) == []
-    assert [path.name for path in folder.glob("base_layers/.*")] == []
+    # An old tree stays aside where a process of somebody else's cannot be looked into: that may have it mounted.
+    assert [path.name for path in folder.glob("base_layers/.*")] == [] or read_mounts().doubts
     check_invariants(folder, history_behind=True)
 
 

@@ -416,7 +416,7 @@ def test_a_client_that_goes_away_cancels_its_pull(daemon: Daemon, registry: Scri
         registry.wait_for("GET", blob_target("app", layer))
         assert wait_for(lambda: transactions_of(daemon.data_root) != [])
     assert wait_for(lambda: transactions_of(daemon.data_root) == []), "the worker did not end"
-    assert base_layers(daemon.data_root) == []
+    assert wait_for(lambda: base_layers(daemon.data_root) == []), "what was unpacked did not go"
     never.set()
     assert daemon.get("/images").body == b"[]"
     assert read_layout_names(daemon.data_root) == {}
@@ -432,7 +432,8 @@ def test_a_client_that_never_reads_does_not_keep_its_pull_from_ending(
     name = registry.reference("app", "1")
     with daemon.stream("POST", "/images/pull", {"image": name}):
         assert wait_for(lambda: [each["name"] for each in daemon.get("/images").json()] == [name], 20)
-    assert transactions_of(daemon.data_root) == []
+    # The name is there a moment before the transaction's folder goes.
+    assert wait_for(lambda: transactions_of(daemon.data_root) == [])
 
 
 def test_sigterm_during_a_pull_ends_within_ten_seconds_and_leaves_a_clean_store(
