@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import random
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from minibox_store import LINUX_AMD64, ImageNotFound, InvalidPath, Platform, Pla
 from tests.support.forks import run_forked
 from tests.support.hard_layers import CASES, folder, image_of, layer_of, member
 from tests.support.images import BuiltImage, build_image, build_index
-from tests.support.served_trees import is_mounted, is_running, mount_point, require_fuse
+from tests.support.served_trees import is_mounted, is_running, mount_point, require_fuse, wait_for
 from tests.support.stores import blob, open_store, put, require_root, rot
 from tests.support.trees import assert_same_tree, read_tree
 
@@ -292,6 +293,26 @@ def test_an_image_is_mounted_in_the_store_and_the_directory_goes_with_it(tmp_pat
     with store.mount(NAME) as mount:
         assert mount.directory == str(place)
     assert not is_running(mount.pid)
+
+
+def test_a_prune_leaves_a_mount_alone_and_takes_away_what_a_killed_server_leaves(tmp_path: Path) -> None:
+    image = build_image()
+    store = stored(tmp_path, image)
+    place = tmp_path / "store" / "lazy" / image.digest.removeprefix("sha256:")
+    with store.mount(NAME) as mount:
+        os.stat(place)  # the kernel keeps the answer, and gives it when the server is dead, too
+        assert store.prune().fuse_mounts_killed == 0
+        assert os.listdir(place) != []
+        os.kill(mount.pid, signal.SIGKILL)
+        wait_for(lambda: not is_running(mount.pid), "it is not dead")
+        assert is_mounted(place)
+        report = store.prune()
+        assert (report.fuse_mounts_killed, report.errors) == (1, ())
+        assert not is_mounted(place)
+        assert store.prune().fuse_mounts_killed == 0
+    with store.mount(NAME) as mount:
+        assert mount.directory == str(place)
+    assert not is_mounted(place)
 
 
 def test_a_relative_directory_is_one_of_here_and_now(tmp_path: Path, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,6 +339,22 @@ def test_a_server_that_dies_early_is_told(at: Path) -> None:
         mount_tree(KILLED, at)
 
 
+class Harm:
+    """What makes a directory when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_an_answer_that_would_do_something_is_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no error of this library"):
+        decode_failure(encoded(Harm(tmp_path / "harm")))
+    assert not (tmp_path / "harm").exists()
+
+
 def test_an_answer_that_is_no_error_of_this_library_is_not_taken() -> None:
     for harmful in (encoded(os.system), encoded(ValueError("no")), encoded([1]), encoded(StoreError), b"", b"\x80"):
         with pytest.raises(ValueError, match="no error of this library"):
@@ -389,7 +405,7 @@ def test_neither_the_working_directory_nor_the_environment_leads_the_server_astr
 ) -> None:
     trap = tmp_path / "trap"
     (trap / "minibox_store").mkdir(parents=True)
-    for name in ("minibox_store/__init__.py", "mfusepy.py", "pickle.py", "attrs.py"):
+    for name in ("minibox_store/__init__.py", "sitecustomize.py", "mfusepy.py", "pickle.py", "attrs.py"):
         (trap / name).write_text(f"open({str(tmp_path / 'caught')!r}, 'w')\nraise ImportError('caught')")
     monkeypatch.chdir(trap)
     monkeypatch.setenv("PYTHONPATH", str(trap))

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from minibox_store._file_errors import path_errors
+from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.errors import InvalidPath, MissingLibrary, StoreError, StoreUnavailable
-from minibox_store.rootfs.detaching import mount_id, unmount
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_failure, encode
+from minibox_store.rootfs.unmounting import mount_at, unmount
 
 _LOGGER = logging.getLogger(__name__)
 _MOUNT_SECONDS = 30.0
@@ -51,7 +51,7 @@ class Mount:
         self.was_busy = False
         self._server = server
         self._remove_directory = remove_directory
-        self._mount_id = mount_id(directory)
+        self._mount = mount_at(directory)
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
@@ -72,14 +72,13 @@ class Mount:
             if self._closed or os.getpid() != self._owner_pid:
                 return
             self._closed = True
-            is_over = False
             try:
-                is_over = self._unmount()
+                self._unmount()
             finally:
-                # libfuse would unmount what is at the directory once more, whatever that is by now.
-                self._server.end(kill=is_over)
-                if self._is_there():
-                    unmount(self.directory, lazily=True)  # it had to be killed
+                self._server.end()
+                with contextlib.suppress(OSError):
+                    if self._is_there():
+                        unmount(self.directory)  # it had to be killed
                 if self._remove_directory:
                     with contextlib.suppress(OSError):
                         os.rmdir(self.directory)
@@ -92,20 +91,17 @@ class Mount:
     ) -> None:
         self.close()
 
-    def _unmount(self) -> bool:
-        """Unmount; return whether there is nothing left for the server to do, which ends by itself where it can."""
-        if not self._is_there():
-            return True
-        if unmount(self.directory, lazily=False):
-            return False
-        self.was_busy = True
-        _LOGGER.warning("%s is unmounted though it is in use", self.directory)
-        return unmount(self.directory, lazily=True)
+    def _unmount(self) -> None:
+        with file_errors(self.directory):
+            if self._is_there():
+                self.was_busy = unmount(self.directory)
+        if self.was_busy:
+            _LOGGER.warning("%s is unmounted though it is in use", self.directory)
 
     def _is_there(self) -> bool:
         """Whether what is at the directory is this mount, and not what somebody mounted over it, or after it."""
         with contextlib.suppress(OSError):
-            return mount_id(self.directory) == self._mount_id
+            return mount_at(self.directory) == self._mount
         return False
 
 
@@ -181,13 +177,11 @@ class _Server:
             raise StoreUnavailable(self._where, f"the server of the mount ended with status {self._end_status()}")
         raise StoreUnavailable(self._where, f"the server of the mount says {said!r}")
 
-    def end(self, *, kill: bool = False) -> None:
+    def end(self) -> None:
         """End the server, and return when it is no more; one that does not end in time is killed."""
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
-        if kill:
-            self.process.kill()
         try:
             self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -239,5 +233,5 @@ def _check_directory(directory: str) -> None:
         with os.scandir(directory) as entries:
             if next(entries, None) is None:
                 return
-        is_mount = mount_id(directory) != mount_id(os.path.dirname(directory))
+        is_mount = mount_at(directory) != mount_at(os.path.dirname(directory))
         raise InvalidPath(directory, "something is mounted there already" if is_mount else "it is not empty")

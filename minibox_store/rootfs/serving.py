@@ -20,8 +20,8 @@ import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does n
 
 from minibox_store.errors import StoreError, StoreUnavailable
 from minibox_store.rootfs.answering import Answers, ServedImage, Session, options
-from minibox_store.rootfs.detaching import mount_id, unmount
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_next, encode_failure
+from minibox_store.rootfs.unmounting import mount_at, unmount
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MOUNT_SECONDS = 30.0
@@ -37,18 +37,18 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple[ServedImage[A
     said = os.dup(1)
     os.dup2(2, 1)  # whatever writes to the standard output by mistake spoils no answer
     order: MountOrder = decode_next(sys.stdin.buffer)
-    ending = _Ending(order.parent_pid)
+    ending = _Ending(order.parent_pid, said)
     try:
         with open_image(order.image) as (image, digest):
             os.write(said, OPENED + f" {digest}\n".encode())
-            _serve_at(decode_next(sys.stdin.buffer), image, digest, said, ending)
+            _serve_at(decode_next(sys.stdin.buffer), image, digest, ending)
     except Exception as error:  # noqa: BLE001  # whatever it was, the process that mounts has to be told
         told = error if isinstance(error, StoreError) else StoreUnavailable("the mounted image", repr(error))
         with suppress(BrokenPipeError):
             os.write(said, FAILED + b"\n" + encode_failure(told))
 
 
-def _serve_at(directory: str, image: ServedImage[Any], digest: str, said: int, ending: "_Ending") -> None:
+def _serve_at(directory: str, image: ServedImage[Any], digest: str, ending: "_Ending") -> None:
     if mfusepy.fuse_version_major != 3:
         raise StoreUnavailable(directory, "libfuse 3 is needed to mount an image")
     with _gathered_errors() as errors, ending.mounting(directory):
@@ -56,8 +56,6 @@ def _serve_at(directory: str, image: ServedImage[Any], digest: str, said: int, e
         def when_mounted() -> None:
             errors.release()
             ending.note_mounted()
-            with suppress(BrokenPipeError):
-                os.write(said, MOUNTED + b"\n")
 
         answers = Answers(image, when_mounted)
         try:
@@ -73,8 +71,9 @@ class _Ending:
     a server then. So none of them is used.
     """
 
-    def __init__(self, parent_pid: int) -> None:
+    def __init__(self, parent_pid: int, said: int) -> None:
         self._parent_pid = parent_pid
+        self._said = said
         self._woken, self._waking = os.pipe()
         os.set_blocking(self._waking, False)
         self._directory = ""
@@ -97,7 +96,7 @@ class _Ending:
             self._settled.set()
 
     def note_mounted(self) -> None:
-        """Say that there is a mount now; called by the thread that answers."""
+        """Say that there is a mount now, for the process that mounts to be told; called by the thread that answers."""
         self._catch_signals()  # mfusepy leaves SIGINT to libfuse
         self._settled.set()
         os.write(self._waking, b"\0")
@@ -111,8 +110,8 @@ class _Ending:
         self._settled.wait(_MOUNT_SECONDS)
         with suppress(OSError, StoreError):
             # What is at the directory may be what somebody mounted over it.
-            if self._directory and mounted in (None, mount_id(self._directory)):
-                unmount(self._directory, lazily=True)
+            if self._directory and mounted in (None, mount_at(self._directory)):
+                unmount(self._directory)
         # Somebody may have a file open, and the thread that answers would wait for that one.
         os._exit(0)
 
@@ -127,8 +126,11 @@ class _Ending:
         while os.getppid() == self._parent_pid:
             if [self._woken] != [opened for opened, _ in poll.poll()] or os.read(self._woken, 1) != b"\0":
                 break
+            # Only now may anybody mount something over it: from here on this mount is known from that one.
             with suppress(OSError):
-                mounted = mount_id(self._directory)
+                mounted = mount_at(self._directory)
+            with suppress(BrokenPipeError):
+                os.write(self._said, MOUNTED + b"\n")
         return mounted
 
 

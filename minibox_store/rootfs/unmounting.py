@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Literal
 
+from minibox_store._trees import mount_of
+
 _DETACH = 2  # MNT_DETACH: out of sight at once, gone when nobody has anything of it open
 _NO_LINKS = 8  # UMOUNT_NOFOLLOW
 _PROGRAMS = ("fusermount3", "fusermount")
@@ -16,12 +18,28 @@ _END_SECONDS = 1.0
 ServerState = Literal["answers", "dead", "silent"]
 
 
-def unmount(path: str, *, dir_fd: int | None = None) -> None:
+def mount_at(path: str) -> int:
+    """Return the number of the mount that a directory lies on, without asking its server.
+
+    Raises:
+        OSError: when it is no directory, or a link.
+    """
+    opened = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return mount_of(opened)
+    finally:
+        os.close(opened)
+
+
+def unmount(path: str, *, dir_fd: int | None = None) -> bool:
     """Unmount what is mounted at a path, following no link; lazily, where somebody has something of it open.
 
     Args:
         path: of the mount point; who is not root needs its whole path.
         dir_fd: an open directory in which the last part of the path lies.
+
+    Returns:
+        Whether somebody has.
 
     Raises:
         OSError: EINVAL when nothing is mounted there; EPERM when this process may not.
@@ -34,8 +52,10 @@ def unmount(path: str, *, dir_fd: int | None = None) -> None:
             if error.errno != errno.EBUSY:
                 raise
             _umount(where, _NO_LINKS | _DETACH)
+            return True
+        return False
     except PermissionError:
-        _unmount_as_user(path)
+        return _unmount_as_user(path)
 
 
 def _umount(path: str, flags: int) -> None:
@@ -46,7 +66,7 @@ def _umount(path: str, flags: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
 
 
-def _unmount_as_user(path: str) -> None:
+def _unmount_as_user(path: str) -> bool:
     """Let the program do it that may: it unmounts what the same user has mounted."""
     import shutil  # both are seldom needed, and slow to load
     import subprocess
@@ -67,7 +87,7 @@ def _unmount_as_user(path: str) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise OSError(errno.EPERM, f"{program} does not unmount it: {error}", path) from error
         if not done.returncode:
-            return
+            return flags != "-u"
         said = done.stderr.decode("utf-8", "replace").strip()
     raise OSError(errno.EPERM, said or f"{program} does not unmount it", path)
 
