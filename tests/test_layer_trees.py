@@ -219,16 +219,43 @@ def test_a_user_builds_trees_of_layers_whose_root_nobody_may_write_to() -> None:
 
 
 def with_whiteouts_of_what_is_there(layers: Sequence[Sequence[Content]]) -> list[list[Content]]:
-    """Return layers without the whiteouts in directories that no lower layer has, which no tool writes."""
+    """Return layers without the whiteouts in directories that no lower layer has, or that the layer hides itself.
+
+    No tool writes those.
+    """
     model = Model()
     found = []
     for layer in layers:
-        found.append([each for each in layer if not _hides_nothing(model, each)])
+        hidden = [(each, _hidden_by(each)) for each in layer]
+        found.append(
+            [
+                each
+                for each in layer
+                if not _hides_nothing(model, each)
+                and not any(other is not each and _is_in(each, path) for other, path in hidden)
+            ]
+        )
         try:
             model.apply(found[-1])
         except Refused:
             break
     return found
+
+
+def _hidden_by(content: Content) -> list[str] | None:
+    """Return the path that a whiteout hides, or hides what is below of; None for what is none."""
+    member = content[0] if isinstance(content, tuple) else content
+    *way, name = member.name.split("/")
+    if name == ".wh..wh..opq":
+        return way
+    return [*way, name.removeprefix(".wh.")] if name.startswith(".wh.") else None
+
+
+def _is_in(content: Content, path: list[str] | None) -> bool:
+    """Whether a whiteout lies in what is hidden at a path."""
+    member = content[0] if isinstance(content, tuple) else content
+    *way, name = member.name.split("/")
+    return path is not None and name.startswith(".wh.") and way[: len(path)] == path
 
 
 def _hides_nothing(model: Model, content: Content) -> bool:
