@@ -12,6 +12,7 @@ _NO_LINKS = 8  # UMOUNT_NOFOLLOW
 _PROGRAMS = ("fusermount3", "fusermount")
 # The status of the root the kernel may have kept, and give for a server that is dead; of the file system it never is.
 _ASK = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as error: sys.exit(error.errno)"
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # the latter while it is dying
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 1.0
 
@@ -106,7 +107,7 @@ def ask_server(path: str, *, answer_seconds: float = _ANSWER_SECONDS) -> ServerS
         stderr=subprocess.DEVNULL,
     )
     try:
-        return "dead" if asking.wait(answer_seconds) == errno.ENOTCONN else "answers"
+        return "dead" if asking.wait(answer_seconds) in _DEAD else "answers"
     except subprocess.TimeoutExpired:
         asking.kill()
         try:
