@@ -292,7 +292,9 @@ def test_overlayfs_shows_what_the_flat_tree_has(given_layers: list[list[Content]
             paths.append(str(Path(around, str(number))))
         lower = lower_directories([*paths, *_empty(around)])
         with mounted(Path(around, "over"), f"lowerdir={lower}", kind="overlay") as over:
-            assert listing(over) == listing(Path(around, "flat"))
+            shown, flat = listing(over), listing(Path(around, "flat"))
+            # A marker in what its own layer has replaced leaves an empty directory there, and nothing else.
+            assert {path: text for path, text in shown.items() if path in flat or text != "d"} == flat
 
 
 def _empty(around: str) -> list[str]:
