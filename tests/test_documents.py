@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from minibox_store import Store
 from tests.support.images import build_image
 from tests.support.scripted_registry import ScriptedRegistry, basic_credentials, serve_image
-from tests.support.stores import put
+from tests.support.served_trees import mount_point, require_fuse
+from tests.support.stores import put, require_root
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,6 +22,8 @@ def run_block(source: str, folder: Path, registry: ScriptedRegistry) -> None:
         ("/var/lib/images", str(folder / "store")),
         ("/srv/other", str(folder / "other")),
         ("/tmp/alpine.tar", str(folder / "alpine.tar")),
+        ("/srv/alpine", str(folder / "tree")),
+        ("/mnt/alpine", str(folder / "mounted")),
         ('"alpine:3.20"', f'"{registry.reference("library/alpine", "3.20")}"'),
         ("registry.example.org", registry.host),
     ):
@@ -41,7 +46,26 @@ def test_the_program_of_the_readme_that_keeps_order_runs(tmp_path: Path) -> None
     assert [image.name for image in Store(tmp_path / "store").images()] == ["base:current"]
 
 
-def test_the_third_program_of_the_readme_sends_its_credentials_and_runs(tmp_path: Path) -> None:
+def test_the_program_of_the_readme_that_looks_into_images_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_root()
+    require_fuse()
+    before = build_image([{"etc/os-release": b"ID=old\n", "bin/sh": b"#!"}], salt="before")
+    after = build_image([{"etc/os-release": b"ID=new\n", "bin/sh": b"#!"}], salt="after")
+    with ScriptedRegistry() as registry, mount_point(tmp_path / "mounted"):
+        put(tmp_path / "store", before, "alpine:3.19")
+        put(tmp_path / "store", after, registry.reference("library/alpine", "3.20"))
+        run_block(BLOCKS[2], tmp_path, registry)
+    assert (tmp_path / "tree" / "etc" / "os-release").read_bytes() == b"ID=new\n"
+    said = capsys.readouterr().out
+    assert "ID=new" in said
+    assert "/etc/os-release ('content'," in said
+    assert str(tmp_path / "mounted") in said
+    assert "/extracted/" in said
+
+
+def test_the_fourth_program_of_the_readme_sends_its_credentials_and_runs(tmp_path: Path) -> None:
     with ScriptedRegistry() as registry:
         serve_image(
             registry,
@@ -51,7 +75,7 @@ def test_the_third_program_of_the_readme_sends_its_credentials_and_runs(tmp_path
             authorization=basic_credentials("ci", "…"),
             challenge='Basic realm="r"',
         )
-        run_block(BLOCKS[2], tmp_path, registry)
+        run_block(BLOCKS[3], tmp_path, registry)
     assert len(Store(tmp_path / "store").images()) == 1
 
 

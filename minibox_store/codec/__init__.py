@@ -7,7 +7,7 @@ document. Fields that this library does not know are ignored, but for index.json
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md, image-layout.md; RFC 8259.
 """
 
-from minibox_store.codec.base_layers import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, encode_base_layer
+from minibox_store.codec.base_layers import BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.codec.exchange import (
     ArchiveMetadata,
     TokenAnswer,
@@ -33,7 +33,6 @@ from minibox_store.codec.manifests import (
 from minibox_store.codec.summaries import SummaryTable, decode_summaries, encode_summaries
 
 __all__ = [
-    "BASE_LAYER_BYTES",
     "ArchiveMetadata",
     "BaseLayer",
     "SummaryTable",

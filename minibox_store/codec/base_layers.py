@@ -4,8 +4,7 @@ import attrs
 
 from minibox_store.codec.strict import dump, load_object, structure
 from minibox_store.digest import Digest
-
-BASE_LAYER_BYTES = 64 * 1024
+from minibox_store.limits import MAX_BASE_LAYER_BYTES
 
 
 @attrs.frozen(kw_only=True)
@@ -23,7 +22,7 @@ def decode_base_layer(content: bytes, document: str = "base layer") -> BaseLayer
     Raises:
         InvalidDocument: when it is none.
     """
-    return structure(load_object(content, document, BASE_LAYER_BYTES), BaseLayer, document)
+    return structure(load_object(content, document, MAX_BASE_LAYER_BYTES), BaseLayer, document)
 
 
 def encode_base_layer(layer: BaseLayer) -> bytes:

@@ -14,9 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import attrs
 
 from minibox_store import _files, _locks, _moving
-from minibox_store.codec import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, encode_base_layer
+from minibox_store.codec import BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreBusy, StoreUnavailable
+from minibox_store.limits import MAX_BASE_LAYER_BYTES
 from minibox_store.mounts import read_mounts
 from minibox_store.rootfs.image_tags import iter_places
 
@@ -201,7 +202,7 @@ class BaseLayers:
 
     def _read_bytes(self, place: str) -> bytes | None:
         try:
-            return _files.read_whole(self._sidecar(place), BASE_LAYER_BYTES)
+            return _files.read_whole(self._sidecar(place), MAX_BASE_LAYER_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -20,10 +20,11 @@ from contextlib import nullcontext
 from functools import partial
 
 from minibox_store import _files
-from minibox_store.codec import BASE_LAYER_BYTES, BaseLayer, decode_base_layer
+from minibox_store.codec import BaseLayer, decode_base_layer
 from minibox_store.collecting import Ledger, Living
 from minibox_store.digest import HEX_LENGTHS
 from minibox_store.errors import InvalidDocument, InvalidReference
+from minibox_store.limits import MAX_BASE_LAYER_BYTES
 from minibox_store.mounts import Mount, read_mounts
 from minibox_store.reference import Reference
 from minibox_store.reports import Removal
@@ -204,7 +205,7 @@ class _BaseLayerSweep:
         if not mode or stat.S_ISDIR(mode):
             return None  # a directory is the tree of an image whose tag ends like that
         try:
-            return decode_base_layer(_files.read_whole(self._folder.path(sidecar), BASE_LAYER_BYTES), sidecar)
+            return decode_base_layer(_files.read_whole(self._folder.path(sidecar), MAX_BASE_LAYER_BYTES), sidecar)
         except FileNotFoundError:
             return None
         except InvalidDocument as error:
