@@ -505,6 +505,26 @@ def home() -> Iterator[Path]:
         yield Path(found)
 
 
+def test_a_user_sets_attributes_of_what_the_mode_lets_nobody_write_to(home: Path) -> None:
+    marked = {"user.x": b"1"}
+
+    def work() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        read_only = [Member(f"f{mode:o}", mode=mode, xattrs=marked) for mode in (0o444, 0o555, 0)]
+        directories = [Member(f"d{mode:o}", MemberKind.DIRECTORY, mode=mode, xattrs=marked) for mode in (0o555, 0)]
+        done = apply(home / "tree", [*read_only, *directories])
+        assert done.left_out == ()
+
+    assert run_forked(work) == 0
+    found = read_tree(home / "tree")
+    assert {path: (entry.mode, entry.xattrs) for path, entry in found.items() if path not in ("", ".", "/")} == {
+        **{f"f{mode:o}": (mode, marked) for mode in (0o444, 0o555, 0)},
+        **{f"d{mode:o}": (mode, marked) for mode in (0o555, 0)},
+    }
+
+
 def test_a_user_unpacks_what_a_user_may(home: Path) -> None:
 
     def work() -> None:

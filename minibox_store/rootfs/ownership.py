@@ -1,6 +1,7 @@
-"""What a file is given beside its content: owner, mode, attributes and times, in this order, and never through a link.
+"""What a file is given beside its content: owner, attributes, mode and times, in this order, and never through a link.
 
-A change of owner takes setuid bits and capabilities away, and every other change moves the times. What can be opened
+A change of owner takes setuid bits and capabilities away, a mode may keep its own owner from setting attributes, an
+access list changes the mode, and every other change moves the times. What can be opened
 is changed by its descriptor; a link by its parent's, unfollowed; a device or FIFO by a descriptor that was opened
 with O_PATH and looked at (CVE-2021-32760).
 
@@ -83,9 +84,9 @@ class Ownership:
         elif self.records and (uid or gid):
             check_ids(member)
             self._set_xattr(opened, RECORD, encode_record(uid, gid), member)
-        os.fchmod(opened, member.mode if is_directory else member.mode & self.mode_bits)
         if member.xattrs:
             self._set_xattrs(opened, member, follow_links=True)
+        os.fchmod(opened, member.mode if is_directory else member.mode & self.mode_bits)
         mtime = member.mtime_nanoseconds
         os.utime(opened, ns=(mtime, mtime))
 
@@ -130,9 +131,9 @@ class Ownership:
             os.chown(path, member.uid, member.gid)
         elif self.records and (member.uid or member.gid):
             self._left_out.add(member.name, "its owner, for a FIFO has no attribute to note it in")
-        os.chmod(path, member.mode & self.mode_bits)
         if member.xattrs:
             self._set_xattrs(path, member, follow_links=True)
+        os.chmod(path, member.mode & self.mode_bits)
         mtime = member.mtime_nanoseconds
         os.utime(path, ns=(mtime, mtime))
 
