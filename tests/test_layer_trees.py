@@ -268,6 +268,35 @@ def test_overlayfs_shows_what_the_flat_tree_has(given_layers: list[list[Content]
             assert listing(over) == listing(Path(around, "flat"))
 
 
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ([file(".wh..wh..opq"), file("a/.wh.b")], {}),
+        ([file("a/.wh.b"), file("a/c/.wh.d"), file(".wh..wh..opq")], {}),
+        ([file(".wh..wh..opq"), file("a/.wh..wh..opq")], {}),
+        ([file(".wh..wh..opq"), folder("a"), file("a/.wh.b")], {"a": "d"}),
+        ([file(".wh.a"), file("a/.wh.b")], {}),
+        ([file("a/c/.wh.d"), file(".wh.a")], {}),
+        ([file("a/.wh..wh..opq"), file(".wh.a")], {}),
+        ([file("a/.wh..wh..opq")], {"a": "d"}),
+        ([file(".wh.a"), file("a/.wh.b"), file("a/e", b"2")], {"a": "d", "a/e": "2"}),
+        ([file("a/.wh.c"), file("a/c/.wh.d")], {"a": "d", "a/b": "1"}),
+    ],
+)
+def test_a_directory_of_whiteouts_alone_shows_only_where_a_lower_layer_has_it(
+    tmp_path: Path, layer: list[Content], expected: dict[str, str]
+) -> None:
+    require_root()
+    lowest: list[Content] = [folder("a"), file("a/b", b"1"), folder("a/c"), file("a/c/d", b"1")]
+    layers = [lowest, layer]
+    apply(tmp_path / "flat", *layers)
+    for number, each in enumerate(layers):
+        apply(tmp_path / str(number), each, form="overlay")
+    lower = lower_directories([str(tmp_path / "0"), str(tmp_path / "1"), *_empty(str(tmp_path))])
+    with mounted(tmp_path / "over", f"lowerdir={lower}", kind="overlay") as over:
+        assert listing(over) == listing(tmp_path / "flat") == expected
+
+
 def _empty(around: str) -> list[str]:
     """A mount wants two trees, of which the lowest may hide the others: so there is one on top with nothing in it."""
     apply(Path(around, "empty"), [], form="overlay")

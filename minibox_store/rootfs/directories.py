@@ -30,12 +30,13 @@ class Directory:
         whiteouts: the names that a whiteout device hides; only in the tree of a single layer.
         cleared: the number of the layer since which nothing of the layers below it is there.
         is_opaque: whether it is to hide what lower layers have; only in the tree of a single layer.
+        is_hidden: whether a whiteout says that no lower layer has it; only in the tree of a single layer.
         identity: device and inode, of one that was open and is not.
     """
 
     __slots__ = (
-        *("children", "cleared", "descriptor", "entry", "entry_layer", "identity", "is_opaque", "layer", "name", "own"),
-        *("parent", "whiteouts"),
+        *("children", "cleared", "descriptor", "entry", "entry_layer", "identity", "is_hidden", "is_opaque", "layer"),
+        *("name", "own", "parent", "whiteouts"),
     )
 
     def __init__(self, parent: "Directory | None", name: str, cleared: int = 0) -> None:
@@ -49,7 +50,7 @@ class Directory:
         self.own: set[str] = set()
         self.whiteouts: set[str] | None = None
         self.cleared = cleared
-        self.is_opaque = False
+        self.is_opaque = self.is_hidden = False
         self.identity = (0, 0)
 
     @property

@@ -114,7 +114,7 @@ class TreeWriter:
         while rest:
             order.append(rest[-1])
             rest.extend(rest.pop().children.values())
-        self._whiteouts.drop_idle(order)
+        order = self._whiteouts.drop_idle(order)
         # Each behind what is in it: a mode may keep even its owner out. Each subtree by itself, so that the way to a
         # directory is open as a rule: level by level, each of many deep ones would be entered from the root.
         for directory in reversed(order):
