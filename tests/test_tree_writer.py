@@ -28,7 +28,7 @@ from tests.support.layer_trees import (
     tar_of,
     writing,
 )
-from tests.support.os_proxy import OsProxy
+from tests.support.os_proxy import OsProxy, replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.stores import require_root
 from tests.support.tars import run_gnu_tar
@@ -223,6 +223,26 @@ def test_what_the_file_system_does_not_take_is_told_and_of_much_the_first(tree: 
     assert done.left_out_count == 100
     assert done.left_out[0].startswith("f0: the attribute nonsense.x (")
     assert len(done.left_out) == 32
+
+
+def test_an_attribute_that_is_too_large_for_the_file_system_is_told_and_no_full_disk(tree: Path) -> None:
+    require_root()
+    large = {"user.large": b"x" * 60_000}
+    members = [
+        attrs_with(member, {"trusted.large": b"x"} if member.kind is MemberKind.SYMLINK else large)
+        for member in (Member("f"), folder("d"), link("l", "nowhere"))
+    ]
+    with replaced_os(trees=True) as system:
+        system.fail("setxattr", errno.ENOSPC)
+        done = apply(tree, members)
+    assert [sentence.partition("(")[2] for sentence in done.left_out] == ["larger than the file system takes)"] * 3
+    assert sorted(listing(tree)) == ["d", "f", "l"]
+
+
+def test_an_attribute_without_end_is_told_by_its_beginning(tree: Path) -> None:
+    done = apply(tree, [Member("f", xattrs={"user.overlay." + "x" * 500_000: b"1", "user." + "y" * 500_000: b"1"})])
+    assert len(done.left_out) == 2
+    assert all(len(sentence) < 1000 for sentence in done.left_out)
 
 
 def test_a_text_in_what_was_left_out_breaks_no_line(tree: Path) -> None:

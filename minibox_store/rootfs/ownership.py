@@ -24,6 +24,7 @@ _CAPABILITY = "security.capability"
 # They would steer overlayfs, or whoever believes our records, from inside an image.
 _NEVER_SET = ("trusted.overlay.", "user.overlay.", RECORD, OVERRIDE)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.E2BIG, errno.ERANGE, errno.EINVAL)
+_ROOM_BYTES = 1 << 20  # with so many to spare, a disk is not full
 _SET_ID_BITS = 0o6000
 _LARGEST_ID = 2**32 - 2  # the one above it means "unchanged"
 _MOST_SHOWN = 32
@@ -159,7 +160,9 @@ class Ownership:
     def _set_xattrs(self, target: int | str, member: Member, *, follow_links: bool) -> None:
         for key, value in member.xattrs.items():
             if key.startswith(_NEVER_SET):
-                self._left_out.add(member.name, f"the attribute {key}, which would steer who reads the tree")
+                self._left_out.add(
+                    member.name, f"the attribute {key[:_SHOWN_CHARACTERS]}, which would steer who reads the tree"
+                )
             elif key == _CAPABILITY and not self._keeps_privileges:
                 self._left_out.add(member.name, "its capabilities, as was asked")
             else:
@@ -171,9 +174,25 @@ class Ownership:
         try:
             os.setxattr(target, key, value, follow_symlinks=follow_links)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            reason = error.strerror
+            if error.errno == errno.ENOSPC and _has_room(target, follow_links=follow_links):
+                # So ext4, and others, call attributes that are together larger than a block.
+                reason = "larger than the file system takes"
+            elif error.errno not in _UNSUPPORTED:
                 raise
-            self._left_out.add(member.name, f"the attribute {key[:_SHOWN_CHARACTERS]} ({error.strerror})")
+            self._left_out.add(member.name, f"the attribute {key[:_SHOWN_CHARACTERS]} ({reason})")
+
+
+def _has_room(target: int | str, *, follow_links: bool) -> bool:
+    if isinstance(target, int):
+        found = os.fstatvfs(target)
+    else:
+        opened = os.open(target, os.O_PATH | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW))
+        try:
+            found = os.fstatvfs(opened)
+        finally:
+            os.close(opened)
+    return found.f_bavail * found.f_frsize > _ROOM_BYTES
 
 
 def check_ids(member: Member) -> None:
