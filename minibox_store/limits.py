@@ -57,6 +57,8 @@ class UnpackLimits:
         window_log: the logarithm of the largest window that a zstd frame may ask for.
         seconds: how long the decompressing and unpacking of one layer may take.
         entries: how many members all layers of an image may have together.
+        directory_attribute_bytes: of the extended attributes that all directories have together: they are kept in
+            memory until the end.
     """
 
     output_bytes: int = 1 << 36
@@ -65,6 +67,7 @@ class UnpackLimits:
     window_log: int = 27
     seconds: float = 3600.0
     entries: int = 10_000_000
+    directory_attribute_bytes: int = 64 * MEBIBYTE
 
 
 DEFAULT_UNPACK_LIMITS = UnpackLimits()

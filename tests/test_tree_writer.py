@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import resource
 import stat
 import tempfile
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from minibox_store import InvalidArchive, UnpackLimits, UnpackPolicy, _files
 from minibox_store.rootfs.directories import Directories
-from minibox_store.tar import Member, MemberKind
+from minibox_store.tar import Member, MemberKind, encode_header
 from tests.support.forks import forked, run_forked
 from tests.support.layer_trees import (
     Content,
@@ -31,7 +32,7 @@ from tests.support.layer_trees import (
 from tests.support.os_proxy import OsProxy, replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.stores import require_root
-from tests.support.tars import run_gnu_tar
+from tests.support.tars import Joined, run_gnu_tar
 from tests.support.trees import read_tree
 
 SECOND = 10**9
@@ -656,6 +657,32 @@ def test_more_members_than_are_allowed_are_refused(tree: Path) -> None:
         writer.apply_layer(io.BytesIO(tar_of([file("a"), file("b")])))
         with pytest.raises(InvalidArchive, match="more than 3 members"):
             writer.apply_layer(io.BytesIO(tar_of([file(".wh.a"), file("b")])))
+
+
+def test_S10_what_directories_have_is_kept_within_bounds(quick_tree: Path) -> None:
+    limits = UnpackLimits(directory_attribute_bytes=100)
+    marked = attrs_with(folder("d"), {"user.x": b"1" * 90})
+    with writing(quick_tree, limits=limits) as writer:
+        writer.apply_layer(io.BytesIO(tar_of([marked, marked, marked])))  # the last one alone counts
+        with pytest.raises(InvalidArchive, match="directories up to it have more than 100 bytes of attributes"):
+            writer.apply_layer(io.BytesIO(tar_of([attrs_with(folder("e"), {"user.x": b"1"})])))
+
+
+def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick_tree: Path) -> None:
+    def members() -> Iterator[bytes]:
+        for number in range(400):
+            yield encode_header(Member(f"n{number}", MemberKind.DIRECTORY, uname="u" * 500_000, gname="g" * 500_000))
+        for number in range(400):
+            yield encode_header(attrs_with(folder(f"d{number}"), {"user.x": b"1" * 1_000_000}))
+
+    def work() -> None:
+        with writing(quick_tree) as writer:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with pytest.raises(InvalidArchive, match="bytes of attributes"):
+                writer.apply_layer(Joined(members()))
+            assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100 * 1024 * 1024
+
+    assert run_forked(work) == 0
 
 
 def test_the_check_ends_the_work_between_two_pieces_of_one_file(tree: Path) -> None:

@@ -26,6 +26,7 @@ from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, Unpack
 Form = Literal["flat", "overlay"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SHOWN_CHARACTERS = 256  # more than any message shows of a name
 _UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
 
 
@@ -66,6 +67,7 @@ class TreeWriter:
         self._limits = limits
         self._check = check
         self._entries = 0
+        self._attribute_bytes = 0  # of all directories
         self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
         self._at = self._directories.root
         self._contents = ContentWriter(check)
@@ -182,7 +184,11 @@ class TreeWriter:
         self._name(made, member)
 
     def _name(self, directory: Directory, member: Member) -> None:
-        directory.entry, directory.entry_layer = member, self._whiteouts.layer
+        self._attribute_bytes += _attribute_bytes(member) - _attribute_bytes(directory.entry)
+        most = self._limits.directory_attribute_bytes
+        if self._attribute_bytes > most:
+            raise refusal(f"the directories up to it have more than {most} bytes of attributes", member.name)
+        directory.entry, directory.entry_layer = _kept(member), self._whiteouts.layer
 
     def _put_link(self, directory: Directory, name: str, member: Member) -> None:
         target = member.link_target
@@ -261,6 +267,19 @@ class TreeWriter:
     def _mark_opaque(self, opened: int, directory: Directory) -> None:
         name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
         os.setxattr(opened, name, b"y")
+
+
+def _attribute_bytes(member: Member | None) -> int:
+    if member is None or not member.xattrs:
+        return 0
+    return sum(len(key) + len(value) for key, value in member.xattrs.items())
+
+
+def _kept(member: Member) -> Member:
+    """Return of a directory what it is given at the end: its names may be a megabyte long, and nobody asks for them."""
+    name, kind = member.name[:_SHOWN_CHARACTERS], member.kind
+    mode, uid, gid, mtime, xattrs = member.mode, member.uid, member.gid, member.mtime_nanoseconds, member.xattrs
+    return Member(name, kind, mode=mode, uid=uid, gid=gid, mtime_nanoseconds=mtime, xattrs=xattrs)
 
 
 def _is_whiteout_device(member: Member) -> bool:
