@@ -20,9 +20,10 @@ from minibox_store.unpacked import UnpackPolicy
 
 RECORD = "user.rootlesscontainers"
 OVERRIDE = "user.containers.override_stat"
+OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
 _CAPABILITY = "security.capability"
 # They would steer overlayfs, or whoever believes our records, from inside an image.
-_NEVER_SET = ("trusted.overlay.", "user.overlay.", RECORD, OVERRIDE)
+_NEVER_SET = (*OVERLAY_ATTRIBUTES, RECORD, OVERRIDE)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.E2BIG, errno.ERANGE, errno.EINVAL)
 _ROOM_BYTES = 1 << 20  # with so many to spare, a disk is not full
 _SET_ID_BITS = 0o6000
@@ -193,6 +194,19 @@ def _has_room(target: int | str, *, follow_links: bool) -> bool:
         finally:
             os.close(opened)
     return found.f_bavail * found.f_frsize > _ROOM_BYTES
+
+
+def set_overlay_attribute(opened: int, name: str, value: bytes) -> None:
+    """Set an attribute that overlayfs keeps to itself: the one for root, where the system allows that, or a user's."""
+    for prefix in OVERLAY_ATTRIBUTES if os.geteuid() == 0 else OVERLAY_ATTRIBUTES[1:]:
+        try:
+            os.setxattr(opened, prefix + name, value)
+        except PermissionError:
+            # The root of a user namespace is nobody's but its own; overlays in there read the other one.
+            if prefix == OVERLAY_ATTRIBUTES[-1]:
+                raise
+        else:
+            return
 
 
 def check_ids(member: Member) -> None:

@@ -16,7 +16,7 @@ from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.contents import ContentWriter
 from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
-from minibox_store.rootfs.ownership import LeftOut, Ownership
+from minibox_store.rootfs.ownership import LeftOut, Ownership, set_overlay_attribute
 from minibox_store.rootfs.placing import place, split
 from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
@@ -125,7 +125,7 @@ class TreeWriter:
             self._directories.open_above(directory)
             opened = self._directories.open(directory)
             if directory.is_opaque:
-                self._mark_opaque(opened, directory)
+                set_overlay_attribute(opened, "opaque", b"y")
             self._ownership.settle(opened, directory.entry or _UNNAMED, is_directory=True)
         return UnpackedLayers(
             layers=self._whiteouts.layer,
@@ -263,10 +263,6 @@ class TreeWriter:
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
-
-    def _mark_opaque(self, opened: int, directory: Directory) -> None:
-        name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
-        os.setxattr(opened, name, b"y")
 
 
 def _attribute_bytes(member: Member | None) -> int:
