@@ -53,7 +53,8 @@ class UnpackLimits:
         output_bytes: of one layer's tar.
         ratio: how many bytes of tar one byte of a compressed layer may become, over the whole of it; asked once
             ``ratio_floor_bytes`` have come.
-        ratio_floor_bytes: up to here any ratio will do.
+        ratio_floor_bytes: up to here any ratio will do. By no more do sparse files take more room on a disk than their
+            bytes would, for each piece of one takes a whole block there.
         window_log: the logarithm of the largest window that a zstd frame may ask for.
         seconds: how long the decompressing and unpacking of one layer may take.
         entries: how many members all layers of an image may have together.

@@ -31,8 +31,9 @@ from tests.support.layer_trees import (
 )
 from tests.support.os_proxy import OsProxy, replaced_os
 from tests.support.snapshots import snapshot
+from tests.support.sparse_tars import all_ways
 from tests.support.stores import require_root
-from tests.support.tars import Joined, run_gnu_tar
+from tests.support.tars import END, Joined, run_gnu_tar
 from tests.support.trees import read_tree
 
 SECOND = 10**9
@@ -132,6 +133,19 @@ def test_holes_are_holes(quick_tree: Path) -> None:
     found = quick_tree / "f"
     assert found.read_bytes() == (source / "f").read_bytes()
     assert found.stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_S8_a_sparse_file_of_many_small_pieces_takes_no_disk_without_end(tree: Path, way: int) -> None:
+    fine = all_ways([(number * 4096, 4096) for number in range(100)], 100 * 4096)[way]
+    dense = all_ways([(number * 8, 4) for number in range(1000)], 8000)[way]
+    bomb = all_ways([(number * 4096, 1) for number in range(100)], 100 * 4096)[way]
+    with writing(tree, limits=UnpackLimits(ratio_floor_bytes=50 * 4096)) as writer:
+        writer.apply_layer(io.BytesIO(fine + END))
+        writer.apply_layer(io.BytesIO(dense + END))
+        with pytest.raises(InvalidArchive, match="waste more than 204800 bytes"):
+            writer.apply_layer(io.BytesIO(bomb + END))
+    assert sum(path.stat().st_blocks * 512 for path in tree.iterdir()) < 500_000
 
 
 def test_modes_and_groups_are_those_of_the_members_whatever_the_umask_and_the_folder_around(tree: Path) -> None:

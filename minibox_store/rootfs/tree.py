@@ -70,7 +70,7 @@ class TreeWriter:
         self._attribute_bytes = 0  # of all directories
         self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
         self._at = self._directories.root
-        self._contents = ContentWriter(check)
+        self._contents = ContentWriter(check, limits.ratio_floor_bytes)
         self._forget_inheritance(root_descriptor)
 
     def close(self) -> None:
