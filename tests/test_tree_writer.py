@@ -673,6 +673,32 @@ def test_more_members_than_are_allowed_are_refused(tree: Path) -> None:
             writer.apply_layer(io.BytesIO(tar_of([file(".wh.a"), file("b")])))
 
 
+def _far(name: str) -> list[Content]:
+    return [link(f"{name}l", "/".join([name] * 1900)), folder(f"{name}l/x")]
+
+
+def test_S24_short_names_do_not_lead_through_many_directories_again_and_again(quick_tree: Path) -> None:
+    between = [file(f"{name}l/x/{number}") for number in range(2000) for name in "ab"]
+    with (
+        writing(quick_tree) as writer,
+        pytest.raises(InvalidArchive, match="lead through more directories than any image needs"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of([*_far("a"), *_far("b"), *between])))
+    assert len(os.listdir(quick_tree)) == 4
+
+
+def test_S24_links_to_what_is_not_there_make_no_directories_without_end(quick_tree: Path) -> None:
+    makers: list[Content] = []
+    for number in range(2000):
+        makers += [folder(f"{number}"), hard_link(f"{number}/l", "al"), file(f"{number}/l/f")]
+    with (
+        writing(quick_tree) as writer,
+        pytest.raises(InvalidArchive, match="lead through more directories than any image needs"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of([*_far("a"), *makers])))
+    assert len(os.listdir(quick_tree)) < 100
+
+
 def test_S10_what_directories_have_is_kept_within_bounds(quick_tree: Path) -> None:
     limits = UnpackLimits(directory_attribute_bytes=100)
     marked = attrs_with(folder("d"), {"user.x": b"1" * 90})

@@ -70,6 +70,9 @@ class Directories:
     Args:
         root_descriptor: the tree's own, empty directory; it is not closed here.
         most_open: how many are open at once beside it, two at least.
+
+    Attributes:
+        steps: how many directories were made, opened, and gone through on a way, each as often as it was.
     """
 
     def __init__(self, root_descriptor: int, most_open: int = MOST_OPEN) -> None:
@@ -77,7 +80,7 @@ class Directories:
         self.root.descriptor = root_descriptor
         self._most_open = most_open
         self._open: OrderedDict[Directory, None] = OrderedDict()
-        self._links = 0
+        self.steps = 0
 
     def close(self) -> None:
         """Close all but the root."""
@@ -100,6 +103,7 @@ class Directories:
             way.append(above)
             above = above.parent
         opened = above.descriptor
+        self.steps += len(way)
         for below in reversed(way):
             opened = below.descriptor = os.open(below.name, _OPEN, dir_fd=opened)
             self._open[below] = None
@@ -127,6 +131,7 @@ class Directories:
 
     def make(self, directory: Directory, name: str, cleared: int) -> Directory:
         """Make a directory in another one; FileExistsError where something is there that is none."""
+        self.steps += 1
         os.mkdir(name, 0o700, dir_fd=self.open(directory))
         made = directory.children[name] = Directory(directory, name, cleared)
         return made
@@ -199,7 +204,9 @@ class Directories:
                 raise refusal(f"its path leads through more than {_MOST_LINKS} links", member_name)
             if target.startswith("/"):
                 directory = self.root
-            rest.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
+            steps = [part for part in reversed(target.split("/")) if part not in ("", ".")]
+            self.steps += len(steps)
+            rest.extend(steps)
         return directory, missing
 
     def _read_link(self, directory: Directory, name: str, member_name: str) -> str | None:

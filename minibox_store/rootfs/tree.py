@@ -26,6 +26,11 @@ from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, Unpack
 Form = Literal["flat", "overlay"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Links lead a short name through many directories. So many more than in the names themselves may be made and gone
+# through, for each member and for all: no image of files comes near, and with more the work would not be linear.
+_STEPS_PER_MEMBER = 32
+_STEPS_PER_PART = 4
+_STEPS_AT_FIRST = 100_000
 _SHOWN_CHARACTERS = 256  # more than any message shows of a name
 _UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
 
@@ -68,6 +73,7 @@ class TreeWriter:
         self._check = check
         self._entries = 0
         self._attribute_bytes = 0  # of all directories
+        self._most_steps = _STEPS_AT_FIRST
         self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
         self._at = self._directories.root
         self._contents = ContentWriter(check, limits.ratio_floor_bytes)
@@ -96,6 +102,7 @@ class TreeWriter:
             if self._entries > self._limits.entries:
                 raise InvalidArchive(f"the layers have more than {self._limits.entries} members, which is the limit")
             meaning, parts = place(member)
+            self._most_steps += _STEPS_PER_MEMBER + _STEPS_PER_PART * len(parts)
             try:
                 if meaning == "entry":
                     self._put(member, parts, reader)
@@ -109,6 +116,8 @@ class TreeWriter:
                 if error.errno == errno.ENAMETOOLONG:
                     raise refusal("a name or link in it is longer than one can be here", member.name) from error
                 raise
+            if self._directories.steps > self._most_steps:
+                raise refusal("the links up to it lead through more directories than any image needs", member.name)
 
     def finish(self) -> UnpackedLayers:
         """Give every directory its owner, mode, attributes and times; return what came of all layers."""
@@ -211,6 +220,7 @@ class TreeWriter:
 
     def _put_hard_link(self, directory: Directory, name: str, member: Member) -> None:
         parts = split(member.link_target, member.name)
+        self._most_steps += _STEPS_PER_PART * len(parts)
         where, missing = self._directories.follow(parts[:-1], member.name)
         target = parts[-1] if parts else ""
         if missing or target in (where.whiteouts or ()):
