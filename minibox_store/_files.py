@@ -225,8 +225,7 @@ def sync_file_system(descriptor: int) -> None:
 
     system = ctypes.CDLL(None, use_errno=True)
     if system.syncfs(descriptor):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number := ctypes.get_errno(), os.strerror(number))
 
 
 def rename_in(directory: int, name: str, target: str) -> None:
@@ -381,14 +380,13 @@ def _open_to_append(path: str) -> int:
             return open_new(path, os.O_APPEND)
 
 
-def is_same_file(descriptor: int, path: str) -> bool:
-    """Whether ``path`` is the open file still."""
+def is_same_file(descriptor: int, path: str, *, dir_fd: int | None = None) -> bool:
+    """Whether ``path``, relative to ``dir_fd`` where that is given, is the open file still."""
     try:
-        named = os.lstat(path)
+        named = os.lstat(path, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
-    opened = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+    return os.path.samestat(named, os.fstat(descriptor))
 
 
 def can_link(source: str, target: str) -> bool:

@@ -19,8 +19,8 @@ from minibox_store.errors import StoreBusy
 _NOTE = re.compile(rb"([0-9]{1,10}) ([0-9]{1,11}\.[0-9]{3}) (.+)\n")
 
 
-def try_lock(descriptor: int, path: str, *, shared: bool = False) -> bool:
-    """Take the flock of an open file if it is free, and ``path`` is still that file.
+def try_lock(descriptor: int, path: str, *, shared: bool = False, dir_fd: int | None = None) -> bool:
+    """Take the flock of an open file if it is free, and ``path``, in the directory ``dir_fd``, is still that file.
 
     A lock on a file that has lost its name guards nothing: the caller opens ``path`` again then.
     """
@@ -30,7 +30,7 @@ def try_lock(descriptor: int, path: str, *, shared: bool = False) -> bool:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         return False
-    if is_same_file(descriptor, path):
+    if is_same_file(descriptor, path, dir_fd=dir_fd):
         return True
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     return False

@@ -1,4 +1,4 @@
-"""Directory trees, measured and removed by descriptors: no link is followed, and no mount is crossed.
+"""Directory trees, begun, measured and removed by descriptors: no link is followed, and no mount is crossed.
 
 One directory is open at a time, however deep a tree is, and each step up must lead to where the step down began: a part
 that somebody moves away meanwhile ends the work with an error, and nothing outside the tree is touched. Mounts are told
@@ -53,6 +53,21 @@ def mount_of(descriptor: int) -> int:
         if key == b"mnt_id":
             return int(value)
     raise OSError(errno.ENOSYS, "the system does not tell mounts apart")
+
+
+def make_tree(name: str, *, dir_fd: int) -> int:
+    """Make an empty directory in an open one, for its owner alone, whatever the umask; return its descriptor.
+
+    Raises:
+        FileExistsError: when something is there.
+        FileNotFoundError: when somebody has removed it again already.
+    """
+    os.mkdir(name, _USABLE, dir_fd=dir_fd)
+    with _opened(name, dir_fd, os.O_NOFOLLOW) as found:
+        # By the descriptor: a link that somebody has put in its place meanwhile leads to no other.
+        if stat.S_IMODE(os.fstat(found).st_mode) & _USABLE != _USABLE:
+            os.chmod(f"/proc/self/fd/{found}", _USABLE)
+        return os.open(".", _DIRECTORY, dir_fd=found)
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:

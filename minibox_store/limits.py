@@ -54,10 +54,13 @@ class UnpackLimits:
         output_bytes: of one layer's tar.
         ratio: how many bytes of tar one byte of a compressed layer may become, over the whole of it; asked once
             ``ratio_floor_bytes`` have come.
-        ratio_floor_bytes: up to here any ratio will do.
+        ratio_floor_bytes: up to here any ratio will do. By no more do sparse files take more room on a disk than their
+            bytes would, for each piece of one takes a whole block there.
         window_log: the logarithm of the largest window that a zstd frame may ask for.
         seconds: how long the decompressing and unpacking of one layer may take.
         entries: how many members all layers of an image may have together.
+        directory_attribute_bytes: of the extended attributes that all directories have together: they are kept in
+            memory until the end.
     """
 
     output_bytes: int = 1 << 36
@@ -66,6 +69,7 @@ class UnpackLimits:
     window_log: int = 27
     seconds: float = 3600.0
     entries: int = 10_000_000
+    directory_attribute_bytes: int = 64 * MEBIBYTE
 
 
 DEFAULT_UNPACK_LIMITS = UnpackLimits()

@@ -305,6 +305,19 @@ class TestTheThread:
             with pytest.raises(ValueError, match="closed"):
                 call()
 
+    def test_a_system_that_gives_no_thread_gets_its_layer_all_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with opened(gzipped(RAW), RAW) as layer:
+            assert layer.read(3) == RAW[:3]
+            layer.finish()
+        stream = PiecewiseStream(gzipped(RAW))
+        with opened(gzipped(RAW), RAW, stream=stream) as layer:
+            layer.read(1)
+        assert stream.closed_times == 1
+
     def test_it_runs_ahead_by_no_more_than_its_depth(self) -> None:
         made: list[int] = []
 

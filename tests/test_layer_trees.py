@@ -1,6 +1,7 @@
 """Trees of single layers: each built once, whole or not at all, and together what overlayfs makes the image of."""
 
 import ctypes
+import errno
 import os
 import shutil
 import stat
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minibox_store import ContentMismatch, Event, InvalidArchive, Store, UnpackingLayer
+from minibox_store import ContentMismatch, Event, InvalidArchive, Store, StoreUnavailable, UnpackingLayer
 from minibox_store.rootfs.layer_trees import lower_directories
 from tests.properties.test_tree_properties import FILE_PATHS, MODES, OPAQUE, PATHS, WHITEOUTS, Model, Refused
 from tests.support.forks import RAISED, run_forked
@@ -138,6 +139,57 @@ def test_a_layer_that_is_wrong_leaves_no_tree(root: Path) -> None:
         open_store(root).rootfs("bad:1")
     assert list(trees(root)) == [LOWER_NAME]
     assert not [name for name in os.listdir(root / "ingest") if len(name) == 16]
+
+
+def test_a_tree_that_is_there_does_not_vouch_for_a_config_that_promises_something_else(root: Path) -> None:
+    store = open_store(root)
+    store.rootfs("a:1")
+    before = trees(root)
+    wrong = Layer(content=LOWER.content, media_type=LOWER.media_type, diff_id=digest_of(b"another"))
+    put(root, build_image([wrong], salt="wrong"), "wrong:1")
+    with pytest.raises(ContentMismatch):
+        store.rootfs("wrong:1")
+    assert trees(root) == before
+    assert listing(Path(layer_path(root, IMAGE, 0)))["etc/a"] == "1"
+
+
+def test_what_another_program_left_is_no_tree_and_goes_aside_as_long_as_it_is_mounted(root: Path) -> None:
+    store = open_store(root)
+    path = Path(layer_path(root, IMAGE, 0))
+    path.mkdir(parents=True)
+    (path / "foreign").write_text("f")
+    lower = lower_directories([str(path), *_empty(str(root.parent))])
+    with mounted(root.parent / "over", f"lowerdir={lower}", kind="overlay") as over:
+        assert path.name in store.rootfs("a:1")
+        assert sorted(listing(path)) == ["etc", "etc/a", "etc/b", "usr", "usr/c"]
+        assert store.prune().errors == ()
+        assert (over / "foreign").read_text() == "f"
+        assert len([name for name in trees(root) if name.endswith(".tmp")]) == 1
+    before = trees(root)
+    assert store.prune().errors == ()
+    assert trees(root).items() == {name: inode for name, inode in before.items() if name[0] != "."}.items()
+    store.rootfs("a:1")
+    assert before.items() >= trees(root).items()
+
+
+def test_what_is_no_directory_stays_and_is_named(root: Path) -> None:
+    path = Path(layer_path(root, IMAGE, 0))
+    path.parent.mkdir()
+    path.symlink_to("../layers/one")
+    with pytest.raises(StoreUnavailable, match=f"{path}: it is there, and is no directory"):
+        open_store(root).rootfs("a:1")
+    assert os.readlink(path) == "../layers/one"
+
+
+def test_the_root_of_a_user_namespace_gets_trees_for_overlays_in_there(root: Path) -> None:
+    image = build_image([LOWER, layer_of(file("etc/.wh..wh..opq"))], salt="opaque")
+    put(root, image, "opaque:1")
+    with replaced_os(trees=True) as system:
+        system.fail("setxattr", errno.EPERM, path="trusted.")
+        first = open_store(root).rootfs("opaque:1")
+    assert os.getxattr(Path(layer_path(root, image, 1), "etc"), "user.overlay.opaque") == b"y"
+    before = trees(root)
+    assert (open_store(root).rootfs("opaque:1"), trees(root)) == (first, before)
 
 
 LOWER_NAME = digest_of(LOWER.content).removeprefix("sha256:")
@@ -295,6 +347,35 @@ def test_overlayfs_shows_what_the_flat_tree_has(given_layers: list[list[Content]
             shown, flat = listing(over), listing(Path(around, "flat"))
             # A marker in what its own layer has replaced leaves an empty directory there, and nothing else.
             assert {path: text for path, text in shown.items() if path in flat or text != "d"} == flat
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ([file(".wh..wh..opq"), file("a/.wh.b")], {}),
+        ([file("a/.wh.b"), file("a/c/.wh.d"), file(".wh..wh..opq")], {}),
+        ([file(".wh..wh..opq"), file("a/.wh..wh..opq")], {}),
+        ([file(".wh..wh..opq"), folder("a"), file("a/.wh.b")], {"a": "d"}),
+        ([file(".wh.a"), file("a/.wh.b")], {}),
+        ([file("a/c/.wh.d"), file(".wh.a")], {}),
+        ([file("a/.wh..wh..opq"), file(".wh.a")], {}),
+        ([file("a/.wh..wh..opq")], {"a": "d"}),
+        ([file(".wh.a"), file("a/.wh.b"), file("a/e", b"2")], {"a": "d", "a/e": "2"}),
+        ([file("a/.wh.c"), file("a/c/.wh.d")], {"a": "d", "a/b": "1"}),
+    ],
+)
+def test_a_directory_of_whiteouts_alone_shows_only_where_a_lower_layer_has_it(
+    tmp_path: Path, layer: list[Content], expected: dict[str, str]
+) -> None:
+    require_root()
+    lowest: list[Content] = [folder("a"), file("a/b", b"1"), folder("a/c"), file("a/c/d", b"1")]
+    layers = [lowest, layer]
+    apply(tmp_path / "flat", *layers)
+    for number, each in enumerate(layers):
+        apply(tmp_path / str(number), each, form="overlay")
+    lower = lower_directories([str(tmp_path / "0"), str(tmp_path / "1"), *_empty(str(tmp_path))])
+    with mounted(tmp_path / "over", f"lowerdir={lower}", kind="overlay") as over:
+        assert listing(over) == listing(tmp_path / "flat") == expected
 
 
 def _empty(around: str) -> list[str]:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import resource
 import stat
 import tempfile
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from minibox_store import InvalidArchive, UnpackLimits, UnpackPolicy, _files
 from minibox_store.rootfs.directories import Directories
-from minibox_store.tar import Member, MemberKind
+from minibox_store.tar import Member, MemberKind, encode_header
 from tests.support.forks import forked, run_forked
 from tests.support.layer_trees import (
     Content,
@@ -28,10 +29,11 @@ from tests.support.layer_trees import (
     tar_of,
     writing,
 )
-from tests.support.os_proxy import OsProxy
+from tests.support.os_proxy import OsProxy, replaced_os
 from tests.support.snapshots import snapshot
+from tests.support.sparse_tars import all_ways
 from tests.support.stores import require_root
-from tests.support.tars import run_gnu_tar
+from tests.support.tars import END, Joined, run_gnu_tar
 from tests.support.trees import read_tree
 
 SECOND = 10**9
@@ -133,6 +135,19 @@ def test_holes_are_holes(quick_tree: Path) -> None:
     assert found.stat().st_blocks * 512 < 1 << 20
 
 
+@pytest.mark.parametrize("way", range(4))
+def test_S8_a_sparse_file_of_many_small_pieces_takes_no_disk_without_end(tree: Path, way: int) -> None:
+    fine = all_ways([(number * 4096, 4096) for number in range(100)], 100 * 4096)[way]
+    dense = all_ways([(number * 8, 4) for number in range(1000)], 8000)[way]
+    bomb = all_ways([(number * 4096, 1) for number in range(100)], 100 * 4096)[way]
+    with writing(tree, limits=UnpackLimits(ratio_floor_bytes=50 * 4096)) as writer:
+        writer.apply_layer(io.BytesIO(fine + END))
+        writer.apply_layer(io.BytesIO(dense + END))
+        with pytest.raises(InvalidArchive, match="waste more than 204800 bytes"):
+            writer.apply_layer(io.BytesIO(bomb + END))
+    assert sum(path.stat().st_blocks * 512 for path in tree.iterdir()) < 500_000
+
+
 def test_modes_and_groups_are_those_of_the_members_whatever_the_umask_and_the_folder_around(tree: Path) -> None:
     require_root()
     os.chown(tree.parent, -1, 1234)
@@ -223,6 +238,26 @@ def test_what_the_file_system_does_not_take_is_told_and_of_much_the_first(tree: 
     assert done.left_out_count == 100
     assert done.left_out[0].startswith("f0: the attribute nonsense.x (")
     assert len(done.left_out) == 32
+
+
+def test_an_attribute_that_is_too_large_for_the_file_system_is_told_and_no_full_disk(tree: Path) -> None:
+    require_root()
+    large = {"user.large": b"x" * 60_000}
+    members = [
+        attrs_with(member, {"trusted.large": b"x"} if member.kind is MemberKind.SYMLINK else large)
+        for member in (Member("f"), folder("d"), link("l", "nowhere"))
+    ]
+    with replaced_os(trees=True) as system:
+        system.fail("setxattr", errno.ENOSPC)
+        done = apply(tree, members)
+    assert [sentence.partition("(")[2] for sentence in done.left_out] == ["larger than the file system takes)"] * 3
+    assert sorted(listing(tree)) == ["d", "f", "l"]
+
+
+def test_an_attribute_without_end_is_told_by_its_beginning(tree: Path) -> None:
+    done = apply(tree, [Member("f", xattrs={"user.overlay." + "x" * 500_000: b"1", "user." + "y" * 500_000: b"1"})])
+    assert len(done.left_out) == 2
+    assert all(len(sentence) < 1000 for sentence in done.left_out)
 
 
 def test_a_text_in_what_was_left_out_breaks_no_line(tree: Path) -> None:
@@ -505,6 +540,26 @@ def home() -> Iterator[Path]:
         yield Path(found)
 
 
+def test_a_user_sets_attributes_of_what_the_mode_lets_nobody_write_to(home: Path) -> None:
+    marked = {"user.x": b"1"}
+
+    def work() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        read_only = [Member(f"f{mode:o}", mode=mode, xattrs=marked) for mode in (0o444, 0o555, 0)]
+        directories = [Member(f"d{mode:o}", MemberKind.DIRECTORY, mode=mode, xattrs=marked) for mode in (0o555, 0)]
+        done = apply(home / "tree", [*read_only, *directories])
+        assert done.left_out == ()
+
+    assert run_forked(work) == 0
+    found = read_tree(home / "tree")
+    assert {path: (entry.mode, entry.xattrs) for path, entry in found.items() if path not in ("", ".", "/")} == {
+        **{f"f{mode:o}": (mode, marked) for mode in (0o444, 0o555, 0)},
+        **{f"d{mode:o}": (mode, marked) for mode in (0o555, 0)},
+    }
+
+
 def test_a_user_unpacks_what_a_user_may(home: Path) -> None:
 
     def work() -> None:
@@ -616,6 +671,58 @@ def test_more_members_than_are_allowed_are_refused(tree: Path) -> None:
         writer.apply_layer(io.BytesIO(tar_of([file("a"), file("b")])))
         with pytest.raises(InvalidArchive, match="more than 3 members"):
             writer.apply_layer(io.BytesIO(tar_of([file(".wh.a"), file("b")])))
+
+
+def _far(name: str) -> list[Content]:
+    return [link(f"{name}l", "/".join([name] * 1900)), folder(f"{name}l/x")]
+
+
+def test_S24_short_names_do_not_lead_through_many_directories_again_and_again(quick_tree: Path) -> None:
+    between = [file(f"{name}l/x/{number}") for number in range(2000) for name in "ab"]
+    with (
+        writing(quick_tree) as writer,
+        pytest.raises(InvalidArchive, match="lead through more directories than any image needs"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of([*_far("a"), *_far("b"), *between])))
+    assert len(os.listdir(quick_tree)) == 4
+
+
+def test_S24_links_to_what_is_not_there_make_no_directories_without_end(quick_tree: Path) -> None:
+    makers: list[Content] = []
+    for number in range(2000):
+        makers += [folder(f"{number}"), hard_link(f"{number}/l", "al"), file(f"{number}/l/f")]
+    with (
+        writing(quick_tree) as writer,
+        pytest.raises(InvalidArchive, match="lead through more directories than any image needs"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of([*_far("a"), *makers])))
+    assert len(os.listdir(quick_tree)) < 100
+
+
+def test_S10_what_directories_have_is_kept_within_bounds(quick_tree: Path) -> None:
+    limits = UnpackLimits(directory_attribute_bytes=100)
+    marked = attrs_with(folder("d"), {"user.x": b"1" * 90})
+    with writing(quick_tree, limits=limits) as writer:
+        writer.apply_layer(io.BytesIO(tar_of([marked, marked, marked])))  # the last one alone counts
+        with pytest.raises(InvalidArchive, match="directories up to it have more than 100 bytes of attributes"):
+            writer.apply_layer(io.BytesIO(tar_of([attrs_with(folder("e"), {"user.x": b"1"})])))
+
+
+def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick_tree: Path) -> None:
+    def members() -> Iterator[bytes]:
+        for number in range(400):
+            yield encode_header(Member(f"n{number}", MemberKind.DIRECTORY, uname="u" * 500_000, gname="g" * 500_000))
+        for number in range(400):
+            yield encode_header(attrs_with(folder(f"d{number}"), {"user.x": b"1" * 1_000_000}))
+
+    def work() -> None:
+        with writing(quick_tree) as writer:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with pytest.raises(InvalidArchive, match="bytes of attributes"):
+                writer.apply_layer(Joined(members()))
+            assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100 * 1024 * 1024
+
+    assert run_forked(work) == 0
 
 
 def test_the_check_ends_the_work_between_two_pieces_of_one_file(tree: Path) -> None:

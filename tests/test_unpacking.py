@@ -1,5 +1,6 @@
 """An image unpacked by the store: verified, seen whole or never, and at its place alone."""
 
+import errno
 import os
 import stat
 import tempfile
@@ -343,6 +344,42 @@ def test_the_tree_is_for_its_owner_alone_while_it_grows(store: Store, tmp_path: 
     finally:
         os.umask(before)
     assert modes == {0o700}
+
+
+@pytest.mark.parametrize("successor", [True, False], ids=["another takes its place", "nothing takes its place"])
+def test_a_folder_that_is_moved_meanwhile_gets_no_tree_and_is_told(
+    store: Store, tmp_path: Path, successor: bool
+) -> None:
+    (tmp_path / "around").mkdir()
+
+    def move(event: Event) -> None:
+        if is_second(event):
+            (tmp_path / "around").rename(tmp_path / "moved")
+            if successor:
+                (tmp_path / "around").mkdir()
+
+    with pytest.raises(InvalidPath, match="the folder around it was moved meanwhile"):
+        store.unpack("a:1", tmp_path / "around" / "out", on_event=move)
+    assert os.listdir(tmp_path / "moved") == []
+    assert not successor or os.listdir(tmp_path / "around") == []
+
+
+def test_nothing_is_made_in_a_folder_that_took_the_place_of_the_one_that_was_opened(
+    store: Store, tmp_path: Path
+) -> None:
+    put(tmp_path / "store", build_image([layer_of(file("f"))]), "without-directories:1")
+    (tmp_path / "around").mkdir()
+
+    def swap() -> None:
+        (tmp_path / "around").rename(tmp_path / "moved")
+        (tmp_path / "around").mkdir()
+
+    with replaced_os(trees=True) as system:
+        system.before("mkdir", swap, path=".out.")
+        system.fail("mkdir", errno.EIO, path=".out.", skip=1)
+        with pytest.raises(InvalidPath, match="the folder around it was moved meanwhile"):
+            store.unpack("without-directories:1", tmp_path / "around" / "out")
+    assert os.listdir(tmp_path / "moved") == os.listdir(tmp_path / "around") == []
 
 
 def test_a_block_that_fails_leaves_its_own_error(tmp_path: Path) -> None:

@@ -30,12 +30,13 @@ class Directory:
         whiteouts: the names that a whiteout device hides; only in the tree of a single layer.
         cleared: the number of the layer since which nothing of the layers below it is there.
         is_opaque: whether it is to hide what lower layers have; only in the tree of a single layer.
+        is_hidden: whether a whiteout says that no lower layer has it; only in the tree of a single layer.
         identity: device and inode, of one that was open and is not.
     """
 
     __slots__ = (
-        *("children", "cleared", "descriptor", "entry", "entry_layer", "identity", "is_opaque", "layer", "name", "own"),
-        *("parent", "whiteouts"),
+        *("children", "cleared", "descriptor", "entry", "entry_layer", "identity", "is_hidden", "is_opaque", "layer"),
+        *("name", "own", "parent", "whiteouts"),
     )
 
     def __init__(self, parent: "Directory | None", name: str, cleared: int = 0) -> None:
@@ -49,7 +50,7 @@ class Directory:
         self.own: set[str] = set()
         self.whiteouts: set[str] | None = None
         self.cleared = cleared
-        self.is_opaque = False
+        self.is_opaque = self.is_hidden = False
         self.identity = (0, 0)
 
     @property
@@ -69,6 +70,9 @@ class Directories:
     Args:
         root_descriptor: the tree's own, empty directory; it is not closed here.
         most_open: how many are open at once beside it, two at least.
+
+    Attributes:
+        steps: how many directories were made, opened, and gone through on a way, each as often as it was.
     """
 
     def __init__(self, root_descriptor: int, most_open: int = MOST_OPEN) -> None:
@@ -76,7 +80,7 @@ class Directories:
         self.root.descriptor = root_descriptor
         self._most_open = most_open
         self._open: OrderedDict[Directory, None] = OrderedDict()
-        self._links = 0
+        self.steps = 0
 
     def close(self) -> None:
         """Close all but the root."""
@@ -99,6 +103,7 @@ class Directories:
             way.append(above)
             above = above.parent
         opened = above.descriptor
+        self.steps += len(way)
         for below in reversed(way):
             opened = below.descriptor = os.open(below.name, _OPEN, dir_fd=opened)
             self._open[below] = None
@@ -126,6 +131,7 @@ class Directories:
 
     def make(self, directory: Directory, name: str, cleared: int) -> Directory:
         """Make a directory in another one; FileExistsError where something is there that is none."""
+        self.steps += 1
         os.mkdir(name, 0o700, dir_fd=self.open(directory))
         made = directory.children[name] = Directory(directory, name, cleared)
         return made
@@ -198,7 +204,9 @@ class Directories:
                 raise refusal(f"its path leads through more than {_MOST_LINKS} links", member_name)
             if target.startswith("/"):
                 directory = self.root
-            rest.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
+            steps = [part for part in reversed(target.split("/")) if part not in ("", ".")]
+            self.steps += len(steps)
+            rest.extend(steps)
         return directory, missing
 
     def _read_link(self, directory: Directory, name: str, member_name: str) -> str | None:

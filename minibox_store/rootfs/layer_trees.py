@@ -4,6 +4,10 @@ A tree is there whole or not at all, is never changed, and serves every image th
 of its own, which its maker holds a lock of, and is moved in one step; who builds one that another process has finished
 meanwhile throws its own away.
 
+An attribute of the tree, which overlayfs keeps to itself and no image can set, says by which diffID it was verified. So
+an image whose config promises something else of the layer is refused, and what another program has left there is not
+taken for a tree: it goes aside, named like what is unfinished, and a collection removes it once nobody mounts it.
+
 Spec: Linux, overlayfs.rst, "whiteouts and opaque directories", "Multiple lower layers".
 """
 
@@ -15,14 +19,17 @@ from contextlib import AbstractContextManager, suppress
 
 import attrs
 
-from minibox_store import _files
+from minibox_store import _files, _locks
+from minibox_store.digest import Digest
+from minibox_store.errors import StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.rootfs.ownership import OVERLAY_ATTRIBUTES, set_overlay_attribute
 from minibox_store.rootfs.tree import check_nothing
 from minibox_store.rootfs.unpacking import LayerSource, unpack_layers
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TREE = "tree"
-_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+_VERIFIED = "minibox.diff_id"
 _OWNER_WRITES = 0o200
 
 
@@ -52,10 +59,11 @@ class LayerTrees:
 
         Raises:
             InvalidArchive, ContentMismatch: when the layer cannot be unpacked, or is not what its config promises.
+            StoreUnavailable: when something that is no directory has the tree's name.
             OSError: what the system says.
         """
         path = os.path.join(self.folder, layer.descriptor.digest.hex)
-        if _is_directory(path):
+        if _is_verified(path, layer.diff_id):
             return path
         on_begin()
         if _files.make_directory(self.folder) and self.durable:
@@ -65,6 +73,7 @@ class LayerTrees:
             _files.make_directory(tree)
             opened = os.open(tree, _DIRECTORY)
             try:
+                _set_verified(opened, layer.diff_id)  # now: by its mode the root may be closed to us then
                 unpack_layers(opened, [layer], form="overlay", limits=limits, check=check)
                 if self.durable:
                     _files.sync_file_system(opened)
@@ -86,11 +95,64 @@ def _move(opened: int, tree: str, path: str) -> None:
     try:
         _files.rename_file(tree, path)
     except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise StoreUnavailable(path, "it is there, and is no directory") from error
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        return
+        if _read_attribute(path, _VERIFIED) is not None:
+            return
+        _replace(opened, tree, path)
     if not may_move:
         _files.set_mode(opened, mode)
+
+
+def _replace(opened: int, tree: str, path: str) -> None:
+    """Give a tree the name that another directory has, and leave that one aside."""
+    folder, name = os.path.split(path)
+    aside = f".{name}.{_files.fresh_name()}.tmp"
+    _locks.try_lock(opened, tree)  # so that no collection takes it for one that was left behind
+    _files.rename_file(tree, os.path.join(folder, aside))
+    try:
+        directory = os.open(folder, _DIRECTORY)
+        try:
+            _files.exchange_trees(aside, name, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except BaseException:
+        _files.rename_file(os.path.join(folder, aside), tree)
+        raise
+
+
+def _set_verified(opened: int, diff_id: Digest) -> None:
+    try:
+        set_overlay_attribute(opened, _VERIFIED, str(diff_id).encode())
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+
+
+def _is_verified(path: str, diff_id: Digest) -> bool:
+    """Whether there is a tree that was verified by ``diff_id``; where no attributes are kept, whether there is one."""
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            return False
+        return _read_attribute(path, _VERIFIED) == str(diff_id).encode()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return True
+
+
+def _read_attribute(path: str, name: str) -> bytes | None:
+    for prefix in OVERLAY_ATTRIBUTES:
+        try:
+            return os.getxattr(path, prefix + name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+    return None
 
 
 def _discard(workshop: str) -> None:
@@ -120,15 +182,6 @@ def _escaped(path: str) -> str:
 
 
 def _is_opaque(path: str) -> bool:
-    for name in _OPAQUE:
-        with suppress(OSError):
-            if os.getxattr(path, name, follow_symlinks=False) == b"y":
-                return True
+    with suppress(OSError):
+        return _read_attribute(path, "opaque") == b"y"
     return False
-
-
-def _is_directory(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False

@@ -1,6 +1,7 @@
-"""What a file is given beside its content: owner, mode, attributes and times, in this order, and never through a link.
+"""What a file is given beside its content: owner, attributes, mode and times, in this order, and never through a link.
 
-A change of owner takes setuid bits and capabilities away, and every other change moves the times. What can be opened
+A change of owner takes setuid bits and capabilities away, a mode may keep its own owner from setting attributes, an
+access list changes the mode, and every other change moves the times. What can be opened
 is changed by its descriptor; a link by its parent's, unfollowed; a device or FIFO by a descriptor that was opened
 with O_PATH and looked at (CVE-2021-32760).
 
@@ -19,10 +20,12 @@ from minibox_store.unpacked import UnpackPolicy
 
 RECORD = "user.rootlesscontainers"
 OVERRIDE = "user.containers.override_stat"
+OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
 _CAPABILITY = "security.capability"
 # They would steer overlayfs, or whoever believes our records, from inside an image.
-_NEVER_SET = ("trusted.overlay.", "user.overlay.", RECORD, OVERRIDE)
+_NEVER_SET = (*OVERLAY_ATTRIBUTES, RECORD, OVERRIDE)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.E2BIG, errno.ERANGE, errno.EINVAL)
+_ROOM_BYTES = 1 << 20  # with so many to spare, a disk is not full
 _SET_ID_BITS = 0o6000
 _LARGEST_ID = 2**32 - 2  # the one above it means "unchanged"
 _MOST_SHOWN = 32
@@ -83,9 +86,9 @@ class Ownership:
         elif self.records and (uid or gid):
             check_ids(member)
             self._set_xattr(opened, RECORD, encode_record(uid, gid), member)
-        os.fchmod(opened, member.mode if is_directory else member.mode & self.mode_bits)
         if member.xattrs:
             self._set_xattrs(opened, member, follow_links=True)
+        os.fchmod(opened, member.mode if is_directory else member.mode & self.mode_bits)
         mtime = member.mtime_nanoseconds
         os.utime(opened, ns=(mtime, mtime))
 
@@ -130,9 +133,9 @@ class Ownership:
             os.chown(path, member.uid, member.gid)
         elif self.records and (member.uid or member.gid):
             self._left_out.add(member.name, "its owner, for a FIFO has no attribute to note it in")
-        os.chmod(path, member.mode & self.mode_bits)
         if member.xattrs:
             self._set_xattrs(path, member, follow_links=True)
+        os.chmod(path, member.mode & self.mode_bits)
         mtime = member.mtime_nanoseconds
         os.utime(path, ns=(mtime, mtime))
 
@@ -158,7 +161,9 @@ class Ownership:
     def _set_xattrs(self, target: int | str, member: Member, *, follow_links: bool) -> None:
         for key, value in member.xattrs.items():
             if key.startswith(_NEVER_SET):
-                self._left_out.add(member.name, f"the attribute {key}, which would steer who reads the tree")
+                self._left_out.add(
+                    member.name, f"the attribute {key[:_SHOWN_CHARACTERS]}, which would steer who reads the tree"
+                )
             elif key == _CAPABILITY and not self._keeps_privileges:
                 self._left_out.add(member.name, "its capabilities, as was asked")
             else:
@@ -170,9 +175,38 @@ class Ownership:
         try:
             os.setxattr(target, key, value, follow_symlinks=follow_links)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            reason = error.strerror
+            if error.errno == errno.ENOSPC and _has_room(target, follow_links=follow_links):
+                # So ext4, and others, call attributes that are together larger than a block.
+                reason = "larger than the file system takes"
+            elif error.errno not in _UNSUPPORTED:
                 raise
-            self._left_out.add(member.name, f"the attribute {key[:_SHOWN_CHARACTERS]} ({error.strerror})")
+            self._left_out.add(member.name, f"the attribute {key[:_SHOWN_CHARACTERS]} ({reason})")
+
+
+def _has_room(target: int | str, *, follow_links: bool) -> bool:
+    if isinstance(target, int):
+        found = os.fstatvfs(target)
+    else:
+        opened = os.open(target, os.O_PATH | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW))
+        try:
+            found = os.fstatvfs(opened)
+        finally:
+            os.close(opened)
+    return found.f_bavail * found.f_frsize > _ROOM_BYTES
+
+
+def set_overlay_attribute(opened: int, name: str, value: bytes) -> None:
+    """Set an attribute that overlayfs keeps to itself: the one for root, where the system allows that, or a user's."""
+    for prefix in OVERLAY_ATTRIBUTES if os.geteuid() == 0 else OVERLAY_ATTRIBUTES[1:]:
+        try:
+            os.setxattr(opened, prefix + name, value)
+        except PermissionError:
+            # The root of a user namespace is nobody's but its own; overlays in there read the other one.
+            if prefix == OVERLAY_ATTRIBUTES[-1]:
+                raise
+        else:
+            return
 
 
 def check_ids(member: Member) -> None:

@@ -13,7 +13,8 @@ _END = b""
 class ReadingAhead:
     """The pieces of a generator, made up to ``depth`` of them before they are asked for.
 
-    The thread begins with the first call of :meth:`next_piece`. Who has called that calls :meth:`close` too.
+    The thread begins with the first call of :meth:`next_piece`. Who has called that calls :meth:`close` too. Where the
+    system gives no thread, each piece is made when it is asked for.
 
     Args:
         pieces: yields no empty one. From the first call on nobody else may touch it; it is closed in the thread.
@@ -24,6 +25,7 @@ class ReadingAhead:
         self._ready: Queue[bytes | BaseException] = Queue(depth)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._is_alone = False
 
     def next_piece(self, timeout_seconds: float) -> bytes | None:
         """Return the next piece, none of it at the end, and None if there is none in time.
@@ -31,10 +33,10 @@ class ReadingAhead:
         What the generator raised is raised here, after all pieces that it had yielded before. After that, and after
         the end, there is nothing more to ask for.
         """
-        if self._thread is None:
-            # Nobody waits at the end of a program for a source that sends nothing.
-            self._thread = threading.Thread(target=self._run, name="minibox-decode", daemon=True)
-            self._thread.start()
+        if self._thread is None and not self._is_alone:
+            self._start()
+        if self._is_alone:
+            return next(self._pieces, _END)
         try:
             piece = self._ready.get(timeout=min(max(timeout_seconds, 0), threading.TIMEOUT_MAX))
         except Empty:
@@ -42,6 +44,16 @@ class ReadingAhead:
         if isinstance(piece, BaseException):
             raise piece
         return piece
+
+    def _start(self) -> None:
+        # Nobody waits at the end of a program for a source that sends nothing.
+        thread = threading.Thread(target=self._run, name="minibox-decode", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has as many as it allows
+            self._is_alone = True
+        else:
+            self._thread = thread
 
     def close(self) -> None:
         """End the thread, and return when it is gone: after the step at which it is. A second call does nothing."""

@@ -16,7 +16,7 @@ from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.contents import ContentWriter
 from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
-from minibox_store.rootfs.ownership import LeftOut, Ownership
+from minibox_store.rootfs.ownership import LeftOut, Ownership, set_overlay_attribute
 from minibox_store.rootfs.placing import place, split
 from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
@@ -26,6 +26,12 @@ from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, Unpack
 Form = Literal["flat", "overlay"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Links lead a short name through many directories. So many more than in the names themselves may be made and gone
+# through, for each member and for all: no image of files comes near, and with more the work would not be linear.
+_STEPS_PER_MEMBER = 32
+_STEPS_PER_PART = 4
+_STEPS_AT_FIRST = 100_000
+_SHOWN_CHARACTERS = 256  # more than any message shows of a name
 _UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
 
 
@@ -66,9 +72,11 @@ class TreeWriter:
         self._limits = limits
         self._check = check
         self._entries = 0
+        self._attribute_bytes = 0  # of all directories
+        self._most_steps = _STEPS_AT_FIRST
         self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
         self._at = self._directories.root
-        self._contents = ContentWriter(check)
+        self._contents = ContentWriter(check, limits.ratio_floor_bytes)
         self._forget_inheritance(root_descriptor)
 
     def close(self) -> None:
@@ -94,6 +102,7 @@ class TreeWriter:
             if self._entries > self._limits.entries:
                 raise InvalidArchive(f"the layers have more than {self._limits.entries} members, which is the limit")
             meaning, parts = place(member)
+            self._most_steps += _STEPS_PER_MEMBER + _STEPS_PER_PART * len(parts)
             try:
                 if meaning == "entry":
                     self._put(member, parts, reader)
@@ -107,6 +116,8 @@ class TreeWriter:
                 if error.errno == errno.ENAMETOOLONG:
                     raise refusal("a name or link in it is longer than one can be here", member.name) from error
                 raise
+            if self._directories.steps > self._most_steps:
+                raise refusal("the links up to it lead through more directories than any image needs", member.name)
 
     def finish(self) -> UnpackedLayers:
         """Give every directory its owner, mode, attributes and times; return what came of all layers."""
@@ -114,7 +125,7 @@ class TreeWriter:
         while rest:
             order.append(rest[-1])
             rest.extend(rest.pop().children.values())
-        self._whiteouts.drop_idle(order)
+        order = self._whiteouts.drop_idle(order)
         # Each behind what is in it: a mode may keep even its owner out. Each subtree by itself, so that the way to a
         # directory is open as a rule: level by level, each of many deep ones would be entered from the root.
         for directory in reversed(order):
@@ -123,7 +134,7 @@ class TreeWriter:
             self._directories.open_above(directory)
             opened = self._directories.open(directory)
             if directory.is_opaque:
-                self._mark_opaque(opened, directory)
+                set_overlay_attribute(opened, "opaque", b"y")
             self._ownership.settle(opened, directory.entry or _UNNAMED, is_directory=True)
         return UnpackedLayers(
             layers=self._whiteouts.layer,
@@ -182,7 +193,11 @@ class TreeWriter:
         self._name(made, member)
 
     def _name(self, directory: Directory, member: Member) -> None:
-        directory.entry, directory.entry_layer = member, self._whiteouts.layer
+        self._attribute_bytes += _attribute_bytes(member) - _attribute_bytes(directory.entry)
+        most = self._limits.directory_attribute_bytes
+        if self._attribute_bytes > most:
+            raise refusal(f"the directories up to it have more than {most} bytes of attributes", member.name)
+        directory.entry, directory.entry_layer = _kept(member), self._whiteouts.layer
 
     def _put_link(self, directory: Directory, name: str, member: Member) -> None:
         target = member.link_target
@@ -205,6 +220,7 @@ class TreeWriter:
 
     def _put_hard_link(self, directory: Directory, name: str, member: Member) -> None:
         parts = split(member.link_target, member.name)
+        self._most_steps += _STEPS_PER_PART * len(parts)
         where, missing = self._directories.follow(parts[:-1], member.name)
         target = parts[-1] if parts else ""
         if missing or target in (where.whiteouts or ()):
@@ -258,9 +274,18 @@ class TreeWriter:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
 
-    def _mark_opaque(self, opened: int, directory: Directory) -> None:
-        name = "trusted.overlay.opaque" if self._ownership.sets_owners else "user.overlay.opaque"
-        os.setxattr(opened, name, b"y")
+
+def _attribute_bytes(member: Member | None) -> int:
+    if member is None or not member.xattrs:
+        return 0
+    return sum(len(key) + len(value) for key, value in member.xattrs.items())
+
+
+def _kept(member: Member) -> Member:
+    """Return of a directory what it is given at the end: its names may be a megabyte long, and nobody asks for them."""
+    name, kind = member.name[:_SHOWN_CHARACTERS], member.kind
+    mode, uid, gid, mtime, xattrs = member.mode, member.uid, member.gid, member.mtime_nanoseconds, member.xattrs
+    return Member(name, kind, mode=mode, uid=uid, gid=gid, mtime_nanoseconds=mtime, xattrs=xattrs)
 
 
 def _is_whiteout_device(member: Member) -> bool:

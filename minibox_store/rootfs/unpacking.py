@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import attrs
 
-from minibox_store import _files, _locks, media_types
+from minibox_store import _files, _locks, _trees, media_types
 from minibox_store.codec import decode_document, decode_image_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest
@@ -158,20 +158,21 @@ def growing_tree(path: str, *, replace: bool = False, durable: bool = False) -> 
     parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_place(parent, name, path, replace)
-        _remove_leftovers(parent, folder, name)
-        temporary, root = _begin(parent, folder, name)
+        _remove_leftovers(parent, name)
+        temporary, root = _begin(parent, name)
         try:
             try:
                 yield root
                 if durable:
                     _files.sync_file_system(root)
+                _check_folder(parent, folder, path)
                 replaced = _put_in_place(parent, temporary, name, path, replace)
             except BaseException:
                 with suppress(OSError):  # what went wrong first is what is told
                     _files.remove_tree(temporary, dir_fd=parent)
                 raise
             if durable:
-                _files.sync_directory(folder)
+                _files.sync_file(parent)
             if replaced:
                 # The new tree is in its place; what of the old one cannot be removed now is left to whoever comes next.
                 with suppress(OSError):
@@ -182,16 +183,15 @@ def growing_tree(path: str, *, replace: bool = False, durable: bool = False) -> 
         os.close(parent)
 
 
-def _begin(parent: int, folder: str, name: str) -> tuple[str, int]:
+def _begin(parent: int, name: str) -> tuple[str, int]:
     """Make a directory for the tree, and return its name and its descriptor, by which it is locked."""
     while True:
         temporary = f"{_stem(name)}{_files.fresh_name()}.tmp"
-        _files.make_directory(os.path.join(folder, temporary))
         # Until it is locked, somebody else may take it for a leftover: then begin again.
         with suppress(FileNotFoundError):
-            root = os.open(temporary, _DIRECTORY, dir_fd=parent)
+            root = _trees.make_tree(temporary, dir_fd=parent)
             with _files.closing_on_error(root):
-                if _locks.try_lock(root, os.path.join(folder, temporary)):
+                if _locks.try_lock(root, temporary, dir_fd=parent):
                     return temporary, root
             os.close(root)
 
@@ -217,6 +217,14 @@ def _check_place(parent: int, name: str, path: str, replace: bool) -> None:
             os.close(opened)
 
 
+def _check_folder(parent: int, folder: str, path: str) -> None:
+    """Refuse to put a tree where nobody would look for it."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.stat(folder), os.fstat(parent)):
+            return
+    raise InvalidPath(path, "the folder around it was moved meanwhile")
+
+
 def _put_in_place(parent: int, temporary: str, name: str, path: str, replace: bool) -> bool:
     """Give the tree its name; return whether another tree has the temporary name now."""
     try:
@@ -234,7 +242,7 @@ def _put_in_place(parent: int, temporary: str, name: str, path: str, replace: bo
     return False
 
 
-def _remove_leftovers(parent: int, folder: str, name: str) -> None:
+def _remove_leftovers(parent: int, name: str) -> None:
     """Remove what unpackings to the same place have left that were killed: nobody holds its lock."""
     ours = re.compile(re.escape(_stem(name)) + r"[0-9a-f]{16}\.tmp")
     for each in os.listdir(parent):
@@ -243,7 +251,7 @@ def _remove_leftovers(parent: int, folder: str, name: str) -> None:
         with suppress(OSError):
             opened = os.open(each, _DIRECTORY, dir_fd=parent)
             try:
-                if _locks.try_lock(opened, os.path.join(folder, each)):
+                if _locks.try_lock(opened, each, dir_fd=parent):
                     _files.remove_tree(each, dir_fd=parent)
             finally:
                 _locks.release(opened)

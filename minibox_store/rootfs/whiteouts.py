@@ -54,7 +54,7 @@ class Whiteouts:
             if is_hidden:
                 self.vacate(directory, name)
             made = self._directories.make(directory, name, self.layer)
-            made.is_opaque = is_hidden
+            made.is_opaque = made.is_hidden = is_hidden
             if self.hides:
                 self.own(directory, name)
             directory = made
@@ -76,6 +76,7 @@ class Whiteouts:
         if directory.layer != self.layer or name not in directory.own:
             self._hide_lower(directory, name)
         elif name in directory.children:
+            directory.children[name].is_hidden = self._is_overlay
             self._forget_entry(directory.children[name])
             self._clear(directory.children[name])
 
@@ -99,7 +100,7 @@ class Whiteouts:
             except FileNotFoundError:
                 return
         elif directory.whiteouts is None or name not in directory.whiteouts:
-            os.mknod(name, 0o600 | stat.S_IFCHR, 0, dir_fd=self._directories.open(directory))
+            self._make_device(directory, name)
             if directory.whiteouts is None:
                 directory.whiteouts = set()
             directory.whiteouts.add(name)
@@ -128,15 +129,37 @@ class Whiteouts:
         if directory.entry_layer != self.layer:
             directory.entry = None
 
-    def drop_idle(self, order: list[Directory]) -> None:
-        """Remove whiteout devices where nothing lower shows anyway: overlayfs may show the devices themselves there.
+    def _make_device(self, directory: Directory, name: str) -> None:
+        os.mknod(name, 0o600 | stat.S_IFCHR, 0, dir_fd=self._directories.open(directory))
+
+    def drop_idle(self, order: list[Directory]) -> list[Directory]:
+        """Remove what was made for whiteouts alone and would show; return the directories that are left.
+
+        Whiteout devices where nothing lower shows anyway are such: overlayfs may show the devices themselves there. So
+        are the directories around them, where no lower layer has them either.
 
         Args:
             order: all directories, each behind the one that it is in.
         """
+        if not self._is_overlay:
+            return order
         hiding: set[Directory | None] = set()
         for directory in order:
             if directory.is_opaque or directory.parent in hiding:
                 hiding.add(directory)
                 for name in directory.whiteouts or ():
                     os.unlink(name, dir_fd=self._directories.open(directory))
+        left = []
+        for directory in reversed(order):
+            shows = directory.parent in hiding or directory.is_hidden
+            if directory.parent is None or not shows or not self._is_idle(directory):
+                left.append(directory)
+                continue
+            self._directories.remove(directory.parent, directory.name)
+            if directory.parent not in hiding:
+                self._make_device(directory.parent, directory.name)
+        return left[::-1]
+
+    def _is_idle(self, directory: Directory) -> bool:
+        is_named = directory.entry is not None or directory.children
+        return not is_named and not os.listdir(self._directories.open(directory))

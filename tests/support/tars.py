@@ -5,7 +5,7 @@ Nothing here knows ``minibox_store``: the headers are those of POSIX, written do
 
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.support.peers import require_peer
@@ -91,6 +91,21 @@ class ForwardOnly:
         """Return the next bytes, fewer than asked for where that is more than ``most``."""
         piece = bytes(self._content[self.given_bytes : self.given_bytes + min(size, self._most)])
         self.given_bytes += len(piece)
+        return piece
+
+
+class Joined:
+    """A stream of pieces that are made when they are wanted."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Return what is left of the piece at hand, or of the next one."""
+        if not self._rest:
+            self._rest = next(self._pieces, b"")
+        piece, self._rest = self._rest[:size], self._rest[size:]
         return piece
 
 
