@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_store.mounts import parse_mountinfo, read_mounts
+from minibox_store._mount_views import parse_mountinfo
+from minibox_store.mounts import read_mounts
 from tests.support.forks import run_forked
 from tests.support.fuse import served
 from tests.support.namespaces import another_namespace
@@ -200,6 +201,71 @@ def test_an_overlay_of_another_namespace_counts_by_what_it_means_there(tree: Pat
     ):
         assert who(tree) is not None
         assert who(tree.parent / "tree-longer") is None
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        # Its namespace has left the root in which the paths were meant, or has hidden them.
+        ["mount", "-t", "tmpfs", "none", "{parent}"],
+        ["umount", "-l", "/mnt"],
+    ],
+)
+def test_an_overlay_counts_though_its_paths_lead_nowhere_any_more_where_it_lives(tree: Path, after: list[str]) -> None:
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    lower = "lowerdir={0}/tree:{0}/other".format("/mnt" if after[0] == "umount" else tree.parent)
+    with another_namespace(
+        ["mount", "--bind", str(tree.parent), "/mnt"],
+        ["mount", "-t", "overlay", "-o", lower, "overlay", str(merged)],
+        [part.format(parent=tree.parent) for part in after],
+    ):
+        assert who(tree) is not None
+        assert who(tree.parent / "tree-longer") is None
+    assert who(tree) is None
+
+
+@pytest.mark.parametrize(
+    "lower", ["{parent}/away/link/../tree", "away/short", "../{name}/away/short", "{parent}/away/short"]
+)
+def test_an_overlay_counts_by_where_the_links_in_its_paths_lead(tree: Path, lower: str) -> None:
+    away = tree.parent / "away"
+    away.mkdir()
+    (away / "link").symlink_to(tree.parent / "other")
+    (away / "short").symlink_to("../tree")
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    text = lower.format(parent=tree.parent, name=tree.parent.name)
+    with another_namespace(
+        ["mount", "-i", "-t", "overlay", "-o", f"lowerdir={text}:other", "overlay", str(merged)], folder=tree.parent
+    ):
+        assert who(tree) is not None
+        assert who(tree.parent / "tree-longer") is None
+
+
+def test_what_only_whoever_mounted_an_overlay_could_name_is_a_doubt(tree: Path) -> None:
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    script = f"exec 7<{tree}; exec mount -t overlay -o lowerdir=/proc/self/fd/7:{tree.parent}/other overlay {merged}"
+    with another_namespace(["sh", "-c", script]):
+        assert any("/proc/self/fd/7" in doubt for doubt in read_mounts().doubts)
+    assert read_mounts().doubts == []
+
+
+def test_a_link_into_what_a_server_that_stands_still_serves_is_not_followed(tree: Path) -> None:
+    merged = tree.parent / "merged"
+    (tree.parent / "link").symlink_to(tree / "usr" / "served")
+    with served(tree / "usr" / "served") as pid, overlaid(merged, tree.parent / "link"):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+
+            def work() -> None:
+                assert who(tree) is not None
+                assert who(tree.parent / "other") is None
+
+            assert run_forked(work, timeout_seconds=10) == 0
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_process_with_another_root_hides_nothing_that_its_namespace_has(tree: Path) -> None:

@@ -20,11 +20,12 @@ from contextlib import nullcontext
 from functools import partial
 
 from minibox_store import _files
+from minibox_store._mount_views import Mount
 from minibox_store.codec import BASE_LAYER_BYTES, BaseLayer, decode_base_layer
 from minibox_store.collecting import Ledger, Living
 from minibox_store.digest import HEX_LENGTHS
 from minibox_store.errors import InvalidDocument, InvalidReference
-from minibox_store.mounts import Mount, read_mounts
+from minibox_store.mounts import read_mounts
 from minibox_store.reference import Reference
 from minibox_store.reports import Removal
 from minibox_store.rootfs.container_names import CannotTell, ContainerNames
