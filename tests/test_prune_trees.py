@@ -387,6 +387,24 @@ def test_what_a_container_has_in_its_own_files_is_not_read(root: Path) -> None:
     assert list(derived(prune_twice(root))) == ["base_layers/gone_1"]
 
 
+def test_the_state_of_a_container_is_read_where_it_is_mounted(root: Path) -> None:
+    base_layer(root, "gone_1")
+    base_layer(root, "gone_2")
+    outside = root.parent / "state"
+    outside.mkdir()
+    (outside / "config.json").write_text('{"image": "gone:1"}')
+    (root / "containers" / "c2").mkdir(parents=True)
+    (root / "containers" / "c2" / "config.json").touch()
+    with bound(outside, root / "containers" / "c1"):
+        assert list(derived(prune_twice(root))) == ["base_layers/gone_2"]
+    config = root / "containers" / "c2" / "config.json"
+    subprocess.run(["mount", "--bind", outside / "config.json", config], check=True, timeout=10)
+    try:
+        assert derived(prune_twice(root)) == {}
+    finally:
+        subprocess.run(["umount", "-l", config], check=True, timeout=10)
+
+
 @pytest.mark.parametrize("what", ["a folder", "a file", "more files than can be looked at"])
 def test_a_tree_stays_while_the_state_of_containers_cannot_be_read_whole(
     root: Path, what: str, monkeypatch: pytest.MonkeyPatch

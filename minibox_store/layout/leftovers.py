@@ -15,6 +15,7 @@ from minibox_store.errors import StoreBusy
 from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
+from minibox_store.mounts import served_points
 from minibox_store.reports import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
@@ -59,7 +60,7 @@ class Broom:
         if build_cache:
             layers = os.path.join(paths.root, "layers")
             gone = {removal.path for removal in self._removed}
-            linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone)
+            linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone, served=served_points())
             self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
 
     def sweep_transactions(self) -> None:
@@ -97,17 +98,21 @@ class Broom:
     ) -> None:
         for path in paths:
             # Asked anew for each: what was begun while the others went is seen too.
-            usage = read_usage(self._layout.paths.root)
-            if _is_pointed_at(path, linked):
-                user: str | None = "extracted/ points into it"
-            else:
-                user = usage.who_mounts(path) if kind == "build cache" else usage.who_uses(path)
+            user = self._who_needs(path, linked, is_cache=kind == "build cache")
             if user is not None:
                 self.kept.append(f"{self._relative(path)}: {user}")
             elif self._dry_run:
                 self._removed.append(self._removal(path, kind, reason))
             else:
                 self._remove(path, self._removal(path, kind, reason))
+
+    def _who_needs(self, path: str, linked: frozenset[str], *, is_cache: bool) -> str | None:
+        if os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) in served_points():
+            return "something is mounted there"  # nothing is asked of it: it may never answer
+        if _is_pointed_at(path, linked):
+            return "extracted/ points into it"
+        usage = read_usage(self._layout.paths.root)
+        return usage.who_mounts(path) if is_cache else usage.who_uses(path)
 
     def _remove_locked(self, path: str, lock_path: str, kind: str, reason: str) -> None:
         if self._dry_run:
@@ -187,10 +192,11 @@ def _is_regular(path: str) -> bool:
         return False
 
 
-def _links_below(folder: str, target: str, *, but: Container[str]) -> frozenset[str]:
+def _links_below(folder: str, target: str, *, but: Container[str], served: Container[str]) -> frozenset[str]:
     """Return where the links at any depth of a folder lead, of those that lead below ``target``.
 
-    What ``but`` has of it is gone, or would be: a dry run plans on without it.
+    What ``but`` has of it is gone, or would be: a dry run plans on without it. Where something ``served`` is mounted
+    nothing is asked.
 
     Raises:
         OSError: when a part of it cannot be read: that may point anywhere.
@@ -204,8 +210,9 @@ def _links_below(folder: str, target: str, *, but: Container[str]) -> frozenset[
     found = set()
     top = os.path.realpath(folder)
     for base, folders, files in os.walk(top, onerror=fail):
-        if base == top:
-            for names in (folders, files):
+        for names in (folders, files):
+            names[:] = [name for name in names if os.path.join(base, name) not in served]
+            if base == top:
                 names[:] = [name for name in names if f"extracted/{name}" not in but]
         for path in (os.path.join(base, name) for name in (*folders, *files)):
             if os.path.islink(path) and (led := os.path.realpath(path)).startswith(inside):

@@ -1,7 +1,8 @@
 """How a tree of a store goes: judged once more under a lock, renamed aside, and only then taken apart.
 
 So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection.
-Whatever somebody has mounted, or locked, stays. Links are removed themselves.
+Whatever somebody has mounted, or locked, stays; of what a process serves nothing is asked, for it may never answer.
+Links are removed themselves.
 """
 
 import errno
@@ -16,7 +17,7 @@ import attrs
 
 from minibox_store import _files, _locks, _trees
 from minibox_store.collecting import Ledger
-from minibox_store.mounts import MountTable, read_mounts
+from minibox_store.mounts import MountTable, read_mounts, served_points
 from minibox_store.reports import Removal
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
@@ -34,12 +35,14 @@ class Folder:
         root: the store's folder.
         name: the folder's path below it.
         opened: the open directory.
+        served: the entries on which something is mounted that a process serves.
     """
 
     ledger: Ledger
     root: str
     name: str
     opened: int
+    served: frozenset[str] = frozenset()
 
     @classmethod
     @contextmanager
@@ -53,7 +56,7 @@ class Folder:
             yield None
             return
         try:
-            yield cls(ledger, root, name, opened)
+            yield cls(ledger, root, name, opened, _served_in(os.path.realpath(os.path.join(root, name))))
         finally:
             os.close(opened)
 
@@ -70,7 +73,9 @@ class Folder:
         return f"{self.name}/{entry}"
 
     def mode(self, entry: str) -> int:
-        """Return of which type an entry is, 0 where there is none, or can be none."""
+        """Return of which type an entry is, 0 where there is none, or can be none; what is served is a directory."""
+        if entry in self.served:
+            return stat.S_IFDIR
         try:
             return stat.S_IFMT(os.stat(entry, dir_fd=self.opened, follow_symlinks=False).st_mode)
         except OSError as error:
@@ -198,6 +203,9 @@ class Folder:
         named = UNFINISHED.fullmatch(entry)
         if named is None:
             return
+        if entry in self.served:
+            self.keep(entry, "something is mounted there")
+            return
         with self.telling(entry):
             if not stat.S_ISDIR(self.mode(entry)):
                 self.remove_file(entry, "temporary", _LEFT_BEHIND, lock=lock)
@@ -235,3 +243,7 @@ class Folder:
         with self.telling(entry), lock():
             if self.mode(entry) and is_doomed():
                 self._remove_name(entry, kind, reason)
+
+
+def _served_in(folder: str) -> frozenset[str]:
+    return frozenset(os.path.basename(point) for point in served_points() if os.path.dirname(point) == folder)

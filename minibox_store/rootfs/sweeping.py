@@ -107,7 +107,7 @@ def _sweep_mount(living: Living, folder: Folder, entry: str, mounts: tuple[Mount
             folder.ledger.removed.append(_empty_removal(folder, entry, "mount", reason))
         if not folder.ledger.dry_run:
             _files.remove_directory(entry, dir_fd=folder.opened)
-            if folder.mode(entry):
+            if _files.exists(folder.path(entry)):
                 folder.fail(entry, "it was mounted over something")
                 return
         folder.ledger.removed.append(_empty_removal(folder, entry, "mount point", reason))
