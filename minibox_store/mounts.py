@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import attrs
 
-from minibox_store._mount_views import Mount, View, is_below, parse_mountinfo
+from minibox_store._mount_views import Mount, View, is_below, join_paths, parse_mountinfo
 from minibox_store._trees import mount_of
 
 _DELETED = "//deleted"
@@ -52,6 +52,7 @@ class MountTable:
         self._identities: set[_Identity] = set()
         self._relative: set[str] = set()
         self._lost: dict[tuple[str, str], bool] = {}
+        self._shown: set[tuple[str, str, str]] = set()
 
     def mounts_at(self, path: str) -> tuple[Mount, ...]:
         """Return what this process sees mounted at a path, the uppermost last."""
@@ -61,6 +62,22 @@ class MountTable:
     def points(self) -> frozenset[str]:
         """Return where this process sees something mounted."""
         return frozenset(mount.point for mount in self._ours.mounts)
+
+    def shown_at(self, folder: str) -> frozenset[tuple[str, str]]:
+        """Return the paths at which a resolved folder, or a part of it, is seen in any namespace, each with its own.
+
+        They are as ``/proc`` tells this process where somebody works, or what he has open.
+        """
+        place = self._ours.place_of(folder)
+        found = {(folder, folder)}
+        for device, root, point in self._shown:
+            if place is None or device != place[0]:
+                continue
+            if is_below(place[1], root):
+                found.add((join_paths(point, os.path.relpath(place[1], root)), folder))
+            elif is_below(root, place[1]):
+                found.add((point, join_paths(folder, os.path.relpath(root, place[1]))))
+        return frozenset(found)
 
     def who_mounts(self, path: str, *, but: Collection[str] = ()) -> str | None:
         """Return why ``path``, or something below it, must stay for the sake of a mount; None when nothing is seen.
@@ -111,11 +128,12 @@ class MountTable:
 
     # ---- filling it
 
-    def add(self, view: View, *, is_ours: bool, is_open: bool) -> None:
-        """Add what one process sees; ``is_open`` says that its paths can be walked."""
+    def add(self, view: View, *, is_ours: bool, is_open: bool, root: str = "/") -> None:
+        """Add what one process sees; ``is_open`` says that its paths can be walked, and ``root`` where they begin."""
         if is_ours:
             self._ours = view
         for mount in view.mounts:
+            self._shown.add((mount.device, mount.root, join_paths(root, mount.point.lstrip("/"))))
             covered = view.place_under(mount)
             for place in (covered, (mount.device, mount.root)):
                 if place is not None and not place[1].endswith(_DELETED):
@@ -244,10 +262,11 @@ class _Reading:
         if content in self._contents:
             return
         self._contents.add(content)
-        self._add(View(process, parse_mountinfo(content)), is_open=key is not None)
+        root = "/" if key is None or process == "self" else key[2]
+        self._add(View(process, parse_mountinfo(content)), is_open=key is not None, root=root)
 
-    def _add(self, view: View, *, is_open: bool) -> None:
-        self.table.add(view, is_ours=view.process == "self", is_open=is_open)
+    def _add(self, view: View, *, is_open: bool, root: str) -> None:
+        self.table.add(view, is_ours=view.process == "self", is_open=is_open, root=root)
         if is_open:
             self._overlays.update(mount.device for mount in view.mounts if mount.made_of)
         else:

@@ -520,6 +520,32 @@ def test_what_a_process_alone_with_us_has_open_is_all_that_stays(root: Path) -> 
     assert (root / "tmp-layer-abc" / "file").exists()
 
 
+@pytest.mark.parametrize("where", ["here", "another namespace"])
+def test_what_somebody_has_open_by_another_name_for_it_stays(root: Path, where: str) -> None:
+    require_root()
+    job, elsewhere = root / "tmp" / "job", root.parent / "elsewhere"
+    job.mkdir(parents=True)
+    elsewhere.mkdir()
+    (root / "tmp" / "left").mkdir()
+    script = f"mount --bind {root} {elsewhere} && cd {elsewhere}/tmp/job && echo && exec sleep 60"
+
+    def work() -> None:
+        separate = ["unshare", "--mount"] if where == "another namespace" else []
+        worker = subprocess.Popen([*separate, "sh", "-c", script], stdout=subprocess.PIPE)
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"\n"
+            report = open_store(root).prune()
+            assert (report.kept, report.errors) == (("tmp/job: somebody has it open",), ())
+            assert [each.path for each in report.removed] == ["tmp/left"]
+        finally:
+            worker.kill()
+            worker.wait()
+
+    assert run_alone(work) == 0
+    assert job.is_dir()
+
+
 def test_a_program_that_runs_from_a_temporary_folder_stays(root: Path) -> None:
     folder = root / "tmp-layer-run"
     folder.mkdir()
