@@ -21,7 +21,7 @@ from tests.support.invariants import check_invariants, held_locks, open_files
 from tests.support.namespaces import another_namespace
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
-from tests.support.stores import bound, mounted, open_store, put, put_dead
+from tests.support.stores import bound, mounted, open_store, put, put_dead, require_root
 
 IMAGE = build_image(salt="image")
 DEAD = build_image(salt="dead")
@@ -279,6 +279,40 @@ def test_a_mount_that_is_no_servers_is_left_alone(root: Path) -> None:
         assert (kinds(report), report.errors) == ([], ())
         assert report.kept == (f"lazy/{GONE}: something is mounted there, and it is no FUSE mount",)
         assert (root / "lazy" / GONE / "file").read_bytes() == b"precious"
+
+
+def test_what_lies_below_the_mount_of_a_dead_server_is_left_alone(root: Path) -> None:
+    folder = root / "lazy" / ALIVE
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"precious")
+    folder.mkdir(parents=True)
+    require_root()
+    subprocess.run(["mount", "--bind", outside, folder], check=True, timeout=10)
+    with killed(folder):  # which unmounts all of them in the end
+        report = prune_twice(root)
+        assert (kinds(report), report.fuse_mounts_killed, report.errors) == ([], 0, ())
+        assert report.kept == (f"lazy/{ALIVE}: something is mounted there, and it is no FUSE mount",)
+        subprocess.run(["umount", folder], check=True, timeout=10)
+        assert (folder / "file").read_bytes() == b"precious"
+
+
+def test_a_server_that_has_come_after_a_dead_one_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "lazy" / ALIVE
+    with ExitStack() as stack:
+        stack.enter_context(killed(folder))
+
+        def ask(path: str) -> unmounting.ServerState:
+            state = unmounting.ask_server(path)
+            if state == "dead":
+                subprocess.run(["umount", folder], check=True, timeout=10)
+                stack.enter_context(served(folder))
+            return state
+
+        monkeypatch.setattr("minibox_store.rootfs.sweeping.ask_server", ask)
+        report = open_store(root).prune()
+        assert (kinds(report), report.errors) == ([], ())
+        assert (folder / "file").read_bytes() == CONTENT
 
 
 def test_a_mount_that_an_overlay_is_made_of_stays_and_so_does_one_that_has_another_in_it(root: Path) -> None:

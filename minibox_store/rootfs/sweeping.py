@@ -91,7 +91,7 @@ def _sweep_mount(living: Living, folder: Folder, entry: str, mounts: tuple[Mount
         if state != "dead":
             return
         reason = "its server is dead"
-    elif not all(mount.is_fuse for mount in mounts):
+    if not all(mount.is_fuse for mount in mounts):
         folder.keep(entry, "something is mounted there, and it is no FUSE mount")
         return
     used = read_mounts().who_mounts(folder.path(entry), but={mount.device for mount in mounts})
@@ -99,7 +99,8 @@ def _sweep_mount(living: Living, folder: Folder, entry: str, mounts: tuple[Mount
         folder.keep(entry, used)
         return
     with folder.telling(entry), living.standing_still():
-        if reason == _GONE and living.has(entry):
+        # Another server may have come where a dead one was: numbers do not tell, for they are used again.
+        if living.has(entry) if reason == _GONE else ask_server(folder.path(entry)) != "dead":
             return
         for _ in mounts:
             if not folder.ledger.dry_run:
