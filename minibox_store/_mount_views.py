@@ -10,7 +10,8 @@ import attrs
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _PART = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
-_PATH_OPTIONS = {b"lowerdir+", b"datadir+", b"upperdir", b"workdir"}
+_ADDED = {b"lowerdir+", b"datadir+"}
+_PATH_OPTIONS = {*_ADDED, b"upperdir", b"workdir"}
 _HIDING = re.compile(rb"(^|,)hidepid=(?!0|off)")
 _MOST_LINKS = 40
 
@@ -27,6 +28,8 @@ class Mount:
         point: where it is seen, by the process that was asked.
         kind: of the file system.
         made_of: the paths that an overlay was told to be made of.
+        added: those of them that were given one by one, as a path, or as an open folder: that may lie on a mount which
+            lies nowhere, and the path begins there then.
         hides_processes: whether it is a ``/proc`` that does not show everybody.
     """
 
@@ -37,6 +40,7 @@ class Mount:
     point: str
     kind: str
     made_of: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     hides_processes: bool = False
 
     @property
@@ -64,6 +68,7 @@ def _parse_line(line: bytes) -> Mount:
         point=_decoded(fields[4]),
         kind=os.fsdecode(kind),
         made_of=tuple(_paths_of(options)) if kind == b"overlay" else (),
+        added=tuple(_added_paths_of(options)) if kind == b"overlay" else (),
         hides_processes=kind == b"proc" and _HIDING.search(options) is not None,
     )
 
@@ -79,6 +84,13 @@ def _paths_of(options: bytes) -> Iterator[str]:
         if key == b"lowerdir":
             yield from (_QUOTED.sub(r"\1", part) for part in _PART.findall(_decoded(value)))
         elif key in _PATH_OPTIONS:
+            yield _QUOTED.sub(r"\1", _decoded(value))
+
+
+def _added_paths_of(options: bytes) -> Iterator[str]:
+    for option in options.split(b","):
+        key, _, value = option.partition(b"=")
+        if key in _ADDED:
             yield _QUOTED.sub(r"\1", _decoded(value))
 
 

@@ -51,6 +51,7 @@ class MountTable:
         self._uses: set[_Use] = set()
         self._identities: set[_Identity] = set()
         self._relative: set[str] = set()
+        self._added: set[str] = set()
         self._lost: dict[tuple[str, str], bool] = {}
         self._shown: set[tuple[str, str, str]] = set()
 
@@ -108,14 +109,15 @@ class MountTable:
         """Return why a path stays where nobody can tell what an overlay is made of.
 
         A relative text, of somebody who worked nobody knows where, counts wherever it may lead to: from the folder
-        itself, and from each above it. One that leads nowhere by now, such as in a namespace that has left the root in
-        which it was meant, counts for whatever is called as a part of it.
+        itself, and from each above it; so does one that may begin on a mount which lies nowhere. One that leads nowhere
+        by now, such as in a namespace that has left the root in which it was meant, counts for whatever is called as a
+        part of it.
         """
-        for text in self._relative:
+        for text in self._relative | self._added:
             base = path
             while True:
                 with suppress(OSError):
-                    if is_below(self._ours.resolve(os.path.join(base, text)), path):
+                    if is_below(self._ours.resolve(f"{base}/{text}"), path):
                         return f"an overlay is made of {text!r}, which may lead there"
                 if base == "/":
                     break
@@ -138,6 +140,7 @@ class MountTable:
             for place in (covered, (mount.device, mount.root)):
                 if place is not None and not place[1].endswith(_DELETED):
                     self._uses.add(_Use(*place, mount.device))
+            self._added.update(mount.added)
             for text in mount.made_of:
                 self._add_part(view, mount, text, is_open=is_open)
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,9 @@ from tests.support.fuse import served
 from tests.support.namespaces import another_namespace
 from tests.support.stores import bound, mounted, require_root
 
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432  # the same on all machines
+_AT_CWD, _CLONE, _FROM_ITSELF = -100, 1, 4
+_SET_STRING, _SET_FD, _CREATE = 1, 5, 6
 ODD_NAMES = ["a b", "a\tb", "a\nb", "a\\b", "a:b", "a,b", "a#b", "ä\r", "\\054", "a\udcffb"]
 
 
@@ -97,7 +100,8 @@ def test_every_part_of_an_overlay_is_read_as_it_was_meant(parts: list[str]) -> N
     (mount,) = parse_mountinfo(line)
     assert mount.made_of == (*parts, parts[0], parts[0])
     each = b",".join(b"lowerdir+=" + option(part.replace("\\", "\\\\")) for part in parts)
-    assert parse_mountinfo(b"1 2 0:9 / /m rw - overlay overlay rw," + each)[0].made_of == tuple(parts)
+    (added,) = parse_mountinfo(b"1 2 0:9 / /m rw - overlay overlay rw," + each)
+    assert (added.made_of, added.added, mount.added) == (tuple(parts), tuple(parts), ())
 
 
 def test_what_the_options_of_other_file_systems_say_is_no_part_of_an_overlay() -> None:
@@ -250,6 +254,46 @@ def test_what_only_whoever_mounted_an_overlay_could_name_is_a_doubt(tree: Path) 
     with another_namespace(["sh", "-c", script]):
         assert any("/proc/self/fd/7" in doubt for doubt in read_mounts().doubts)
     assert read_mounts().doubts == []
+
+
+@pytest.mark.parametrize(("cloned", "opened"), [("tree", "."), ("tree", "usr"), (".", "tree")])
+def test_an_overlay_of_open_folders_counts_though_their_mount_lies_nowhere(
+    tree: Path, cloned: str, opened: str
+) -> None:
+    """What is shown of such a folder is its path on that mount: for its root a mere slash."""
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    with ExitStack() as stack:
+        try:
+            clone = call_mount_system(_OPEN_TREE, _AT_CWD, os.fsencode(tree.parent / cloned), _CLONE | os.O_CLOEXEC)
+            stack.callback(os.close, clone)
+            lower = os.open(opened, os.O_PATH, dir_fd=clone)
+            stack.callback(os.close, lower)
+            context = call_mount_system(_FSOPEN, b"overlay", 0)
+            stack.callback(os.close, context)
+            call_mount_system(_FSCONFIG, context, _SET_FD, b"lowerdir+", None, lower)
+            call_mount_system(_FSCONFIG, context, _SET_STRING, b"lowerdir+", os.fsencode(tree.parent / "other"), 0)
+            call_mount_system(_FSCONFIG, context, _CREATE, None, None, 0)
+            mount = call_mount_system(_FSMOUNT, context, 0, 0)
+            stack.callback(os.close, mount)
+            call_mount_system(_MOVE_MOUNT, mount, b"", _AT_CWD, os.fsencode(merged), _FROM_ITSELF)
+        except OSError as error:
+            pytest.skip(f"this system makes no overlay of open folders: {error}")
+        stack.callback(subprocess.run, ["umount", "-l", str(merged)], check=True, timeout=10)
+        assert who(tree) is not None
+    assert who(tree) is None
+
+
+def call_mount_system(*arguments: int | bytes | None) -> int:
+    """Do one of the system calls by which mounts are made of parts; the C library need not know them."""
+    import ctypes
+
+    require_root()
+    libc = ctypes.CDLL(None, use_errno=True)
+    returned = libc.syscall(*arguments)
+    if returned < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(returned)
 
 
 def test_a_link_into_what_a_server_that_stands_still_serves_is_not_followed(tree: Path) -> None:
