@@ -593,6 +593,23 @@ def test_unfinished_trees_go_unless_somebody_holds_their_lock(root: Path) -> Non
     assert list(derived(prune_twice(root))) == [f"base_layers/{names[0]}"]
 
 
+def test_an_unfinished_tree_that_is_locked_as_it_is_about_to_go_stays_and_is_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its locking, a tree that grows looks like one that was left behind."""
+    growing = root / "base_layers" / f".image_1.{UNFINISHED}"
+    growing.mkdir(parents=True)
+    monkeypatch.setattr("minibox_store.rootfs.removing._locks.is_locked", lambda path: False)
+    opened = os.open(growing, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        report = open_store(root).prune()
+    finally:
+        os.close(opened)
+    assert (derived(report), report.errors) == ({}, ())
+    assert growing.is_dir()
+
+
 def test_a_tree_that_somebody_holds_the_lock_of_stays(root: Path) -> None:
     tree = extracted(root, GONE)
     held = os.open(tree, os.O_RDONLY)

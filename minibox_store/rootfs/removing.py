@@ -213,20 +213,21 @@ class Folder:
             if _locks.is_locked(self.path(entry)) or self.stays_mounted(entry, also=named[1]):
                 return
             removal = self.removal(entry, "temporary", _LEFT_BEHIND)
-            if not self.ledger.dry_run:
-                self._remove_unlocked(entry)
-            self.ledger.removed.append(removal)
+            if self.ledger.dry_run or self._remove_unlocked(entry):
+                self.ledger.removed.append(removal)
 
-    def _remove_unlocked(self, entry: str) -> None:
+    def _remove_unlocked(self, entry: str) -> bool:
+        """Remove a directory unless somebody has locked it since, to work in it; return whether it is gone."""
         try:
             opened = os.open(entry, _DIRECTORY, dir_fd=self.opened)
         except PermissionError:
             _files.remove_tree(entry, dir_fd=self.opened)  # whoever cannot open it has not locked it either
-            return
+            return True
         try:
             if not _locks.try_lock(opened, self.path(entry)):
-                raise OSError(errno.EBUSY, "somebody works in it")
+                return False
             _files.remove_tree(entry, dir_fd=self.opened)
+            return True
         finally:
             _locks.release(opened)
 
