@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 
 from minibox_store import _files, _locks, _trees
 from minibox_store.errors import StoreBusy
@@ -53,15 +54,20 @@ class Broom:
 
     def sweep_leftovers(self, *, build_cache: bool) -> None:
         """Remove partials, unfinished writes, other programs' temporaries, and the build cache if that is asked for."""
-        self._sweep_partials()
-        self._sweep_unfinished_writes()
         paths = self._layout.paths
-        self._sweep_foreign(_foreign(paths.root, paths.ingest), "temporary", "left by interrupted work")
+        with self._telling_errors(paths.partials):
+            self._sweep_partials()
+        with self._telling_errors(paths.root):
+            self._sweep_unfinished_writes()
+        for each in _foreign(paths.root, paths.ingest):
+            with self._telling_errors(paths.root):
+                self._sweep_foreign(each, "temporary", "left by interrupted work")
         if build_cache:
             layers = os.path.join(paths.root, "layers")
-            gone = {removal.path for removal in self._removed}
-            linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone, served=served_points())
-            self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
+            with self._telling_errors(layers):
+                gone = {removal.path for removal in self._removed}
+                linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone, served=served_points())
+                self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
 
     def sweep_transactions(self) -> None:
         """Remove the transactions of processes that have ended, so that they pin nothing any more."""
@@ -105,6 +111,15 @@ class Broom:
                 self._removed.append(self._removal(path, kind, reason))
             else:
                 self._remove(path, self._removal(path, kind, reason))
+
+    @contextmanager
+    def _telling_errors(self, path: str) -> Iterator[None]:
+        """Tell what the system says against a part of the work, and go on with the next: what was removed is told."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename if isinstance(error.filename, str) and os.path.isabs(error.filename) else path
+            self._errors.append(f"{self._relative(where)}: {error.strerror or error}")
 
     def _who_needs(self, path: str, linked: frozenset[str], *, is_cache: bool) -> str | None:
         if os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) in served_points():
@@ -159,18 +174,19 @@ class Broom:
         return os.path.relpath(path, self._layout.paths.root)
 
 
-def _foreign(root: str, ingest: str) -> Iterator[str]:
-    """Yield what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
-    yield from _children(os.path.join(root, "tmp"))
-    for path in _children(root):
-        if _TEMPORARY.fullmatch(os.path.basename(path)):
-            yield path
+def _foreign(root: str, ingest: str) -> tuple[Iterator[str], ...]:
+    """Return what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
+    beside = (path for path in _children(root) if _TEMPORARY.fullmatch(os.path.basename(path)))
+    no_partials = (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
+    return _children(os.path.join(root, "tmp")), beside, _foreign_in(ingest), no_partials
+
+
+def _foreign_in(ingest: str) -> Iterator[str]:
     for path in _children(ingest):
         name = os.path.basename(path)
         is_transaction = _TRANSACTION.fullmatch(name) and _is_directory(path)
         if name != "partial" and name not in _OUR_LOCKS and not is_transaction:
             yield path
-    yield from (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
 
 
 def _children(folder: str) -> Iterator[str]:

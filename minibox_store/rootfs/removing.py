@@ -47,7 +47,10 @@ class Folder:
     @classmethod
     @contextmanager
     def opening(cls, ledger: Ledger, root: str, name: str) -> "Iterator[Folder | None]":
-        """Yield the folder; None where there is none, or a link or a file in its place."""
+        """Yield the folder; None where there is none, or a link or a file in its place.
+
+        What the system says against the block ends it, and is told: other folders may go on.
+        """
         try:
             opened = os.open(os.path.join(root, name), _DIRECTORY)
         except OSError as error:
@@ -57,6 +60,10 @@ class Folder:
             return
         try:
             yield cls(ledger, root, name, opened, _served_in(os.path.realpath(os.path.join(root, name))))
+        except OSError as error:
+            entry = error.filename  # what was asked by its name in the folder
+            where = f"{name}/{entry}" if isinstance(entry, str) and not os.path.isabs(entry) else name
+            ledger.errors.append(f"{where}: {error.strerror or error}")
         finally:
             os.close(opened)
 
