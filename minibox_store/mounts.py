@@ -2,140 +2,27 @@
 
 A place is compared by its device and its path there, as mountinfo tells them, so that another namespace or a bind mount
 gives the same folder no other name; and what an overlay is made of, which is a text that somebody once passed, by
-device and inode too. What cannot be seen counts as used. Nothing on a FUSE mount is touched: its server may be dead.
+device and inode too, and by the text itself: where it leads by now may be hidden, or gone. What cannot be seen counts
+as used. Nothing on a FUSE mount is touched: its server may be dead.
 """
 
 import errno
 import os
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from contextlib import suppress
 
 import attrs
 
+from minibox_store._mount_views import Mount, View, is_below, join_paths, parse_mountinfo
 from minibox_store._trees import mount_of
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
-_PART = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
-_QUOTED = re.compile(r"\\(.)", re.DOTALL)
-_PATH_OPTIONS = {b"lowerdir+", b"datadir+", b"upperdir", b"workdir"}
-_HIDING = re.compile(rb"(^|,)hidepid=(?!0|off)")
 _DELETED = "//deleted"
+_OWN_NAMES = ("/proc/", "/dev/fd/")  # they lead whoever asks to something of his own
 _RETRIES = 3
 _LOOK = os.O_PATH | os.O_CLOEXEC
 _ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # the last of one that has ended, and that nobody has asked about
 
 _Identity = tuple[int, int]
-
-
-@attrs.frozen(kw_only=True)
-class Mount:
-    """One line of a mountinfo: which part of which device is seen where.
-
-    Attributes:
-        number: of the mount; each has its own, in all namespaces together.
-        parent: the number of the mount that it lies on.
-        device: of the file system, as ``major:minor``.
-        root: the path on the device that is seen.
-        point: where it is seen, by the process that was asked.
-        kind: of the file system.
-        made_of: the paths that an overlay was told to be made of.
-        hides_processes: whether it is a ``/proc`` that does not show everybody.
-    """
-
-    number: int
-    parent: int
-    device: str
-    root: str
-    point: str
-    kind: str
-    made_of: tuple[str, ...] = ()
-    hides_processes: bool = False
-
-    @property
-    def is_fuse(self) -> bool:
-        """Whether a process serves it."""
-        return self.kind in ("fuse", "fuseblk") or self.kind.startswith("fuse.")
-
-
-def parse_mountinfo(content: bytes) -> tuple[Mount, ...]:
-    """Return the mounts that a ``mountinfo`` tells, in its order.
-
-    Spec: proc_pid_mountinfo(5).
-    """
-    return tuple(_parse_line(line) for line in content.split(b"\n") if line)
-
-
-def _parse_line(line: bytes) -> Mount:
-    before, _, after = line.partition(b" - ")
-    fields, kind, options = before.split(b" "), after.split(b" ")[0], after.split(b" ")[-1]
-    return Mount(
-        number=int(fields[0]),
-        parent=int(fields[1]),
-        device=fields[2].decode(),
-        root=_decoded(fields[3]),
-        point=_decoded(fields[4]),
-        kind=os.fsdecode(kind),
-        made_of=tuple(_paths_of(options)) if kind == b"overlay" else (),
-        hides_processes=kind == b"proc" and _HIDING.search(options) is not None,
-    )
-
-
-def _decoded(field: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field))
-
-
-def _paths_of(options: bytes) -> Iterator[str]:
-    """Yield the paths in an overlay's options. What stands behind a backslash there is itself, a ``:`` for instance."""
-    for option in options.split(b","):  # a comma in a path is written as \054
-        key, _, value = option.partition(b"=")
-        if key == b"lowerdir":
-            yield from (_QUOTED.sub(r"\1", part) for part in _PART.findall(_decoded(value)))
-        elif key in _PATH_OPTIONS:
-            yield _QUOTED.sub(r"\1", _decoded(value))
-
-
-class _View:
-    """The mounts of one namespace as one process sees them, by its ``/proc`` folder."""
-
-    def __init__(self, process: str, mounts: tuple[Mount, ...]) -> None:
-        self.process = process
-        self.mounts = mounts
-        self._by_number = {mount.number: mount for mount in mounts}
-        self._by_point = {mount.point: mount for mount in mounts}  # the last one lies above the others
-        self._served = [mount.point for mount in mounts if mount.is_fuse]
-
-    def mount_of(self, path: str) -> Mount | None:
-        """Return the mount that an absolute path lies in."""
-        while path not in self._by_point:
-            if path == "/":
-                return None
-            path = os.path.dirname(path)
-        return self._by_point[path]
-
-    def is_served(self, path: str) -> bool:
-        """Whether an absolute path leads through what a process serves."""
-        return any(_is_below(path, point) for point in self._served)
-
-    def place_of(self, path: str) -> tuple[str, str] | None:
-        """Return the device that an absolute path leads to, and the path there."""
-        mount = self.mount_of(path)
-        return None if mount is None else (mount.device, _join(mount.root, os.path.relpath(path, mount.point)))
-
-    def place_under(self, mount: Mount) -> tuple[str, str] | None:
-        """Return the place that a mount covers."""
-        parent = self._by_number.get(mount.parent)
-        if parent is None or parent is mount or not _is_below(mount.point, parent.point):
-            return None
-        return parent.device, _join(parent.root, os.path.relpath(mount.point, parent.point))
-
-
-def _join(root: str, path: str) -> str:
-    return os.path.normpath(os.path.join(root, path))
-
-
-def _is_below(path: str, folder: str) -> bool:
-    """Whether a path is a folder, or lies below it."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 @attrs.frozen
@@ -148,7 +35,7 @@ class _Use:
 
     def is_in(self, places: Collection[tuple[str, str]]) -> bool:
         """Whether it is one of some places on devices, or lies below one."""
-        return any(self.device == device and _is_below(self.path, path) for device, path in places)
+        return any(self.device == device and is_below(self.path, path) for device, path in places)
 
 
 class MountTable:
@@ -160,10 +47,13 @@ class MountTable:
 
     def __init__(self) -> None:
         self.doubts: list[str] = []
-        self._ours = _View("self", ())
+        self._ours = View("self", ())
         self._uses: set[_Use] = set()
         self._identities: set[_Identity] = set()
         self._relative: set[str] = set()
+        self._added: set[str] = set()
+        self._lost: dict[tuple[str, str], bool] = {}
+        self._shown: set[tuple[str, str, str]] = set()
 
     def mounts_at(self, path: str) -> tuple[Mount, ...]:
         """Return what this process sees mounted at a path, the uppermost last."""
@@ -173,6 +63,22 @@ class MountTable:
     def points(self) -> frozenset[str]:
         """Return where this process sees something mounted."""
         return frozenset(mount.point for mount in self._ours.mounts)
+
+    def shown_at(self, folder: str) -> frozenset[tuple[str, str]]:
+        """Return the paths at which a resolved folder, or a part of it, is seen in any namespace, each with its own.
+
+        They are as ``/proc`` tells this process where somebody works, or what he has open.
+        """
+        place = self._ours.place_of(folder)
+        found = {(folder, folder)}
+        for device, root, point in self._shown:
+            if place is None or device != place[0]:
+                continue
+            if is_below(place[1], root):
+                found.add((join_paths(point, os.path.relpath(place[1], root)), folder))
+            elif is_below(root, place[1]):
+                found.add((point, join_paths(folder, os.path.relpath(root, place[1]))))
+        return frozenset(found)
 
     def who_mounts(self, path: str, *, but: Collection[str] = ()) -> str | None:
         """Return why ``path``, or something below it, must stay for the sake of a mount; None when nothing is seen.
@@ -186,7 +92,7 @@ class MountTable:
         if (folder := self._ours.place_of(os.path.dirname(resolved))) is not None:
             places.add((folder[0], os.path.join(folder[1], os.path.basename(resolved))))
         for mount in self._ours.mounts:
-            if mount.device not in but and _is_below(mount.point, resolved):
+            if mount.device not in but and is_below(mount.point, resolved):
                 return "something is mounted there"
         if any(use.by_device not in but and use.is_in(places) for use in self._uses):
             return "something is mounted there, or from there"
@@ -200,52 +106,72 @@ class MountTable:
         return self._who_may_mean(resolved)
 
     def _who_may_mean(self, path: str) -> str | None:
-        """Return why a path stays where an overlay was given a relative one, by somebody who worked nobody knows where.
+        """Return why a path stays where nobody can tell what an overlay is made of.
 
-        It counts wherever it may lead to: from the folder itself, and from each above it.
+        A relative text, of somebody who worked nobody knows where, counts wherever it may lead to: from the folder
+        itself, and from each above it; so does one that may begin on a mount which lies nowhere. One that leads nowhere
+        by now, such as in a namespace that has left the root in which it was meant, counts for whatever is called as a
+        part of it.
         """
-        for text in self._relative:
+        for text in self._relative | self._added:
             base = path
             while True:
-                led = _join(base, text)
-                if _is_below(led, path) and os.path.lexists(led):
-                    return f"an overlay is made of {text!r}, which may lead there"
+                with suppress(OSError):
+                    if is_below(self._ours.resolve(f"{base}/{text}"), path):
+                        return f"an overlay is made of {text!r}, which may lead there"
                 if base == "/":
                     break
                 base = os.path.dirname(base)
+        name = os.path.basename(path)
+        for (_, text), is_lost in self._lost.items():
+            if is_lost and name in text.split("/"):
+                return f"an overlay is made of {text!r}, which leads nowhere by now, and may have led there"
         return None
 
     # ---- filling it
 
-    def add(self, view: _View, *, is_ours: bool, is_open: bool) -> None:
-        """Add what one process sees; ``is_open`` says that its paths can be walked."""
+    def add(self, view: View, *, is_ours: bool, is_open: bool, root: str = "/") -> None:
+        """Add what one process sees; ``is_open`` says that its paths can be walked, and ``root`` where they begin."""
         if is_ours:
             self._ours = view
         for mount in view.mounts:
+            self._shown.add((mount.device, mount.root, join_paths(root, mount.point.lstrip("/"))))
             covered = view.place_under(mount)
             for place in (covered, (mount.device, mount.root)):
                 if place is not None and not place[1].endswith(_DELETED):
                     self._uses.add(_Use(*place, mount.device))
+            self._added.update(mount.added)
             for text in mount.made_of:
                 self._add_part(view, mount, text, is_open=is_open)
 
-    def _add_part(self, view: _View, overlay: Mount, text: str, *, is_open: bool) -> None:
+    def _add_part(self, view: View, overlay: Mount, text: str, *, is_open: bool) -> None:
         if not text.startswith("/"):
             self._relative.add(text)
             return
-        path = os.path.normpath(text)
-        place = view.place_of(path)
-        if place is not None:
+        if text.startswith(_OWN_NAMES):
+            self.doubts.append(f"an overlay is made of {text!r}, which only says to whoever mounted it what that is")
+            return
+        for each in (view, self._ours):
+            self._add_path(each, overlay, os.path.normpath(text))
+        if not is_open:
+            return
+        try:
+            path = view.resolve(text)
+            if not view.is_served(path):
+                self._add_identities(view.root, path)
+        except OSError:
+            self._lost.setdefault((overlay.device, text), True)
+            return
+        self._lost[overlay.device, text] = False  # another view may not lead there
+        self._add_path(view, overlay, path)
+
+    def _add_path(self, view: View, overlay: Mount, path: str) -> None:
+        if (place := view.place_of(path)) is not None:
             self._uses.add(_Use(*place, overlay.device))
-        if is_open and not view.is_served(path):
-            self._add_identities("" if view is self._ours else f"/proc/{view.process}/root", path)
 
     def _add_identities(self, root: str, path: str) -> None:
         """Add a folder and all above it: each has that folder in it."""
-        try:
-            opened = os.open(root + path, _LOOK)
-        except OSError:
-            return  # it is gone, or was another's view: its text has been noted
+        opened = os.open(root + path, _LOOK | os.O_NOFOLLOW)
         try:
             while (identity := _identity(opened)) not in self._identities:
                 self._identities.add(identity)
@@ -279,6 +205,15 @@ def read_mounts() -> MountTable:
     return table
 
 
+def served_points() -> frozenset[str]:
+    """Return where this process sees what another one serves: that may be dead, or stand still, and is not asked."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            return frozenset(mount.point for mount in parse_mountinfo(file.read()) if mount.is_fuse)
+    except OSError:
+        return frozenset()  # whoever would remove anything hears of that by the doubts
+
+
 class _Reading:
     """One reading of all mountinfos."""
 
@@ -288,7 +223,7 @@ class _Reading:
         self._views: set[tuple[str, int, str]] = set()
         self._contents: set[bytes] = set()
         self._kept: dict[str, str] = {}
-        self._closed: list[_View] = []
+        self._closed: list[View] = []
         self._overlays: set[str] = set()
         try:
             self._read("self")
@@ -330,10 +265,11 @@ class _Reading:
         if content in self._contents:
             return
         self._contents.add(content)
-        self._add(_View(process, parse_mountinfo(content)), is_open=key is not None)
+        root = "/" if key is None or process == "self" else key[2]
+        self._add(View(process, parse_mountinfo(content)), is_open=key is not None, root=root)
 
-    def _add(self, view: _View, *, is_open: bool) -> None:
-        self.table.add(view, is_ours=view.process == "self", is_open=is_open)
+    def _add(self, view: View, *, is_open: bool, root: str) -> None:
+        self.table.add(view, is_ours=view.process == "self", is_open=is_open, root=root)
         if is_open:
             self._overlays.update(mount.device for mount in view.mounts if mount.made_of)
         else:

@@ -6,19 +6,23 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_store.mounts import parse_mountinfo, read_mounts
+from minibox_store._mount_views import parse_mountinfo
+from minibox_store.mounts import read_mounts
 from tests.support.forks import run_forked
 from tests.support.fuse import served
 from tests.support.namespaces import another_namespace
 from tests.support.stores import bound, mounted, require_root
 
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432  # the same on all machines
+_AT_CWD, _CLONE, _FROM_ITSELF = -100, 1, 4
+_SET_STRING, _SET_FD, _CREATE = 1, 5, 6
 ODD_NAMES = ["a b", "a\tb", "a\nb", "a\\b", "a:b", "a,b", "a#b", "ä\r", "\\054", "a\udcffb"]
 
 
@@ -96,7 +100,8 @@ def test_every_part_of_an_overlay_is_read_as_it_was_meant(parts: list[str]) -> N
     (mount,) = parse_mountinfo(line)
     assert mount.made_of == (*parts, parts[0], parts[0])
     each = b",".join(b"lowerdir+=" + option(part.replace("\\", "\\\\")) for part in parts)
-    assert parse_mountinfo(b"1 2 0:9 / /m rw - overlay overlay rw," + each)[0].made_of == tuple(parts)
+    (added,) = parse_mountinfo(b"1 2 0:9 / /m rw - overlay overlay rw," + each)
+    assert (added.made_of, added.added, mount.added) == (tuple(parts), tuple(parts), ())
 
 
 def test_what_the_options_of_other_file_systems_say_is_no_part_of_an_overlay() -> None:
@@ -200,6 +205,111 @@ def test_an_overlay_of_another_namespace_counts_by_what_it_means_there(tree: Pat
     ):
         assert who(tree) is not None
         assert who(tree.parent / "tree-longer") is None
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        # Its namespace has left the root in which the paths were meant, or has hidden them.
+        ["mount", "-t", "tmpfs", "none", "{parent}"],
+        ["umount", "-l", "/mnt"],
+    ],
+)
+def test_an_overlay_counts_though_its_paths_lead_nowhere_any_more_where_it_lives(tree: Path, after: list[str]) -> None:
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    lower = "lowerdir={0}/tree:{0}/other".format("/mnt" if after[0] == "umount" else tree.parent)
+    with another_namespace(
+        ["mount", "--bind", str(tree.parent), "/mnt"],
+        ["mount", "-t", "overlay", "-o", lower, "overlay", str(merged)],
+        [part.format(parent=tree.parent) for part in after],
+    ):
+        assert who(tree) is not None
+        assert who(tree.parent / "tree-longer") is None
+    assert who(tree) is None
+
+
+@pytest.mark.parametrize(
+    "lower", ["{parent}/away/link/../tree", "away/short", "../{name}/away/short", "{parent}/away/short"]
+)
+def test_an_overlay_counts_by_where_the_links_in_its_paths_lead(tree: Path, lower: str) -> None:
+    away = tree.parent / "away"
+    away.mkdir()
+    (away / "link").symlink_to(tree.parent / "other")
+    (away / "short").symlink_to("../tree")
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    text = lower.format(parent=tree.parent, name=tree.parent.name)
+    with another_namespace(
+        ["mount", "-i", "-t", "overlay", "-o", f"lowerdir={text}:other", "overlay", str(merged)], folder=tree.parent
+    ):
+        assert who(tree) is not None
+        assert who(tree.parent / "tree-longer") is None
+
+
+def test_what_only_whoever_mounted_an_overlay_could_name_is_a_doubt(tree: Path) -> None:
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    script = f"exec 7<{tree}; exec mount -t overlay -o lowerdir=/proc/self/fd/7:{tree.parent}/other overlay {merged}"
+    with another_namespace(["sh", "-c", script]):
+        assert any("/proc/self/fd/7" in doubt for doubt in read_mounts().doubts)
+    assert read_mounts().doubts == []
+
+
+@pytest.mark.parametrize(("cloned", "opened"), [("tree", "."), ("tree", "usr"), (".", "tree")])
+def test_an_overlay_of_open_folders_counts_though_their_mount_lies_nowhere(
+    tree: Path, cloned: str, opened: str
+) -> None:
+    """What is shown of such a folder is its path on that mount: for its root a mere slash."""
+    merged = tree.parent / "merged"
+    merged.mkdir()
+    with ExitStack() as stack:
+        try:
+            clone = call_mount_system(_OPEN_TREE, _AT_CWD, os.fsencode(tree.parent / cloned), _CLONE | os.O_CLOEXEC)
+            stack.callback(os.close, clone)
+            lower = os.open(opened, os.O_PATH, dir_fd=clone)
+            stack.callback(os.close, lower)
+            context = call_mount_system(_FSOPEN, b"overlay", 0)
+            stack.callback(os.close, context)
+            call_mount_system(_FSCONFIG, context, _SET_FD, b"lowerdir+", None, lower)
+            call_mount_system(_FSCONFIG, context, _SET_STRING, b"lowerdir+", os.fsencode(tree.parent / "other"), 0)
+            call_mount_system(_FSCONFIG, context, _CREATE, None, None, 0)
+            mount = call_mount_system(_FSMOUNT, context, 0, 0)
+            stack.callback(os.close, mount)
+            call_mount_system(_MOVE_MOUNT, mount, b"", _AT_CWD, os.fsencode(merged), _FROM_ITSELF)
+        except OSError as error:
+            pytest.skip(f"this system makes no overlay of open folders: {error}")
+        stack.callback(subprocess.run, ["umount", "-l", str(merged)], check=True, timeout=10)
+        assert who(tree) is not None
+    assert who(tree) is None
+
+
+def call_mount_system(*arguments: int | bytes | None) -> int:
+    """Do one of the system calls by which mounts are made of parts; the C library need not know them."""
+    import ctypes
+
+    require_root()
+    libc = ctypes.CDLL(None, use_errno=True)
+    returned = libc.syscall(*arguments)
+    if returned < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(returned)
+
+
+def test_a_link_into_what_a_server_that_stands_still_serves_is_not_followed(tree: Path) -> None:
+    merged = tree.parent / "merged"
+    (tree.parent / "link").symlink_to(tree / "usr" / "served")
+    with served(tree / "usr" / "served") as pid, overlaid(merged, tree.parent / "link"):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+
+            def work() -> None:
+                assert who(tree) is not None
+                assert who(tree.parent / "other") is None
+
+            assert run_forked(work, timeout_seconds=10) == 0
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_process_with_another_root_hides_nothing_that_its_namespace_has(tree: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from minibox_store import IncompleteImage, PruneReport, Removal, StoreDamaged, StoreError, StoreUnavailable
 from minibox_store.layout import sweeping
+from tests.support.derived import hex_of
 from tests.support.forks import forked, run_alone, run_forked, sleep_for_ever
 from tests.support.images import (
     OCI_INDEX,
@@ -520,6 +521,32 @@ def test_what_a_process_alone_with_us_has_open_is_all_that_stays(root: Path) -> 
     assert (root / "tmp-layer-abc" / "file").exists()
 
 
+@pytest.mark.parametrize("where", ["here", "another namespace"])
+def test_what_somebody_has_open_by_another_name_for_it_stays(root: Path, where: str) -> None:
+    require_root()
+    job, elsewhere = root / "tmp" / "job", root.parent / "elsewhere"
+    job.mkdir(parents=True)
+    elsewhere.mkdir()
+    (root / "tmp" / "left").mkdir()
+    script = f"mount --bind {root} {elsewhere} && cd {elsewhere}/tmp/job && echo && exec sleep 60"
+
+    def work() -> None:
+        separate = ["unshare", "--mount"] if where == "another namespace" else []
+        worker = subprocess.Popen([*separate, "sh", "-c", script], stdout=subprocess.PIPE)
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"\n"
+            report = open_store(root).prune()
+            assert (report.kept, report.errors) == (("tmp/job: somebody has it open",), ())
+            assert [each.path for each in report.removed] == ["tmp/left"]
+        finally:
+            worker.kill()
+            worker.wait()
+
+    assert run_alone(work) == 0
+    assert job.is_dir()
+
+
 def test_a_program_that_runs_from_a_temporary_folder_stays(root: Path) -> None:
     folder = root / "tmp-layer-run"
     folder.mkdir()
@@ -660,6 +687,40 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_rest_goes(root: Path, mon
     monkeypatch.setattr("minibox_store.layout.leftovers.os.listdir", listdir)
     report = open_store(root).prune()
     assert paths_of(report) >= blob_names(DEAD) | {"ingest/partial/half"}
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode", "told"),
+    [
+        ("base_layers", 0o600, "base_layers/entry"),
+        (f"extracted/{hex_of(IMAGE.layer_digests[0])}/usr", 0, None),
+        ("files/sha256", 0o600, "files/sha256/entry"),
+        ("tmp", 0, None),
+        ("layers", 0, None),
+    ],
+)
+def test_what_may_not_be_looked_into_is_told_with_all_that_went_before_it(
+    closed: str, mode: int, told: str | None
+) -> None:
+    def work(folder: str) -> None:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        root = Path(folder) / "store"
+        put(root, IMAGE, "image:1")
+        put_dead(root, DEAD)
+        (root / "layers" / "one").mkdir(parents=True)
+        (root / closed / "entry").mkdir(parents=True)
+        (root / closed).chmod(mode)
+        report = open_store(root).prune(build_cache=True)
+        (root / closed).chmod(0o700)
+        assert report.blobs_removed == len(DEAD.blobs)
+        assert report.errors == (f"{told or closed}: Permission denied",)
+        assert (root / closed / "entry").is_dir()
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o777)
+        assert run_forked(lambda: work(folder)) == 0
 
 
 # The build cache

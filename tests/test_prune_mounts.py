@@ -21,7 +21,7 @@ from tests.support.invariants import check_invariants, held_locks, open_files
 from tests.support.namespaces import another_namespace
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
-from tests.support.stores import bound, mounted, open_store, put, put_dead
+from tests.support.stores import bound, mounted, open_store, put, put_dead, require_root
 
 IMAGE = build_image(salt="image")
 DEAD = build_image(salt="dead")
@@ -190,6 +190,72 @@ def test_a_server_that_stands_still_holds_up_no_collection(root: Path, monkeypat
         assert (folder / "file").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("state", ["stands still", "dead"])
+@pytest.mark.parametrize(
+    ("where", "is_kept"),
+    [
+        (f"extracted/{GONE}", True),
+        (f"extracted/{hex_of(IMAGE.layer_digests[0])}", False),
+        ("base_layers/gone_1", True),
+        ("base_layers/image_1", False),
+        ("base_layers/gone_1.json", True),
+        ("base_layers/.gone_1.0123456789abcdef.tmp", True),
+        (f"files/sha256/{GONE}", False),
+        ("tmp/left", True),
+        ("tmp-layer-1", True),
+        ("layers/one", True),
+    ],
+)
+def test_of_a_mount_anywhere_in_a_store_nothing_is_asked_and_it_stays(
+    root: Path, where: str, is_kept: bool, state: str
+) -> None:
+    put_dead(root, DEAD)
+    with served(root / where) as pid:
+        os.kill(pid, signal.SIGSTOP if state == "stands still" else signal.SIGKILL)
+        try:
+
+            def work() -> None:
+                for dry_run in (True, False):
+                    report = open_store(root).prune(build_cache=True, dry_run=dry_run)
+                    assert report.kept == ((f"{where}: something is mounted there",) if is_kept else ())
+                    assert (report.blobs_removed, report.errors) == (len(DEAD.blobs), ())
+
+            assert run_forked(work) == 0
+            assert mount_points(root) == {where}
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("where", ["containers", "containers/c1", "containers/c1/config.json"])
+def test_while_the_server_of_a_containers_state_does_not_answer_no_tree_goes(
+    root: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "minibox_store.rootfs.container_names.ask_server", lambda path: unmounting.ask_server(path, answer_seconds=0.5)
+    )
+    plant_tree(root / "base_layers" / "gone_1")
+    (root / where).parent.mkdir(parents=True, exist_ok=True)
+    is_file = where.endswith(".json")
+    with served(root.parent / "elsewhere" if is_file else root / where) as pid:
+        if is_file:
+            (root / where).touch()
+            subprocess.run(["mount", "--bind", root.parent / "elsewhere/file", root / where], check=True, timeout=10)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+
+            def work() -> None:
+                report = open_store(root).prune()
+                assert report.removed == ()
+                (error,) = report.errors
+                assert error.startswith(f"base_layers/gone_1: a container may be made of it: {where}: the server")
+
+            assert run_forked(work) == 0
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            if is_file:
+                subprocess.run(["umount", "-l", root / where], check=True, timeout=10)
+
+
 def test_a_server_that_stands_still_goes_with_its_image(root: Path) -> None:
     with served(root / "lazy" / GONE) as pid:
         os.kill(pid, signal.SIGSTOP)
@@ -213,6 +279,40 @@ def test_a_mount_that_is_no_servers_is_left_alone(root: Path) -> None:
         assert (kinds(report), report.errors) == ([], ())
         assert report.kept == (f"lazy/{GONE}: something is mounted there, and it is no FUSE mount",)
         assert (root / "lazy" / GONE / "file").read_bytes() == b"precious"
+
+
+def test_what_lies_below_the_mount_of_a_dead_server_is_left_alone(root: Path) -> None:
+    folder = root / "lazy" / ALIVE
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"precious")
+    folder.mkdir(parents=True)
+    require_root()
+    subprocess.run(["mount", "--bind", outside, folder], check=True, timeout=10)
+    with killed(folder):  # which unmounts all of them in the end
+        report = prune_twice(root)
+        assert (kinds(report), report.fuse_mounts_killed, report.errors) == ([], 0, ())
+        assert report.kept == (f"lazy/{ALIVE}: something is mounted there, and it is no FUSE mount",)
+        subprocess.run(["umount", folder], check=True, timeout=10)
+        assert (folder / "file").read_bytes() == b"precious"
+
+
+def test_a_server_that_has_come_after_a_dead_one_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "lazy" / ALIVE
+    with ExitStack() as stack:
+        stack.enter_context(killed(folder))
+
+        def ask(path: str) -> unmounting.ServerState:
+            state = unmounting.ask_server(path)
+            if state == "dead":
+                subprocess.run(["umount", folder], check=True, timeout=10)
+                stack.enter_context(served(folder))
+            return state
+
+        monkeypatch.setattr("minibox_store.rootfs.sweeping.ask_server", ask)
+        report = open_store(root).prune()
+        assert (kinds(report), report.errors) == ([], ())
+        assert (folder / "file").read_bytes() == CONTENT
 
 
 def test_a_mount_that_an_overlay_is_made_of_stays_and_so_does_one_that_has_another_in_it(root: Path) -> None:

@@ -394,6 +394,24 @@ def test_what_a_container_has_in_its_own_files_is_not_read(root: Path) -> None:
     assert list(derived(prune_twice(root))) == ["base_layers/gone_1"]
 
 
+def test_the_state_of_a_container_is_read_where_it_is_mounted(root: Path) -> None:
+    base_layer(root, "gone_1")
+    base_layer(root, "gone_2")
+    outside = root.parent / "state"
+    outside.mkdir()
+    (outside / "config.json").write_text('{"image": "gone:1"}')
+    (root / "containers" / "c2").mkdir(parents=True)
+    (root / "containers" / "c2" / "config.json").touch()
+    with bound(outside, root / "containers" / "c1"):
+        assert list(derived(prune_twice(root))) == ["base_layers/gone_2"]
+    config = root / "containers" / "c2" / "config.json"
+    subprocess.run(["mount", "--bind", outside / "config.json", config], check=True, timeout=10)
+    try:
+        assert derived(prune_twice(root)) == {}
+    finally:
+        subprocess.run(["umount", "-l", config], check=True, timeout=10)
+
+
 @pytest.mark.parametrize("what", ["a folder", "a file", "more files than can be looked at"])
 def test_a_tree_stays_while_the_state_of_containers_cannot_be_read_whole(
     root: Path, what: str, monkeypatch: pytest.MonkeyPatch
@@ -580,6 +598,23 @@ def test_unfinished_trees_go_unless_somebody_holds_their_lock(root: Path) -> Non
     fcntl.flock(held, fcntl.LOCK_UN)
     os.close(held)
     assert list(derived(prune_twice(root))) == [f"base_layers/{names[0]}"]
+
+
+def test_an_unfinished_tree_that_is_locked_as_it_is_about_to_go_stays_and_is_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its locking, a tree that grows looks like one that was left behind."""
+    growing = root / "base_layers" / f".image_1.{UNFINISHED}"
+    growing.mkdir(parents=True)
+    monkeypatch.setattr("minibox_store.rootfs.removing._locks.is_locked", lambda path: False)
+    opened = os.open(growing, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        report = open_store(root).prune()
+    finally:
+        os.close(opened)
+    assert (derived(report), report.errors) == ({}, ())
+    assert growing.is_dir()
 
 
 def test_a_tree_that_somebody_holds_the_lock_of_stays(root: Path) -> None:

@@ -1,10 +1,11 @@
 """Which files below a folder somebody uses: open, worked in, or mounted. Read from ``/proc``, of every process.
 
+What is open counts under whatever name a bind mount, or another namespace, gives it.
 What cannot be seen counts as used: a process of another user may have anything open.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -16,7 +17,7 @@ class Usage:
     """What was seen.
 
     Attributes:
-        opened: resolved paths that are open, or worked in.
+        opened: resolved paths that are open, or worked in, each as it is called below the folder that was asked for.
         unseen: processes whose open files could not be read.
         mounts: what is mounted.
     """
@@ -50,17 +51,25 @@ def _is_below(path: str, used: frozenset[str]) -> bool:
 
 def read_usage(root: str) -> Usage:
     """Return what of ``root`` is used now, by any process that this one may look into."""
-    prefix = os.path.realpath(root) + "/"
     opened: set[str] = set()
     unseen = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            opened.update(path for path in _open_paths(name) if path.startswith(prefix))
+            opened.update(_open_paths(name))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         except OSError:
             unseen.append(int(name))
-    return Usage(opened=frozenset(opened), unseen=tuple(unseen), mounts=read_mounts())
+    mounts = read_mounts()
+    names = mounts.shown_at(os.path.realpath(root))
+    return Usage(opened=frozenset(_own_paths(opened, names)), unseen=tuple(unseen), mounts=mounts)
+
+
+def _own_paths(paths: Iterable[str], names: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the paths that lead below one of the names of a folder, each by the folder's own."""
+    for shown, own in names:
+        prefix = shown.rstrip("/") + "/"
+        yield from (own + path.removeprefix(shown.rstrip("/")) for path in paths if f"{path}/".startswith(prefix))
 
 
 def _open_paths(process: str) -> Iterator[str]:

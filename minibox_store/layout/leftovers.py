@@ -9,12 +9,14 @@ import os
 import re
 import stat
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 
 from minibox_store import _files, _locks, _trees
 from minibox_store.errors import StoreBusy
 from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
+from minibox_store.mounts import served_points
 from minibox_store.reports import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
@@ -52,15 +54,20 @@ class Broom:
 
     def sweep_leftovers(self, *, build_cache: bool) -> None:
         """Remove partials, unfinished writes, other programs' temporaries, and the build cache if that is asked for."""
-        self._sweep_partials()
-        self._sweep_unfinished_writes()
         paths = self._layout.paths
-        self._sweep_foreign(_foreign(paths.root, paths.ingest), "temporary", "left by interrupted work")
+        with self._telling_errors(paths.partials):
+            self._sweep_partials()
+        with self._telling_errors(paths.root):
+            self._sweep_unfinished_writes()
+        for each in _foreign(paths.root, paths.ingest):
+            with self._telling_errors(paths.root):
+                self._sweep_foreign(each, "temporary", "left by interrupted work")
         if build_cache:
             layers = os.path.join(paths.root, "layers")
-            gone = {removal.path for removal in self._removed}
-            linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone)
-            self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
+            with self._telling_errors(layers):
+                gone = {removal.path for removal in self._removed}
+                linked = _links_below(os.path.join(paths.root, "extracted"), layers, but=gone, served=served_points())
+                self._sweep_foreign(_children(layers), "build cache", "nothing uses this unpacked layer", linked)
 
     def sweep_transactions(self) -> None:
         """Remove the transactions of processes that have ended, so that they pin nothing any more."""
@@ -97,17 +104,30 @@ class Broom:
     ) -> None:
         for path in paths:
             # Asked anew for each: what was begun while the others went is seen too.
-            usage = read_usage(self._layout.paths.root)
-            if _is_pointed_at(path, linked):
-                user: str | None = "extracted/ points into it"
-            else:
-                user = usage.who_mounts(path) if kind == "build cache" else usage.who_uses(path)
+            user = self._who_needs(path, linked, is_cache=kind == "build cache")
             if user is not None:
                 self.kept.append(f"{self._relative(path)}: {user}")
             elif self._dry_run:
                 self._removed.append(self._removal(path, kind, reason))
             else:
                 self._remove(path, self._removal(path, kind, reason))
+
+    @contextmanager
+    def _telling_errors(self, path: str) -> Iterator[None]:
+        """Tell what the system says against a part of the work, and go on with the next: what was removed is told."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename if isinstance(error.filename, str) and os.path.isabs(error.filename) else path
+            self._errors.append(f"{self._relative(where)}: {error.strerror or error}")
+
+    def _who_needs(self, path: str, linked: frozenset[str], *, is_cache: bool) -> str | None:
+        if os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) in served_points():
+            return "something is mounted there"  # nothing is asked of it: it may never answer
+        if _is_pointed_at(path, linked):
+            return "extracted/ points into it"
+        usage = read_usage(self._layout.paths.root)
+        return usage.who_mounts(path) if is_cache else usage.who_uses(path)
 
     def _remove_locked(self, path: str, lock_path: str, kind: str, reason: str) -> None:
         if self._dry_run:
@@ -154,18 +174,19 @@ class Broom:
         return os.path.relpath(path, self._layout.paths.root)
 
 
-def _foreign(root: str, ingest: str) -> Iterator[str]:
-    """Yield what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
-    yield from _children(os.path.join(root, "tmp"))
-    for path in _children(root):
-        if _TEMPORARY.fullmatch(os.path.basename(path)):
-            yield path
+def _foreign(root: str, ingest: str) -> tuple[Iterator[str], ...]:
+    """Return what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
+    beside = (path for path in _children(root) if _TEMPORARY.fullmatch(os.path.basename(path)))
+    no_partials = (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
+    return _children(os.path.join(root, "tmp")), beside, _foreign_in(ingest), no_partials
+
+
+def _foreign_in(ingest: str) -> Iterator[str]:
     for path in _children(ingest):
         name = os.path.basename(path)
         is_transaction = _TRANSACTION.fullmatch(name) and _is_directory(path)
         if name != "partial" and name not in _OUR_LOCKS and not is_transaction:
             yield path
-    yield from (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
 
 
 def _children(folder: str) -> Iterator[str]:
@@ -187,10 +208,11 @@ def _is_regular(path: str) -> bool:
         return False
 
 
-def _links_below(folder: str, target: str, *, but: Container[str]) -> frozenset[str]:
+def _links_below(folder: str, target: str, *, but: Container[str], served: Container[str]) -> frozenset[str]:
     """Return where the links at any depth of a folder lead, of those that lead below ``target``.
 
-    What ``but`` has of it is gone, or would be: a dry run plans on without it.
+    What ``but`` has of it is gone, or would be: a dry run plans on without it. Where something ``served`` is mounted
+    nothing is asked.
 
     Raises:
         OSError: when a part of it cannot be read: that may point anywhere.
@@ -204,8 +226,9 @@ def _links_below(folder: str, target: str, *, but: Container[str]) -> frozenset[
     found = set()
     top = os.path.realpath(folder)
     for base, folders, files in os.walk(top, onerror=fail):
-        if base == top:
-            for names in (folders, files):
+        for names in (folders, files):
+            names[:] = [name for name in names if os.path.join(base, name) not in served]
+            if base == top:
                 names[:] = [name for name in names if f"extracted/{name}" not in but]
         for path in (os.path.join(base, name) for name in (*folders, *files)):
             if os.path.islink(path) and (led := os.path.realpath(path)).startswith(inside):

@@ -14,6 +14,8 @@ import attrs
 
 from minibox_store import _files
 from minibox_store.limits import MEBIBYTE
+from minibox_store.mounts import served_points
+from minibox_store.rootfs.unmounting import ask_server
 
 _DEPTH = 2  # containers/<id>/<folder>/<file>; what lies deeper is a container's own
 _MOST_FILES = 10_000
@@ -37,7 +39,8 @@ class ContainerNames:
 
     Args:
         root: the store's folder, resolved.
-        mount_points: where something is mounted; there it is not looked into.
+        mount_points: where something is mounted; a folder of a container that is one is not looked into, for it is
+            the container's own. What holds the state is, and the server of such a mount has to answer.
     """
 
     _root: str
@@ -64,18 +67,22 @@ class ContainerNames:
         pending = [(os.path.join(self._root, "containers"), _DEPTH)]
         while pending:
             folder, depth = pending.pop()
+            self._check_answers(folder)
             try:
                 with os.scandir(folder) as entries:
                     found = sorted((entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             for path, is_directory in found:
-                if path in self._mount_points:
-                    continue
                 if not is_directory:
+                    self._check_answers(path)
                     yield path
-                elif depth:
+                elif depth == _DEPTH or (depth and path not in self._mount_points):
                     pending.append((path, depth - 1))
+
+    def _check_answers(self, path: str) -> None:
+        if path in self._mount_points and path in served_points() and ask_server(path) != "answers":
+            raise OSError(errno.ETIMEDOUT, "the server of what is mounted there does not answer", path)
 
     def _contents(self, path: str) -> Iterator[bytes]:
         """Yield a file in pieces that overlap; of a link where it leads, and of anything else nothing."""

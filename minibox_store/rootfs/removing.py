@@ -1,7 +1,8 @@
 """How a tree of a store goes: judged once more under a lock, renamed aside, and only then taken apart.
 
 So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection.
-Whatever somebody has mounted, or locked, stays. Links are removed themselves.
+Whatever somebody has mounted, or locked, stays; of what a process serves nothing is asked, for it may never answer.
+Links are removed themselves.
 """
 
 import errno
@@ -16,7 +17,7 @@ import attrs
 
 from minibox_store import _files, _locks, _trees
 from minibox_store.collecting import Ledger
-from minibox_store.mounts import MountTable, read_mounts
+from minibox_store.mounts import MountTable, read_mounts, served_points
 from minibox_store.reports import Removal
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
@@ -34,17 +35,22 @@ class Folder:
         root: the store's folder.
         name: the folder's path below it.
         opened: the open directory.
+        served: the entries on which something is mounted that a process serves.
     """
 
     ledger: Ledger
     root: str
     name: str
     opened: int
+    served: frozenset[str] = frozenset()
 
     @classmethod
     @contextmanager
     def opening(cls, ledger: Ledger, root: str, name: str) -> "Iterator[Folder | None]":
-        """Yield the folder; None where there is none, or a link or a file in its place."""
+        """Yield the folder; None where there is none, or a link or a file in its place.
+
+        What the system says against the block ends it, and is told: other folders may go on.
+        """
         try:
             opened = os.open(os.path.join(root, name), _DIRECTORY)
         except OSError as error:
@@ -53,7 +59,11 @@ class Folder:
             yield None
             return
         try:
-            yield cls(ledger, root, name, opened)
+            yield cls(ledger, root, name, opened, _served_in(os.path.realpath(os.path.join(root, name))))
+        except OSError as error:
+            entry = error.filename  # what was asked by its name in the folder
+            where = f"{name}/{entry}" if isinstance(entry, str) and not os.path.isabs(entry) else name
+            ledger.errors.append(f"{where}: {error.strerror or error}")
         finally:
             os.close(opened)
 
@@ -70,7 +80,9 @@ class Folder:
         return f"{self.name}/{entry}"
 
     def mode(self, entry: str) -> int:
-        """Return of which type an entry is, 0 where there is none, or can be none."""
+        """Return of which type an entry is, 0 where there is none, or can be none; what is served is a directory."""
+        if entry in self.served:
+            return stat.S_IFDIR
         try:
             return stat.S_IFMT(os.stat(entry, dir_fd=self.opened, follow_symlinks=False).st_mode)
         except OSError as error:
@@ -198,6 +210,9 @@ class Folder:
         named = UNFINISHED.fullmatch(entry)
         if named is None:
             return
+        if entry in self.served:
+            self.keep(entry, "something is mounted there")
+            return
         with self.telling(entry):
             if not stat.S_ISDIR(self.mode(entry)):
                 self.remove_file(entry, "temporary", _LEFT_BEHIND, lock=lock)
@@ -205,20 +220,21 @@ class Folder:
             if _locks.is_locked(self.path(entry)) or self.stays_mounted(entry, also=named[1]):
                 return
             removal = self.removal(entry, "temporary", _LEFT_BEHIND)
-            if not self.ledger.dry_run:
-                self._remove_unlocked(entry)
-            self.ledger.removed.append(removal)
+            if self.ledger.dry_run or self._remove_unlocked(entry):
+                self.ledger.removed.append(removal)
 
-    def _remove_unlocked(self, entry: str) -> None:
+    def _remove_unlocked(self, entry: str) -> bool:
+        """Remove a directory unless somebody has locked it since, to work in it; return whether it is gone."""
         try:
             opened = os.open(entry, _DIRECTORY, dir_fd=self.opened)
         except PermissionError:
             _files.remove_tree(entry, dir_fd=self.opened)  # whoever cannot open it has not locked it either
-            return
+            return True
         try:
             if not _locks.try_lock(opened, self.path(entry)):
-                raise OSError(errno.EBUSY, "somebody works in it")
+                return False
             _files.remove_tree(entry, dir_fd=self.opened)
+            return True
         finally:
             _locks.release(opened)
 
@@ -235,3 +251,7 @@ class Folder:
         with self.telling(entry), lock():
             if self.mode(entry) and is_doomed():
                 self._remove_name(entry, kind, reason)
+
+
+def _served_in(folder: str) -> frozenset[str]:
+    return frozenset(os.path.basename(point) for point in served_points() if os.path.dirname(point) == folder)

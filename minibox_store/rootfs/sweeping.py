@@ -20,12 +20,13 @@ from contextlib import nullcontext
 from functools import partial
 
 from minibox_store import _files
+from minibox_store._mount_views import Mount
 from minibox_store.codec import BaseLayer, decode_base_layer
 from minibox_store.collecting import Ledger, Living
 from minibox_store.digest import HEX_LENGTHS
 from minibox_store.errors import InvalidDocument, InvalidReference
 from minibox_store.limits import MAX_BASE_LAYER_BYTES
-from minibox_store.mounts import Mount, read_mounts
+from minibox_store.mounts import read_mounts
 from minibox_store.reference import Reference
 from minibox_store.reports import Removal
 from minibox_store.rootfs.container_names import CannotTell, ContainerNames
@@ -91,7 +92,7 @@ def _sweep_mount(living: Living, folder: Folder, entry: str, mounts: tuple[Mount
         if state != "dead":
             return
         reason = "its server is dead"
-    elif not all(mount.is_fuse for mount in mounts):
+    if not all(mount.is_fuse for mount in mounts):
         folder.keep(entry, "something is mounted there, and it is no FUSE mount")
         return
     used = read_mounts().who_mounts(folder.path(entry), but={mount.device for mount in mounts})
@@ -99,7 +100,8 @@ def _sweep_mount(living: Living, folder: Folder, entry: str, mounts: tuple[Mount
         folder.keep(entry, used)
         return
     with folder.telling(entry), living.standing_still():
-        if reason == _GONE and living.has(entry):
+        # Another server may have come where a dead one was: numbers do not tell, for they are used again.
+        if living.has(entry) if reason == _GONE else ask_server(folder.path(entry)) != "dead":
             return
         for _ in mounts:
             if not folder.ledger.dry_run:
@@ -107,7 +109,7 @@ def _sweep_mount(living: Living, folder: Folder, entry: str, mounts: tuple[Mount
             folder.ledger.removed.append(_empty_removal(folder, entry, "mount", reason))
         if not folder.ledger.dry_run:
             _files.remove_directory(entry, dir_fd=folder.opened)
-            if folder.mode(entry):
+            if _files.exists(folder.path(entry)):
                 folder.fail(entry, "it was mounted over something")
                 return
         folder.ledger.removed.append(_empty_removal(folder, entry, "mount point", reason))
