@@ -57,6 +57,8 @@ class UnpackLimits:
         window_log: the logarithm of the largest window that a zstd frame may ask for.
         seconds: how long the decompressing and unpacking of one layer may take.
         entries: how many members all layers of an image may have together.
+        extra_bytes: what the extended attributes and the maps of sparse files in an image that is looked into may
+            take together: unlike names, they cost whoever packs them nothing. A run of a map counts as 128 bytes.
     """
 
     output_bytes: int = 1 << 36
@@ -65,6 +67,7 @@ class UnpackLimits:
     window_log: int = 27
     seconds: float = 3600.0
     entries: int = 10_000_000
+    extra_bytes: int = 128 * MEBIBYTE
 
 
 DEFAULT_UNPACK_LIMITS = UnpackLimits()

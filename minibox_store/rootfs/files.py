@@ -264,7 +264,7 @@ class ImageFiles:
         return MergedView(self._build_view(), self._build_view)
 
     def _build_view(self) -> Sidecar:
-        merger = Merger(self._limits.entries)
+        merger = Merger(self._limits.entries, self._limits.extra_bytes)
         for layer in self._layers:
             index = open_layer_index(layer, self._sidecars, self._limits)
             try:
