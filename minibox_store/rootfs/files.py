@@ -189,9 +189,9 @@ class ImageFiles:
         """Return what a directory has under a name; None where it has nothing."""
         return self._view.child(directory, name)
 
-    def children(self, directory: FileNode) -> Iterator[tuple[str, FileNode]]:
-        """Yield each name of a directory with what it stands for, sorted by the names' bytes."""
-        return self._view.children(directory)
+    def children(self, directory: FileNode, start: int = 0) -> Iterator[tuple[str, FileNode]]:
+        """Return each name of a directory with what it stands for, sorted by the names' bytes; from a position on."""
+        return self._view.children(directory, start)
 
     def walk_nodes(self, directory: FileNode) -> Iterator[tuple[str, FileNode]]:
         """Yield the directory with an empty path, and all below it with paths that begin with a slash."""

@@ -106,11 +106,13 @@ class MergedView:
             return None
         return block.node(number)
 
-    def children(self, directory: FileNode) -> Iterator[tuple[str, FileNode]]:
-        """Yield each name of a directory with what it stands for, sorted by the names' bytes."""
+    def children(self, directory: FileNode, start: int = 0) -> Iterator[tuple[str, FileNode]]:
+        """Return each name of a directory with what it stands for, sorted by the names' bytes; from a position on."""
         block = self._block(directory)
-        for number, name in enumerate(block.names):
-            yield name.decode("utf-8", "surrogateescape"), block.node(number)
+        return (
+            (block.names[number].decode("utf-8", "surrogateescape"), block.node(number))
+            for number in range(start, len(block.names))
+        )
 
     def close(self) -> None:
         """Close the sidecar."""
