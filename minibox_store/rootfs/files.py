@@ -22,7 +22,9 @@ from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
 from minibox_store.rootfs.merged import FileNode, MergedView, encode_view
 from minibox_store.rootfs.merging import MOST_LINKS, Merger
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
+from minibox_store.rootfs.sparse_map import SparseMap
 from minibox_store.rootfs.unpacking import LayerSource
+from minibox_store.tar.member import Segments
 
 CACHE_BYTES = 32 * MEBIBYTE
 _BUFFER_BYTES = 128 * 1024
@@ -74,6 +76,7 @@ class ImageFiles:
         self._cache = ChunkCache(cache_bytes)
         self._lock = threading.Lock()
         self._readers: dict[int, LayerReader] = {}
+        self._last_map: SparseMap | None = None
         self._view = self._open_view()
         self._opened = ExitStack() if closing is None else closing.pop_all()
         self._opened.callback(self._close_parts)
@@ -222,7 +225,7 @@ class ImageFiles:
             reader = self._reader(node.layer)
             if node.segments is None:
                 return reader.read_at(node.data_offset + offset, size_bytes)
-            return _read_sparse(reader, node, offset, size_bytes)
+            return self._map_of(node.segments).read(reader, node.data_offset, offset, size_bytes)
 
     def close(self) -> None:
         """Close everything; a second call does nothing. What was opened from here is of no use any more."""
@@ -278,6 +281,12 @@ class ImageFiles:
             finally:
                 index.close()
         return self._sidecars.write(self.manifest.digest, self._subject(), encode_view(merger.root))
+
+    def _map_of(self, segments: Segments) -> SparseMap:
+        found = self._last_map
+        if found is None or found.segments is not segments:
+            found = self._last_map = SparseMap(segments)
+        return found
 
     def _reader(self, number: int) -> LayerReader:
         with self._lock:
@@ -341,14 +350,3 @@ class _OpenFile(io.RawIOBase):
             parts.append(part)
             self._at += len(part)
         return b"".join(parts)
-
-
-def _read_sparse(reader: LayerReader, node: FileNode, offset: int, size_bytes: int) -> bytes:
-    content = bytearray(size_bytes)
-    stored = node.data_offset
-    for start, count in node.segments or ():
-        first, last = max(start, offset), min(start + count, offset + size_bytes)
-        if first < last:
-            content[first - offset : last - offset] = reader.read_at(stored + first - start, last - first)
-        stored += count
-    return bytes(content)
