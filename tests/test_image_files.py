@@ -16,6 +16,7 @@ from minibox_store import (
     InvalidDocument,
     InvalidPath,
     PathNotFound,
+    StoreUnavailable,
     UnpackLimits,
 )
 from tests.support.hard_layers import CASES, folder, image_of, member, opaque, whiteout
@@ -328,6 +329,23 @@ def test_a_closed_image_and_closing_twice(tmp_path: Path) -> None:
     image.close()
     image.close()
     assert len(os.listdir("/proc/self/fd")) < open_files
+
+
+def test_what_is_asked_of_a_closed_image_opens_nothing(tmp_path: Path) -> None:
+    image = opened(tmp_path, [[member("a", content=b"1"), member("below/b")]])
+    file = image.open("a")
+    image.close()
+    open_files = os.listdir("/proc/self/fd")
+    with pytest.raises(StoreUnavailable, match="the files of image:1: they are closed"):
+        file.read()
+    with pytest.raises(StoreUnavailable, match="the files of image:1: they are closed"):
+        image.listdir("below")
+    assert os.listdir("/proc/self/fd") == open_files
+
+
+def test_a_name_that_no_bytes_are_read_as_is_not_there(tmp_path: Path) -> None:
+    with opened(tmp_path, [[member("a")]]) as image, pytest.raises(PathNotFound):
+        image.stat("\ud800")
 
 
 def opened(root: Path, layers: list[list[bytes]]) -> ImageFiles:

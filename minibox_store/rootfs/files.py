@@ -14,7 +14,7 @@ from typing import Self
 
 from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor
-from minibox_store.errors import InvalidPath, PathNotFound
+from minibox_store.errors import InvalidPath, PathNotFound, StoreUnavailable
 from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
 from minibox_store.rootfs.access import ChunkCache, LayerReader
@@ -76,6 +76,7 @@ class ImageFiles:
         self._cache = ChunkCache(cache_bytes)
         self._lock = threading.Lock()
         self._readers: dict[int, LayerReader] = {}
+        self._is_closed = False
         self._last_map: SparseMap | None = None
         self._view = self._open_view()
         self._opened = ExitStack() if closing is None else closing.pop_all()
@@ -217,6 +218,7 @@ class ImageFiles:
         Raises:
             ContentMismatch: when the blob has changed since it was stored.
             InvalidArchive, MissingLibrary: when the layer's index was lost, and it is read anew.
+            StoreUnavailable: when the image is closed.
         """
         size_bytes = min(size_bytes, node.status.size_bytes - offset)
         if node.status.kind is not FileKind.FILE or size_bytes <= 0:
@@ -266,7 +268,13 @@ class ImageFiles:
                 sidecar.close()
         return MergedView(self._build_view(), self._build_view)
 
+    def _check_open(self) -> None:
+        # What was opened from now on would be closed by nobody.
+        if self._is_closed:
+            raise StoreUnavailable(f"the files of {self.name}", "they are closed")
+
     def _build_view(self) -> Sidecar:
+        self._check_open()
         merger = Merger(self._limits.entries, self._limits.extra_bytes)
         for layer in self._layers:
             index = open_layer_index(layer, self._sidecars, self._limits)
@@ -290,6 +298,7 @@ class ImageFiles:
 
     def _reader(self, number: int) -> LayerReader:
         with self._lock:
+            self._check_open()
             reader = self._readers.get(number)
             if reader is None:
                 layer = self._layers[number]
@@ -306,6 +315,7 @@ class ImageFiles:
 
     def _close_parts(self) -> None:
         with self._lock:
+            self._is_closed = True
             readers, self._readers = self._readers, {}
         for reader in readers.values():
             reader.close()

@@ -100,7 +100,10 @@ class MergedView:
     def child(self, directory: FileNode, name: str) -> FileNode | None:
         """Return what a directory has under a name; None where it has nothing."""
         block = self._block(directory)
-        wanted = name.encode("utf-8", "surrogateescape")
+        try:
+            wanted = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return None  # no bytes of a name are read as such a text
         number = bisect.bisect_left(block.names, wanted)
         if number == len(block.names) or block.names[number] != wanted:
             return None
@@ -116,7 +119,8 @@ class MergedView:
 
     def close(self) -> None:
         """Close the sidecar."""
-        self._sidecar.close()
+        with self._lock:  # another one may be being made in its place
+            self._sidecar.close()
 
     def _block(self, directory: FileNode) -> _Block:
         number = directory.directory
