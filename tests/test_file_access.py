@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minibox_store import ContentMismatch, MissingLibrary, Store
+from minibox_store.rootfs.sidecar import Sidecars
 from tests.support.compressions import FORMS, half_random, layer_in
 from tests.support.forks import run_forked
 from tests.support.hard_layers import member
@@ -250,6 +251,37 @@ def test_a_large_frame_is_decoded_once_into_a_file_without_a_name(tmp_path: Path
         assert sorted(tmp_path.glob("files/**/*")) == kept
     unnamed = [link for link in map(read_descriptor, os.listdir("/proc/self/fd")) if link.endswith("(deleted)")]
     assert not [link for link in unnamed if link.startswith(str(tmp_path))]
+
+
+def test_a_large_frame_is_decoded_into_a_file_though_a_decoder_stands_at_its_beginning(tmp_path: Path) -> None:
+    content = half_random(24 * MEBIBYTE)
+    tar = member("large", content=content) + member("last", content=b"last") + END
+    put(tmp_path, build_image([layer_in("zstd, one frame", tar)]), "image:1")
+    with open_store(tmp_path).open_files("image:1") as image, image.open("large") as file:
+        assert file.read(1000) == content[:1000]
+        assert image.read_bytes("last") == b"last"
+        unnamed = [link for link in map(read_descriptor, os.listdir("/proc/self/fd")) if link.endswith("(deleted)")]
+        assert len([link for link in unnamed if link.startswith(str(tmp_path))]) == 1
+
+
+def test_S8_files_without_a_name_have_a_bound_together(tmp_path: Path) -> None:
+    sidecars = Sidecars(str(tmp_path / "files"), most_unnamed_bytes=100)
+    first, second, third = (sidecars.open_unnamed(size_bytes) for size_bytes in (60, 60, 40))
+    assert second is None
+    for descriptor in (first, third):
+        assert descriptor is not None
+        os.close(descriptor)
+
+
+def test_S8_files_without_a_name_leave_half_of_the_room_to_others(tmp_path: Path) -> None:
+    require_root()
+    with mounted(tmp_path / "disk", "size=64m") as disk:
+        sidecars = Sidecars(str(disk / "files"))
+        first = sidecars.open_unnamed(20 * MEBIBYTE)
+        assert first is not None
+        os.posix_fallocate(first, 0, 20 * MEBIBYTE)
+        assert sidecars.open_unnamed(20 * MEBIBYTE) is None
+        os.close(first)
 
 
 def test_a_large_frame_is_read_without_room_for_it_too(tmp_path: Path) -> None:

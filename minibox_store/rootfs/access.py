@@ -26,7 +26,6 @@ from minibox_store.rootfs.unpacking import LayerSource
 # What is decoded in vain at most, before all of a stream is written into a file.
 _FARTHEST_BYTES = 16 * MEBIBYTE
 _IDLE_DECODERS = 4
-_LARGEST_SPILL_BYTES = 8 * 1024 * MEBIBYTE
 
 
 class ChunkCache:
@@ -158,22 +157,28 @@ class LayerReader:
         if self._index.compression == "none":
             # Whatever bytes of it are wanted, they lie where the offset says.
             return PlainDecoder(self._open_at, Place(offset, offset))
-        with self._lock:
-            near = [decoder for decoder in self._idle if start <= decoder.position <= offset]
-            if near:
-                decoder = max(near, key=lambda each: each.position)
-                self._idle.remove(decoder)
-                return decoder
-        spilled = self._spill() if offset - start > _FARTHEST_BYTES else self._spilled
+        decoder = self._take_idle(start, offset)
+        in_vain_bytes = offset - (start if decoder is None else decoder.position)
+        spilled = self._spill() if in_vain_bytes > _FARTHEST_BYTES else self._spilled
         if spilled is not None:
+            if decoder is not None:
+                decoder.close()
             return _FileDecoder(spilled, offset)
-        return open_decoder(
+        return decoder or open_decoder(
             self._index.compression,
             self._open_at,
             self._index.places[number],
             self._window(number),
             window_log=self._limits.window_log,
         )
+
+    def _take_idle(self, start: int, offset: int) -> Decoder | None:
+        with self._lock:
+            near = [decoder for decoder in self._idle if start <= decoder.position <= offset]
+            decoder = max(near, key=lambda each: each.position, default=None)
+            if decoder is not None:
+                self._idle.remove(decoder)
+            return decoder
 
     def _put_back(self, decoder: Decoder) -> None:
         with self._lock:
@@ -203,7 +208,7 @@ class LayerReader:
                 return self._spilled
             self._may_spill = False
             missing = self._index.tar_bytes
-            descriptor = self._sidecars.open_unnamed(missing) if missing <= _LARGEST_SPILL_BYTES else None
+            descriptor = self._sidecars.open_unnamed(missing)
             if descriptor is None:
                 return None
             decoder = open_decoder(self._index.compression, self._open_at, window_log=self._limits.window_log)
