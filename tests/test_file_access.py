@@ -11,13 +11,18 @@ import pytest
 
 from minibox_store import ContentMismatch, MissingLibrary, Store
 from minibox_store.rootfs.sidecar import Sidecars
-from tests.support.compressions import FORMS, half_random, layer_in
+from tests.support.compressions import FORMS, OCI_LAYER_ZSTD, half_random, layer_in
 from tests.support.forks import run_forked
 from tests.support.hard_layers import member
 from tests.support.image_views import mode_of, sidecar_of, view_tree
-from tests.support.images import BuiltImage, build_image
+from tests.support.images import BuiltImage, Layer, build_image, digest_of
 from tests.support.stores import blob, mounted, open_store, put, remount, require_root
 from tests.support.tars import END
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MEBIBYTE = 1024 * 1024
 CONTENTS = {
@@ -282,6 +287,40 @@ def test_S8_files_without_a_name_leave_half_of_the_room_to_others(tmp_path: Path
         os.posix_fallocate(first, 0, 20 * MEBIBYTE)
         assert sidecars.open_unnamed(20 * MEBIBYTE) is None
         os.close(first)
+
+
+def test_what_stays_of_reading_many_layers_does_not_grow_with_them(tmp_path: Path) -> None:
+    layers = []
+    for number in range(10):
+        tar = member(f"file{number}", content=half_random(8 * MEBIBYTE, salt=str(number))) + END
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: 1,
+            zstd.CompressionParameter.window_log: 27,
+        }
+        layers.append(
+            Layer(content=zstd.compress(tar, options=options), media_type=OCI_LAYER_ZSTD, diff_id=digest_of(tar))
+        )
+    put(tmp_path, build_image(layers), "image:1")
+    del layers, tar
+    store = open_store(tmp_path)
+    store.open_files("image:1").close()
+
+    def read_backwards() -> None:
+        with store.open_files("image:1") as image:
+            before = resident_bytes()
+            for number in range(10):
+                for start in (15, 14, 13, 12):
+                    image.read_at(image.find(f"file{number}"), start * MEBIBYTE // 2, 10)
+            grown = resident_bytes() - before
+        # A few decoders of 8 MiB, and the cache.
+        assert grown < 110 * MEBIBYTE, grown
+
+    assert run_forked(read_backwards, timeout_seconds=60) == 0
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_large_frame_is_read_without_room_for_it_too(tmp_path: Path) -> None:

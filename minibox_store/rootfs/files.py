@@ -17,7 +17,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath, PathNotFound, StoreUnavailable
 from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
-from minibox_store.rootfs.access import ChunkCache, LayerReader
+from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
 from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
 from minibox_store.rootfs.merged import FileNode, MergedView, encode_view
 from minibox_store.rootfs.merging import MOST_LINKS, Merger
@@ -74,6 +74,7 @@ class ImageFiles:
         self._limits = limits
         self._where = where
         self._cache = ChunkCache(cache_bytes)
+        self._decoders = IdleDecoders()
         self._lock = threading.Lock()
         self._readers: dict[int, LayerReader] = {}
         self._is_closed = False
@@ -308,6 +309,7 @@ class ImageFiles:
                     open_layer_index(layer, self._sidecars, self._limits),
                     lambda: build_layer_index(layer, self._sidecars, self._limits),
                     self._cache,
+                    self._decoders,
                     self._sidecars,
                     self._limits,
                 )
@@ -319,6 +321,7 @@ class ImageFiles:
             readers, self._readers = self._readers, {}
         for reader in readers.values():
             reader.close()
+        self._decoders.close()
         self._view.close()
 
 
