@@ -61,6 +61,8 @@ class UnpackLimits:
         entries: how many members all layers of an image may have together.
         directory_attribute_bytes: of the extended attributes that all directories have together: they are kept in
             memory until the end.
+        extra_bytes: what the extended attributes and the maps of sparse files in an image that is looked into may
+            take together: unlike names, they cost whoever packs them nothing. A run of a map counts as 128 bytes.
     """
 
     output_bytes: int = 1 << 36
@@ -70,6 +72,7 @@ class UnpackLimits:
     seconds: float = 3600.0
     entries: int = 10_000_000
     directory_attribute_bytes: int = 64 * MEBIBYTE
+    extra_bytes: int = 128 * MEBIBYTE
 
 
 DEFAULT_UNPACK_LIMITS = UnpackLimits()

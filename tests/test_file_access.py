@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 
 from minibox_store import ContentMismatch, MissingLibrary, Store
-from tests.support.compressions import FORMS, half_random, layer_in
+from minibox_store.rootfs.sidecar import Sidecars
+from tests.support.compressions import FORMS, OCI_LAYER_ZSTD, half_random, layer_in
 from tests.support.forks import run_forked
 from tests.support.hard_layers import member
 from tests.support.image_views import mode_of, sidecar_of, view_tree
-from tests.support.images import BuiltImage, build_image
+from tests.support.images import BuiltImage, Layer, build_image, digest_of
 from tests.support.stores import blob, mounted, open_store, put, remount, require_root
 from tests.support.tars import END
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MEBIBYTE = 1024 * 1024
 CONTENTS = {
@@ -250,6 +256,71 @@ def test_a_large_frame_is_decoded_once_into_a_file_without_a_name(tmp_path: Path
         assert sorted(tmp_path.glob("files/**/*")) == kept
     unnamed = [link for link in map(read_descriptor, os.listdir("/proc/self/fd")) if link.endswith("(deleted)")]
     assert not [link for link in unnamed if link.startswith(str(tmp_path))]
+
+
+def test_a_large_frame_is_decoded_into_a_file_though_a_decoder_stands_at_its_beginning(tmp_path: Path) -> None:
+    content = half_random(24 * MEBIBYTE)
+    tar = member("large", content=content) + member("last", content=b"last") + END
+    put(tmp_path, build_image([layer_in("zstd, one frame", tar)]), "image:1")
+    with open_store(tmp_path).open_files("image:1") as image, image.open("large") as file:
+        assert file.read(1000) == content[:1000]
+        assert image.read_bytes("last") == b"last"
+        unnamed = [link for link in map(read_descriptor, os.listdir("/proc/self/fd")) if link.endswith("(deleted)")]
+        assert len([link for link in unnamed if link.startswith(str(tmp_path))]) == 1
+
+
+def test_S8_files_without_a_name_have_a_bound_together(tmp_path: Path) -> None:
+    sidecars = Sidecars(str(tmp_path / "files"), most_unnamed_bytes=100)
+    first, second, third = (sidecars.open_unnamed(size_bytes) for size_bytes in (60, 60, 40))
+    assert second is None
+    for descriptor in (first, third):
+        assert descriptor is not None
+        os.close(descriptor)
+
+
+def test_S8_files_without_a_name_leave_half_of_the_room_to_others(tmp_path: Path) -> None:
+    require_root()
+    with mounted(tmp_path / "disk", "size=64m") as disk:
+        sidecars = Sidecars(str(disk / "files"))
+        first = sidecars.open_unnamed(20 * MEBIBYTE)
+        assert first is not None
+        os.posix_fallocate(first, 0, 20 * MEBIBYTE)
+        assert sidecars.open_unnamed(20 * MEBIBYTE) is None
+        os.close(first)
+
+
+def test_what_stays_of_reading_many_layers_does_not_grow_with_them(tmp_path: Path) -> None:
+    layers = []
+    for number in range(10):
+        tar = member(f"file{number}", content=half_random(8 * MEBIBYTE, salt=str(number))) + END
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: 1,
+            zstd.CompressionParameter.window_log: 27,
+        }
+        layers.append(
+            Layer(content=zstd.compress(tar, options=options), media_type=OCI_LAYER_ZSTD, diff_id=digest_of(tar))
+        )
+    put(tmp_path, build_image(layers), "image:1")
+    del layers, tar
+    store = open_store(tmp_path)
+    store.open_files("image:1").close()
+
+    def read_backwards() -> None:
+        with store.open_files("image:1") as image:
+            before = resident_bytes()
+            for number in range(10):
+                for start in (15, 14, 13, 12):
+                    image.read_at(image.find(f"file{number}"), start * MEBIBYTE // 2, 10)
+            grown = resident_bytes() - before
+        # A few decoders of 8 MiB, and the cache.
+        assert grown < 110 * MEBIBYTE, grown
+
+    assert run_forked(read_backwards, timeout_seconds=60) == 0
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_large_frame_is_read_without_room_for_it_too(tmp_path: Path) -> None:

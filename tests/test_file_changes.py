@@ -1,6 +1,9 @@
 """How the files of two images differ, as values: by path, and by what of a file is another."""
 
 import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from minibox_store import FileChanges, FileKind, ImageNotFound
 from tests.support.hard_layers import MTIME, folder, image_of, member, whiteout
+from tests.support.sparse_tars import data_map
 from tests.support.stores import open_store, put
 from tests.support.tars import pax
 
@@ -104,6 +108,38 @@ def test_a_file_with_holes_too_large_to_hash_is_compared_by_what_is_stored(tmp_p
     assert store.diff("one:1", "equal:1").changed == ()
     assert store.diff("one:1", "zeros:1").changed == ()
     assert [change.what for change in store.diff("one:1", "other:1").changed] == [("content",)]
+
+
+def test_what_comparing_sparse_files_costs_grows_as_their_parts_do(tmp_path: Path) -> None:
+    steps = []
+    for count in (400, 800):
+        apart = 1 << 18
+        text = b"%d\n" % count + b"".join(b"%d\n1\n" % (number * apart) for number in range(count))
+        file = data_map(text, stored=bytes(count), size=b"%d" % (count * apart))
+        put(tmp_path / str(count), image_of([[file]]), "before:1")
+        put(tmp_path / str(count), image_of([[file, folder("other")]]), "after:1")
+        store = open_store(tmp_path / str(count))
+        for name in ("before:1", "after:1"):
+            store.open_files(name).close()
+        steps.append(count_steps(partial(store.diff, "before:1", "after:1")))
+    assert steps[1] < 2.5 * steps[0]
+
+
+def count_steps(work: Callable[[], FileChanges]) -> int:
+    """Return how many lines of Python run."""
+    steps = 0
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal steps
+        steps += event == "line"
+        return trace
+
+    sys.settrace(trace)  # type: ignore[arg-type]  # it takes any callable of three
+    try:
+        work()
+    finally:
+        sys.settrace(None)
+    return steps
 
 
 def test_an_image_that_is_not_there_is_not_found(tmp_path: Path) -> None:

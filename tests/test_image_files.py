@@ -16,11 +16,13 @@ from minibox_store import (
     InvalidDocument,
     InvalidPath,
     PathNotFound,
+    StoreUnavailable,
     UnpackLimits,
 )
 from tests.support.hard_layers import CASES, folder, image_of, member, opaque, whiteout
 from tests.support.image_views import view_tree
 from tests.support.images import build_image, build_index
+from tests.support.sparse_tars import data_map
 from tests.support.stores import open_store, put, require_root
 from tests.support.tars import pax
 from tests.support.trees import assert_same_tree, read_tree
@@ -284,6 +286,36 @@ def test_the_members_of_all_layers_are_counted_together(tmp_path: Path) -> None:
         open_store(tmp_path).open_files("image:1", limits=UnpackLimits(entries=1))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_S8_attributes_of_all_members_together_have_a_bound(tmp_path: Path, layers: int) -> None:
+    half = member("a", xattrs={"user.a": bytes(60_000)}), member("b", xattrs={"user.b": bytes(60_000)})
+    put(tmp_path, image_of([half] if layers == 1 else [[each] for each in half]), "image:1")
+    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes and maps"):
+        open_store(tmp_path).open_files("image:1", limits=UnpackLimits(extra_bytes=100_000))
+    open_store(tmp_path).open_files("image:1").close()
+
+
+def test_S8_the_runs_of_sparse_files_have_a_bound(tmp_path: Path) -> None:
+    map_of_runs = b"1000\n" + b"".join(b"%d\n1\n" % (2 * number) for number in range(1000))
+    put(tmp_path, image_of([[data_map(map_of_runs, stored=bytes(1000), size=b"2000")]]), "image:1")
+    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes and maps"):
+        open_store(tmp_path).open_files("image:1", limits=UnpackLimits(extra_bytes=100_000))
+
+
+def test_attributes_that_no_file_can_have_are_left_out_as_in_a_tree(tmp_path: Path) -> None:
+    attributes = {f"user.{'x' * 70_000}": b"1", f"user.{'x' * 251}": b"2", "user.v": bytes(65_537)}
+    kept = {f"user.{'x' * 250}": b"3", "user.w": bytes(65_536)}
+    with opened(tmp_path, [[member("a", xattrs={**attributes, **kept})]]) as image:
+        assert dict(image.stat("a").xattrs) == kept
+
+
+@pytest.mark.parametrize("number", [(1 << 12, 0), (0, 1 << 20)])
+def test_a_device_that_there_is_not_is_refused_as_in_a_tree(tmp_path: Path, number: tuple[int, int]) -> None:
+    put(tmp_path, image_of([[member("a", "character device", device=number)]]), "image:1")
+    with pytest.raises(InvalidArchive, match="there is no device"):
+        open_store(tmp_path).open_files("image:1")
+
+
 def test_attributes_that_would_steer_an_overlay_are_not_shown(tmp_path: Path) -> None:
     names = ("trusted.overlay.opaque", "user.overlay.redirect", "user.rootlesscontainers", "user.kept")
     with opened(tmp_path, [[member("a", xattrs=dict.fromkeys(names, b"y"))]]) as image:
@@ -297,6 +329,23 @@ def test_a_closed_image_and_closing_twice(tmp_path: Path) -> None:
     image.close()
     image.close()
     assert len(os.listdir("/proc/self/fd")) < open_files
+
+
+def test_what_is_asked_of_a_closed_image_opens_nothing(tmp_path: Path) -> None:
+    image = opened(tmp_path, [[member("a", content=b"1"), member("below/b")]])
+    file = image.open("a")
+    image.close()
+    open_files = os.listdir("/proc/self/fd")
+    with pytest.raises(StoreUnavailable, match="the files of image:1: they are closed"):
+        file.read()
+    with pytest.raises(StoreUnavailable, match="the files of image:1: they are closed"):
+        image.listdir("below")
+    assert os.listdir("/proc/self/fd") == open_files
+
+
+def test_a_name_that_no_bytes_are_read_as_is_not_there(tmp_path: Path) -> None:
+    with opened(tmp_path, [[member("a")]]) as image, pytest.raises(PathNotFound):
+        image.stat("\ud800")
 
 
 def opened(root: Path, layers: list[list[bytes]]) -> ImageFiles:

@@ -1,5 +1,6 @@
 """Images that are mounted: the very files that unpacking gives, readable in any order, and never changed."""
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -141,6 +142,21 @@ def test_many_names_are_listed_whole_and_each_is_found(tmp_path: Path, at: Path)
         assert len({inode for inode, _ in inodes.values()}) == len(names)
         with pytest.raises(FileNotFoundError):
             os.stat(at / "many" / "00000-none")
+
+
+def test_a_directory_that_is_opened_often_takes_no_more_memory(tmp_path: Path, at: Path) -> None:
+    many = [member(f"many/{number}") for number in range(20_000)]
+    store = stored(tmp_path, image_of([[*many, folder("other")]]))
+    with store.mount(NAME, at) as mount, contextlib.ExitStack() as opened:
+        before = 0
+        for _ in range(12):
+            # Not to its end, so that the kernel has nothing kept for the next one.
+            next(opened.enter_context(os.scandir(at / "many")))
+            status = Path(f"/proc/{mount.pid}/status").read_text()
+            resident_kib = int(status.split("VmRSS:")[1].split()[0])
+            before = before or resident_kib
+        assert resident_kib < before + 16 * 1024
+        assert len(os.listdir(at / "many")) == len(many)
 
 
 def test_names_of_one_file_share_its_inode(tmp_path: Path, at: Path) -> None:

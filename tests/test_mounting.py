@@ -132,6 +132,17 @@ def test_a_mount_over_it_is_left_alone(at: Path) -> None:
     assert not is_running(mount.pid)
 
 
+def test_a_mount_goes_from_where_it_is_when_a_folder_above_it_was_renamed(tmp_path: Path) -> None:
+    with mount_point(tmp_path / "before" / "mounted") as at:
+        mount = mount_tree(small_tree(), at)
+        (tmp_path / "before").rename(tmp_path / "after")
+        try:
+            mount.close()
+            assert_nothing_is_left(mount.pid, tmp_path / "after" / "mounted")
+        finally:
+            (tmp_path / "after").rename(tmp_path / "before")
+
+
 # ---- whoever mounted is no more
 
 
@@ -299,6 +310,16 @@ def test_a_directory_that_holds_something_is_refused(at: Path) -> None:
     with pytest.raises(InvalidPath, match="not empty"):
         mount_tree(small_tree(), at)
     assert os.listdir(at) == ["kept"]
+
+
+def test_a_directory_at_which_something_empty_is_mounted_is_refused(at: Path) -> None:
+    require_fuse()
+    if ctypes.CDLL(None, use_errno=True).mount(b"none", os.fsencode(at), b"tmpfs", 0, None):
+        not_possible("no right to mount")
+    with pytest.raises(InvalidPath, match="something is mounted there already"):
+        mount_tree(small_tree(), at)
+    (line,) = mounts_at(at)
+    assert " - tmpfs " in line
 
 
 def test_a_mount_whose_server_is_dead_is_refused_and_named(at: Path) -> None:

@@ -63,6 +63,14 @@ def test_places_at_every_bit_are_met() -> None:
     assert len({place.bits for place in places}) > 4
 
 
+def test_there_are_so_many_places_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minibox_store.rootfs.places._MOST_PLACES", 4)
+    tar = half_random(20_000_000)
+    content = layer_in("gzip", tar).content
+    places, _ = find_places("gzip", lambda offset: _Content(content[offset:]), len(tar))
+    assert 2 <= len(places) <= 5
+
+
 def test_a_decoder_gives_nothing_for_what_is_no_stream() -> None:
     for place in (Place(0, 0), Place(100, 3, 5), Place(100, 10_000, 1)):
         assert GzipDecoder(lambda offset: _Content(b"\xff" * 50), place).read(10) == b""

@@ -25,8 +25,8 @@ from minibox_store.rootfs.unpacking import LayerSource
 
 # What is decoded in vain at most, before all of a stream is written into a file.
 _FARTHEST_BYTES = 16 * MEBIBYTE
+# One of zstd holds up to 128 MiB, and mostly some.
 _IDLE_DECODERS = 4
-_LARGEST_SPILL_BYTES = 8 * 1024 * MEBIBYTE
 
 
 class ChunkCache:
@@ -56,15 +56,52 @@ class ChunkCache:
                 self._bytes -= len(self._chunks.popitem(last=False)[1])
 
 
+class IdleDecoders:
+    """The decoders that were used last, of all layers of an image: a few, however many layers it has.
+
+    Its methods may be called from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[int, Decoder]] = []
+
+    def take(self, layer: int, start: int, offset: int) -> Decoder | None:
+        """Return the decoder of a layer that stands nearest before ``offset``, if one stands behind ``start``."""
+        with self._lock:
+            near = [each for each in self._idle if each[0] == layer and start <= each[1].position <= offset]
+            if not near:
+                return None
+            nearest = max(near, key=lambda each: each[1].position)
+            self._idle.remove(nearest)
+            return nearest[1]
+
+    def put(self, layer: int, decoder: Decoder) -> None:
+        """Keep a decoder until others take its room; then it is closed."""
+        with self._lock:
+            self._idle.append((layer, decoder))
+            oldest = self._idle.pop(0)[1] if len(self._idle) > _IDLE_DECODERS else None
+        if oldest is not None:
+            oldest.close()
+
+    def close(self) -> None:
+        """Close them all."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for _, decoder in idle:
+            decoder.close()
+
+
 class LayerReader:
     """The tar of one layer, at random. Its methods may be called from several threads.
 
     Args:
         layer: which one it is.
-        number: tells it from others in the cache.
+        number: tells it from others in the cache, and among the decoders.
         index: of the layer; closed with the reader.
         rebuild: gives another index, when this one's sidecar is found to be wrong.
         cache: of chunks.
+        decoders: that stand somewhere.
         sidecars: where there is room for a file without a name.
         limits: of which the window's counts.
     """
@@ -76,6 +113,7 @@ class LayerReader:
         index: LayerIndex,
         rebuild: Callable[[], LayerIndex],
         cache: ChunkCache,
+        decoders: IdleDecoders,
         sidecars: Sidecars,
         limits: UnpackLimits,
     ) -> None:
@@ -84,10 +122,10 @@ class LayerReader:
         self._index = index
         self._rebuild = rebuild
         self._cache = cache
+        self._decoders = decoders
         self._sidecars = sidecars
         self._limits = limits
         self._lock = threading.Lock()
-        self._idle: list[Decoder] = []
         self._starts = [place.output_offset for place in index.places]
         self._spilling = threading.Lock()
         self._spilled: int | None = None
@@ -113,10 +151,7 @@ class LayerReader:
     def close(self) -> None:
         """Close everything."""
         with self._lock:
-            idle, self._idle = self._idle, []
             spilled, self._spilled, self._may_spill = self._spilled, None, False
-        for decoder in idle:
-            decoder.close()
         if spilled is not None:
             os.close(spilled)
         self._index.close()
@@ -149,7 +184,7 @@ class LayerReader:
             if missing:
                 decoder.close()  # it stands where there is nothing to be had
         if not missing:
-            self._put_back(decoder)
+            self._decoders.put(self._number, decoder)
         return b"".join(parts)
 
     def _take_decoder(self, offset: int) -> Decoder:
@@ -158,29 +193,20 @@ class LayerReader:
         if self._index.compression == "none":
             # Whatever bytes of it are wanted, they lie where the offset says.
             return PlainDecoder(self._open_at, Place(offset, offset))
-        with self._lock:
-            near = [decoder for decoder in self._idle if start <= decoder.position <= offset]
-            if near:
-                decoder = max(near, key=lambda each: each.position)
-                self._idle.remove(decoder)
-                return decoder
-        spilled = self._spill() if offset - start > _FARTHEST_BYTES else self._spilled
+        decoder = self._decoders.take(self._number, start, offset)
+        in_vain_bytes = offset - (start if decoder is None else decoder.position)
+        spilled = self._spill() if in_vain_bytes > _FARTHEST_BYTES else self._spilled
         if spilled is not None:
+            if decoder is not None:
+                decoder.close()
             return _FileDecoder(spilled, offset)
-        return open_decoder(
+        return decoder or open_decoder(
             self._index.compression,
             self._open_at,
             self._index.places[number],
             self._window(number),
             window_log=self._limits.window_log,
         )
-
-    def _put_back(self, decoder: Decoder) -> None:
-        with self._lock:
-            self._idle.append(decoder)
-            oldest = self._idle.pop(0) if len(self._idle) > _IDLE_DECODERS else None
-        if oldest is not None:
-            oldest.close()
 
     def _open_at(self, offset: int) -> BlobStream:
         return self._layer.source.open_blob(self._layer.descriptor, offset)
@@ -203,7 +229,7 @@ class LayerReader:
                 return self._spilled
             self._may_spill = False
             missing = self._index.tar_bytes
-            descriptor = self._sidecars.open_unnamed(missing) if missing <= _LARGEST_SPILL_BYTES else None
+            descriptor = self._sidecars.open_unnamed(missing)
             if descriptor is None:
                 return None
             decoder = open_decoder(self._index.compression, self._open_at, window_log=self._limits.window_log)

@@ -9,10 +9,11 @@ Spec: libfuse 3, fuse.h.
 """
 
 import errno
+import itertools
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does not say so
@@ -65,8 +66,8 @@ class ServedImage(Protocol[Node]):
     def child(self, directory: Node, name: str, /) -> Node | None:
         """Return what a directory has under a name; None where it has nothing."""
 
-    def children(self, directory: Node, /) -> Iterable[tuple[str, Node]]:
-        """Return the names in a directory, and what they stand for."""
+    def children(self, directory: Node, start: int, /) -> Iterable[tuple[str, Node]]:
+        """Return the names in a directory, in an order that stays, and what they stand for; from a position on."""
 
     def read_at(self, node: Node, offset: int, size_bytes: int, /) -> bytes:
         """Return verified bytes of a regular file, fewer only at its end."""
@@ -105,8 +106,6 @@ class Answers(Generic[Node]):
         self._image = image
         self._when_mounted = when_mounted
         self._known: dict[str, Node] = {}
-        self._listings: dict[int, list[tuple[bytes, FileStatus]]] = {}
-        self._last_handle = 0
 
     def init_with_config(self, connection: Any, _config: Any) -> None:
         """Say which of the kernel's abilities are used."""
@@ -130,24 +129,18 @@ class Answers(Generic[Node]):
         """Return bytes of a file."""
         return self._ask(path, lambda node: self._image.read_at(node, offset, size_bytes))
 
-    def opendir(self, path: str) -> int:
-        """Return the handle of a listing, which is not made before it is read: the kernel may have kept it."""
-        self._last_handle += 1
-        return self._last_handle
+    def opendir(self, _path: str) -> NoReturn:
+        """Be there, for the session to be asked: a directory has no handle."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    def readdir(self, path: str, handle: int) -> list[tuple[bytes, FileStatus]]:
-        """Return what an opened directory holds, for the session to tell."""
-        listing = self._listings.get(handle)
-        if listing is None:
-            above = self.status(path.rpartition("/")[0] or "/")
-            known = [(b".", self.status(path)), (b"..", above)]
-            listing = self._listings[handle] = known + self._ask(path, self._listing_of)
-        return listing
+    def readdir(self, path: str, offset: int) -> Iterator[tuple[bytes, FileStatus]]:
+        """Return what a directory holds from an offset on, for the session to tell.
 
-    def releasedir(self, _path: str, handle: int) -> int:
-        """Forget a listing."""
-        self._listings.pop(handle, None)
-        return 0
+        Nothing is kept of it: whoever may look may open a directory as often as the system lets him.
+        """
+        dots = [(b".", self.status(path)), (b"..", self.status(path.rpartition("/")[0] or "/"))][offset:]
+        names = self._ask(path, lambda node: self._image.children(node, max(0, offset - 2)))
+        return itertools.chain(dots, ((os.fsencode(name), child.status) for name, child in names))
 
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
         """Return an extended attribute."""
@@ -185,9 +178,6 @@ class Answers(Generic[Node]):
         """Return what the image says of a path."""
         return self._ask(path, _status_of)
 
-    def _listing_of(self, node: Node) -> list[tuple[bytes, FileStatus]]:
-        return [(os.fsencode(name), child.status) for name, child in self._image.children(node)]
-
     def _find(self, path: str) -> Node | None:
         """Return what is at a path, looked for from what is known on the way; None where there is nothing."""
         cut = len(path) if path != "/" else 0
@@ -222,21 +212,19 @@ class Session(mfusepy.FUSE):  # type: ignore[misc]  # the library is not typed
 
     operations: Answers[Any]
 
-    def opendir(self, path: bytes, file: Any) -> int:
+    def opendir(self, _path: bytes, file: Any) -> int:
         """Let the kernel keep the names of a directory too."""
-        file.contents.fh = self.operations.opendir(os.fsdecode(path))
         file.contents.cache_readdir = file.contents.keep_cache = 1
         return 0
 
-    def readdir_fuse_3(self, path: bytes, buffer: Any, fill: Any, offset: int, file: Any, flags: int) -> int:
+    def readdir_fuse_3(self, path: bytes, buffer: Any, fill: Any, offset: int, _file: Any, flags: int) -> int:
         """Tell names from an offset on, as many as there is room for, with the status of each if that is wanted."""
         told = mfusepy.c_stat()
-        listing = self.operations.readdir(os.fsdecode(path), file.contents.fh)
         plus = _FILL_PLUS if flags & _PLUS else 0
-        for position in range(offset, len(listing)):
-            name, status = listing[position]
+        listing = self.operations.readdir(os.fsdecode(path), offset)
+        for position, (name, status) in enumerate(listing, offset + 1):
             _fill(told, status)
-            if fill(buffer, name, told, position + 1, plus):
+            if fill(buffer, name, told, position, plus):
                 break
         return 0
 

@@ -14,15 +14,17 @@ from typing import Self
 
 from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor
-from minibox_store.errors import InvalidPath, PathNotFound
+from minibox_store.errors import InvalidPath, PathNotFound, StoreUnavailable
 from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
-from minibox_store.rootfs.access import ChunkCache, LayerReader
+from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
 from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
 from minibox_store.rootfs.merged import FileNode, MergedView, encode_view
 from minibox_store.rootfs.merging import MOST_LINKS, Merger
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
+from minibox_store.rootfs.sparse_map import SparseMap
 from minibox_store.rootfs.unpacking import LayerSource
+from minibox_store.tar.member import Segments
 
 CACHE_BYTES = 32 * MEBIBYTE
 _BUFFER_BYTES = 128 * 1024
@@ -72,8 +74,11 @@ class ImageFiles:
         self._limits = limits
         self._where = where
         self._cache = ChunkCache(cache_bytes)
+        self._decoders = IdleDecoders()
         self._lock = threading.Lock()
         self._readers: dict[int, LayerReader] = {}
+        self._is_closed = False
+        self._last_map: SparseMap | None = None
         self._view = self._open_view()
         self._opened = ExitStack() if closing is None else closing.pop_all()
         self._opened.callback(self._close_parts)
@@ -189,9 +194,9 @@ class ImageFiles:
         """Return what a directory has under a name; None where it has nothing."""
         return self._view.child(directory, name)
 
-    def children(self, directory: FileNode) -> Iterator[tuple[str, FileNode]]:
-        """Yield each name of a directory with what it stands for, sorted by the names' bytes."""
-        return self._view.children(directory)
+    def children(self, directory: FileNode, start: int = 0) -> Iterator[tuple[str, FileNode]]:
+        """Return each name of a directory with what it stands for, sorted by the names' bytes; from a position on."""
+        return self._view.children(directory, start)
 
     def walk_nodes(self, directory: FileNode) -> Iterator[tuple[str, FileNode]]:
         """Yield the directory with an empty path, and all below it with paths that begin with a slash."""
@@ -214,6 +219,7 @@ class ImageFiles:
         Raises:
             ContentMismatch: when the blob has changed since it was stored.
             InvalidArchive, MissingLibrary: when the layer's index was lost, and it is read anew.
+            StoreUnavailable: when the image is closed.
         """
         size_bytes = min(size_bytes, node.status.size_bytes - offset)
         if node.status.kind is not FileKind.FILE or size_bytes <= 0:
@@ -222,7 +228,7 @@ class ImageFiles:
             reader = self._reader(node.layer)
             if node.segments is None:
                 return reader.read_at(node.data_offset + offset, size_bytes)
-            return _read_sparse(reader, node, offset, size_bytes)
+            return self._map_of(node.segments).read(reader, node.data_offset, offset, size_bytes)
 
     def close(self) -> None:
         """Close everything; a second call does nothing. What was opened from here is of no use any more."""
@@ -263,8 +269,14 @@ class ImageFiles:
                 sidecar.close()
         return MergedView(self._build_view(), self._build_view)
 
+    def _check_open(self) -> None:
+        # What was opened from now on would be closed by nobody.
+        if self._is_closed:
+            raise StoreUnavailable(f"the files of {self.name}", "they are closed")
+
     def _build_view(self) -> Sidecar:
-        merger = Merger(self._limits.entries)
+        self._check_open()
+        merger = Merger(self._limits.entries, self._limits.extra_bytes)
         for layer in self._layers:
             index = open_layer_index(layer, self._sidecars, self._limits)
             try:
@@ -279,8 +291,15 @@ class ImageFiles:
                 index.close()
         return self._sidecars.write(self.manifest.digest, self._subject(), encode_view(merger.root))
 
+    def _map_of(self, segments: Segments) -> SparseMap:
+        found = self._last_map
+        if found is None or found.segments is not segments:
+            found = self._last_map = SparseMap(segments)
+        return found
+
     def _reader(self, number: int) -> LayerReader:
         with self._lock:
+            self._check_open()
             reader = self._readers.get(number)
             if reader is None:
                 layer = self._layers[number]
@@ -290,6 +309,7 @@ class ImageFiles:
                     open_layer_index(layer, self._sidecars, self._limits),
                     lambda: build_layer_index(layer, self._sidecars, self._limits),
                     self._cache,
+                    self._decoders,
                     self._sidecars,
                     self._limits,
                 )
@@ -297,9 +317,11 @@ class ImageFiles:
 
     def _close_parts(self) -> None:
         with self._lock:
+            self._is_closed = True
             readers, self._readers = self._readers, {}
         for reader in readers.values():
             reader.close()
+        self._decoders.close()
         self._view.close()
 
 
@@ -341,14 +363,3 @@ class _OpenFile(io.RawIOBase):
             parts.append(part)
             self._at += len(part)
         return b"".join(parts)
-
-
-def _read_sparse(reader: LayerReader, node: FileNode, offset: int, size_bytes: int) -> bytes:
-    content = bytearray(size_bytes)
-    stored = node.data_offset
-    for start, count in node.segments or ():
-        first, last = max(start, offset), min(start + count, offset + size_bytes)
-        if first < last:
-            content[first - offset : last - offset] = reader.read_at(stored + first - start, last - first)
-        stored += count
-    return bytes(content)

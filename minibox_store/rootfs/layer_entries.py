@@ -18,6 +18,7 @@ _RECORD = struct.Struct("<BB?HQQQqIQQQHHII")
 _PAIR = struct.Struct("<QQ")
 _XATTR = struct.Struct("<HI")
 NO_DIGEST = b""
+_SEGMENT_BYTES = 128  # of a pair of numbers
 
 
 class LayerEntry(NamedTuple):
@@ -56,6 +57,15 @@ class LayerEntry(NamedTuple):
     data_offset: int = 0
     content: bytes = NO_DIGEST
     segments: Segments | None = None
+
+    @property
+    def extra_bytes(self) -> int:
+        """What its extended attributes and its map take in memory, about."""
+        if not self.xattrs and self.segments is None:
+            return 0
+        return sum(len(name) + len(value) for name, value in self.xattrs.items()) + _SEGMENT_BYTES * len(
+            self.segments or ()
+        )
 
 
 def encode_entries(entries: Iterable[LayerEntry]) -> bytes:

@@ -17,13 +17,13 @@ from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.decompressing import Compression, compression_of
 from minibox_store.rootfs.layer_entries import NO_DIGEST, LayerEntry, encode_entries, iter_entries
-from minibox_store.rootfs.ownership import OVERRIDE, RECORD, check_ids
+from minibox_store.rootfs.ownership import OVERRIDE, RECORD, check_ids, device_number
 from minibox_store.rootfs.places import find_places
 from minibox_store.rootfs.placing import place
 from minibox_store.rootfs.restarting import Place
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
 from minibox_store.rootfs.unpacking import LayerSource
-from minibox_store.tar.member import NO_XATTRS, Member, MemberKind
+from minibox_store.tar.member import DEVICES, NO_XATTRS, Member, MemberKind
 from minibox_store.tar.reader import TarReader
 
 CHUNK_BYTES = 256 * 1024
@@ -39,6 +39,9 @@ _FACTS_SECTION, _ENTRIES_SECTION, _FIRST_WINDOW_SECTION = 0, 1, 2
 _COMPRESSIONS: tuple[Compression, ...] = ("gzip", "zstd", "none")
 # No tree has them from an image: they would steer overlayfs, or whoever believes such records.
 _NEVER_SET = ("trusted.overlay.", "user.overlay.", RECORD, OVERRIDE)
+# No file system that Linux knows has room for more.
+_LONGEST_XATTR_NAME_BYTES = 255
+_LARGEST_XATTR_BYTES = 64 * 1024
 
 
 def _subject(layer: LayerSource) -> bytes:
@@ -115,7 +118,7 @@ def build_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimi
     """
     with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
         chunks = _ChunkHasher(decoded)
-        entries = encode_entries(_iter_members(chunks, limits))
+        entries = encode_entries(_within_bounds(_iter_members(chunks, limits), limits))
         while chunks.read(_READ_BYTES):
             pass
         decoded.finish()
@@ -194,6 +197,8 @@ def _iter_members(stream: _Readable, limits: UnpackLimits) -> Iterator[LayerEntr
         path = "/".join(placement.parts)
         if placement.meaning == "entry" and member.kind is not MemberKind.HARDLINK:
             check_ids(member)
+            if member.kind in DEVICES:
+                device_number(member)
         if placement.meaning != "entry":
             yield LayerEntry(placement.meaning, path, MemberKind.FILE)
             continue
@@ -214,6 +219,17 @@ def _iter_members(stream: _Readable, limits: UnpackLimits) -> Iterator[LayerEntr
             _hash_content(member, reader) if member.kind is MemberKind.FILE else NO_DIGEST,
             member.segments,
         )
+
+
+def _within_bounds(entries: Iterator[LayerEntry], limits: UnpackLimits) -> Iterator[LayerEntry]:
+    extra_bytes = 0
+    for entry in entries:
+        extra_bytes += entry.extra_bytes
+        if extra_bytes > limits.extra_bytes:
+            raise InvalidArchive(
+                f"the layer has more than {limits.extra_bytes} bytes of extended attributes and maps of sparse files"
+            )
+        yield entry
 
 
 def _hash_content(member: Member, reader: TarReader) -> bytes:
@@ -245,4 +261,10 @@ def _hash_zeros(hasher: "hashlib._Hash", size_bytes: int) -> None:
 def _kept_xattrs(member: Member) -> Mapping[str, bytes]:
     if not member.xattrs:
         return NO_XATTRS
-    return {name: value for name, value in member.xattrs.items() if not name.startswith(_NEVER_SET)}
+    return {name: value for name, value in member.xattrs.items() if _is_kept(name, value)}
+
+
+def _is_kept(name: str, value: bytes) -> bool:
+    if name.startswith(_NEVER_SET) or len(value) > _LARGEST_XATTR_BYTES:
+        return False
+    return len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_XATTR_NAME_BYTES

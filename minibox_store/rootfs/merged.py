@@ -100,21 +100,27 @@ class MergedView:
     def child(self, directory: FileNode, name: str) -> FileNode | None:
         """Return what a directory has under a name; None where it has nothing."""
         block = self._block(directory)
-        wanted = name.encode("utf-8", "surrogateescape")
+        try:
+            wanted = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return None  # no bytes of a name are read as such a text
         number = bisect.bisect_left(block.names, wanted)
         if number == len(block.names) or block.names[number] != wanted:
             return None
         return block.node(number)
 
-    def children(self, directory: FileNode) -> Iterator[tuple[str, FileNode]]:
-        """Yield each name of a directory with what it stands for, sorted by the names' bytes."""
+    def children(self, directory: FileNode, start: int = 0) -> Iterator[tuple[str, FileNode]]:
+        """Return each name of a directory with what it stands for, sorted by the names' bytes; from a position on."""
         block = self._block(directory)
-        for number, name in enumerate(block.names):
-            yield name.decode("utf-8", "surrogateescape"), block.node(number)
+        return (
+            (block.names[number].decode("utf-8", "surrogateescape"), block.node(number))
+            for number in range(start, len(block.names))
+        )
 
     def close(self) -> None:
         """Close the sidecar."""
-        self._sidecar.close()
+        with self._lock:  # another one may be being made in its place
+            self._sidecar.close()
 
     def _block(self, directory: FileNode) -> _Block:
         number = directory.directory

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from minibox_store.errors import InvalidArchive
+from minibox_store.limits import DEFAULT_UNPACK_LIMITS
 from minibox_store.rootfs.layer_entries import LayerEntry
 from minibox_store.rootfs.placing import split
 from minibox_store.tar.member import MemberKind, refusal
@@ -80,15 +81,18 @@ class Merger:
 
     Args:
         most_entries: how many members all layers may have together.
+        most_extra_bytes: what their extended attributes and maps of sparse files may take together.
 
     Attributes:
         root: the image's root.
     """
 
-    def __init__(self, most_entries: int) -> None:
+    def __init__(self, most_entries: int, most_extra_bytes: int = DEFAULT_UNPACK_LIMITS.extra_bytes) -> None:
         self.root = MergedFile(_UNNAMED_DIRECTORY, 0)
         self._most_entries = most_entries
         self._entries = 0
+        self._most_extra_bytes = most_extra_bytes
+        self._extra_bytes = 0
         self._layer = -1
         self._folder: str | None = None  # where the last member was put, and which directory that is
         self._at = self.root
@@ -102,9 +106,7 @@ class Merger:
         self._layer += 1
         self._folder = None
         for entry in entries:
-            self._entries += 1
-            if self._entries > self._most_entries:
-                raise InvalidArchive(f"the image has more than {self._most_entries} members")
+            self._count(entry)
             if entry.meaning == "entry":
                 self._put(entry)
                 continue
@@ -115,6 +117,17 @@ class Merger:
                 directory = self._real_directory(entry.path.split("/") if entry.path else [])
                 if directory is not None:
                     self._clear(directory)
+
+    def _count(self, entry: LayerEntry) -> None:
+        self._entries += 1
+        if self._entries > self._most_entries:
+            raise InvalidArchive(f"the image has more than {self._most_entries} members")
+        self._extra_bytes += entry.extra_bytes
+        if self._extra_bytes > self._most_extra_bytes:
+            most = self._most_extra_bytes
+            raise InvalidArchive(
+                f"the image has more than {most} bytes of extended attributes and maps of sparse files"
+            )
 
     def _put(self, entry: LayerEntry) -> None:
         if not entry.path:

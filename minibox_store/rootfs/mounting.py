@@ -115,7 +115,7 @@ def mount_image(directory: str | None, *, entry: str, image: Any, place: Callabl
         place: given the digest of the manifest, makes a directory, and returns its path.
 
     Raises:
-        InvalidPath: when the directory is none, is a link, or is not empty.
+        InvalidPath: when the directory is none, is a link, is not empty, or has a mount already.
         MissingLibrary: when mfusepy is not installed.
         StoreUnavailable: when it cannot be mounted, with the reason.
         StoreError: what opening the image raises.
@@ -231,7 +231,9 @@ def _check_directory(directory: str) -> None:
         if os.path.islink(directory):
             raise InvalidPath(directory, "it is a symbolic link")
         with os.scandir(directory) as entries:
-            if next(entries, None) is None:
-                return
-        is_mount = mount_at(directory) != mount_at(os.path.dirname(directory))
-        raise InvalidPath(directory, "something is mounted there already" if is_mount else "it is not empty")
+            is_empty = next(entries, None) is None
+        # An empty one too: what somebody has mounted there is not to be hidden, nor taken for this mount.
+        if mount_at(directory) != mount_at(os.path.dirname(directory)):
+            raise InvalidPath(directory, "something is mounted there already")
+        if not is_empty:
+            raise InvalidPath(directory, "it is not empty")

@@ -16,6 +16,8 @@ from minibox_store.rootfs.restarting import BEGINNING, ZSTD_SPACING_BYTES, OpenA
 
 # What is decoded in vain at most. A place costs 32 KiB, less what they can be compressed by: 1.6 percent of the tar.
 GZIP_SPACING_BYTES = 2 * MEBIBYTE
+# In a tar of more than 2 GiB they lie farther apart: indexed_gzip has the windows of all of them in memory, twice.
+_MOST_PLACES = 1024
 
 _INPUT_BYTES = 64 * 1024
 _WINDOW_BYTES = 32 * 1024
@@ -39,7 +41,7 @@ def find_places(
         MissingLibrary: for a gzip stream that is long enough for a second place, without indexed_gzip.
     """
     if compression == "gzip" and output_bytes > GZIP_SPACING_BYTES:
-        return _find_blocks(open_at)
+        return _find_blocks(open_at, max(GZIP_SPACING_BYTES, output_bytes // _MOST_PLACES))
     if compression == "zstd" and output_bytes > ZSTD_SPACING_BYTES:
         decoder = ZstdDecoder(open_at, window_log=window_log)
         try:
@@ -52,7 +54,7 @@ def find_places(
     return [BEGINNING], iter([b""])
 
 
-def _find_blocks(open_at: OpenAt) -> tuple[list[Place], Iterator[bytes]]:
+def _find_blocks(open_at: OpenAt, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
     try:
         import indexed_gzip  # type: ignore[import-untyped]  # it has no types
     except ImportError as error:
@@ -60,7 +62,7 @@ def _find_blocks(open_at: OpenAt) -> tuple[list[Place], Iterator[bytes]]:
     exported = io.BytesIO()
     with _SeekableBlob(open_at) as blob:
         file = indexed_gzip.IndexedGzipFile(
-            fileobj=blob, spacing=GZIP_SPACING_BYTES, skip_crc_check=True, buffer_size=_INPUT_BYTES
+            fileobj=blob, spacing=spacing_bytes, skip_crc_check=True, buffer_size=_INPUT_BYTES
         )
         try:
             file.build_full_index()

@@ -21,7 +21,7 @@ import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does n
 from minibox_store.errors import StoreError, StoreUnavailable
 from minibox_store.rootfs.answering import Answers, ServedImage, Session, options
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_next, encode_failure
-from minibox_store.rootfs.unmounting import mount_at, unmount
+from minibox_store.rootfs.unmounting import mount_at, point_of, unmount
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MOUNT_SECONDS = 30.0
@@ -77,6 +77,7 @@ class _Ending:
         self._woken, self._waking = os.pipe()
         os.set_blocking(self._waking, False)
         self._directory = ""
+        self._before: int | None = None  # which mount the directory lies on
         self._settled = threading.Event()  # whether there is a mount, or nobody is making one
         self._settled.set()
         signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
@@ -89,6 +90,8 @@ class _Ending:
     def mounting(self, directory: str) -> Iterator[None]:
         """Keep the process from ending between the mount and the first answer: nobody would unmount then."""
         self._settled.clear()
+        with suppress(OSError):
+            self._before = mount_at(directory)
         self._directory = directory
         try:
             yield
@@ -109,11 +112,20 @@ class _Ending:
         mounted = self._wait_for_end()
         self._settled.wait(_MOUNT_SECONDS)
         with suppress(OSError, StoreError):
-            # What is at the directory may be what somebody mounted over it.
-            if self._directory and mounted in (None, mount_at(self._directory)):
-                unmount(self._directory)
+            place = self._place_of(mounted) if self._directory else None
+            if place is not None:
+                unmount(place)
         # Somebody may have a file open, and the thread that answers would wait for that one.
         os._exit(0)
+
+    def _place_of(self, mounted: int | None) -> str | None:
+        """Return where the mount is: what is at the directory may be what somebody had mounted there, or has since."""
+        there = None
+        with suppress(OSError):
+            there = mount_at(self._directory)
+        if mounted is not None:
+            return self._directory if there == mounted else point_of(mounted)
+        return self._directory if there not in (None, self._before) else None
 
     def _wait_for_end(self) -> int | None:
         """Return, when this process has to end, which mount it has made; None where that is not known."""

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,6 +22,7 @@ _SECTION = struct.Struct("<QQ32s")
 _CHECKSUM_BYTES = 32
 _MODE = 0o600
 _LARGEST_HEAD_BYTES = 1 << 30
+_MOST_UNNAMED_BYTES = 8 << 30
 
 
 class WrongSidecar(Exception):
@@ -124,10 +126,14 @@ class Sidecars:
 
     Args:
         folder: where they lie, below the store's root, which is not made if it is not there; None keeps them in memory.
+        most_unnamed_bytes: how large all files without a name may be together.
     """
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str | None, *, most_unnamed_bytes: int = _MOST_UNNAMED_BYTES) -> None:
         self.folder = folder
+        self._most_unnamed_bytes = most_unnamed_bytes
+        self._unnamed_bytes = 0
+        self._lock = threading.Lock()
 
     def open(self, digest: Digest, subject: bytes) -> Sidecar | None:
         """Return the sidecar of a blob; None where there is none that is whole, ours, and of this subject."""
@@ -160,7 +166,7 @@ class Sidecars:
         """Return a descriptor of a new file without a name, on the store's disk.
 
         Args:
-            size_bytes: what it will hold; half of what is free there is left to others.
+            size_bytes: what it will hold; half of what was free there before the first one is left to others.
 
         Returns:
             None where there can be no such file.
@@ -169,9 +175,12 @@ class Sidecars:
             descriptor = _files.open_unnamed(self._made_folder())
         except OSError:
             return None
-        free = os.fstatvfs(descriptor)
-        if 2 * size_bytes <= free.f_bavail * free.f_frsize:
-            return descriptor
+        with self._lock:
+            before, after = self._unnamed_bytes, self._unnamed_bytes + size_bytes
+            free = os.fstatvfs(descriptor)
+            if after <= self._most_unnamed_bytes and 2 * after <= before + free.f_bavail * free.f_frsize:
+                self._unnamed_bytes = after
+                return descriptor
         os.close(descriptor)
         return None
 

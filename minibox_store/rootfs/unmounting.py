@@ -6,6 +6,7 @@ import sys
 from typing import Literal
 
 from minibox_store._trees import mount_of
+from minibox_store.mounts import parse_mountinfo
 
 _DETACH = 2  # MNT_DETACH: out of sight at once, gone when nobody has anything of it open
 _NO_LINKS = 8  # UMOUNT_NOFOLLOW
@@ -30,6 +31,17 @@ def mount_at(path: str) -> int:
         return mount_of(opened)
     finally:
         os.close(opened)
+
+
+def point_of(number: int) -> str | None:
+    """Return where a mount is now, by its number: a folder above it may have been renamed.
+
+    Returns:
+        None where it is nowhere in this namespace, or something lies over it.
+    """
+    with open("/proc/self/mountinfo", "rb") as table:
+        points = [mount.point for mount in parse_mountinfo(table.read()) if mount.number == number]
+    return points[0] if points and mount_at(points[0]) == number else None
 
 
 def unmount(path: str, *, dir_fd: int | None = None) -> bool:

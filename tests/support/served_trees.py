@@ -57,8 +57,8 @@ class ServedTree:
     def child(self, directory: ServedFile, name: str) -> ServedFile | None:
         return self._files.get(f"{directory.path.rstrip('/')}/{name}")
 
-    def children(self, directory: ServedFile) -> list[tuple[str, ServedFile]]:
-        return self._children[directory.path]
+    def children(self, directory: ServedFile, start: int) -> list[tuple[str, ServedFile]]:
+        return self._children[directory.path][start:]
 
     def read_at(self, node: ServedFile, offset: int, size_bytes: int) -> bytes:
         if node.content == DAMAGED:
