@@ -1,7 +1,8 @@
 """How a tree of a store goes: judged once more under a lock, renamed aside, and only then taken apart.
 
-So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection.
-Whatever somebody has mounted, or locked, stays. Links are removed themselves.
+So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection; nor
+does a loss of power where the store is durable. Whatever somebody has mounted, or locked, stays. Links are removed
+themselves.
 """
 
 import errno
@@ -34,16 +35,18 @@ class Folder:
         root: the store's folder.
         name: the folder's path below it.
         opened: the open directory.
+        durable: whether a tree is taken apart only once it is sure on the disk that it has lost its name.
     """
 
     ledger: Ledger
     root: str
     name: str
     opened: int
+    durable: bool
 
     @classmethod
     @contextmanager
-    def opening(cls, ledger: Ledger, root: str, name: str) -> "Iterator[Folder | None]":
+    def opening(cls, ledger: Ledger, root: str, name: str, *, durable: bool) -> "Iterator[Folder | None]":
         """Yield the folder; None where there is none, or a link or a file in its place."""
         try:
             opened = os.open(os.path.join(root, name), _DIRECTORY)
@@ -53,7 +56,7 @@ class Folder:
             yield None
             return
         try:
-            yield cls(ledger, root, name, opened)
+            yield cls(ledger, root, name, opened, durable)
         finally:
             os.close(opened)
 
@@ -179,7 +182,7 @@ class Folder:
         """Remove what was renamed aside; return what has gone of it, as the removal of ``entry``."""
         removal = attrs.evolve(self.removal(aside, kind, reason), path=self.relative(entry))
         try:
-            _files.remove_tree(aside, dir_fd=self.opened)
+            self._remove_apart(aside)
         except FileNotFoundError:
             pass  # whoever cleans up here as well was quicker
         except OSError as error:
@@ -213,14 +216,23 @@ class Folder:
         try:
             opened = os.open(entry, _DIRECTORY, dir_fd=self.opened)
         except PermissionError:
-            _files.remove_tree(entry, dir_fd=self.opened)  # whoever cannot open it has not locked it either
+            self._remove_apart(entry)  # whoever cannot open it has not locked it either
             return
         try:
             if not _locks.try_lock(opened, self.path(entry)):
                 raise OSError(errno.EBUSY, "somebody works in it")
-            _files.remove_tree(entry, dir_fd=self.opened)
+            self._remove_apart(entry)
         finally:
             _locks.release(opened)
+
+    def _remove_apart(self, entry: str) -> None:
+        """Remove a tree that has lost its name, here or to a process that was killed then: for good, before any part.
+
+        Else the disk may keep the name, and lose what is below it.
+        """
+        if self.durable:
+            _files.sync_file(self.opened)
+        _files.remove_tree(entry, dir_fd=self.opened)
 
     def remove_file(
         self,
