@@ -305,8 +305,8 @@ def used_store(scene: Scene) -> Store:
 def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int]:
     """Return before which changes a process dies.
 
-    All; or that behind each replacement of index.json, which is seen and on no disk yet, and before some other syncs,
-    where most is at stake.
+    All; or that behind each replacement of index.json, and of what lies where a tree is, which are seen and on no disk
+    yet, and before some other syncs, where most is at stake.
     """
     shutil.copytree(scene.folder, folder, symlinks=True)
     with replaced_os(trees=True) as system:
@@ -315,6 +315,9 @@ def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int
     if DEEP:
         return list(range(len(changes)))
     named = {place + 1 for place, call in enumerate(changes) if call.paths[1:] == (f"{folder}/store/index.json",)}
+    trees = {os.path.dirname(f"{folder}/{path}") for path in scene.verb.trees}
+    trees |= {f"{folder}/store/base_layers"} if scene.verb.unpacks else set()
+    named |= {place for place, call in enumerate(changes) if call.name == "fsync" and trees.intersection(call.paths)}
     syncs = [place for place, call in enumerate(changes) if call.name == "fsync" and place not in named]
     return [*sorted(named), *chance.sample(syncs, min(len(syncs), MOST_DEATHS))]
 
