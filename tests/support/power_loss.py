@@ -1,8 +1,9 @@
 """A recording of every change that work makes to a folder, and the disks that a loss of power may leave of it.
 
 The recording stands where :mod:`tests.support.os_proxy` does: in the place of ``os`` in the modules that change a disk;
-and, as two calls of the system have no function there, in the place of the C library. What it would miss is shown by :meth:`Recording.check_complete`: with nothing lost, the model must say
-just what lies in the folder. Only the notes in lock files are written past it, and they mean nothing after a crash.
+and, as two calls of the system have no function there, in that of the C library. What it would miss is shown by
+:meth:`Recording.check_complete`: with nothing lost, the model must say just what lies in the folder. Only the notes in
+lock files are written past it, and they mean nothing after a crash.
 """
 
 import ctypes
@@ -22,8 +23,8 @@ from tests.support.disk_model import (
     ROOT,
     Change,
     Choice,
-    Disk,
     Details,
+    Disk,
     Entry,
     Fate,
     Node,
@@ -38,6 +39,8 @@ from tests.support.recording_os import Library, RecordingOs, Written, device_of
 
 _NOTED = ("store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock")
 _LOCKS = (*(f"/ingest/{name}" for name in _NOTED), "/lock")
+
+
 class Recording:
     """What was done to ``folder`` since the recording began, when everything in it lay on the disk."""
 
@@ -92,7 +95,8 @@ class Recording:
         """Fail where the folder is not what the recording says: something has changed it by another way."""
         said = self._disk(self.length).tree(lambda _: Fate.KEPT)
         found = Recording(self.folder)._disk(0).tree(lambda _: Fate.KEPT)
-        assert _comparable(said, said) == _comparable(found, said), "the recording does not explain what lies in the folder"
+        is_explained = _comparable(said, said) == _comparable(found, said)
+        assert is_explained, "the recording does not explain what lies in the folder"
 
     def _disk(self, length: int) -> Disk:
         disk = Disk(self._nodes, self._entries)
