@@ -114,6 +114,11 @@ class Living(Protocol):
         """The store's folder."""
         ...
 
+    @property
+    def durable(self) -> bool:
+        """Whether a loss of power may leave nothing but what was there at some moment."""
+        ...
+
     def has(self, encoded: str) -> bool:
         """Whether an image needs the blob with these hexadecimal digits, or its file is there still."""
         ...

@@ -128,7 +128,9 @@ class TreeTarget:
             with ExitStack() as held:
                 held.enter_context(self._trees.locked())
                 # Others pull and collect meanwhile: what is said of a place is true only under the lock.
-                if not self._trees.is_current(self._layer):
+                if self._trees.is_current(self._layer):
+                    self._trees.keep_current()
+                else:
                     if self._unpacking is None:
                         held.close()
                         self._unpacking = self._begin()

@@ -35,6 +35,11 @@ class Needs:
         """The store's folder."""
         return self._layout.paths.root
 
+    @property
+    def durable(self) -> bool:
+        """Whether a loss of power may leave nothing but what was there at some moment."""
+        return self._layout.durable
+
     def has(self, encoded: str) -> bool:
         """Whether an image needs the blob with these digits, or its file stays: a transaction may hold it."""
         if encoded in self._marking.live_names:

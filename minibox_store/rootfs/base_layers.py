@@ -84,6 +84,12 @@ class BaseLayers:
         place = self._place_of(layer.name)
         return self._read(place) == layer and self._has_tree(place)
 
+    def keep_current(self) -> None:
+        """Let a tree that was found current survive a loss of power: who put it there may have died before a sync."""
+        if self._durable:
+            self._sync_folder()
+            _files.sync_directory(os.path.dirname(self._folder))
+
     def locked(self) -> AbstractContextManager[None]:
         """Keep every place as it is for the block.
 

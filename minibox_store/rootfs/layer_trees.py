@@ -64,6 +64,7 @@ class LayerTrees:
         """
         path = os.path.join(self.folder, layer.descriptor.digest.hex)
         if _is_verified(path, layer.diff_id):
+            self._keep_name()
             return path
         on_begin()
         if _files.make_directory(self.folder) and self.durable:
@@ -84,6 +85,12 @@ class LayerTrees:
                 os.close(opened)
                 _discard(workshop)
         return path
+
+    def _keep_name(self) -> None:
+        """Let a tree that was found survive a loss of power: who made it may have died between its name and a sync."""
+        if self.durable:
+            _files.sync_directory(self.folder)
+            _files.sync_directory(os.path.dirname(self.folder))
 
 
 def _move(opened: int, tree: str, path: str) -> None:

@@ -1,8 +1,8 @@
 """How a tree of a store goes: judged once more under a lock, renamed aside, and only then taken apart.
 
-So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection.
-Whatever somebody has mounted, or locked, stays; of what a process serves nothing is asked, for it may never answer.
-Links are removed themselves.
+So a crash leaves no half of a tree under its name, but a ``.NAME.<hex>.tmp`` beside it, for the next collection; nor
+does a loss of power where the store is durable. Whatever somebody has mounted, or locked, stays; of what a process
+serves nothing is asked, for it may never answer. Links are removed themselves.
 """
 
 import errno
@@ -36,17 +36,19 @@ class Folder:
         name: the folder's path below it.
         opened: the open directory.
         served: the entries on which something is mounted that a process serves.
+        durable: whether a tree is taken apart only once it is sure on the disk that it has lost its name.
     """
 
     ledger: Ledger
     root: str
     name: str
     opened: int
+    durable: bool
     served: frozenset[str] = frozenset()
 
     @classmethod
     @contextmanager
-    def opening(cls, ledger: Ledger, root: str, name: str) -> "Iterator[Folder | None]":
+    def opening(cls, ledger: Ledger, root: str, name: str, *, durable: bool) -> "Iterator[Folder | None]":
         """Yield the folder; None where there is none, or a link or a file in its place.
 
         What the system says against the block ends it, and is told: other folders may go on.
@@ -59,7 +61,7 @@ class Folder:
             yield None
             return
         try:
-            yield cls(ledger, root, name, opened, _served_in(os.path.realpath(os.path.join(root, name))))
+            yield cls(ledger, root, name, opened, durable, _served_in(os.path.realpath(os.path.join(root, name))))
         except OSError as error:
             entry = error.filename  # what was asked by its name in the folder
             where = f"{name}/{entry}" if isinstance(entry, str) and not os.path.isabs(entry) else name
@@ -191,7 +193,7 @@ class Folder:
         """Remove what was renamed aside; return what has gone of it, as the removal of ``entry``."""
         removal = attrs.evolve(self.removal(aside, kind, reason), path=self.relative(entry))
         try:
-            _files.remove_tree(aside, dir_fd=self.opened)
+            self._remove_apart(aside)
         except FileNotFoundError:
             pass  # whoever cleans up here as well was quicker
         except OSError as error:
@@ -228,15 +230,24 @@ class Folder:
         try:
             opened = os.open(entry, _DIRECTORY, dir_fd=self.opened)
         except PermissionError:
-            _files.remove_tree(entry, dir_fd=self.opened)  # whoever cannot open it has not locked it either
+            self._remove_apart(entry)  # whoever cannot open it has not locked it either
             return True
         try:
             if not _locks.try_lock(opened, self.path(entry)):
                 return False
-            _files.remove_tree(entry, dir_fd=self.opened)
+            self._remove_apart(entry)
             return True
         finally:
             _locks.release(opened)
+
+    def _remove_apart(self, entry: str) -> None:
+        """Remove a tree that has lost its name, here or to a process that was killed then: for good, before any part.
+
+        Else the disk may keep the name, and lose what is below it.
+        """
+        if self.durable:
+            _files.sync_file(self.opened)
+        _files.remove_tree(entry, dir_fd=self.opened)
 
     def remove_file(
         self,

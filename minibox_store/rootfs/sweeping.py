@@ -47,17 +47,17 @@ def sweep_trees(living: Living, ledger: Ledger) -> None:
         StoreError: when what is alive could not be found out any more; what was removed is told by then.
     """
     for name in ("lazy", "cache"):
-        with Folder.opening(ledger, living.root, name) as folder:
+        with Folder.opening(ledger, living.root, name, durable=living.durable) as folder:
             if folder is not None:
                 _sweep_mounts(living, folder)
-    with Folder.opening(ledger, living.root, "extracted") as folder:
+    with Folder.opening(ledger, living.root, "extracted", durable=living.durable) as folder:
         if folder is not None:
             _sweep_extracted(living, folder)
-    with Folder.opening(ledger, living.root, "base_layers") as folder:
+    with Folder.opening(ledger, living.root, "base_layers", durable=living.durable) as folder:
         if folder is not None:
             _BaseLayerSweep(living, folder).run()
     for name in (*HEX_LENGTHS, "cache"):
-        with Folder.opening(ledger, living.root, f"files/{name}") as folder:
+        with Folder.opening(ledger, living.root, f"files/{name}", durable=living.durable) as folder:
             if folder is not None:
                 _sweep_indexes(living, folder)
 

@@ -5,8 +5,8 @@ import os
 import sys
 from typing import Literal
 
+from minibox_store._mount_views import parse_mountinfo
 from minibox_store._trees import mount_of
-from minibox_store.mounts import parse_mountinfo
 
 _DETACH = 2  # MNT_DETACH: out of sight at once, gone when nobody has anything of it open
 _NO_LINKS = 8  # UMOUNT_NOFOLLOW

@@ -158,7 +158,7 @@ def growing_tree(path: str, *, replace: bool = False, durable: bool = False) -> 
     parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_place(parent, name, path, replace)
-        _remove_leftovers(parent, name)
+        _remove_leftovers(parent, name, durable=durable)
         temporary, root = _begin(parent, name)
         try:
             try:
@@ -242,7 +242,7 @@ def _put_in_place(parent: int, temporary: str, name: str, path: str, replace: bo
     return False
 
 
-def _remove_leftovers(parent: int, name: str) -> None:
+def _remove_leftovers(parent: int, name: str, *, durable: bool) -> None:
     """Remove what unpackings to the same place have left that were killed: nobody holds its lock."""
     ours = re.compile(re.escape(_stem(name)) + r"[0-9a-f]{16}\.tmp")
     for each in os.listdir(parent):
@@ -252,6 +252,8 @@ def _remove_leftovers(parent: int, name: str) -> None:
             opened = os.open(each, _DIRECTORY, dir_fd=parent)
             try:
                 if _locks.try_lock(opened, each, dir_fd=parent):
+                    if durable:  # it may be what has just lost the place, and what a disk would give that back to
+                        _files.sync_file(parent)
                     _files.remove_tree(each, dir_fd=parent)
             finally:
                 _locks.release(opened)

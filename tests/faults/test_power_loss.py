@@ -24,18 +24,22 @@ from tests.faults.test_crashes import (
     NEW,
     OLD,
     SHARED,
+    TREES,
     VERBS,
     Verb,
     check_store,
     expected_names,
+    files_of,
     make_store,
     open_at,
     wrong_contents,
 )
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.disk_checks import iter_disk_breaches, names_on
+from tests.support.disk_trees import WholeTrees
 from tests.support.images import build_image
 from tests.support.invariants import read_names
+from tests.support.layer_trees import listing
 from tests.support.os_proxy import OsProxy, no_hard_links, replaced_os
 from tests.support.power_loss import LeftDisk, Recording
 from tests.support.sources import memory_of
@@ -93,6 +97,21 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     memory = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
         yield Path(folder)
+
+
+def whole_trees(scene: Scene, *moments: int) -> WholeTrees:
+    """Return what the trees may be: those of the beginning, of these moments, and of the end."""
+    recording = scene.recording
+    moments = (0, *moments, recording.length)
+    return WholeTrees(tuple(map(recording.rest_at, moments)), tuple(scene.verb.trees))
+
+
+def check_trees_made(scene: Scene) -> None:
+    """See to it that the verb has made its trees."""
+    for path, (_, made) in scene.verb.trees.items():
+        assert listing(scene.folder / path) == made
+    for name in scene.verb.names if scene.verb.unpacks else ():
+        assert files_of(open_store(scene.folder / "store").base_layer(name)) == TREES[scene.after[name]]
 
 
 def make_scene(verb: Verb, folder: Path) -> Scene:
@@ -195,11 +214,14 @@ def test_the_power_may_go_at_any_operation(disk: Path, name: str, links: bool) -
     scene = make_scene(POWER_VERBS[name], disk / "scene")
     scene.recording.run(lambda system: scene.work(system, links=links))
     assert read_names(scene.folder / "store") == scene.after
+    check_trees_made(scene)
     chance = random.Random(f"{name} {links}")
+    trees = whole_trees(scene)
     left_disks = []
     for left in scene.recording.disks(chance, drawn=DRAWN):
         returned = left.moment == scene.recording.length
         check_disk(left, scene, (scene.after,) if returned else (scene.before, scene.after), returned=returned)
+        assert list(trees.iter_breaches(left.tree, returned=returned)) == [], left
         if links or returned:  # a rename alone, as the model has it, may leave no name at all behind
             kept = {file.content for file in left.tree.files.values()}
             assert scene.wrong <= kept, f"what was wrong is lost: {left}"
@@ -283,8 +305,8 @@ def used_store(scene: Scene) -> Store:
 def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int]:
     """Return before which changes a process dies.
 
-    All; or that behind each replacement of index.json, which is seen and on no disk yet, and before some other syncs,
-    where most is at stake.
+    All; or that behind each replacement of index.json, and of what lies where a tree is, which are seen and on no disk
+    yet, and before some other syncs, where most is at stake.
     """
     shutil.copytree(scene.folder, folder, symlinks=True)
     with replaced_os(trees=True) as system:
@@ -293,6 +315,9 @@ def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int
     if DEEP:
         return list(range(len(changes)))
     named = {place + 1 for place, call in enumerate(changes) if call.paths[1:] == (f"{folder}/store/index.json",)}
+    trees = {os.path.dirname(f"{folder}/{path}") for path in scene.verb.trees}
+    trees |= {f"{folder}/store/base_layers"} if scene.verb.unpacks else set()
+    named |= {place for place, call in enumerate(changes) if call.name == "fsync" and trees.intersection(call.paths)}
     syncs = [place for place, call in enumerate(changes) if call.name == "fsync" and place not in named]
     return [*sorted(named), *chance.sample(syncs, min(len(syncs), MOST_DEATHS))]
 
@@ -312,6 +337,7 @@ def test_a_process_dies_and_another_has_returned_when_the_power_goes(disk: Path,
         is_done = not died or (FOLLOWERS[follower] is do_again and is_asked)
         begun = scene.recording.length
         scene.recording.run(partial(follow, FOLLOWERS[follower], scene, store))
+        trees = whole_trees(scene, begun)
         for left in scene.recording.disks(chance, start=begun, drawn=DRAWN_AFTER_DEATH, brief=not DEEP):
             returned = left.moment == scene.recording.length
             names = names_on(left.tree)
@@ -319,6 +345,7 @@ def test_a_process_dies_and_another_has_returned_when_the_power_goes(disk: Path,
             allowed = (scene.after,) if not died or (returned and is_done) else (scene.before, scene.after)
             place = f"died at {position}, then {left}"
             assert list(iter_disk_breaches(left.tree)) == [], place
+            assert list(trees.iter_breaches(left.tree, returned=returned and is_done)) == [], place
             assert names in allowed, place
             assert sharing == SHARING.digest or not (returned and FOLLOWERS[follower] is import_sharing), place
         shutil.rmtree(folder)

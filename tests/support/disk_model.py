@@ -13,13 +13,15 @@ What the model assumes, which is less than what ext4 or XFS give:
 - One name in one folder is one thing: it means what it meant before or what it was made to mean, never a mixture. So a
   replace leaves the old file or the new one under the name. This is what the whole library rests on; POSIX says it of
   running systems, ext4, XFS, Btrfs and F2FS say it of crashes too.
+- Where two names are exchanged, that is one change: both are, or neither. No file system offers it without a journal.
+- What a file or folder is given besides (owner, times, attributes) is on the disk as its mode is.
 - What has been synced stays as it is: no disk lies about a flush, and no sector rots.
 """
 
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 ROOT = 0
@@ -54,16 +56,32 @@ class Write:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Detail:
+    """Something else that a file or folder has: ``owner``, ``mtime``, or the name of an attribute; None for none."""
+
+    name: str
+    value: object
+
+
+# What is changed at once, or not at all.
+What = Entry | Write | Detail | int | tuple[Entry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Operation:
     """One operation on the disk. ``node`` is what it is about, a file or a folder; they are numbers, as inodes are."""
 
     text: str
     node: int = ROOT
-    creates: str = ""  # "file" or "folder"
+    creates: str = ""  # "file", "folder", "link" or "special"
+    content: bytes = b""  # of what it creates: where a link leads, which device it is
     entries: tuple[Entry, ...] = ()
+    exchanges: bool = False  # the entries are one change
     write: Write | None = None
     mode: int | None = None
+    detail: Detail | None = None
     syncs: bool = False
+    syncs_all: bool = False  # all that is on the disk, not ``node`` alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +89,7 @@ class Change:
     """A part of an operation that is on the disk or not, for itself."""
 
     number: int
-    what: Entry | Write | int  # an int is a mode
+    what: What  # an int is a mode
     node: int
     text: str
 
@@ -82,35 +100,58 @@ class Change:
         return tuple(Fate)[:_FILE_FATES] if is_data else (Fate.KEPT, Fate.LOST)
 
 
+Details = frozenset[tuple[str, object]]
+
+
 @dataclass(frozen=True)
 class FileOnDisk:
-    """A file as it lies on the disk; two names of one node are hard links."""
+    """A file as it lies on the disk, or a link, or a device or FIFO; two names of one node are hard links."""
 
     node: int
     mode: int
     content: bytes
+    kind: str
+    details: Details
+
+
+@dataclass(frozen=True)
+class FolderOnDisk:
+    """A folder as it lies on the disk."""
+
+    mode: int
+    details: Details
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What can be found from the root when the power is back: files, and the modes of folders, by relative path."""
+    """What can be found from the root when the power is back: files, and folders, by relative path."""
 
     files: Mapping[str, FileOnDisk]
-    folders: Mapping[str, int]
+    folders: Mapping[str, FolderOnDisk]
 
     def key(self) -> tuple[object, ...]:
         """Return a value that is equal for equal trees."""
-        files = ((path, file.node, file.mode, file.content) for path, file in self.files.items())
-        return frozenset(files), frozenset(self.folders.items())
+        return frozenset(self.files.items()), frozenset(self.folders.items())
+
+    def below(self, path: str) -> "Tree | None":
+        """Return the tree at a path; None where no folder is."""
+        if path not in self.folders:
+            return None
+        start = f"{path}/"
+        files = {name[len(start) :]: file for name, file in self.files.items() if name.startswith(start)}
+        folders = {name[len(start) :]: folder for name, folder in self.folders.items() if name.startswith(start)}
+        return Tree(files, {**folders, "": self.folders[path]})
 
 
 @dataclass(kw_only=True)
-class _Node:
+class Node:
     """What is durable of a file or folder."""
 
+    kind: str  # as Operation.creates says
     mode: int
-    content: bytes | None  # None for a folder
+    content: bytes = b""
     entries: dict[str, int] = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
 
 Choice = Callable[[Change], Fate]
@@ -119,8 +160,8 @@ Choice = Callable[[Change], Fate]
 class Disk:
     """The disk after some operations: its durable state, and the changes since that no sync has made durable."""
 
-    def __init__(self, nodes: Mapping[int, tuple[int, bytes | None]], entries: list[Entry]) -> None:
-        self._nodes = {number: _Node(mode=mode, content=content) for number, (mode, content) in nodes.items()}
+    def __init__(self, nodes: Mapping[int, Node], entries: list[Entry]) -> None:
+        self._nodes = {number: replace(node, entries={}) for number, node in nodes.items()}
         for entry in entries:
             assert entry.node is not None
             self._nodes[entry.folder].entries[entry.name] = entry.node
@@ -131,20 +172,31 @@ class Disk:
         """Let one more operation have happened."""
         text, node = operation.text, operation.node
         if operation.creates:
-            is_folder = operation.creates == "folder"
-            self._nodes[node] = _Node(mode=operation.mode or 0, content=None if is_folder else b"")
-        elif operation.mode is not None:
-            self._add(operation.mode, node, text)
-        for entry in operation.entries:
-            self._add(entry, entry.folder, text)
+            made = Node(kind=operation.creates, mode=operation.mode or 0, content=operation.content)
+            if operation.detail is not None:
+                made.details[operation.detail.name] = operation.detail.value
+            self._nodes[node] = made
+        else:
+            for what in (operation.mode, operation.detail):
+                if what is not None:
+                    self._add(what, node, text)
+        if operation.exchanges:
+            self._add(operation.entries, operation.entries[0].folder, text)
+        else:
+            for entry in operation.entries:
+                self._add(entry, entry.folder, text)
         if operation.write is not None:
             self._add(operation.write, node, text)
         if operation.syncs:
-            ours = [change for change in self.pending if change.node == node]
-            self._nodes[node] = self._with(self._nodes[node], ours, lambda _: Fate.KEPT)
-            self.pending = [change for change in self.pending if change.node != node]
+            for each in {change.node for change in self.pending} if operation.syncs_all else (node,):
+                self._sync(each)
 
-    def _add(self, what: Entry | Write | int, node: int, text: str) -> None:
+    def _sync(self, node: int) -> None:
+        ours = [change for change in self.pending if change.node == node]
+        self._nodes[node] = self._with(self._nodes[node], ours, lambda _: Fate.KEPT)
+        self.pending = [change for change in self.pending if change.node != node]
+
+    def _add(self, what: What, node: int, text: str) -> None:
         self.pending.append(Change(number=next(self._numbers), what=what, node=node, text=text))
 
     def tree(self, choice: Choice) -> Tree:
@@ -153,37 +205,53 @@ class Disk:
         for change in self.pending:
             changes.setdefault(change.node, []).append(change)
         files: dict[str, FileOnDisk] = {}
-        folders: dict[str, int] = {}
+        folders: dict[str, FolderOnDisk] = {}
         todo = [("", ROOT)]
         while todo:
             path, number = todo.pop()
             node = self._with(self._nodes[number], changes.get(number, []), choice)
-            if node.content is not None:
-                files[path] = FileOnDisk(number, node.mode, node.content)
+            details = frozenset(node.details.items())
+            if node.kind != "folder":
+                files[path] = FileOnDisk(number, node.mode, node.content, node.kind, details)
                 continue
-            folders[path] = node.mode
+            folders[path] = FolderOnDisk(node.mode, details)
             todo.extend((f"{path}/{name}".lstrip("/"), child) for name, child in node.entries.items())
         return Tree(files, folders)
 
     @staticmethod
-    def _with(node: _Node, changes: list[Change], choice: Choice) -> _Node:
+    def _with(node: Node, changes: list[Change], choice: Choice) -> Node:
         if not changes:
             return node
-        mode, content, entries = node.mode, node.content, dict(node.entries)
+        left = replace(node, entries=dict(node.entries), details=dict(node.details))
         for change in changes:
             fate = choice(change)
             if fate is Fate.LOST:
                 continue
             match change.what:
-                case Entry(name=name, node=None):
-                    entries.pop(name, None)
-                case Entry(name=name, node=int(number)):
-                    entries[name] = number
+                case Detail(name=name, value=value):
+                    left.details[name] = value
+                    if value is None:
+                        del left.details[name]
+                    continue
+                case int(mode):
+                    left.mode = mode
+                    continue
                 case Write() as write:
-                    content = _written(content or b"", write, fate)
-                case int(new_mode):
-                    mode = new_mode
-        return _Node(mode=mode, content=content, entries=entries)
+                    left.content = _written(left.content, write, fate)
+                case Entry() as entry:
+                    _enter(left.entries, entry)
+                case tuple() as exchanged:
+                    for entry in exchanged:
+                        _enter(left.entries, entry)
+            left.details.pop("mtime", None)  # now it is some time of today
+        return left
+
+
+def _enter(entries: dict[str, int], entry: Entry) -> None:
+    if entry.node is None:
+        entries.pop(entry.name, None)
+    else:
+        entries[entry.name] = entry.node
 
 
 def _written(content: bytes, write: Write, fate: Fate) -> bytes:
@@ -210,7 +278,7 @@ def extreme_choices() -> Iterator[Choice]:
     yield lambda _: Fate.LOST
     for fate in (Fate.LOST, Fate.TORN, Fate.ZEROED):
         yield _with_contents(fate)
-    yield lambda change: Fate.LOST if isinstance(change.what, Entry) else Fate.KEPT
+    yield lambda change: Fate.LOST if isinstance(change.what, Entry | tuple) else Fate.KEPT
     yield lambda change: Fate.LOST if _is_removal(change) else Fate.KEPT
     yield lambda change: Fate.KEPT if _is_removal(change) else Fate.LOST
 

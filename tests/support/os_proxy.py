@@ -27,6 +27,9 @@ CHANGES = frozenset(
     }
 )
 DIED = 77
+# Through which every change to a store goes; and those by which trees come and go.
+MODULES = (_files, _moving)
+TREE_MODULES = (_trees, contents, directories, layer_trees, ownership, tree, unpacking, whiteouts)
 # By which option a function is told the open directory that its first, or second, path begins in.
 _FOLDERS = (("dir_fd", "src_dir_fd"), ("dst_dir_fd",))
 
@@ -253,12 +256,8 @@ def replaced_os(*, trees: bool = False) -> Iterator[OsProxy]:
     """Put a proxy in the place of the library's ``os`` for the block; with ``trees`` where trees come and go too."""
     proxy = OsProxy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_files, "os", proxy)
-        patch.setattr(_moving, "os", proxy)
-        if trees:
-            patch.setattr(_trees, "os", proxy)
-            for module in (contents, directories, layer_trees, ownership, tree, unpacking, whiteouts):
-                patch.setattr(module, "os", proxy)
+        for module in (*MODULES, *TREE_MODULES) if trees else MODULES:
+            patch.setattr(module, "os", proxy)
         yield proxy
 
 

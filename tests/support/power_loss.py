@@ -1,67 +1,44 @@
 """A recording of every change that work makes to a folder, and the disks that a loss of power may leave of it.
 
-The recording stands where :mod:`tests.support.os_proxy` does: in the place of ``os`` in ``_files``, ``_moving`` and
-``_trees``. What it would miss is shown by :meth:`Recording.check_complete`: with nothing lost, the model must say
-just what lies in the folder. Only the notes in lock files are written past it, and they mean nothing after a crash.
+The recording stands where :mod:`tests.support.os_proxy` does: in the place of ``os`` in the modules that change a disk;
+and, as two calls of the system have no function there, in that of the C library. What it would miss is shown by
+:meth:`Recording.check_complete`: with nothing lost, the model must say just what lies in the folder. Only the notes in
+lock files are written past it, and they mean nothing after a crash.
 """
 
-import fcntl
+import ctypes
 import os
 import pickle
 import random
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 
-from minibox_store import _files, _moving, _trees
 from tests.support.disk_model import (
     ROOT,
     Change,
     Choice,
+    Details,
     Disk,
     Entry,
     Fate,
-    Operation,
+    Node,
     Tree,
-    Write,
     extreme_choices,
     random_choices,
     single_choices,
 )
 from tests.support.forks import run_forked
-from tests.support.os_proxy import DIED, Call, OsProxy
+from tests.support.os_proxy import DIED, MODULES, TREE_MODULES, OsProxy
+from tests.support.recording_os import Library, RecordingOs, Written, device_of
 
 _NOTED = ("store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock")
 _LOCKS = (*(f"/ingest/{name}" for name in _NOTED), "/lock")
-# What would change a disk, and is no operation that the model knows.
-_UNKNOWN = {
-    *("truncate", "rename", "renames", "removedirs", "makedirs", "symlink", "mknod", "mkfifo", "remove", "splice"),
-    *("writev", "pwritev", "posix_fallocate", "utime", "chown", "fchown", "lchown", "setxattr", "fdatasync", "sync"),
-}
-
-
-@dataclass
-class _Written:
-    """What is known of the folder: grows with the recording, and travels from a process that dies to its parent."""
-
-    operations: list[Operation]
-    numbers: dict[tuple[int, int], int]  # device and inode -> node
-    count: int
-
-    def number_of(self, status: os.stat_result, *, new: bool = False) -> int | None:
-        """Return the node of a file; None for one that lies elsewhere. Inodes are used again, nodes are not."""
-        key = (status.st_dev, status.st_ino)
-        if new:
-            self.count += 1
-            self.numbers[key] = self.count
-        return self.numbers.get(key)
 
 
 class Recording:
@@ -69,9 +46,9 @@ class Recording:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._nodes: dict[int, tuple[int, bytes | None]] = {}
+        self._nodes: dict[int, Node] = {}
         self._entries: list[Entry] = []
-        self._written = _Written([], {}, ROOT - 1)
+        self._written = Written([], {}, ROOT - 1)
         self._scan(str(folder))
 
     def _scan(self, path: str) -> int:
@@ -81,9 +58,8 @@ class Recording:
             return known
         number = self._written.number_of(status, new=True)
         assert number is not None
+        self._nodes[number] = _node_at(path, status)
         is_folder = stat.S_ISDIR(status.st_mode)
-        assert is_folder or stat.S_ISREG(status.st_mode)
-        self._nodes[number] = (stat.S_IMODE(status.st_mode), None if is_folder else Path(path).read_bytes())
         for name in os.listdir(path) if is_folder else ():
             self._entries.append(Entry(folder=number, name=name, node=self._scan(os.path.join(path, name))))
         return number
@@ -119,13 +95,18 @@ class Recording:
         """Fail where the folder is not what the recording says: something has changed it by another way."""
         said = self._disk(self.length).tree(lambda _: Fate.KEPT)
         found = Recording(self.folder)._disk(0).tree(lambda _: Fate.KEPT)
-        assert _comparable(said) == _comparable(found), "the recording does not explain what lies in the folder"
+        is_explained = _comparable(said, said) == _comparable(found, said)
+        assert is_explained, "the recording does not explain what lies in the folder"
 
     def _disk(self, length: int) -> Disk:
         disk = Disk(self._nodes, self._entries)
         for operation in self._written.operations[:length]:
             disk.apply(operation)
         return disk
+
+    def rest_at(self, moment: int) -> Tree:
+        """Return what is in the folder after so many operations, with nothing lost."""
+        return self._disk(moment).tree(lambda _: Fate.KEPT)
 
     def disks(
         self, chance: random.Random, *, start: int = 0, drawn: int = 8, brief: bool = False
@@ -183,170 +164,79 @@ class LeftDisk:
 
     def write_to(self, folder: Path) -> None:
         """Make the folder what the disk says, hard links included."""
-        for path, mode in sorted(self.tree.folders.items()):
+        for path, found in sorted(self.tree.folders.items()):
             (folder / path).mkdir(exist_ok=True)
-            (folder / path).chmod(mode)
+            (folder / path).chmod(found.mode)
+            _detail(folder / path, found.details)
         links: dict[int, Path] = {}
         for path, file in self.tree.files.items():
             if file.node in links:
-                os.link(links[file.node], folder / path)
+                os.link(links[file.node], folder / path, follow_symlinks=False)
                 continue
             links[file.node] = folder / path
-            (folder / path).write_bytes(file.content)
-            (folder / path).chmod(file.mode)
+            if file.kind == "link":
+                os.symlink(os.fsdecode(file.content), folder / path)
+            else:
+                if file.kind == "special":
+                    kind, device = map(int, file.content.split())
+                    os.mknod(folder / path, kind | 0o600, device)
+                else:
+                    (folder / path).write_bytes(file.content)
+                (folder / path).chmod(file.mode)
+            _detail(folder / path, file.details)
 
 
-def _comparable(tree: Tree) -> object:
+def _detail(path: Path, details: Details) -> None:
+    """Give a file or folder its owner and attributes; its times say nothing here."""
+    for name, value in details:
+        if isinstance(value, tuple):
+            os.chown(path, *value, follow_symlinks=False)
+        elif isinstance(value, bytes):
+            os.setxattr(path, name, value, follow_symlinks=False)
+
+
+def _node_at(path: str, status: os.stat_result) -> Node:
+    details: dict[str, object] = {"owner": (status.st_uid, status.st_gid), "mtime": status.st_mtime_ns}
+    for name in os.listxattr(path, follow_symlinks=False):
+        details[name] = os.getxattr(path, name, follow_symlinks=False)
+    mode, kind = stat.S_IMODE(status.st_mode), "special"
+    content = device_of(status)
+    if stat.S_ISDIR(status.st_mode):
+        kind, content = "folder", b""
+    elif stat.S_ISREG(status.st_mode):
+        kind, content = "file", Path(path).read_bytes()
+    elif stat.S_ISLNK(status.st_mode):
+        kind, content = "link", os.fsencode(os.readlink(path))
+    return Node(kind=kind, mode=mode, content=content, details=details)
+
+
+def _comparable(tree: Tree, known: Tree) -> object:
+    """Return what must be the same: all, but for times that the model does not know, and notes in locks."""
     numbers: dict[int, int] = {}
-    files = {
-        path: (numbers.setdefault(file.node, len(numbers)), file.mode, b"" if path.endswith(_LOCKS) else file.content)
-        for path, file in sorted(tree.files.items())
+    files = {}
+    for path, file in sorted(tree.files.items()):
+        number = numbers.setdefault(file.node, len(numbers))
+        is_lock = path.endswith(_LOCKS)
+        content = b"" if is_lock else file.content
+        details = _known(file.details, known.files[path].details if path in known.files and not is_lock else None)
+        files[path] = (number, file.kind, file.mode, content, details)
+    folders = {
+        path: (found.mode, _known(found.details, known.folders[path].details if path in known.folders else None))
+        for path, found in tree.folders.items()
     }
-    return files, dict(tree.folders)
+    return files, folders
+
+
+def _known(details: Details, known: Details | None) -> Details:
+    is_timed = known is not None and any(name == "mtime" for name, _ in known)
+    return details if is_timed else frozenset(each for each in details if each[0] != "mtime")
 
 
 @contextmanager
-def _in_place(system: OsProxy) -> Iterator[None]:
+def _in_place(system: RecordingOs) -> Iterator[None]:
     """Put a recording in the place of the system below the library for a block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_files, "os", system)
-        patch.setattr(_moving, "os", system)
-        patch.setattr(_trees, "os", system)
+        for module in (*MODULES, *TREE_MODULES):
+            patch.setattr(module, "os", system)
+        patch.setattr(ctypes, "CDLL", partial(Library, system, ctypes.CDLL))
         yield
-
-
-class RecordingOs(OsProxy):
-    """All of ``os``, its changes written down as operations of the model, one after the other."""
-
-    def __init__(self, written: _Written, at_end: Callable[[], object] = lambda: None) -> None:
-        super().__init__()
-        self._written = written
-        self._one_by_one = threading.RLock()
-        self.at_end = at_end
-
-    def _call(self, real: Callable[..., Any], name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if name in _UNKNOWN:
-            raise AssertionError(f"os.{name} changes a disk in a way that the model does not know")
-        with self._one_by_one:
-            describe = getattr(self, f"_describe_{name}", None)
-            finish = describe(*arguments, **options) if describe else None
-            result = super()._call(real, name, arguments, options)
-            operation = finish(result) if finish else None
-            if operation is not None:
-                self._written.operations.append(operation)
-        return result
-
-    def _die(self, call: Call) -> NoReturn:
-        self.at_end()
-        os._exit(DIED)
-
-    # Each describes a call before it is made, and returns what makes an operation of its result.
-
-    def _describe_open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> Any:
-        assert not flags & os.O_TRUNC, "the model does not know it"
-        if not flags & os.O_CREAT:
-            return None
-        assert flags & os.O_EXCL, "the model does not know it"
-        return lambda opened: self._creation("file", path, dir_fd, os.fstat(opened))
-
-    def _describe_mkdir(self, path: str, mode: int = 0o777) -> Any:
-        return lambda _: self._creation("folder", path, None, os.lstat(path))
-
-    def _creation(self, kind: str, path: str, dir_fd: int | None, status: os.stat_result) -> Operation | None:
-        folder = self._folder(path, dir_fd)
-        if folder is None:
-            return None
-        node = self._written.number_of(status, new=True)
-        assert node is not None
-        entries = (Entry(folder=folder, name=os.path.basename(path), node=node),)
-        mode = stat.S_IMODE(status.st_mode)
-        return Operation(text=f"create {kind} {_short(path)}", node=node, creates=kind, entries=entries, mode=mode)
-
-    def _describe_link(self, source: str, target: str, *, follow_symlinks: bool) -> Any:
-        return lambda _: self._naming("link", source, target, self._node(os.lstat(target)), [(target, True, None)])
-
-    def _describe_replace(
-        self, source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
-    ) -> Any:
-        before = os.stat(source, dir_fd=src_dir_fd, follow_symlinks=False)
-        try:
-            if os.path.samestat(before, os.stat(target, dir_fd=dst_dir_fd, follow_symlinks=False)):
-                return None  # POSIX: of two names of one file neither goes
-        except FileNotFoundError:
-            pass
-        names = [(target, True, dst_dir_fd), (source, False, src_dir_fd)]
-        return lambda _: self._naming("replace", source, target, self._node(before), names)
-
-    def _describe_unlink(self, path: str, *, dir_fd: int | None = None) -> Any:
-        return lambda _: self._naming("unlink", path, "", None, [(path, False, dir_fd)])
-
-    def _describe_rmdir(self, path: str, *, dir_fd: int | None = None) -> Any:
-        return lambda _: self._naming("rmdir", path, "", None, [(path, False, dir_fd)])
-
-    def _naming(
-        self, verb: str, source: str, target: str, node: int | None, names: list[tuple[str, bool, int | None]]
-    ) -> Operation | None:
-        entries = []
-        for path, is_new, dir_fd in names:
-            folder = self._folder(path, dir_fd)
-            if folder is not None:
-                entries.append(Entry(folder=folder, name=os.path.basename(path), node=node if is_new else None))
-        text = f"{verb} {_short(source)} {_short(target)}".rstrip()
-        return Operation(text=text, entries=tuple(entries)) if entries else None
-
-    def _describe_chmod(self, path: str, mode: int) -> Any:
-        return lambda _: self._about(os.stat(path), f"chmod {_short(path)} {mode:o}", mode=mode)
-
-    def _describe_fchmod(self, opened: int, mode: int) -> Any:
-        return lambda _: self._about(os.fstat(opened), f"chmod {_where(opened)} {mode:o}", mode=mode)
-
-    def _describe_fsync(self, opened: int) -> Any:
-        return lambda _: self._about(os.fstat(opened), f"sync {_where(opened)}", syncs=True)
-
-    def _describe_ftruncate(self, opened: int, size_bytes: int) -> Any:
-        return lambda _: self._writing(opened, size_bytes, None)
-
-    def _describe_write(self, opened: int, data: bytes | memoryview) -> Any:
-        offset = _position(opened)
-        return lambda count: self._writing(opened, offset, bytes(data[:count]))
-
-    def _describe_pwrite(self, opened: int, data: bytes | memoryview, offset: int) -> Any:
-        return lambda count: self._writing(opened, offset, bytes(data[:count]))
-
-    def _describe_copy_file_range(self, source: int, opened: int, limit: int, offset: int, position: int) -> Any:
-        return lambda count: self._writing(opened, position, os.pread(opened, count, position))
-
-    def _describe_sendfile(self, opened: int, source: int, offset: int, limit: int) -> Any:
-        position = _position(opened)
-        return lambda count: self._writing(opened, position, os.pread(opened, count, position))
-
-    def _writing(self, opened: int, offset: int, data: bytes | None) -> Operation | None:
-        text = f"write {_where(opened)} {'to its end' if data is None else len(data)} at {offset}"
-        return self._about(os.fstat(opened), text, write=Write(offset=offset, data=data))
-
-    def _about(self, status: os.stat_result, text: str, **what: Any) -> Operation | None:
-        node = self._node(status)
-        return None if node is None else Operation(text=text, node=node, **what)
-
-    def _node(self, status: os.stat_result) -> int | None:
-        return self._written.number_of(status)
-
-    def _folder(self, path: str, dir_fd: int | None) -> int | None:
-        parent = os.path.dirname(path)
-        if dir_fd is not None and not parent:
-            return self._node(os.fstat(dir_fd))
-        return self._node(os.stat(parent or ".", dir_fd=dir_fd))
-
-
-def _position(opened: int) -> int:
-    """Return where the next write goes: to the end, where the file was opened for that."""
-    appends = fcntl.fcntl(opened, fcntl.F_GETFL) & os.O_APPEND
-    return os.fstat(opened).st_size if appends else os.lseek(opened, 0, os.SEEK_CUR)
-
-
-def _where(opened: int) -> str:
-    return _short(os.readlink(f"/proc/self/fd/{opened}"))
-
-
-def _short(path: str) -> str:
-    return "/".join(path.split("/")[-3:])
