@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -459,21 +460,26 @@ mount_here(small_tree(), at)
 """
 
 
-def test_a_user_mounts_what_that_user_alone_sees(tmp_path: Path) -> None:
+@pytest.fixture
+def for_all() -> Iterator[Path]:
+    """A folder that every user may enter; pytest closes its own to others again whenever it begins."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_a_user_mounts_what_that_user_alone_sees(for_all: Path) -> None:
     require_fuse()
     require_peer("fusermount3")
     setpriv = require_peer("setpriv")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.is_relative_to(tmp_path.parents[1]):
-            folder.chmod(0o755)
 
     def run() -> None:
         # Where users may not open the device, as they may where udev is at work, it gets a name that they may.
-        os.mknod(tmp_path / "fuse", stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
-        os.chmod(tmp_path / "fuse", 0o666)
-        if not bind_privately(tmp_path / "fuse", "/dev/fuse"):
+        os.mknod(for_all / "fuse", stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
+        os.chmod(for_all / "fuse", 0o666)
+        if not bind_privately(for_all / "fuse", "/dev/fuse"):
             os._exit(NOT_POSSIBLE)
-        with mount_point(tmp_path / "mounted") as at:
+        with mount_point(for_all / "mounted") as at:
             os.chown(at, NOBODY, NOBODY)
             mount_as_a_user(setpriv, at)
 
