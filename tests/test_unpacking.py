@@ -26,6 +26,7 @@ from minibox_store import (
     PlatformNotFound,
     Store,
     StoreFull,
+    StoreUnavailable,
     UnpackingLayer,
     UnpackLimits,
     UnpackPolicy,
@@ -199,6 +200,17 @@ def test_an_image_that_is_damaged_leaves_the_old_tree(
     with pytest.raises(error):
         store.unpack("a:1", tmp_path / "out", replace=True)
     assert (listing(tmp_path / "out"), temporaries(tmp_path)) == ({"old": "old"}, [])
+
+
+def test_a_blob_that_the_disk_does_not_give_is_told_and_not_the_place(tmp_path: Path) -> None:
+    image = build_image([layer_of(file("f", b"1" * 100_000))])
+    put(tmp_path / "store", image, "a:1")
+    with replaced_os() as system:
+        for name in ("read", "pread", "readv", "preadv"):
+            system.fail(name, errno.EIO, path=image.layer_digests[0].removeprefix("sha256:"))
+        with pytest.raises(StoreUnavailable, match=f"layer {image.layer_digests[0]}: Input/output error"):
+            open_store(tmp_path / "store").unpack("a:1", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["store"]
 
 
 def test_a_layer_that_is_another_than_the_config_promises_is_refused(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ shows it to nobody until :meth:`DecodedLayer.finish` has returned.
 
 import hashlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, InvalidArchive, StoreError
+from minibox_store.errors import ContentMismatch, InvalidArchive, StoreError, StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.rootfs.decompressing import PIECE_BYTES, CompressedInput, iter_decompressed
@@ -49,6 +49,7 @@ class DecodedLayer:
             behind its end, or passes a bound, which the error tells.
         ContentMismatch: by a read, when the blob is shorter or longer than its descriptor says.
         MissingLibrary: by the first read, for zstd where nothing installed reads it.
+        StoreUnavailable: by a read, when the system does not give the blob's bytes.
     """
 
     def __init__(self, stream: BlobStream, descriptor: Descriptor, diff_id: Digest, limits: UnpackLimits) -> None:
@@ -136,7 +137,7 @@ class DecodedLayer:
         source = CompressedInput(self._stream, bounds.count_input)
         pieces: list[bytes] = []
         waiting_bytes = 0
-        for data in iter_decompressed(source, bounds.what, limits):
+        for data in _iter_told(source, bounds.what, limits):
             bounds.count_output(len(data))
             if not data:
                 continue
@@ -151,6 +152,14 @@ class DecodedLayer:
             piece = b"".join(pieces)
             hasher.update(piece)
             yield piece
+
+
+def _iter_told(source: CompressedInput, what: str, limits: UnpackLimits) -> Iterator[bytes]:
+    """Do as iter_decompressed; what the system says of the blob is told of the layer, not of where its files go."""
+    try:
+        yield from iter_decompressed(source, what, limits)
+    except OSError as error:
+        raise StoreUnavailable(what, error.strerror or str(error)) from error
 
 
 class _Bounds:
