@@ -18,6 +18,7 @@ from minibox_store._trees import mount_of
 
 _DELETED = "//deleted"
 _OWN_NAMES = ("/proc/", "/dev/fd/")  # they lead whoever asks to something of his own
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _RETRIES = 3
 _LOOK = os.O_PATH | os.O_CLOEXEC
 _ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # the last of one that has ended, and that nobody has asked about
@@ -159,9 +160,10 @@ class MountTable:
             path = view.resolve(text)
             if not view.is_served(path):
                 self._add_identities(view.root, path)
-        except OSError:
-            self._lost.setdefault((overlay.device, text), True)
-            return
+        except OSError as error:
+            if error.errno in _NOWHERE:
+                self._lost.setdefault((overlay.device, text), True)
+            return  # what is there and may not be looked at counts as it is written
         self._lost[overlay.device, text] = False  # another view may not lead there
         self._add_path(view, overlay, path)
 

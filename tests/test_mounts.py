@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -245,6 +246,23 @@ def test_an_overlay_counts_by_where_the_links_in_its_paths_lead(tree: Path, lowe
     ):
         assert who(tree) is not None
         assert who(tree.parent / "tree-longer") is None
+
+
+def test_a_path_of_an_overlay_that_may_not_be_looked_at_leads_somewhere(tree: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        overlaid(tree.parent / "merged", tree.parent / "tree-longer"),
+    ):
+        tree.parent.chmod(0o700)
+        os.chmod(folder, 0o755)
+        Path(folder, "tree-longer").mkdir()
+
+        def work() -> None:
+            os.setgid(65534)
+            os.setuid(65534)
+            assert who(Path(folder, "tree-longer")) is None
+
+        assert run_forked(work) == 0
 
 
 def test_what_only_whoever_mounted_an_overlay_could_name_is_a_doubt(tree: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -374,6 +375,46 @@ def test_a_tree_goes_though_the_state_of_a_container_speaks_of_one_that_is_calle
     (root / "containers" / "c1").mkdir(parents=True)
     (root / "containers" / "c1" / "config.json").write_text(json.dumps({"image": text}))
     assert list(derived(prune_twice(root))) == ["base_layers/gone_1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "text"),
+    [
+        ("gone:1", "gone_1-0123456789ab", "gone:1"),
+        ("gone:1", "gone_1-0123456789ab", "docker.io/library/gone:1"),
+        ("docker.io/library/gone:1", "docker.io_library_gone_1", "gone:1"),
+        ("team/gone:latest", "team_gone_latest", "team/gone"),
+        ("gone", "gone", "docker.io/library/gone:latest"),
+    ],
+)
+def test_a_tree_stays_while_the_state_of_a_container_speaks_of_its_image_however_it_is_spelt(
+    root: Path, name: str, tag: str, text: str
+) -> None:
+    base_layer(root, tag, name, DEAD)
+    config = root / "containers" / "c1" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"image": text}))
+    assert derived(prune_twice(root)) == {}
+    config.unlink()
+    assert f"base_layers/{tag}" in derived(prune_twice(root))
+
+
+@pytest.mark.parametrize("text", ["team/gone:1", "team/gone/more", "team/gone-slim", "my-team/gone", "team/gone.d"])
+def test_a_name_without_its_tag_is_no_part_of_another_one(root: Path, text: str) -> None:
+    base_layer(root, "team_gone_latest", "team/gone:latest", DEAD)
+    (root / "containers" / "c1").mkdir(parents=True)
+    (root / "containers" / "c1" / "config.json").write_text(json.dumps({"image": text}))
+    assert "base_layers/team_gone_latest" in derived(prune_twice(root))
+
+
+def test_what_a_container_writes_to_its_log_does_not_hold_up_a_collection(root: Path) -> None:
+    """Each of eight million places begins like the tag, and is none."""
+    base_layer(root, "a_a_a", "a/a_a", DEAD)
+    (root / "containers" / "c1").mkdir(parents=True)
+    (root / "containers" / "c1" / "log").write_bytes(b"a_" * 8_000_000)
+    began = time.process_time()
+    assert "base_layers/a_a_a" in derived(open_store(root).prune())
+    assert time.process_time() - began < 8
 
 
 def test_a_tree_stays_that_a_link_of_a_container_leads_to_and_one_that_stands_where_pieces_meet(root: Path) -> None:

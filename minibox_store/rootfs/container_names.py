@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -23,10 +23,10 @@ _MOST_BYTES = 256 * MEBIBYTE
 _CHUNK_BYTES = 4 * MEBIBYTE
 _OVERLAP_BYTES = 8192
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_WORD = re.compile(rb"[A-Za-z0-9_.+@~%-]")
-_GOES_ON = re.compile(rb"[A-Za-z0-9_]|[.+~%-]+[A-Za-z0-9_]")  # behind an @ stands a digest
-# What a name of an image has where the tag has underscores.
-_TO_TAG = bytes.maketrans(b"/:", b"__")
+_BEGINS = rb"(?<![A-Za-z0-9_.+@~%-])"
+_ENDS = rb"(?![A-Za-z0-9_]|[.+~%-]+[A-Za-z0-9_])"  # behind an @ stands a digest
+_ENDS_WITHOUT_TAG = rb"(?![A-Za-z0-9_/:]|[.+~%-]+[A-Za-z0-9_])"
+_LATEST = "_latest"  # which a name of an image may leave out
 
 
 class CannotTell(Exception):
@@ -48,16 +48,16 @@ class ContainerNames:
     _files_left: int = attrs.field(default=_MOST_FILES, init=False)
     _bytes_left: int = attrs.field(default=_MOST_BYTES, init=False)
 
-    def has(self, tag: str) -> bool:
-        """Whether any of them speaks of the base layer called ``tag``.
+    def has(self, tags: Iterable[str]) -> bool:
+        """Whether any of them speaks of a base layer that is called by one of these tags, or of its image.
 
         Raises:
             CannotTell: when not all could be read.
         """
-        wanted = os.fsencode(tag)
+        speaks_of = _pattern_of(tags).search
         self._files_left, self._bytes_left = _MOST_FILES, _MOST_BYTES
         try:
-            return any(_speaks_of(content, wanted) for path in self._paths() for content in self._contents(path))
+            return any(speaks_of(content) for path in self._paths() for content in self._contents(path))
         except OSError as error:
             where = os.path.relpath(error.filename or self._root, self._root)
             raise CannotTell(f"{where}: {error.strerror}") from error
@@ -109,13 +109,15 @@ class ContainerNames:
                 before = (before + piece)[-_OVERLAP_BYTES:]
 
 
-def _speaks_of(content: bytes, wanted: bytes) -> bool:
-    """Whether a tag stands in a text, or a name that becomes it, and is no part of a longer one."""
-    for text in (content, content.translate(_TO_TAG)):
-        start = text.find(wanted)
-        while start >= 0:
-            begins = start == 0 or _WORD.match(content, start - 1) is None
-            if begins and _GOES_ON.match(content, start + len(wanted)) is None:
-                return True
-            start = text.find(wanted, start + 1)
-    return False
+def _pattern_of(tags: Iterable[str]) -> re.Pattern[bytes]:
+    """Return what finds any of some tags, or a name that becomes one, where it is no part of a longer one."""
+    found = set()
+    for tag in tags:
+        found.add(_spelt(tag) + _ENDS)
+        if tag.endswith(_LATEST):
+            found.add(_spelt(tag.removesuffix(_LATEST)) + _ENDS_WITHOUT_TAG)
+    return re.compile(_BEGINS + b"(?:" + b"|".join(sorted(found)) + b")")
+
+
+def _spelt(tag: str) -> bytes:
+    return re.escape(os.fsencode(tag)).replace(b"_", b"[_/:]")

@@ -224,8 +224,10 @@ class _BaseLayerSweep:
         if (user := self._living.who_opens(folder.path(entry))) is not None:
             folder.keep(entry, user)
             return True
+        layer = self._read_sidecar(entry)
+        tags = {entry, *_tags(frozenset() if layer is None else frozenset([layer.name]))}
         try:
-            if ContainerNames(os.path.realpath(folder.root), mounts.points()).has(entry):
+            if ContainerNames(os.path.realpath(folder.root), mounts.points()).has(tags):
                 folder.keep(entry, "the state of a container speaks of it")
                 return True
         except CannotTell as problem:
