@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from minibox_store import ContentMismatch, MissingLibrary, Store
+from minibox_store._moving import write_all
 from minibox_store.rootfs.sidecar import Sidecars
 from tests.support.compressions import FORMS, OCI_LAYER_ZSTD, half_random, layer_in
 from tests.support.forks import run_forked
@@ -114,6 +115,28 @@ def test_a_sidecar_with_any_byte_changed_is_made_anew(tmp_path: Path, form_name:
         path.write_bytes(whole + b"more")
         with store.open_files("image:1") as image:
             assert view_tree(image) == expected
+
+
+@pytest.mark.parametrize("form_name", ["plain", "gzip", "zstd, seekable"])
+@pytest.mark.parametrize("spoiled", [10, 100, 5000])
+def test_a_disk_that_spoils_each_sidecar_keeps_nobody_from_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form_name: str, spoiled: int
+) -> None:
+    put(tmp_path, image_in(form_name), "image:1")
+    store = open_store(tmp_path)
+    with store.open_files("image:1") as image:
+        expected = view_tree(image)
+
+    def write_spoiled(descriptor: int, content: bytes) -> None:
+        write_all(descriptor, content[:-spoiled] + bytes(each ^ 1 for each in content[-spoiled:]))
+
+    monkeypatch.setattr("minibox_store.rootfs.sidecar._moving.write_all", write_spoiled)
+    shutil.rmtree(tmp_path / "files")
+    open_files = len(os.listdir("/proc/self/fd"))
+    for _ in ("made now", "kept"):
+        with store.open_files("image:1") as image:
+            assert view_tree(image) == expected
+    assert len(os.listdir("/proc/self/fd")) == open_files
 
 
 def test_a_sidecar_of_something_else_is_made_anew(tmp_path: Path) -> None:

@@ -28,14 +28,16 @@ from minibox_store.errors import (
     StoreError,
     StoreUnavailable,
 )
+from minibox_store.file_status import FileKind
 from minibox_store.rootfs.mount_talk import decode_failure, encode_failure
-from minibox_store.rootfs.mounting import Mount
+from minibox_store.rootfs.mounting import Mount, mount_image
 from tests.support.forks import RAISED, forked, kill, not_possible, run_forked, sleep_for_ever
 from tests.support.peers import require_peer
 from tests.support.served_trees import (
     KILLED,
     digest_of,
     encoded,
+    entry,
     is_mounted,
     is_running,
     mount_here,
@@ -354,6 +356,23 @@ def test_what_opening_the_image_raises_is_raised_here(error: StoreError, at: Pat
 def test_another_error_of_the_server_is_told_with_its_name(at: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"ZeroDivisionError\('by nothing'\)"):
         mount_tree(ZeroDivisionError("by nothing"), at)
+
+
+def test_a_server_that_dies_of_the_first_question_leaves_no_mount(at: Path) -> None:
+    require_fuse()
+    with pytest.raises((StoreError, OSError), match=UNANSWERED):
+        mount_tree({"/": entry(FileKind.DIRECTORY, 1, KILLED.encode())}, at)
+    assert not is_mounted(at)
+    assert os.listdir(at) == []
+
+
+def test_a_directory_that_was_made_for_a_mount_goes_when_there_is_none(at: Path) -> None:
+    require_fuse()
+    tree = {"/": entry(FileKind.DIRECTORY, 1, KILLED.encode())}
+    with pytest.raises((StoreError, OSError), match=UNANSWERED):
+        mount_image(None, entry=mount_here.__module__, image=tree, place=lambda _: str(at))
+    assert not is_mounted(at)
+    assert not at.exists()
 
 
 def test_a_server_that_dies_early_is_told(at: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -262,19 +263,21 @@ class ImageFiles:
 
     def _open_view(self) -> MergedView:
         sidecar = self._sidecars.open(self.manifest.digest, self._subject())
-        if sidecar is not None:
-            try:
-                return MergedView(sidecar, self._build_view)
-            except WrongSidecar:
-                sidecar.close()
-        return MergedView(self._build_view(), self._build_view)
+        if sidecar is None:
+            sidecar = self._build_view()
+        try:
+            # The next one is in memory: the disk may spoil that as well.
+            return MergedView(sidecar, partial(self._build_view, in_memory=True))
+        except BaseException:
+            sidecar.close()
+            raise
 
     def _check_open(self) -> None:
         # What was opened from now on would be closed by nobody.
         if self._is_closed:
             raise StoreUnavailable(f"the files of {self.name}", "they are closed")
 
-    def _build_view(self) -> Sidecar:
+    def _build_view(self, *, in_memory: bool = False) -> Sidecar:
         self._check_open()
         merger = Merger(self._limits.entries, self._limits.extra_bytes)
         for layer in self._layers:
@@ -289,7 +292,8 @@ class ImageFiles:
                 merger.apply_layer(entries)
             finally:
                 index.close()
-        return self._sidecars.write(self.manifest.digest, self._subject(), encode_view(merger.root))
+        sections = encode_view(merger.root)
+        return self._sidecars.write(self.manifest.digest, self._subject(), sections, in_memory=in_memory)
 
     def _map_of(self, segments: Segments) -> SparseMap:
         found = self._last_map

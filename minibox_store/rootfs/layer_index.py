@@ -100,22 +100,29 @@ def open_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimit
         InvalidArchive, ContentMismatch, MissingLibrary: as :func:`build_layer_index`.
     """
     sidecar = sidecars.open(layer.descriptor.digest, _subject(layer))
-    if sidecar is not None:
-        try:
-            return LayerIndex(sidecar)
-        except WrongSidecar:
-            sidecar.close()
+    if sidecar is None:
+        sidecar = _build_sidecar(layer, sidecars, limits)
+    try:
+        return LayerIndex(sidecar)
+    except WrongSidecar:
+        sidecar.close()
     return build_layer_index(layer, sidecars, limits)
 
 
 def build_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits) -> LayerIndex:
-    """Read a layer, verify it, and return its index, of which a sidecar is kept.
+    """Read a layer, verify it, and return its index in memory; a sidecar is kept for the next one to read it.
+
+    It is for who has found a sidecar to be wrong: the disk may spoil the next one as well.
 
     Raises:
         InvalidArchive: when it is no layer, or passes a bound.
         ContentMismatch: when its tar is not what the config says.
         MissingLibrary: when it is compressed in a way that nothing installed reads, or enters.
     """
+    return LayerIndex(_build_sidecar(layer, sidecars, limits, in_memory=True))
+
+
+def _build_sidecar(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits, *, in_memory: bool = False) -> Sidecar:
     with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
         chunks = _ChunkHasher(decoded)
         entries = encode_entries(_within_bounds(_iter_members(chunks, limits), limits))
@@ -131,7 +138,7 @@ def build_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimi
     places, windows = find_places(compression, open_at, tar_bytes, window_log=limits.window_log)
     facts = [_FACTS.pack(compression.encode(), tar_bytes, len(places)), *(_PLACE.pack(*each) for each in places)]
     sections = [b"".join([*facts, digests]), zlib.compress(entries, 1), *(zlib.compress(each, 1) for each in windows)]
-    return LayerIndex(sidecars.write(layer.descriptor.digest, _subject(layer), sections))
+    return sidecars.write(layer.descriptor.digest, _subject(layer), sections, in_memory=in_memory)
 
 
 def _compression_at(stream: BlobStream) -> Compression:

@@ -75,7 +75,7 @@ class MergedView:
 
     Args:
         sidecar: as :func:`encode_view` has made it.
-        rebuild: gives another one, when it is found to be wrong.
+        rebuild: gives another one, when it is found to be wrong; that one is not.
 
     Attributes:
         root: the image's root.

@@ -125,11 +125,13 @@ def mount_image(directory: str | None, *, entry: str, image: Any, place: Callabl
     if directory is not None:
         _check_directory(directory)
     server = _Server(entry, image, directory or "the mount")
+    at, below = directory, None
     try:
         digest = server.wait_until(OPENED, timeout_seconds=None)
-        at = place(digest) if directory is None else directory
-        if directory is None:
+        if at is None:
+            at = place(digest)
             _check_directory(at)
+        below = mount_at(at)
         before = os.stat(at).st_dev
         server.send(at)
         server.wait_until(MOUNTED, timeout_seconds=_MOUNT_SECONDS)
@@ -138,7 +140,19 @@ def mount_image(directory: str | None, *, entry: str, image: Any, place: Callabl
         return Mount(at, digest, server, remove_directory=directory is None)
     except BaseException:
         server.end()
+        if at is not None:
+            _leave_nothing(at, below, remove_directory=directory is None)
         raise
+
+
+def _leave_nothing(directory: str, below: int | None, *, remove_directory: bool) -> None:
+    """Take away what a server that did not get far has left, which was killed, or died."""
+    with contextlib.suppress(OSError):
+        if below is not None and mount_at(directory) != below:
+            unmount(directory)
+    if remove_directory:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 class _Server:

@@ -153,10 +153,17 @@ class Sidecars:
         opened.close()
         return None
 
-    def write(self, digest: Digest, subject: bytes, sections: Sequence[bytes]) -> Sidecar:
-        """Return a new sidecar of a blob, kept beside the store for the next one where that may be written."""
+    def write(self, digest: Digest, subject: bytes, sections: Sequence[bytes], *, in_memory: bool = False) -> Sidecar:
+        """Return a new sidecar of a blob, kept beside the store for the next one where that may be written.
+
+        Args:
+            digest: of the blob.
+            subject: what it speaks of.
+            sections: of it.
+            in_memory: whether what is returned has nothing to do with that file: it cannot be found to be wrong.
+        """
         content = encode_sidecar(subject, sections)
-        if self._put(digest, content):
+        if self._put(digest, content) and not in_memory:
             opened = self.open(digest, subject)
             if opened is not None:
                 return opened

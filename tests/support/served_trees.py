@@ -23,7 +23,7 @@ from tests.support.forks import not_possible
 Files = Mapping[str, tuple[FileStatus, bytes]]
 
 DAMAGED = b"damaged"  # a file of this content cannot be read
-KILLED = "killed"  # what is opened instead of a tree by a server that dies of it
+KILLED = "killed"  # opened instead of a tree, or the content of its root: the server dies of it
 _WAIT_SECONDS = 10.0
 _DETACH = 2
 
@@ -52,6 +52,8 @@ class ServedTree:
 
     @property
     def root(self) -> ServedFile:
+        if self._files["/"].content == KILLED.encode():
+            os.kill(os.getpid(), signal.SIGKILL)
         return self._files["/"]
 
     def child(self, directory: ServedFile, name: str) -> ServedFile | None:
