@@ -151,7 +151,7 @@ class Node:
     mode: int
     content: bytes = b""
     entries: dict[str, int] = field(default_factory=dict)
-    details: dict[str, object] = field(default_factory=dict)
+    details: Details = frozenset()
 
 
 Choice = Callable[[Change], Fate]
@@ -174,7 +174,7 @@ class Disk:
         if operation.creates:
             made = Node(kind=operation.creates, mode=operation.mode or 0, content=operation.content)
             if operation.detail is not None:
-                made.details[operation.detail.name] = operation.detail.value
+                made.details = frozenset({(operation.detail.name, operation.detail.value)})
             self._nodes[node] = made
         else:
             for what in (operation.mode, operation.detail):
@@ -210,11 +210,10 @@ class Disk:
         while todo:
             path, number = todo.pop()
             node = self._with(self._nodes[number], changes.get(number, []), choice)
-            details = frozenset(node.details.items())
             if node.kind != "folder":
-                files[path] = FileOnDisk(number, node.mode, node.content, node.kind, details)
+                files[path] = FileOnDisk(number, node.mode, node.content, node.kind, node.details)
                 continue
-            folders[path] = FolderOnDisk(node.mode, details)
+            folders[path] = FolderOnDisk(node.mode, node.details)
             todo.extend((f"{path}/{name}".lstrip("/"), child) for name, child in node.entries.items())
         return Tree(files, folders)
 
@@ -222,16 +221,17 @@ class Disk:
     def _with(node: Node, changes: list[Change], choice: Choice) -> Node:
         if not changes:
             return node
-        left = replace(node, entries=dict(node.entries), details=dict(node.details))
+        left = replace(node, entries=dict(node.entries))
+        details = dict(node.details)
         for change in changes:
             fate = choice(change)
             if fate is Fate.LOST:
                 continue
             match change.what:
                 case Detail(name=name, value=value):
-                    left.details[name] = value
+                    details[name] = value
                     if value is None:
-                        del left.details[name]
+                        del details[name]
                     continue
                 case int(mode):
                     left.mode = mode
@@ -243,7 +243,8 @@ class Disk:
                 case tuple() as exchanged:
                     for entry in exchanged:
                         _enter(left.entries, entry)
-            left.details.pop("mtime", None)  # now it is some time of today
+            details.pop("mtime", None)  # now it is some time of today
+        left.details = frozenset(details.items())
         return left
 
 

@@ -5,8 +5,9 @@ A tree is compared in all: types, contents, modes, owners, times, attributes and
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from tests.support.disk_model import Tree
 
@@ -42,37 +43,44 @@ class WholeTrees:
         """Yield what is wrong with a disk; where the work has ``returned``, all is as in the last of the folders."""
         for path in sorted({*self.paths, *filter(_LAYER.fullmatch, left.folders)}):
             found = form_of(left.below(path))
-            if found not in [form_of(rest.below(path)) for rest in self.rests]:
+            whole = self._forms(path)
+            if found not in whole:
                 yield f"{path} is no whole tree"
-            if returned and path in self.paths and found != form_of(self.rests[-1].below(path)):
+            if returned and path in self.paths and found != whole[-1]:
                 yield f"{path} is not the tree that was promised"
-        for path in self._sidecars(left):
-            if form_of(left.below(path)) not in self._vouched(_digest_beside(left, path)):
+        made_of = _made_of(left)
+        for path, digest in made_of.items():
+            if form_of(left.below(path)) not in self._vouched[digest]:
                 yield f"{path}.json vouches for what is not there"
         if returned:
-            missing = {*self._sidecars(self.rests[-1])} - {*self._sidecars(left)}
-            yield from (f"{path}.json is missing" for path in sorted(missing))
-            both = {*self._sidecars(self.rests[-1])} - missing
-            yield from (
-                f"{path}.json is the old one"
-                for path in sorted(both)
-                if _digest_beside(left, path) != _digest_beside(self.rests[-1], path)
-            )
+            for path, digest in self._made_of_last.items():
+                if made_of.get(path) != digest:
+                    yield f"{path}.json is missing, or an old one"
 
-    @staticmethod
-    def _sidecars(tree: Tree) -> Iterator[str]:
-        found = map(_SIDECAR.fullmatch, tree.files)
-        return (each[1] for each in found if each is not None)
+    def _forms(self, path: str) -> list[object]:
+        if path not in self._known:
+            self._known[path] = [form_of(rest.below(path)) for rest in self.rests]
+        return self._known[path]
 
-    def _vouched(self, digest: str) -> Collection[object]:
-        """Return the trees that were made of a manifest."""
-        return [
-            form_of(rest.below(path))
-            for rest in self.rests
-            for path in self._sidecars(rest)
-            if _digest_beside(rest, path) == digest
-        ]
+    @cached_property
+    def _known(self) -> dict[str, list[object]]:
+        return {}
+
+    @cached_property
+    def _made_of_last(self) -> dict[str, str]:
+        return _made_of(self.rests[-1])
+
+    @cached_property
+    def _vouched(self) -> dict[str, list[object]]:
+        """The trees that were made of each manifest; None among them where a folder at rest had lost the tree."""
+        found: dict[str, list[object]] = {}
+        for rest in self.rests:
+            for path, digest in _made_of(rest).items():
+                found.setdefault(digest, []).append(form_of(rest.below(path)))
+        return found
 
 
-def _digest_beside(tree: Tree, path: str) -> str:
-    return str(json.loads(tree.files[f"{path}.json"].content)["manifest_digest"])
+def _made_of(tree: Tree) -> dict[str, str]:
+    """Return the manifest that each tree is made of, as what stands beside it says."""
+    found = filter(None, map(_SIDECAR.fullmatch, tree.files))
+    return {each[1]: str(json.loads(tree.files[each[0]].content)["manifest_digest"]) for each in found}

@@ -207,7 +207,7 @@ def _node_at(path: str, status: os.stat_result) -> Node:
         kind, content = "file", Path(path).read_bytes()
     elif stat.S_ISLNK(status.st_mode):
         kind, content = "link", os.fsencode(os.readlink(path))
-    return Node(kind=kind, mode=mode, content=content, details=details)
+    return Node(kind=kind, mode=mode, content=content, details=frozenset(details.items()))
 
 
 def _comparable(tree: Tree, known: Tree) -> object:
