@@ -17,7 +17,7 @@ from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.decompressing import Compression, compression_of
 from minibox_store.rootfs.layer_entries import NO_DIGEST, LayerEntry, encode_entries, iter_entries
-from minibox_store.rootfs.ownership import OVERRIDE, RECORD, check_ids, device_number
+from minibox_store.rootfs.ownership import NEVER_SET, check_ids, device_number
 from minibox_store.rootfs.places import find_places
 from minibox_store.rootfs.placing import place
 from minibox_store.rootfs.restarting import Place
@@ -37,8 +37,6 @@ _FACTS = struct.Struct("<4sQQ")  # the compression, the size of the tar, how man
 _PLACE = struct.Struct("<QQB")
 _FACTS_SECTION, _ENTRIES_SECTION, _FIRST_WINDOW_SECTION = 0, 1, 2
 _COMPRESSIONS: tuple[Compression, ...] = ("gzip", "zstd", "none")
-# No tree has them from an image: they would steer overlayfs, or whoever believes such records.
-_NEVER_SET = ("trusted.overlay.", "user.overlay.", RECORD, OVERRIDE)
 # No file system that Linux knows has room for more.
 _LONGEST_XATTR_NAME_BYTES = 255
 _LARGEST_XATTR_BYTES = 64 * 1024
@@ -272,6 +270,6 @@ def _kept_xattrs(member: Member) -> Mapping[str, bytes]:
 
 
 def _is_kept(name: str, value: bytes) -> bool:
-    if name.startswith(_NEVER_SET) or len(value) > _LARGEST_XATTR_BYTES:
+    if name.startswith(NEVER_SET) or len(value) > _LARGEST_XATTR_BYTES:
         return False
     return len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_XATTR_NAME_BYTES

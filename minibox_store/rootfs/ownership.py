@@ -22,8 +22,8 @@ RECORD = "user.rootlesscontainers"
 OVERRIDE = "user.containers.override_stat"
 OVERLAY_ATTRIBUTES = ("trusted.overlay.", "user.overlay.")
 _CAPABILITY = "security.capability"
-# They would steer overlayfs, or whoever believes our records, from inside an image.
-_NEVER_SET = (*OVERLAY_ATTRIBUTES, RECORD, OVERRIDE)
+# From inside an image they would steer overlayfs, fuse-overlayfs, or whoever believes our records.
+NEVER_SET = (*OVERLAY_ATTRIBUTES, "user.fuseoverlayfs.", RECORD, OVERRIDE)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.E2BIG, errno.ERANGE, errno.EINVAL)
 _ROOM_BYTES = 1 << 20  # with so many to spare, a disk is not full
 _SET_ID_BITS = 0o6000
@@ -160,7 +160,7 @@ class Ownership:
 
     def _set_xattrs(self, target: int | str, member: Member, *, follow_links: bool) -> None:
         for key, value in member.xattrs.items():
-            if key.startswith(_NEVER_SET):
+            if key.startswith(NEVER_SET):
                 self._left_out.add(
                     member.name, f"the attribute {key[:_SHOWN_CHARACTERS]}, which would steer who reads the tree"
                 )
