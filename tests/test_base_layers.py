@@ -324,6 +324,23 @@ def test_every_change_that_fails_leaves_the_old_tree_and_what_stands_beside_it_o
     assert failed > changes // 2
 
 
+def test_on_a_full_disk_the_old_tree_and_what_stands_beside_it_are_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = trees_in(folder)
+    publish(trees, layer(), "old")
+
+    def write_all(descriptor: int, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("minibox_store.rootfs.base_layers._moving.write_all", write_all)
+    with pytest.raises(OSError, match="No space left"):
+        publish(trees, layer(manifest="b"), "new")
+    assert contents(folder) == {TAG: "old"}
+    assert trees.is_current(layer())
+    assert sorted(path.name for path in folder.iterdir()) == [TAG, f"{TAG}.json"]
+
+
 def remove(path: Path) -> None:
     """Remove what a failing disk did not let go."""
     for each in path.iterdir() if path.is_dir() else ():
@@ -372,7 +389,7 @@ def test_a_process_that_dies_between_two_renames_leaves_nothing_that_no_prune_wo
             system.before("replace", lambda: os._exit(DIED), skip=position)
             publish(trees, layer(manifest="b"), "new")
 
-    for position in range(4):
+    for position in range(1, 5):  # the first of all puts aside what stands beside the tree
         assert run_forked(partial(work, position)) == DIED
         assert not trees.is_current(layer())
         assert not trees.is_current(layer(manifest="b"))

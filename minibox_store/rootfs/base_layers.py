@@ -138,28 +138,40 @@ class BaseLayers:
                 with suppress(OSError):  # what went wrong first is what is told
                     self._remove_sidecar(place)
                     self._swap(path, tree.path, both=had_tree)
-                    self._write_sidecar(place, old_sidecar)
+                    self._put_sidecar_back(old_sidecar, place)
                 raise
         except BaseException:
             if old is not None:
                 _locks.release(old)
             raise
+        if old_sidecar is not None:
+            with suppress(OSError):  # the image has its name by now; a collection knows what is left
+                _files.remove_file(old_sidecar)
         # Let go of it while the lock of all is held: the next one to come along can lock it at once.
         if tree.file_descriptor is not None:
             _locks.release(tree.file_descriptor)
         tree.file_descriptor, tree.was_seen = old, had_tree
 
     @contextmanager
-    def _replacing_sidecar(self, place: str) -> Iterator[bytes | None]:
-        """Let nothing vouch for what lies in a place, before it is changed; with an error the old file is back."""
-        content = self._read_bytes(place)
+    def _replacing_sidecar(self, place: str) -> Iterator[str | None]:
+        """Let nothing vouch for what lies in a place, before it is changed; with an error the old file is back.
+
+        It is put aside, and not written anew: on a full disk there is no room for that.
+        """
+        aside = self._unfinished(f"{place}.json") if _files.exists(self._sidecar(place)) else None
         try:
-            self._remove_sidecar(place)
-            yield content
+            if aside is not None:
+                _files.rename_file(self._sidecar(place), aside)
+                self._sync_folder()
+            yield aside
         except BaseException:
             with suppress(OSError):
-                self._write_sidecar(place, content)
+                self._put_sidecar_back(aside, place)
             raise
+
+    def _put_sidecar_back(self, aside: str | None, place: str) -> None:
+        if aside is not None and _files.exists(aside):
+            _files.rename_file(aside, self._sidecar(place))
 
     # ---- places
 
@@ -209,10 +221,9 @@ class BaseLayers:
                 raise
             return None
 
-    def _write_sidecar(self, place: str, content: bytes | None) -> None:
-        if content is not None:
-            with _files.replacing_file(self._sidecar(place), mode=_FILE_MODE, durable=self._durable) as opened:
-                _moving.write_all(opened, content)
+    def _write_sidecar(self, place: str, content: bytes) -> None:
+        with _files.replacing_file(self._sidecar(place), mode=_FILE_MODE, durable=self._durable) as opened:
+            _moving.write_all(opened, content)
 
     def _remove_sidecar(self, place: str) -> None:
         if _files.exists(self._sidecar(place)):
