@@ -241,6 +241,16 @@ def test_a_tree_with_no_file_beside_it_stays_while_a_name_may_be_its(root: Path,
     assert os.listdir(root / "base_layers") == []
 
 
+def test_a_tree_with_a_suffix_and_no_file_beside_it_goes_when_its_image_has_another_place(root: Path) -> None:
+    tag = f"image_1-{digest_of_name('image:1')[:12]}"
+    base_layer(root, tag)
+    assert derived(prune_twice(root)) == {}
+    base_layer(root, "image_1", "image:2", IMAGE)
+    assert derived(open_store(root).prune(dry_run=True)).keys() == {"base_layers/image_1", "base_layers/image_1.json"}
+    write_sidecar(root, "image_1", "image:1", IMAGE)
+    assert derived(prune_twice(root)).keys() == {f"base_layers/{tag}"}
+
+
 def digest_of_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 

@@ -221,9 +221,9 @@ def test_the_tree_and_what_stands_beside_it_are_on_the_disk_before_the_name_is(
         return next(found)
 
     synced = place("syncfs(", "/base_layers/.")
-    removed = place("unlink", f"/{TAG}.json", behind=synced)
-    removed_for_good = place("fsync(", "/base_layers>", behind=removed)
-    exchanged = place("renameat2(", "RENAME_EXCHANGE", behind=removed_for_good)
+    put_aside = place("rename", f'/{TAG}.json", ', f"/.{TAG}.json.", behind=synced)
+    put_aside_for_good = place("fsync(", "/base_layers>", behind=put_aside)
+    exchanged = place("renameat2(", "RENAME_EXCHANGE", behind=put_aside_for_good)
     exchanged_for_good = place("fsync(", "/base_layers>", behind=exchanged)
     written = place("rename", f"/{TAG}.json", behind=exchanged_for_good)
     assert "fsync(" in lines[place("fsync(", f"/.{TAG}.json.", behind=exchanged_for_good)]

@@ -30,6 +30,7 @@ from minibox_store.mounts import read_mounts
 from minibox_store.reference import Reference
 from minibox_store.reports import Removal
 from minibox_store.rootfs.container_names import CannotTell, ContainerNames
+from minibox_store.rootfs.image_tags import iter_places
 from minibox_store.rootfs.removing import UNFINISHED, Folder
 from minibox_store.rootfs.unmounting import ask_server, unmount
 
@@ -197,9 +198,18 @@ class _BaseLayerSweep:
         return entry in self._tags or self._has_suffix(entry)
 
     def _has_suffix(self, entry: str) -> bool:
-        """Whether a tree is called by what tells the name of an image from another one of the same tag."""
+        """Whether a tree is called by what tells the name of an image from another one of the same tag.
+
+        It is nobody's where the image has another place by now: a pull that died had it, and the next one has not.
+        """
         suffix = _SUFFIX.search(entry)
-        return suffix is not None and any(_digest_of(name).startswith(suffix[1]) for name in self._known_names)
+        return suffix is not None and any(
+            _digest_of(name).startswith(suffix[1]) and not self._has_place(name, entry) for name in self._known_names
+        )
+
+    def _has_place(self, name: str, but: str) -> bool:
+        layers = (self._read_sidecar(place) for place in iter_places(name) if place != but and self._is_tree(place))
+        return any(layer is not None and layer.name == name for layer in layers)
 
     def _read_sidecar(self, entry: str) -> BaseLayer | None:
         sidecar = entry + _SIDECAR
