@@ -198,8 +198,7 @@ def exchange_trees(source: str, target: str, *, dir_fd: int) -> None:
     import ctypes  # which few need
 
     system = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(source), os.fsencode(target)
-    if system.renameat2(dir_fd, names[0], dir_fd, names[1], _RENAME_EXCHANGE) == 0:
+    if system.renameat2(dir_fd, os.fsencode(source), dir_fd, os.fsencode(target), _RENAME_EXCHANGE) == 0:
         return
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):
