@@ -104,10 +104,10 @@ class Connection:
             self._made.connect()
             self._line.reached()
 
-    def send(self, method: str, target: str, headers: Mapping[str, str]) -> None:
-        """Send a request without a body."""
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
+        """Send a request."""
         self.connect()
-        self._made.request(method, target, headers=headers)
+        self._made.request(method, target, body=body, headers=headers)
 
     def receive(self) -> Response:
         """Return the answer's head; the caller closes it.
