@@ -27,6 +27,7 @@ from minibox_store import (
     ManifestUnknown,
     MissingLibrary,
     NothingToDo,
+    PathNotFound,
     PlatformNotFound,
     RateLimited,
     RegistryError,
@@ -39,6 +40,7 @@ from minibox_store import (
 
 URL = "https://registry.example/v2/app/manifests/1"
 TABLE: list[tuple[StoreError, int]] = [
+    (PathNotFound("app:1", "/etc/passwd"), 404),
     (CredentialHelperFailed("docker-credential-pass", "it is in no folder"), 500),
     (InvalidReference("A", "it is upper case"), 400),
     (InvalidDigest("x", "it has no colon"), 400),
