@@ -156,6 +156,7 @@ class ConnectionPool:
     ) -> None:
         self.lines = lines
         self.silence_seconds = silence_seconds
+        self._home = home
         self._dialler = Dialler(home, network, self.lines, connect_seconds)
         self._tls_context = tls_context
         self._lock = threading.Lock()
@@ -177,6 +178,17 @@ class ConnectionPool:
         if origin.scheme == "https":
             return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context())), False
         return Connection(line, _PlainConnection(line, self.silence_seconds)), False
+
+    def meet_home(self) -> None:
+        """Connect to the registry if nobody has yet: where it is decides where the hosts may be that it names."""
+        if not self._dialler.knows_home:
+            connection, _ = self.take(self._home)
+            try:
+                connection.connect()
+            except BaseException:
+                connection.close()
+                raise
+            self.give_back(connection)
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection, whose last answer has been read to its end, for the next request."""

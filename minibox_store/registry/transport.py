@@ -237,6 +237,9 @@ class Transport:
 
     def _fetch_token(self, url: Url, authorization: str | None, form: bytes | None) -> bytes:
         method, headers = ("GET", {}) if form is None else ("POST", {"Content-Type": _FORM})
+        with foreign_errors("GET", str(self.registry)):
+            # A session may begin with a token that is near its end, and then with its token server.
+            self._pool.meet_home()
         with closing(self._send(method, url, headers, authorization, body=form)) as answer:
             if answer.status in _REDIRECTS:
                 problem = "the token server redirects, which is not followed"
