@@ -114,12 +114,12 @@ def test_what_podman_logged_in_with_for_a_repository_is_found_for_it_alone(
 
 def test_what_was_logged_in_with_here_is_found_by_skopeo_until_the_logout(home: Home, registry: DockerRegistry) -> None:
     inspect = ["inspect", "--raw", "--tls-verify=false", f"docker://{registry.reference('team/app', '1')}"]
-    with pytest.raises(PeerFailed, match="authentication required|unauthorized"):
+    with pytest.raises(PeerFailed, match=r"authentication required|unauthorized"):
         run_skopeo_at(home, *inspect)
     login(registry.host, Credentials(*ALICE), client=quick_client(), machine=home.machine())
     assert run_skopeo_at(home, *inspect)
     assert logout(registry.host, machine=home.machine())
-    with pytest.raises(PeerFailed, match="authentication required|unauthorized"):
+    with pytest.raises(PeerFailed, match=r"authentication required|unauthorized"):
         run_skopeo_at(home, *inspect)
 
 
