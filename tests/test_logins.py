@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import _files
 from minibox_store.errors import (
     AuthenticationRefused,
     CredentialHelperFailed,
@@ -267,7 +266,7 @@ def test_the_file_is_the_old_or_the_new_one_wherever_writing_it_fails(
     with registry:
         for name in ("fsync", "replace", "fchmod"):
             with monkeypatch.context() as patch:
-                patch.setattr(_files.os, name, fail)
+                patch.setattr(os, name, fail)
                 with pytest.raises(Exception, match="input/output error"):
                     log_in(home, registry.host)
             assert home.docker.read_bytes() == before

@@ -72,7 +72,7 @@ def test_the_sources_are_asked_in_order(home: Home) -> None:
         home.write(path, {"quay.io": auth(f"user{number}", "x")})
     named = {"REGISTRY_AUTH_FILE": str(home.named)}
     explicit = {"quay.io": Credentials("me", "x")}
-    asked = [home.machine(explicit=explicit, **named), home.machine(**named), home.machine()]
+    asked = [home.machine(explicit, **named), home.machine(**named), home.machine()]
     found = [machine.find("quay.io", "a", lambda: None) for machine in asked]
     home.docker.unlink()
     found.append(home.find("quay.io"))
@@ -266,7 +266,7 @@ def test_a_helper_that_is_missing_is_told_of_where_it_is_needed_and_only_there(h
 
 def test_s28_no_value_on_the_way_prints_a_secret(home: Home) -> None:
     home.write(home.docker, {"quay.io": {**auth("a", SECRET), "identitytoken": SECRET}})
-    machine = home.machine(explicit={"x.example": Credentials("a", SECRET, identity_token=SECRET)})
+    machine = home.machine({"x.example": Credentials("a", SECRET, identity_token=SECRET)})
     found = machine.find("quay.io", "a", lambda: None)
     assert found is not None
     assert SECRET in found.secrets

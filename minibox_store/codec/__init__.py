@@ -8,8 +8,6 @@ Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md,
 """
 
 from minibox_store.codec.auth_files import (
-    AUTH_FILE_BYTES,
-    HELPER_ANSWER_BYTES,
     AuthEntry,
     AuthFile,
     decode_auth_file,
@@ -43,9 +41,7 @@ from minibox_store.codec.manifests import (
 from minibox_store.codec.summaries import SummaryTable, decode_summaries, encode_summaries
 
 __all__ = [
-    "AUTH_FILE_BYTES",
     "BASE_LAYER_BYTES",
-    "HELPER_ANSWER_BYTES",
     "ArchiveMetadata",
     "AuthEntry",
     "AuthFile",

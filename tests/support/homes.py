@@ -95,7 +95,7 @@ class Home:
         """The variables of a process of this user."""
         return {**plain_environment(self.folder), "XDG_RUNTIME_DIR": str(self.folder / "run")}
 
-    def machine(self, *, explicit: Mapping[str, Credentials] | None = None, **variables: str) -> MachineCredentials:
+    def machine(self, explicit: Mapping[str, Credentials] | None = None, /, **variables: str) -> MachineCredentials:
         """Return the credentials that the library finds here; ``variables`` go over the environment."""
         environment = {**self.environment, **variables}
         return MachineCredentials(explicit=explicit, environment=environment, program_path=[str(self.programs)])
