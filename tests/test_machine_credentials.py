@@ -1,5 +1,6 @@
 """The credentials of the machine: which file, which entry, and one clear sentence where something is wrong."""
 
+import contextlib
 import json
 import os
 import pwd
@@ -7,11 +8,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minibox_store.errors import CredentialHelperFailed, InvalidDocument, InvalidPath, StoreError
 from minibox_store.registry import Credentials, MachineCredentials
 from minibox_store.registry.environment import auth_paths, process_environment
-from tests.support.homes import Home, auth, encoded
+from tests.support.homes import Home, auth, encoded, write_json
 
 SECRET = "planted-secret-81d0"
 ALICE = Credentials("alice", "pass-word-1")
@@ -186,6 +189,7 @@ def test_a_link_to_the_file_is_followed_and_a_file_that_others_may_read_is_read(
 
 BAD_FILES = {
     "no JSON": (f'{{"auths": {{"quay.io": {{"auth": "{SECRET}', "it is not JSON"),
+    "null": ("null", "expected an object, got null"),
     "an array": (f'["{SECRET}"]', "expected an object, got an array"),
     "auths of another type": (json.dumps({"auths": [SECRET]}), "at auths: expected an object, got an array"),
     "an entry of another type": (
@@ -212,7 +216,6 @@ BAD_FILES = {
     "a key twice": (f'{{"auths": {{}}, "auths": {{"quay.io": "{SECRET}"}}}}', "a key stands twice"),
     "too large": (json.dumps({"x": SECRET * 100_000}), "it is larger than 1048576 bytes"),
     "too deep": ('{"auths":' * 100_000 + "1" + "}" * 100_000, "deep"),
-    "empty": ("", "it is not JSON"),
 }
 
 
@@ -250,6 +253,50 @@ def test_what_cannot_be_a_file_is_told_of_by_its_path(home: Home) -> None:
     os.mkfifo(home.docker)
     with pytest.raises(InvalidPath, match=r"config\.json.*not a regular file"):
         home.find("quay.io")
+
+
+def test_an_empty_file_says_nothing(home: Home) -> None:
+    home.docker.parent.mkdir()
+    for content in ("", "\n", "{}"):
+        home.docker.write_text(content)
+        assert home.find("quay.io") is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+ENTRIES = st.dictionaries(st.sampled_from(["auth", "username", "password", "identitytoken"]), JSON | st.just("YTpi"))
+KEYS = st.sampled_from(["quay.io", "quay.io/team", "https://quay.io/v1/", "quay.io/", "other.example"])
+
+
+@given(
+    auths=JSON | st.dictionaries(KEYS, ENTRIES | JSON),
+    helpers=JSON | st.dictionaries(KEYS, st.text(max_size=4)),
+    store=JSON,
+)
+def test_whatever_a_file_holds_gives_credentials_or_one_error_of_the_library(
+    tmp_path_factory: pytest.TempPathFactory, auths: object, helpers: object, store: object
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    write_json(folder / "config.json", {"auths": auths, "credHelpers": helpers, "credsStore": store})
+    environment = {"DOCKER_CONFIG": str(folder), "REGISTRY_AUTH_FILE": str(folder / "none")}
+    machine = MachineCredentials(environment=environment, program_path=[str(folder)])
+    with contextlib.suppress(InvalidDocument, CredentialHelperFailed):
+        found = machine.find("quay.io", "team/app", lambda: None)
+        assert found is None or found.basic
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_credentials_nothing_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "config.json").write_bytes(content)
+    environment = {"DOCKER_CONFIG": str(folder), "REGISTRY_AUTH_FILE": str(folder / "none")}
+    with contextlib.suppress(InvalidDocument):
+        assert MachineCredentials(environment=environment).find("quay.io", "a", lambda: None) is None
 
 
 def test_a_folder_that_is_a_file_holds_no_credentials(home: Home) -> None:

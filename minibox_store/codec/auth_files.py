@@ -65,12 +65,12 @@ class AuthFile:
 
 
 def decode_auth_file(content: bytes, document: str) -> AuthFile:
-    """Return what a file of credentials says; ``document`` is its path, for errors.
+    """Return what a file of credentials says; ``document`` is its path, for errors. An empty one says nothing.
 
     Raises:
         InvalidDocument: when it is none, or larger than 1 MiB.
     """
-    value = load_object(content, document, AUTH_FILE_BYTES)
+    value = _loaded(content, document)
     helpers = _object(value.get("credHelpers"), "credHelpers", document)
     return AuthFile(
         document=document,
@@ -94,7 +94,7 @@ def encode_auth_file(
     Raises:
         InvalidDocument: when it is no such file.
     """
-    value = load_object(content, document, AUTH_FILE_BYTES)
+    value = _loaded(content, document)
     auths = dict(_object(value.get("auths"), "auths", document))
     for key in without:
         auths.pop(key, None)
@@ -125,6 +125,11 @@ def encode_helper_entry(server: str, entry: AuthEntry) -> bytes:
     if entry.identity_token is not None:
         username, secret = TOKEN_USER, entry.identity_token
     return dump({"ServerURL": server, "Username": username, "Secret": secret})
+
+
+def _loaded(content: bytes, document: str) -> dict[str, object]:
+    # Tools make the file before they have anything to write into it.
+    return load_object(content if content.strip() else b"{}", document, AUTH_FILE_BYTES)
 
 
 def _entry(username: str, password: str, token: str) -> AuthEntry | None:

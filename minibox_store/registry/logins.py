@@ -23,7 +23,6 @@ from minibox_store.registry.machine_credentials import MachineCredentials, helpe
 
 # Longer than the helper of another login may take.
 _LOCK_SECONDS = 60.0
-_EMPTY = b"{}"
 
 
 def login(
@@ -115,8 +114,8 @@ def _change(machine: MachineCredentials, written: Callable[[bytes, str], bytes])
         make_directories(folder)
     with _locked(folder):
         content = read_auth_content(shown)
-        new = written(content or _EMPTY, shown)
-        if new == (content or _EMPTY):
+        new = written(content or b"", shown)
+        if new == content:
             return
         with path_errors(shown), replacing_file(path, mode=0o600, durable=True) as descriptor:
             write_all(descriptor, new)
