@@ -132,6 +132,12 @@ def test_S23_S28_a_helper_that_fails_is_one_sentence_that_quotes_nothing_of_it(
     assert SECRET not in str(caught.value) + repr(caught.value) + written.out + written.err
 
 
+def test_what_a_helper_did_not_store_is_not_taken_for_stored(home: Home) -> None:
+    home.add_helper("x", trouble="print('credentials not found in native keychain'); sys.exit(1)")
+    with pytest.raises(CredentialHelperFailed, match="store ended with status 1"):
+        programs(home).write("x", "quay.io", AuthEntry(username="alice", password=SECRET))
+
+
 def test_an_answer_with_nobody_in_it_is_none(home: Home) -> None:
     home.add_helper("x", trouble='print(\'{"ServerURL": "", "Username": "", "Secret": ""}\'); sys.exit()')
     assert read(home) is None

@@ -124,6 +124,7 @@ def test_a_token_server_proves_them_with_no_scope_and_the_registry_takes_the_tok
 
 def test_an_identity_token_is_proved_by_post_and_kept_as_such(home: Home) -> None:
     token = Credentials("0000", identity_token="refresh-token-1")
+    assert Credentials("<token>", "refresh-token-1").refresh_token == token.refresh_token
     with ScriptedRegistry() as registry, TokenServer() as tokens:
         registry.expect("GET", "/v2/", unauthorized(f'Bearer realm="{tokens.realm}",service="s"'))
         registry.expect("GET", "/v2/", requires={"Authorization": "Bearer good"})
@@ -133,6 +134,14 @@ def test_an_identity_token_is_proved_by_post_and_kept_as_such(home: Home) -> Non
         assert "scope" not in dict(asked.requests[0].form())
         assert read_json(home.docker)["auths"] == {registry.host: auth("0000", "", identitytoken="refresh-token-1")}
         assert home.find(registry.host) == token
+        registry.allow("GET", "/v2/", unauthorized(f'Bearer realm="{tokens.realm}",service="s"'))
+        registry.allow("GET", "/v2/", requires={"Authorization": "Bearer good"})
+        tokens.expect("POST", "/token", Answer(body=b'{"access_token": "good"}'))
+        by_name = Credentials("<token>", "refresh-token-1")
+        log_in(home, registry.host, by_name, realms={registry.host: [tokens.host]})
+        found = home.find(registry.host)
+        assert found is not None
+        assert (found.refresh_token, found.password) == ("refresh-token-1", "")
 
 
 def test_s1_a_login_tells_no_token_server_of_another_host(home: Home) -> None:

@@ -197,6 +197,7 @@ BAD_FILES = {
         'at auths["quay.io"]: expected an object, got a string',
     ),
     "no base64": (json.dumps({"auths": {"quay.io": {"auth": f"!{SECRET}"}}}), 'at auths["quay.io"].auth: it is not'),
+    "base64 with something in it": (json.dumps({"auths": {"quay.io": {"auth": "YWxp!Y2U6cA=="}}}), "it is not base64"),
     "base64 without padding": (json.dumps({"auths": {"quay.io": {"auth": "YTpi" + "Y2M"}}}), "it is not base64"),
     "base64 of no text": (json.dumps({"auths": {"quay.io": {"auth": "//79"}}}), "it is not base64 of user:password"),
     "no colon": (json.dumps({"auths": {"quay.io": {"auth": encoded(SECRET, "")[:16]}}}), "it is not base64 of"),

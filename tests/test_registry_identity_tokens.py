@@ -107,6 +107,13 @@ def test_any_other_failure_of_a_post_is_told_and_no_get_follows(status: int) -> 
         assert caught.value.status == status
 
 
+def test_the_password_of_a_user_called_token_is_a_refresh_token() -> None:
+    with registry_with_tokens() as (registry, tokens, options):
+        asked = tokens.expect("POST", "/token", granting())
+        resolve(registry, {**options, "credentials": {registry.host: Credentials("<token>", REFRESH)}})
+        assert dict(asked.requests[0].form())["refresh_token"] == REFRESH
+
+
 def test_a_password_is_never_posted() -> None:
     with registry_with_tokens() as (registry, tokens, options):
         basic = {"Authorization": basic_credentials("alice", "pass-word-1")}

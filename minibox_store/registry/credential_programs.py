@@ -87,7 +87,8 @@ class CredentialPrograms:
         return True
 
     def _check(self, helper: str, action: Action, status: int, answer: bytes) -> None:
-        if status != 0 and _NOT_FOUND not in answer:
+        has_none = action != "store" and _NOT_FOUND in answer
+        if status != 0 and not has_none:
             raise CredentialHelperFailed(
                 _program(helper), f"{action} ended with status {status}; what it says is shown to who runs it by hand"
             )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import attrs
 
+from minibox_store.codec.auth_files import TOKEN_USER
 from minibox_store.registry.credential_keys import matching_keys
 
 
@@ -18,7 +19,7 @@ class Credentials:
     """What a registry, or its token server, is told about who asks. Neither ``repr`` nor ``str`` shows the secrets.
 
     Attributes:
-        username: may be empty beside an identity token.
+        username: may be empty beside an identity token; ``<token>`` says that the password is one.
         password: proves the user where there is no identity token.
         identity_token: a refresh token, which a token server changes for tokens of single scopes.
 
@@ -37,11 +38,18 @@ class Credentials:
             raise ValueError("a user name must have no colon")
 
     @property
+    def refresh_token(self) -> str | None:
+        """The identity token, however it was given; None for who proves himself by a password."""
+        if self.identity_token is None and self.username == TOKEN_USER:
+            return self.password or None
+        return self.identity_token
+
+    @property
     def basic(self) -> str:
         """The Authorization value that carries both, readable by whoever sees it."""
         username, secret = self.username, self.password
         if self.identity_token is not None:
-            username, secret = username or "<token>", self.identity_token
+            username, secret = username or TOKEN_USER, self.identity_token
         return "Basic " + base64.b64encode(f"{username}:{secret}".encode()).decode("ascii")
 
     @property

@@ -53,9 +53,9 @@ def login(
     domain = parse_registry(registry)
     (client or RegistryClient()).check_credentials(domain, credentials)
     machine = machine or MachineCredentials()
-    entry = AuthEntry(
-        username=credentials.username, password=credentials.password, identity_token=credentials.identity_token
-    )
+    token = credentials.refresh_token
+    password = credentials.password if token is None else ""
+    entry = AuthEntry(username=credentials.username, password=password, identity_token=token)
     key = DOCKER_HUB_KEY if domain == DOCKER_HUB else domain
 
     def written(content: bytes, path: str) -> bytes:

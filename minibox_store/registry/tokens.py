@@ -216,9 +216,9 @@ class Authorizer:
 
     def _asked(self, source: TokenQuestion, known: Credentials | None) -> bytes:
         """Return the token server's answer: to a refresh token by POST, and by GET where it takes none so."""
-        if known is not None and known.identity_token is not None:
+        if known is not None and known.refresh_token is not None:
             try:
-                return self._fetch(source.realm, None, source.form(known.identity_token))
+                return self._fetch(source.realm, None, source.form(known.refresh_token))
             except Failure as failure:
                 if not isinstance(failure.error, RegistryError) or failure.error.status not in _NO_POST:
                     raise
