@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store.codec import AuthEntry
+from minibox_store.codec.auth_files import AuthEntry
 from minibox_store.errors import CredentialHelperFailed, StoreError
 from minibox_store.registry.credential_programs import HELPER_SECONDS, PROGRAM_PATH, CredentialPrograms
 from tests.support.homes import Home

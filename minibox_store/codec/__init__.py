@@ -7,14 +7,6 @@ document. Fields that this library does not know are ignored, but for index.json
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md, image-layout.md; RFC 8259.
 """
 
-from minibox_store.codec.auth_files import (
-    AuthEntry,
-    AuthFile,
-    decode_auth_file,
-    decode_helper_answer,
-    encode_auth_file,
-    encode_helper_entry,
-)
 from minibox_store.codec.base_layers import BASE_LAYER_BYTES, BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.codec.exchange import (
     ArchiveMetadata,
@@ -43,17 +35,13 @@ from minibox_store.codec.summaries import SummaryTable, decode_summaries, encode
 __all__ = [
     "BASE_LAYER_BYTES",
     "ArchiveMetadata",
-    "AuthEntry",
-    "AuthFile",
     "BaseLayer",
     "SummaryTable",
     "TokenAnswer",
     "decode_archive_metadata",
-    "decode_auth_file",
     "decode_base_layer",
     "decode_config",
     "decode_document",
-    "decode_helper_answer",
     "decode_image_config",
     "decode_labels",
     "decode_layout_index",
@@ -63,10 +51,8 @@ __all__ = [
     "decode_token_answer",
     "describe_document",
     "encode_archive_metadata",
-    "encode_auth_file",
     "encode_base_layer",
     "encode_document",
-    "encode_helper_entry",
     "encode_layout_index",
     "encode_layout_marker",
     "encode_summaries",

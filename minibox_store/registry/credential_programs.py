@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from minibox_store.codec import AuthEntry, decode_helper_answer, encode_helper_entry
-from minibox_store.codec.auth_files import HELPER_ANSWER_BYTES
+from minibox_store.codec.auth_files import HELPER_ANSWER_BYTES, AuthEntry, decode_helper_answer, encode_helper_entry
 from minibox_store.errors import CredentialHelperFailed, InvalidDocument
 from minibox_store.registry.environment import helper_environment
 

@@ -13,7 +13,7 @@ from minibox_store._file_errors import path_errors
 from minibox_store._files import make_directories, replacing_file
 from minibox_store._locks import release, try_lock
 from minibox_store._moving import write_all
-from minibox_store.codec import AuthEntry, decode_auth_file, encode_auth_file
+from minibox_store.codec.auth_files import AuthEntry, decode_auth_file, encode_auth_file
 from minibox_store.errors import InvalidArgument, StoreBusy
 from minibox_store.reference import DOCKER_HUB
 from minibox_store.registry.client import RegistryClient

@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from minibox_store._file_errors import path_errors
 from minibox_store._files import read_whole
-from minibox_store.codec import AuthEntry, AuthFile, decode_auth_file
-from minibox_store.codec.auth_files import AUTH_FILE_BYTES
+from minibox_store.codec.auth_files import AUTH_FILE_BYTES, AuthEntry, AuthFile, decode_auth_file
 from minibox_store.errors import InvalidDocument
 from minibox_store.registry.credential_keys import hosts_of, matching_keys, place_of, server_names
 from minibox_store.registry.credential_programs import PROGRAM_PATH, CredentialPrograms

@@ -40,7 +40,6 @@ from minibox_store import (
 
 URL = "https://registry.example/v2/app/manifests/1"
 TABLE: list[tuple[StoreError, int]] = [
-    (PathNotFound("app:1", "/etc/passwd"), 404),
     (CredentialHelperFailed("docker-credential-pass", "it is in no folder"), 500),
     (InvalidReference("A", "it is upper case"), 400),
     (InvalidDigest("x", "it has no colon"), 400),
@@ -50,6 +49,7 @@ TABLE: list[tuple[StoreError, int]] = [
     (InvalidPath("/x", "it is none"), 400),
     (ImageNotFound("app:1"), 404),
     (BlobNotFound("sha256:00"), 404),
+    (PathNotFound("app:1", "/etc/nothing"), 404),
     (PlatformNotFound("app:1", "linux/s390x", ("linux/amd64",)), 404),
     (ManifestUnknown("GET", URL, 404, ("MANIFEST_UNKNOWN",), "no such manifest"), 404),
     (AuthenticationRefused("GET", URL, 401, ("UNAUTHORIZED",), "refused"), 403),
