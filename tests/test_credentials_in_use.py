@@ -1,13 +1,16 @@
 """Credentials of the machine at registries as they are: whom each of them sends for a token, and who sees what."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from minibox_store.errors import AuthenticationRefused
+from minibox_store import Cancellation, Store
+from minibox_store.errors import AuthenticationRefused, Cancelled
 from tests.support.homes import Home, auth
 from tests.support.images import build_image
-from tests.support.registries import PUBLIC_ADDRESS, NamedNetwork, open_repository
+from tests.support.registries import PUBLIC_ADDRESS, NamedNetwork, open_repository, quick_client
 from tests.support.scripted_registry import (
     Answer,
     ScriptedRegistry,
@@ -121,6 +124,29 @@ def test_without_being_asked_for_them_a_client_is_anonymous(home: Home, monkeypa
             repository.resolve("1")
         registry.assert_no_credentials()
         assert registry.count("GET", manifest_target("team/app", "1")) == 1
+
+
+def test_a_pull_that_waits_for_a_helper_ends_within_a_second_of_its_cancel(home: Home) -> None:
+    home.add_helper("x", trouble="import time; time.sleep(100)")
+    home.write(home.docker, credsStore="x")
+    cancellation, cancelled_at = Cancellation(), []
+
+    def cancel() -> None:
+        cancelled_at.append(time.monotonic())
+        cancellation.cancel()
+
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", IMAGE, authorization="Basic x", challenge='Basic realm="r"')
+        timer = threading.Timer(0.7, cancel)
+        timer.start()
+        client = quick_client(credentials=home.machine())
+        store = Store(home.folder / "store", durability="none")
+        with pytest.raises(Cancelled):
+            store.pull(registry.reference("team/app", "1"), client=client, cancellation=cancellation)
+        assert time.monotonic() - cancelled_at[0] < 1
+        timer.join()
+        registry.assert_no_credentials()
+    assert not store.images()
 
 
 def test_the_longest_key_decides_for_each_repository_of_one_client(home: Home) -> None:

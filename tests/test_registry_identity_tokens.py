@@ -12,7 +12,7 @@ import pytest
 
 from minibox_store.errors import AuthenticationRefused, CredentialHelperFailed, RegistryError
 from minibox_store.reference import Reference
-from minibox_store.registry import Credentials
+from minibox_store.registry import Credentials, RegistryRepository
 from tests.support.images import build_image, encode_document
 from tests.support.registries import open_repository, quick_client
 from tests.support.scripted_registry import (
@@ -168,6 +168,39 @@ def test_the_credentials_are_looked_for_once_however_many_threads_are_refused_an
             with ThreadPoolExecutor(3) as threads:
                 list(threads.map(lambda _: repository.resolve("1"), range(3)))
         assert asked == [(registry.host, REPOSITORY)]
+
+
+def test_what_fails_to_find_them_is_asked_once_however_many_threads_wait_for_it() -> None:
+    """A helper that hangs takes thirty seconds, and not thirty for each blob."""
+    asked: list[str] = []
+    together = threading.Barrier(3)
+
+    class Broken:
+        def find(self, registry: str, repository: str, check_interrupted: Callable[[], None], /) -> Credentials:
+            asked.append(registry)
+            raise CredentialHelperFailed("docker-credential-x", "it is in no folder")
+
+    with registry_with_tokens() as (registry, tokens, options):
+        challenge = tokens.challenge(service="registry", scope=SCOPE)
+
+        def refuse_together(_: Request) -> Answer:
+            together.wait(10)
+            return unauthorized(challenge)
+
+        registry.allow("GET", MANIFEST, refuse_together)
+        reference = registry.reference(REPOSITORY, "1")
+
+        def fails(repository: RegistryRepository) -> None:
+            with pytest.raises(CredentialHelperFailed):
+                repository.resolve("1")
+
+        with (
+            open_repository(reference, **{**options, "credentials": Broken()}) as repository,
+            ThreadPoolExecutor(3) as threads,
+        ):
+            list(threads.map(fails, [repository] * 3))
+        assert asked == [registry.host]
+        assert not tokens.requests
 
 
 def test_who_is_let_in_without_credentials_is_not_asked_for_any() -> None:
