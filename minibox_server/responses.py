@@ -18,6 +18,7 @@ from minibox_store import (
     AuthenticationRefused,
     Cancelled,
     ContentMismatch,
+    CredentialHelperFailed,
     IncompleteImage,
     InvalidArchive,
     InvalidDocument,
@@ -56,6 +57,7 @@ _STATUSES: Mapping[type[Exception], int] = {
     StoreFull: 507,
     StoreDamaged: 500,
     StoreUnavailable: 500,
+    CredentialHelperFailed: 500,
     Cancelled: 503,
     StoreError: 500,
 }

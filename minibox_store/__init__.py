@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import BlobNotFound as BlobNotFound
     from minibox_store.errors import Cancelled as Cancelled
     from minibox_store.errors import ContentMismatch as ContentMismatch
+    from minibox_store.errors import CredentialHelperFailed as CredentialHelperFailed
     from minibox_store.errors import ImageNotFound as ImageNotFound
     from minibox_store.errors import IncompleteImage as IncompleteImage
     from minibox_store.errors import InvalidArchive as InvalidArchive
@@ -88,8 +89,12 @@ if TYPE_CHECKING:
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
     from minibox_store.registry import Credentials as Credentials
+    from minibox_store.registry import CredentialsSource as CredentialsSource
+    from minibox_store.registry import MachineCredentials as MachineCredentials
     from minibox_store.registry import RegistryClient as RegistryClient
     from minibox_store.registry import RegistryRepository as RegistryRepository
+    from minibox_store.registry import login as login
+    from minibox_store.registry import logout as logout
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -122,6 +127,7 @@ _MODULES = {
         "BlobNotFound",
         "Cancelled",
         "ContentMismatch",
+        "CredentialHelperFailed",
         "ImageNotFound",
         "IncompleteImage",
         "InvalidArchive",
@@ -181,7 +187,15 @@ _MODULES = {
         "NamedImages",
     ),
     "reference": ("Reference", "check_image_name"),
-    "registry": ("Credentials", "RegistryClient", "RegistryRepository"),
+    "registry": (
+        "Credentials",
+        "CredentialsSource",
+        "MachineCredentials",
+        "RegistryClient",
+        "RegistryRepository",
+        "login",
+        "logout",
+    ),
     "reports": (
         "Finding",
         "FindingKind",

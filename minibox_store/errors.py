@@ -264,6 +264,17 @@ class AuthenticationRefused(RegistryError):
 
 
 @attrs.frozen(slots=False, repr=False)
+class CredentialHelperFailed(StoreError):
+    """A program that keeps credentials is not there, or failed. Nothing of what it said is shown."""
+
+    program: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"credential helper {self.program}: {self.problem}"
+
+
+@attrs.frozen(slots=False, repr=False)
 class RateLimited(RegistryError):
     """The registry limits the rate. ``retry_after_seconds`` is None where it did not say."""
 

@@ -52,7 +52,8 @@ class Pulling:
             reference: what to pull; the registry is Docker Hub where it names none.
             name: what the image is called in the store; the reference as it was given, where it is None.
             platform: which manifest of an index; None keeps the index, and every manifest in it.
-            client: how registries are spoken to; anonymous, over TLS, where it is None.
+            client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
+                Podman keep on this machine (``MachineCredentials``).
             parallel: how many layers move at once.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
                 ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
@@ -66,6 +67,7 @@ class Pulling:
             InvalidReference: for a text that is no reference, or a name that an image may not have.
             PlatformNotFound: when the image is not offered for the platform.
             RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
+            InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
             ContentMismatch, InvalidDocument: when it sends something else than it announced.
             InvalidArchive: when a layer cannot be unpacked, or not within the bounds.
             MissingLibrary: when a layer is compressed by what nothing installed reads.
@@ -78,7 +80,7 @@ class Pulling:
             replaced in one step too, just before the name; one that is current stays as it is. An old tree that
             something has mounted stays aside until a prune finds it free.
         """
-        from minibox_store.registry import RegistryClient
+        from minibox_store.registry import MachineCredentials, RegistryClient
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
@@ -86,7 +88,7 @@ class Pulling:
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
-        client = RegistryClient(limits=self._limits) if client is None else client
+        client = client or RegistryClient(credentials=MachineCredentials(), limits=self._limits)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed) as repository,

@@ -90,7 +90,7 @@ class Upkeep:
         what no image needs and is wrong, as a pull might come to rely on it.
 
         Args:
-            client: how registries are spoken to; anonymous, over TLS, where it is None.
+            client: how registries are spoken to; as for :meth:`pull`, where it is None.
             sources: what is asked first; their bytes are not trusted.
             parallel: how many blobs are read at once.
             on_event: called as the reading, or the fetching, of each blob begins and goes on, from several threads.
@@ -105,12 +105,12 @@ class Upkeep:
             report names them. Each blob is replaced in one step, by verified bytes. Repairing twice mends no more.
         """
         from minibox_store.reference import Reference
-        from minibox_store.registry import RegistryClient
+        from minibox_store.registry import MachineCredentials, RegistryClient
         from minibox_store.repairing import repair
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-        opened = client or RegistryClient(limits=self._layout.limits)
+        opened = client or RegistryClient(credentials=MachineCredentials(), limits=self._layout.limits)
         with file_errors(self._layout.paths.root):
             return repair(
                 self._layout,

@@ -1,5 +1,10 @@
 """Settings of the whole test suite."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # How long one example takes says more of what else the machine does than of the code: `make bench` measures time.
@@ -7,3 +12,15 @@ settings.register_profile(
     "project", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_credentials_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let no test, and no program that one starts, find the credentials of whoever runs them."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+            patch.setenv(name, os.fspath(home))
+        patch.setenv("DOCKER_CONFIG", os.fspath(home / ".docker"))
+        patch.delenv("REGISTRY_AUTH_FILE", raising=False)
+        yield home

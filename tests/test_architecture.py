@@ -72,7 +72,10 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
     "fcntl": LOCKS,
-    "subprocess": ("minibox_store/rootfs/mounting.py", "minibox_store/rootfs/unmounting.py"),
+    "subprocess": (
+        *("minibox_store/rootfs/mounting.py", "minibox_store/rootfs/unmounting.py"),
+        "minibox_store/registry/credential_programs.py",
+    ),
     "pickle": ("minibox_store/rootfs/mount_talk.py",),
     **dict.fromkeys(["backports", "compression", "indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
     **dict.fromkeys(["os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "os.sync"], FILES),

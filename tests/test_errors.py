@@ -66,6 +66,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
         errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many"),
         "GET https://registry.example/v2/ (429): too many",
     ),
+    (
+        errors.CredentialHelperFailed("docker-credential-pass", "get ended with status 1"),
+        "credential helper docker-credential-pass: get ended with status 1",
+    ),
     (errors.StoreDamaged("/store/index.json", "no JSON"), "store damaged: /store/index.json: no JSON"),
     (errors.StoreUnavailable("/store", "permission denied"), "cannot use /store: permission denied"),
     (

@@ -287,6 +287,19 @@ def test_a_token_is_renewed_before_it_ends() -> None:
     assert len(refused) == 1
 
 
+def test_a_session_may_begin_with_the_renewal_of_a_token_that_an_earlier_one_got() -> None:
+    """The token server, on this machine as the registry is, is asked before the registry then."""
+    with registry_with_tokens() as (registry, tokens, _):
+        tokens.expect_token("good-token", "good-token", service="registry", scope=SCOPE, expires_in_seconds=1)
+        client = quick_client()
+        for pause in (0.9, 0.0):
+            with client.open_repository(Reference.parse(registry.reference(REPOSITORY, "1"))) as repository:
+                repository.resolve("1")
+            time.sleep(pause)
+        refused = [request for request in registry.requests if request.status == 401]
+    assert len(refused) == 1
+
+
 def test_a_token_without_a_life_is_good_for_a_minute() -> None:
     with registry_with_tokens() as (registry, tokens, _):
         tokens.expect_token("good-token", service="registry", scope=SCOPE, expires_in_seconds=None)

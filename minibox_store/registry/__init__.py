@@ -4,7 +4,17 @@ The only part of the program that opens sockets to others.
 """
 
 from minibox_store.registry.client import RegistryClient
-from minibox_store.registry.credentials import Credentials
+from minibox_store.registry.credentials import Credentials, CredentialsSource
+from minibox_store.registry.logins import login, logout
+from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.repository import RegistryRepository
 
-__all__ = ["Credentials", "RegistryClient", "RegistryRepository"]
+__all__ = [
+    "Credentials",
+    "CredentialsSource",
+    "MachineCredentials",
+    "RegistryClient",
+    "RegistryRepository",
+    "login",
+    "logout",
+]

@@ -13,20 +13,22 @@ from minibox_store.errors import InvalidPath
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.reference import Reference
 from minibox_store.registry.connections import ConnectionPool
-from minibox_store.registry.credentials import Credentials
+from minibox_store.registry.credentials import Credentials, CredentialsSource, KnownCredentials
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
-from minibox_store.registry.hosts import Schemes, api_origin, credentials_keys, token_origins
+from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
-from minibox_store.registry.transport import Session, Transport
+from minibox_store.registry.transport import FindCredentials, Session, Transport
 
 
 class RegistryClient:
     """Knows how registries are reached, and as whom. One may serve a whole program; several threads may use it.
 
     Args:
-        credentials: by registry, as references name it (``docker.io``, ``localhost:5000``).
+        credentials: by registry, as references name it (``docker.io``, ``localhost:5000``), or by ``registry/path``;
+            or where they are looked for: ``MachineCredentials()`` are those that Docker and Podman keep. Anonymous
+            where it is None.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
@@ -47,7 +49,7 @@ class RegistryClient:
     def __init__(
         self,
         *,
-        credentials: Mapping[str, Credentials] | None = None,
+        credentials: Mapping[str, Credentials] | CredentialsSource | None = None,
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
         realms: Mapping[str, Iterable[str]] | None = None,
@@ -60,7 +62,11 @@ class RegistryClient:
         limits: Limits = DEFAULT_LIMITS,
         network: Network | None = None,
     ) -> None:
-        self._credentials = dict(credentials or {})
+        self._credentials: CredentialsSource
+        if credentials is None or isinstance(credentials, Mapping):
+            self._credentials = KnownCredentials(dict(credentials or {}))
+        else:
+            self._credentials = credentials
         self._schemes = Schemes.of(plain_http, https)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
         self._ca_file = ca_file
@@ -81,22 +87,44 @@ class RegistryClient:
         Raises:
             InvalidReference: when its domain cannot be contacted.
         """
+        find = partial(self._credentials.find, reference.domain, reference.repository)
+        return self._open(reference, f"repository:{reference.repository}:pull", find, self._cache)
+
+    def check_credentials(self, registry: str, credentials: Credentials) -> None:
+        """See that a registry takes these credentials, whatever others the client has.
+
+        Raises:
+            InvalidReference: when ``registry`` is none.
+            AuthenticationRefused: when the registry, or its token server, refuses them.
+            RegistryError: when it cannot be reached or fails.
+        """
+        # No repository is asked for; and tokens that other credentials got before would prove nothing.
+        anything = Reference(domain=registry, repository="any/repository", tag="any")
+        with self._open(anything, "", lambda _: credentials, TokenCache()) as repository:
+            repository.check_access()
+
+    def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> RegistryRepository:
         lines = OpenLines()
-        transport = self._open_transport(reference, self._schemes, lines)
+        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines)
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
-            with_tls = self._schemes.with_https(reference.domain)
-            tls_transport = partial(self._open_transport, reference, with_tls, lines)
-        return RegistryRepository(reference, transport, lines, self._limits, tls_transport=tls_transport)
+            tls_transport = partial(opened, self._schemes.with_https(reference.domain))
+        return RegistryRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
 
-    def _open_transport(self, reference: Reference, schemes: Schemes, lines: OpenLines) -> Transport:
-        domain = reference.domain
+    def _open_transport(
+        self,
+        domain: str,
+        scope: str,
+        find: FindCredentials,
+        cache: TokenCache,
+        lines: OpenLines,
+        schemes: Schemes,
+    ) -> Transport:
         origin = api_origin(domain, schemes)
-        found = [self._credentials[key] for key in credentials_keys(domain) if key in self._credentials]
         session = Session(
             registry=origin,
-            scope=f"repository:{reference.repository}:pull",
-            credentials=found[0] if found else None,
+            scope=scope,
+            find_credentials=find,
             realms=self._realms.get(domain) or token_origins(domain, (), schemes),
         )
         pool = ConnectionPool(
@@ -107,7 +135,7 @@ class RegistryClient:
             connect_seconds=self._connect_seconds,
             silence_seconds=self._silence_seconds,
         )
-        return Transport(session, pool=pool, cache=self._cache, policy=self._policy, limits=self._limits)
+        return Transport(session, pool=pool, cache=cache, policy=self._policy, limits=self._limits)
 
     def _tls_context(self) -> ssl.SSLContext:
         # Reading the system's certificates takes a while: once, and only where TLS is spoken.

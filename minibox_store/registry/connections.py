@@ -104,10 +104,10 @@ class Connection:
             self._made.connect()
             self._line.reached()
 
-    def send(self, method: str, target: str, headers: Mapping[str, str]) -> None:
-        """Send a request without a body."""
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
+        """Send a request."""
         self.connect()
-        self._made.request(method, target, headers=headers)
+        self._made.request(method, target, body=body, headers=headers)
 
     def receive(self) -> Response:
         """Return the answer's head; the caller closes it.
@@ -156,6 +156,7 @@ class ConnectionPool:
     ) -> None:
         self.lines = lines
         self.silence_seconds = silence_seconds
+        self._home = home
         self._dialler = Dialler(home, network, self.lines, connect_seconds)
         self._tls_context = tls_context
         self._lock = threading.Lock()
@@ -177,6 +178,17 @@ class ConnectionPool:
         if origin.scheme == "https":
             return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context())), False
         return Connection(line, _PlainConnection(line, self.silence_seconds)), False
+
+    def meet_home(self) -> None:
+        """Connect to the registry if nobody has yet: where it is decides where the hosts may be that it names."""
+        if not self._dialler.knows_home:
+            connection, _ = self.take(self._home)
+            try:
+                connection.connect()
+            except BaseException:
+                connection.close()
+                raise
+            self.give_back(connection)
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection, whose last answer has been read to its end, for the next request."""

@@ -1,8 +1,13 @@
-"""A user and a password, so that printing them by accident tells nobody the password."""
+"""A user and what proves it, so that printing them by accident tells nobody the secret; and who looks for them."""
 
 import base64
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import attrs
+
+from minibox_store.codec.auth_files import TOKEN_USER
+from minibox_store.registry.credential_keys import matching_keys
 
 
 def _masked(_: object) -> str:
@@ -11,22 +16,69 @@ def _masked(_: object) -> str:
 
 @attrs.frozen
 class Credentials:
-    """What a registry, or its token server, is told about who asks. Neither ``repr`` nor ``str`` shows the password.
+    """What a registry, or its token server, is told about who asks. Neither ``repr`` nor ``str`` shows the secrets.
+
+    Attributes:
+        username: may be empty beside an identity token; ``<token>`` says that the password is one.
+        password: proves the user where there is no identity token.
+        identity_token: a refresh token, which a token server changes for tokens of single scopes.
 
     Raises:
         ValueError: on construction, when the user name has a colon, which Basic authentication cannot carry.
 
-    Spec: RFC 7617, section 2.
+    Spec: RFC 7617, section 2; Docker Registry v2 authentication, "Token authentication using OAuth2".
     """
 
     username: str
-    password: str = attrs.field(repr=_masked)
+    password: str = attrs.field(repr=_masked, default="")
+    identity_token: str | None = attrs.field(repr=_masked, default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if ":" in self.username:
             raise ValueError("a user name must have no colon")
 
     @property
+    def refresh_token(self) -> str | None:
+        """The identity token, however it was given; None for who proves himself by a password."""
+        if self.identity_token is None and self.username == TOKEN_USER:
+            return self.password or None
+        return self.identity_token
+
+    @property
     def basic(self) -> str:
         """The Authorization value that carries both, readable by whoever sees it."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
+        username, secret = self.username, self.password
+        if self.identity_token is not None:
+            username, secret = username or TOKEN_USER, self.identity_token
+        return "Basic " + base64.b64encode(f"{username}:{secret}".encode()).decode("ascii")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may show."""
+        found = (self.basic.partition(" ")[2], self.password, self.identity_token or "")
+        return tuple(secret for secret in found if secret)
+
+
+class CredentialsSource(Protocol):
+    """Where a client looks for credentials, when a registry first asks for some."""
+
+    def find(self, registry: str, repository: str, check_interrupted: Callable[[], None], /) -> Credentials | None:
+        """Return what is known for a repository, None where nothing is.
+
+        Args:
+            registry: that is contacted, as references name it.
+            repository: its path there.
+            check_interrupted: called now and then by who waits; raises when the waiting is over.
+        """
+
+
+@attrs.frozen
+class KnownCredentials:
+    """Credentials that the program has itself, by registry or ``registry/path``."""
+
+    known: Mapping[str, Credentials] = attrs.field(factory=dict)
+
+    def find(self, registry: str, repository: str, check_interrupted: Callable[[], None], /) -> Credentials | None:
+        """Return those of the longest key that fits; nothing is waited for."""
+        found = next(matching_keys(self.known, registry, repository), None)
+        return None if found is None else self.known[found]

@@ -154,6 +154,11 @@ class Dialler:
         if origin == self._home and not self._knows_home:
             self._home_class, self._knows_home = restricted_class(str(address.sockaddr[0])), True
 
+    @property
+    def knows_home(self) -> bool:
+        """Whether the registry was reached: before that no host may be at a restricted address but itself."""
+        return self._knows_home
+
     def _is_allowed(self, origin: Origin, address: Address) -> bool:
         kind = restricted_class(str(address.sockaddr[0]))
         is_first = origin == self._home and not self._knows_home

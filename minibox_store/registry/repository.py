@@ -97,6 +97,17 @@ class RegistryRepository:
         target = f"/v2/{self._reference.repository}/blobs/{descriptor.digest}"
         return BlobDownload(self._transport, target, descriptor, offset)
 
+    def check_access(self) -> None:
+        """See that the registry lets us in.
+
+        Raises:
+            AuthenticationRefused: when it, or its token server, does not.
+            RegistryError: when it cannot be reached, or is no registry.
+
+        Spec: OCI distribution-spec 1.1, "Determining Support".
+        """
+        self._read_first(Request(target="/v2/"), self._limits.error_bytes)
+
     def interrupt(self) -> None:
         """End at once, with an error, every read that blocks now and every later one. From any thread."""
         self._lines.interrupt()

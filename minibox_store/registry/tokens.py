@@ -10,22 +10,51 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import urlencode
 
 import attrs
 
 from minibox_store.codec import decode_token_answer
-from minibox_store.errors import AuthenticationRefused, InvalidDocument, RegistryError
+from minibox_store.errors import AuthenticationRefused, InvalidDocument, RegistryError, StoreError
 from minibox_store.limits import Limits
 from minibox_store.registry.challenges import Challenge
 from minibox_store.registry.credentials import Credentials
+from minibox_store.registry.failures import Failure
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
 
-FetchToken = Callable[[Url, str | None], bytes]
+FetchToken = Callable[[Url, str | None, bytes | None], bytes]
 
 _POLL_SECONDS = 0.1
 # A token is renewed so long before its end that no request meets the end on its way.
 _MARGIN_SECONDS = 10.0
 _MARGIN_SHARE = 0.2
+_CLIENT_ID = "minibox-store"
+# What token servers answer to a POST that do not take refresh tokens by it, or take them as passwords alone.
+_NO_POST = frozenset({400, 401, 404, 405, 501})
+
+
+@attrs.frozen(kw_only=True)
+class TokenQuestion:
+    """What a challenge says must be asked, and where: at a realm that was checked."""
+
+    realm: Url
+    service: str | None
+    scopes: tuple[str, ...]
+
+    @property
+    def url(self) -> Url:
+        """What a GET asks."""
+        asked = [("service", self.service)] if self.service else []
+        return self.realm.with_query([*asked, *(("scope", scope) for scope in self.scopes)])
+
+    def form(self, refresh_token: str) -> bytes:
+        """Return what a POST asks.
+
+        Spec: RFC 6749, section 6; Docker Registry v2 authentication, "Token authentication using OAuth2".
+        """
+        fields = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": _CLIENT_ID}
+        named = {"service": self.service or "", "scope": " ".join(self.scopes)}
+        return urlencode({**fields, **{name: value for name, value in named.items() if value}}).encode("ascii")
 
 
 @attrs.frozen
@@ -52,7 +81,7 @@ class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.grant: Grant | None = None
-        self.source: Url | None = None
+        self.source: TokenQuestion | None = None
 
 
 class TokenCache:
@@ -74,10 +103,11 @@ class Authorizer:
     Args:
         registry: whose requests they are.
         scope: what they need, as the registry's challenges spell it; used where a challenge names none.
-        credentials: None to ask anonymously.
+        find_credentials: returns None to ask anonymously; called once, when the registry first asks who we are.
         realms: the token servers elsewhere that may see the credentials.
         cache: where grants are kept.
-        fetch: sends a GET, without following redirects, with this Authorization, and returns the bounded body.
+        fetch: sends a GET, or a POST of the form that is given, without following redirects, with this Authorization,
+            and returns the bounded body.
         check_interrupted: raises when the session is over.
         limits: how large a token may be.
     """
@@ -87,7 +117,7 @@ class Authorizer:
         *,
         registry: Origin,
         scope: str,
-        credentials: Credentials | None,
+        find_credentials: Callable[[], Credentials | None],
         realms: frozenset[Origin],
         cache: TokenCache,
         fetch: FetchToken,
@@ -96,7 +126,10 @@ class Authorizer:
     ) -> None:
         self._registry = registry
         self._scope = scope
-        self._credentials = credentials
+        self._find_credentials = find_credentials
+        self._credentials: Credentials | None = None
+        self._trouble: StoreError | None = None
+        self._has_looked = False
         self._realms = realms | {registry}
         self._slot = cache.slot(registry, scope)
         self._fetch = fetch
@@ -128,7 +161,7 @@ class Authorizer:
                 return grant.authorization
             for challenge in challenges:
                 if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
-                    self._slot.source = self._token_url(challenge)
+                    self._slot.source = self._question(challenge)
                     return self._renewed(self._slot.source)
             if any(challenge.scheme == "basic" for challenge in challenges):
                 return self._basic(rejected)
@@ -145,31 +178,59 @@ class Authorizer:
         """Return what no message may show."""
         grant, known = self._slot.grant, self._credentials
         told = () if grant is None else (grant.authorization.partition(" ")[2],)
-        return told if known is None else (*told, known.basic.partition(" ")[2], known.password)
+        return told if known is None else (*told, *known.secrets)
+
+    def _known(self) -> Credentials | None:
+        """Return the credentials; called by who has the slot's lock, so that one thread looks for all."""
+        if not self._has_looked:
+            try:
+                self._credentials = self._find_credentials()
+            except StoreError as error:
+                self._trouble = error
+            self._has_looked = True
+        if self._trouble is not None:
+            raise self._trouble
+        return self._credentials
 
     def _basic(self, rejected: str | None) -> str | None:
-        if self._credentials is None or self._credentials.basic == rejected:
+        known = self._known()
+        if known is None or known.basic == rejected:
             return None
-        self._slot.grant = Grant(self._credentials.basic, time.monotonic(), float("inf"))
-        return self._credentials.basic
+        self._slot.grant = Grant(known.basic, time.monotonic(), float("inf"))
+        return known.basic
 
-    def _renewed(self, source: Url) -> str:
-        begun = time.monotonic()
-        content = self._fetch(source, None if self._credentials is None else self._credentials.basic)
+    def _renewed(self, source: TokenQuestion) -> str:
+        begun, known = time.monotonic(), self._known()
+        # Asked each time: the address may be known from a session that had no credentials to lose.
+        if known is not None and source.realm.origin not in self._realms:
+            problem = "its credentials go to no token server of another host that is not configured"
+            raise self._untrusted(source.realm.shown, problem)
+        content = self._asked(source, known)
         try:
             answer = decode_token_answer(content, limits=self._limits)
         except InvalidDocument as error:
             problem = f"the token server's answer is unusable: {error.problem}"
-            raise RegistryError("GET", source.shown, 200, (), problem) from None
+            raise RegistryError("GET", source.realm.shown, 200, (), problem) from None
         self._slot.grant = Grant(f"Bearer {answer.token}", begun, answer.expires_in_seconds)
         return self._slot.grant.authorization
 
-    def _token_url(self, challenge: Challenge) -> Url:
-        realm = self._checked_realm(challenge.parameters["realm"])
-        service = challenge.parameters.get("service")
-        scopes = challenge.parameters.get("scope", "").split() or [self._scope]
-        asked = [("service", service)] if service else []
-        return realm.with_query([*asked, *(("scope", scope) for scope in scopes)])
+    def _asked(self, source: TokenQuestion, known: Credentials | None) -> bytes:
+        """Return the token server's answer: to a refresh token by POST, and by GET where it takes none so."""
+        if known is not None and known.refresh_token is not None:
+            try:
+                return self._fetch(source.realm, None, source.form(known.refresh_token))
+            except Failure as failure:
+                if not isinstance(failure.error, RegistryError) or failure.error.status not in _NO_POST:
+                    raise
+        return self._fetch(source.url, None if known is None else known.basic, None)
+
+    def _question(self, challenge: Challenge) -> TokenQuestion:
+        scopes = challenge.parameters.get("scope", "").split() or ([self._scope] if self._scope else [])
+        return TokenQuestion(
+            realm=self._checked_realm(challenge.parameters["realm"]),
+            service=challenge.parameters.get("service"),
+            scopes=tuple(scopes),
+        )
 
     def _checked_realm(self, text: str) -> Url:
         try:
@@ -178,10 +239,6 @@ class Authorizer:
             raise self._untrusted(str(self._registry), f"the token server's address cannot be used: {error}") from None
         if realm.origin.scheme != "https" and self._registry.scheme == "https":
             raise self._untrusted(realm.shown, "a registry with TLS names a token server without")
-        if self._credentials is not None and realm.origin not in self._realms:
-            raise self._untrusted(
-                realm.shown, "its credentials go to no token server of another host that is not configured"
-            )
         return realm
 
     def _untrusted(self, url: str, problem: str) -> AuthenticationRefused:

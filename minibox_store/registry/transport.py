@@ -6,7 +6,7 @@ is dropped for good by the first redirect that leaves it.
 Spec: RFC 9110, section 15.4; OCI distribution-spec 1.1, "Error Codes".
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from http.client import HTTPException
 
@@ -26,8 +26,11 @@ from minibox_store.registry.urls import InvalidUrl, Origin, Url
 
 USER_AGENT = "minibox-store/0.1.0"
 
+FindCredentials = Callable[[Callable[[], None]], Credentials | None]
+
 _MAX_HOPS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_FORM = "application/x-www-form-urlencoded"
 
 
 @attrs.frozen(kw_only=True)
@@ -59,11 +62,14 @@ class Reply:
 
 @attrs.frozen(kw_only=True)
 class Session:
-    """Whom a transport talks to, and as whom: the registry, the scope, and what may see the credentials."""
+    """Whom a transport talks to, and as whom: the registry, the scope, and what may see the credentials.
+
+    Credentials are looked for when the registry first asks for them, with what raises once nobody waits any more.
+    """
 
     registry: Origin
     scope: str
-    credentials: Credentials | None
+    find_credentials: FindCredentials
     realms: frozenset[Origin]
 
 
@@ -80,7 +86,7 @@ class Transport:
         self._authorizer = Authorizer(
             registry=session.registry,
             scope=session.scope,
-            credentials=session.credentials,
+            find_credentials=lambda: session.find_credentials(self._check_interrupted),
             realms=session.realms,
             cache=cache,
             fetch=self._fetch_token,
@@ -229,17 +235,21 @@ class Transport:
             limits=self._limits,
         )
 
-    def _fetch_token(self, url: Url, authorization: str | None) -> bytes:
-        with closing(self._send("GET", url, {}, authorization)) as answer:
+    def _fetch_token(self, url: Url, authorization: str | None, form: bytes | None) -> bytes:
+        method, headers = ("GET", {}) if form is None else ("POST", {"Content-Type": _FORM})
+        with foreign_errors("GET", str(self.registry)):
+            # A session may begin with a token that is near its end, and then with its token server.
+            self._pool.meet_home()
+        with closing(self._send(method, url, headers, authorization, body=form)) as answer:
             if answer.status in _REDIRECTS:
                 problem = "the token server redirects, which is not followed"
-                raise RegistryError("GET", url.shown, answer.status, (), problem)
+                raise RegistryError(method, url.shown, answer.status, (), problem)
             if answer.status != 200:
                 raise self._refusal(answer, None, "token server").failure()
             content = answer.read_up_to(self._limits.token_bytes)
         if len(content) > self._limits.token_bytes:
             problem = f"the token is larger than {self._limits.token_bytes} bytes"
-            raise RegistryError("GET", url.shown, answer.status, (), problem)
+            raise RegistryError(method, url.shown, answer.status, (), problem)
         return content
 
     def _send(
@@ -249,6 +259,7 @@ class Transport:
         headers: Mapping[str, str],
         authorization: str | None = None,
         secrets: tuple[str, ...] = (),
+        body: bytes | None = None,
     ) -> Answer:
         """Send one request and return its answer, whatever it is."""
         sent = {**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
@@ -258,7 +269,7 @@ class Transport:
         with foreign_errors(method, url.shown):
             connection, was_used = self._pool.take(url.origin)
             try:
-                return self._exchange(connection, method, url, sent, secrets)
+                return self._exchange(connection, method, url, sent, secrets, body)
             except TimeoutError:
                 raise
             except (OSError, HTTPException):
@@ -266,13 +277,19 @@ class Transport:
                 if not was_used:
                     raise
             connection, _ = self._pool.take(url.origin, fresh=True)
-            return self._exchange(connection, method, url, sent, secrets)
+            return self._exchange(connection, method, url, sent, secrets, body)
 
     def _exchange(
-        self, connection: Connection, method: str, url: Url, headers: Mapping[str, str], secrets: tuple[str, ...]
+        self,
+        connection: Connection,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        secrets: tuple[str, ...],
+        body: bytes | None,
     ) -> Answer:
         try:
-            connection.send(method, url.target, headers)
+            connection.send(method, url.target, headers, body)
             return Answer(method=method, url=url.shown, secrets=secrets, connection=connection, pool=self._pool)
         except BaseException:
             connection.close()

@@ -13,6 +13,7 @@ from minibox_store import (
     BlobNotFound,
     Cancelled,
     ContentMismatch,
+    CredentialHelperFailed,
     ImageNotFound,
     IncompleteImage,
     InvalidArchive,
@@ -39,6 +40,7 @@ from minibox_store import (
 
 URL = "https://registry.example/v2/app/manifests/1"
 TABLE: list[tuple[StoreError, int]] = [
+    (CredentialHelperFailed("docker-credential-pass", "it is in no folder"), 500),
     (InvalidReference("A", "it is upper case"), 400),
     (InvalidDigest("x", "it has no colon"), 400),
     (InvalidPlatform("x", "it is none"), 400),

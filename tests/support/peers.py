@@ -78,20 +78,28 @@ class DockerRegistry:
 
 @contextlib.contextmanager
 def docker_registry(
-    folder: Path, *, users: Mapping[str, str] | None = None, certificate: "Certificate | None" = None
+    folder: Path,
+    *,
+    users: Mapping[str, str] | None = None,
+    tokens: Mapping[str, str] | None = None,
+    certificate: "Certificate | None" = None,
 ) -> Iterator[DockerRegistry]:
     """Run docker-registry with its data in ``folder``, which may hold those of an earlier run.
 
     Args:
         folder: Made when it is missing.
         users: Passwords by name, asked for by a Basic challenge; when None everybody may do everything.
+        tokens: Its settings for bearer tokens, as :meth:`TokenSigner.settings` gives them; instead of ``users``.
         certificate: Serve TLS with it.
     """
     program = require_peer("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
     storage, config, log = folder / "storage", folder / "config.yml", folder / "log"
     # JSON is YAML, and needs no writer of its own.
-    config.write_text(json.dumps(_registry_config(folder, storage, users, certificate)))
+    settings = _registry_config(folder, storage, users, certificate)
+    if tokens is not None:
+        settings["auth"] = {"token": dict(tokens)}
+    config.write_text(json.dumps(settings))
     environment = plain_environment(folder)
     with running([program, "serve", str(config)], environment=environment, log=log, folder=folder) as process:
         # It binds port 0 and says which one it was given: no other process can take the port in between.

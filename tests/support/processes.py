@@ -18,7 +18,8 @@ class ProcessFailed(Exception):
 
 def plain_environment(home: Path) -> dict[str, str]:
     """Return an environment without the machine's proxies, credentials and settings."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LANG": "C.UTF-8", "TMPDIR": str(home)}
+    folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_RUNTIME_DIR"), str(home))
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **folders}
 
 
 def free_port() -> int:

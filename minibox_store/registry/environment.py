@@ -1,0 +1,72 @@
+"""What the environment says of credentials: where their files lie, and what a credential helper may see of it.
+
+The only module of the library that reads the process's environment.
+"""
+
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class AuthPaths:
+    """Where credentials lie, as absolute paths; nothing needs to be there.
+
+    Attributes:
+        named: the file that REGISTRY_AUTH_FILE names; it stands for those of ``containers``.
+        docker: Docker's ``config.json``; None where there is no home.
+        containers: the ``auth.json`` files of Podman, Buildah and Skopeo, the first goes before the second.
+    """
+
+    named: str | None
+    docker: str | None
+    containers: tuple[str, ...]
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """The order in which they are searched: what was named, then Docker's, then the usual ones of containers."""
+        return tuple(path for path in (self.named, self.docker, *self.containers) if path is not None)
+
+
+def process_environment() -> dict[str, str]:
+    """Return the environment of this process, as it is now."""
+    return dict(os.environ)
+
+
+def auth_paths(environment: Mapping[str, str]) -> AuthPaths:
+    """Return where credentials lie; a variable that is empty counts as not set.
+
+    Spec: Docker's command line reference, "Configuration files"; containers-auth.json(5).
+    """
+    home = environment.get("HOME") or _home()
+    docker = environment.get("DOCKER_CONFIG") or _below(home, ".docker")
+    named = environment.get("REGISTRY_AUTH_FILE") or None
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{os.getuid()}"
+    # Without a session there is no such folder, and root's own takes its place.
+    runtime_file = "containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else "auth.json"
+    settings = environment.get("XDG_CONFIG_HOME") or _below(home, ".config")
+    usual = (_below(runtime, runtime_file), _below(settings, "containers/auth.json"))
+    return AuthPaths(
+        named=None if named is None else os.path.abspath(named),
+        docker=_below(docker, "config.json"),
+        containers=() if named is not None else tuple(path for path in usual if path is not None),
+    )
+
+
+def helper_environment(environment: Mapping[str, str], program_path: Sequence[str]) -> dict[str, str]:
+    """Return what a credential helper sees: all but this project's own settings, one of which is a token."""
+    seen = {name: value for name, value in environment.items() if not name.startswith("MINIBOX_")}
+    return {**seen, "PATH": os.pathsep.join(program_path)}
+
+
+def _below(folder: str | None, name: str) -> str | None:
+    return None if folder is None else os.path.abspath(os.path.join(folder, name))
+
+
+def _home() -> str | None:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir or None
+    except KeyError:
+        return None
