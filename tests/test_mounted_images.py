@@ -181,7 +181,7 @@ def test_attributes_are_listed_and_those_that_are_not_there_are_said_to_be_missi
         assert sorted(os.listxattr(at / "file")) == sorted(xattrs)
         assert {name: os.getxattr(at / "file", name) for name in xattrs} == xattrs
         assert os.listxattr(at / "bare") == []
-        for name in ("user.none", "security.selinux", "system.posix_acl_access"):
+        for name in ("user.none", "security.capability"):
             with pytest.raises(OSError, match="No data available"):
                 os.getxattr(at / "file", name)
 
@@ -369,3 +369,21 @@ def test_a_mount_is_a_use_of_the_image(tmp_path: Path, at: Path) -> None:
     names.write_text("")
     store.mount(NAME, at).close()
     assert NAME in names.read_text()
+
+
+def test_of_access_lists_no_file_has_any_and_of_other_attributes_this_one_has_not(tmp_path: Path, at: Path) -> None:
+    image = image_of([[member("with", xattrs={"user.x": b"1"}), member("without")]])
+    with stored(tmp_path, image).mount(NAME, at):
+        assert os.getxattr(at / "with", "user.x") == b"1"
+        refused = {}
+        for name in ("user.x", "user.y", "system.posix_acl_access", "security.selinux"):
+            with pytest.raises(OSError, match="without") as error:
+                os.getxattr(at / "without", name)
+            refused[name] = error.value.errno
+    # Who lists a tree asks no second file for what the file system has not.
+    assert refused == {
+        "user.x": errno.ENODATA,
+        "user.y": errno.ENODATA,
+        "system.posix_acl_access": errno.EOPNOTSUPP,
+        "security.selinux": errno.EOPNOTSUPP,
+    }

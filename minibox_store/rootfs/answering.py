@@ -39,6 +39,7 @@ _CACHE_SYMLINKS = 1 << 23  # FUSE_CAP_CACHE_SYMLINKS
 _PLUS = 1  # FUSE_READDIR_PLUS: the kernel takes the status of what is in a directory too
 _FILL_PLUS = 2  # FUSE_FILL_DIR_PLUS: here it is
 _SECOND = 10**9
+_OF_THE_SYSTEM = ("system.", "security.selinux")
 
 _Answer = TypeVar("_Answer")
 Node = TypeVar("Node", bound="ServedNode")
@@ -152,12 +153,16 @@ class Answers(Generic[Node]):
     def absence(self, name: str) -> int:
         """Return the error for an attribute that no file has; 0 where some file may have it.
 
-        Where none has any, the kernel is told that there are none here, and does not ask again.
+        Where none has any, the kernel is told that there are none here, and does not ask again. Of access lists and
+        labels, which ``ls -l`` asks for with each file, it is said that this file system has no such thing: then it
+        asks for the first file alone.
         """
         names = self._image.xattr_names
         if names is None or name in names:
             return 0
-        return errno.ENODATA if names else errno.ENOSYS
+        if not names:
+            return errno.ENOSYS
+        return errno.EOPNOTSUPP if name.startswith(_OF_THE_SYSTEM) else errno.ENODATA
 
     def listxattr(self, path: str) -> list[str]:
         """Return the names of the extended attributes."""
