@@ -90,6 +90,8 @@ def test_what_fits_each_for_itself_and_not_together_is_refused(end: TargetEnd, d
 def test_a_blob_that_is_named_twice_is_weighed_once(end: TargetEnd, disk: Path) -> None:
     take_room(disk / "ballast", all_but_bytes=FREE_BYTES)
     weigh(end.target, *[layer(1, FREE_BYTES // 2)] * 5)
+    five = [layer(number, FREE_BYTES // 2) for number in range(5)]
+    assert refused(end.target, *five).needed_bytes == 5 * (FREE_BYTES // 2)
 
 
 def test_nothing_needs_no_room(end: TargetEnd, disk: Path) -> None:
@@ -141,6 +143,8 @@ def test_a_blob_of_another_size_than_is_wanted_needs_all_of_its_room(store: Targ
 def test_a_file_system_that_says_nothing_refuses_nothing(end: TargetEnd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_room, "os", OtherOs(statvfs=says(blocks=0, free=0, available=0)))
     weigh(end.target, layer(1, 1 << 50))
+    monkeypatch.setattr(_room, "os", OtherOs(statvfs=says(blocks=10, free=1, available=1)))
+    assert refused(end.target, layer(1, 1 << 50)).free_bytes == 4096
 
 
 def says(*, blocks: int, free: int, available: int) -> Callable[[object], os.statvfs_result]:

@@ -269,6 +269,7 @@ def test_a_manifest_that_is_written_in_place_again_and_again_is_read_whole_each_
         finally:
             stopped.set()
         writing.result()
+    assert path.read_bytes() == content
 
 
 def test_a_tag_that_another_tool_drops_at_once_was_given_all_the_same(root: Path) -> None:
