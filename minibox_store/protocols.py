@@ -159,3 +159,25 @@ class Waiting(Protocol):
         Raises:
             Cancelled: as soon as the copy has been cancelled.
         """
+
+
+@runtime_checkable
+class Distrusting(Protocol):
+    """A source that asks several places for the same blob."""
+
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        """Take note that the bytes given for a blob were wrong; return whether another place may be asked for them."""
+        ...
+
+
+@runtime_checkable
+class RangedSource(BlobSource, Protocol):
+    """A source whose blobs may be read at several places at once."""
+
+    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
+        """Return exactly these bytes of a blob, None where it gives no ranges of it; the caller closes the stream.
+
+        Raises:
+            BlobNotFound: when it does not hold the blob.
+        """
+        ...

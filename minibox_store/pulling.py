@@ -80,7 +80,7 @@ class Pulling:
             replaced in one step too, just before the name; one that is current stays as it is. An old tree that
             something has mounted stays aside until a prune finds it free.
         """
-        from minibox_store.registry import MachineCredentials, RegistryClient
+        from minibox_store.registry import RegistryClient
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
@@ -88,10 +88,10 @@ class Pulling:
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         cancellation = cancellation or Cancellation()
-        client = client or RegistryClient(credentials=MachineCredentials(), limits=self._limits)
+        client = client or RegistryClient.for_machine(limits=self._limits)
         with (
             file_errors(self._layout.paths.root),
-            client.open_repository(parsed) as repository,
+            client.open_repository(parsed, on_event=on_event) as repository,
             cancellation.interrupting(repository),
         ):
             on_event(ResolvingName(name=name))

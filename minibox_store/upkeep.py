@@ -105,12 +105,12 @@ class Upkeep:
             report names them. Each blob is replaced in one step, by verified bytes. Repairing twice mends no more.
         """
         from minibox_store.reference import Reference
-        from minibox_store.registry import MachineCredentials, RegistryClient
+        from minibox_store.registry import RegistryClient
         from minibox_store.repairing import repair
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-        opened = client or RegistryClient(credentials=MachineCredentials(), limits=self._layout.limits)
+        opened = client or RegistryClient.for_machine(limits=self._layout.limits)
         with file_errors(self._layout.paths.root):
             return repair(
                 self._layout,

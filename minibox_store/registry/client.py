@@ -6,20 +6,25 @@ Credentials, trust and patience are the program's; a session with one repository
 import os
 import ssl
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from typing import Literal, Self
 
 from minibox_store.errors import InvalidPath
+from minibox_store.events import Event
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.reference import Reference
 from minibox_store.registry.connections import ConnectionPool
 from minibox_store.registry.credentials import Credentials, CredentialsSource, KnownCredentials
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
+from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
+
+Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
 
 
 class RegistryClient:
@@ -81,14 +86,26 @@ class RegistryClient:
         self._tls_lock = threading.Lock()
         self._made_tls_context: ssl.SSLContext | None = None
 
-    def open_repository(self, reference: Reference) -> RegistryRepository:
+    @classmethod
+    def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
+        """Return a client that does what the machine is set up for: with the credentials of Docker and Podman."""
+        return cls(credentials=MachineCredentials(), limits=limits)
+
+    def open_repository(
+        self, reference: Reference, *, access: Access = "pull", on_event: Callable[[Event], None] | None = None
+    ) -> RegistryRepository:
         """Return the repository that ``reference`` lies in, to be closed; nothing is sent yet.
+
+        Args:
+            reference: of the repository; its tag and digest do not matter.
+            access: what will be done there, which the tokens are asked for.
+            on_event: told of what registries say besides their answers, from several threads.
 
         Raises:
             InvalidReference: when its domain cannot be contacted.
         """
         find = partial(self._credentials.find, reference.domain, reference.repository)
-        return self._open(reference, f"repository:{reference.repository}:pull", find, self._cache)
+        return self._open(reference, f"repository:{reference.repository}:{access}", find, self._cache)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
