@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from minibox_store.errors import PathNotFound as PathNotFound
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
     from minibox_store.errors import RateLimited as RateLimited
+    from minibox_store.errors import RegistryBlocked as RegistryBlocked
     from minibox_store.errors import RegistryError as RegistryError
     from minibox_store.errors import StoreBusy as StoreBusy
     from minibox_store.errors import StoreDamaged as StoreDamaged
     from minibox_store.errors import StoreError as StoreError
     from minibox_store.errors import StoreFull as StoreFull
     from minibox_store.errors import StoreUnavailable as StoreUnavailable
-    from minibox_store.errors import one_line as one_line
     from minibox_store.events import BlobAdvanced as BlobAdvanced
     from minibox_store.events import BlobPresent as BlobPresent
     from minibox_store.events import BlobStarted as BlobStarted
@@ -58,10 +58,12 @@ if TYPE_CHECKING:
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
     from minibox_store.events import ManifestChosen as ManifestChosen
+    from minibox_store.events import MirrorFailed as MirrorFailed
     from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import UnpackingLayer as UnpackingLayer
+    from minibox_store.events import UsingMirror as UsingMirror
     from minibox_store.events import render_line as render_line
     from minibox_store.file_status import FileChange as FileChange
     from minibox_store.file_status import FileChanges as FileChanges
@@ -91,10 +93,15 @@ if TYPE_CHECKING:
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import CredentialsSource as CredentialsSource
     from minibox_store.registry import MachineCredentials as MachineCredentials
+    from minibox_store.registry import MirroredRepository as MirroredRepository
     from minibox_store.registry import RegistryClient as RegistryClient
     from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.registry import login as login
     from minibox_store.registry import logout as logout
+    from minibox_store.registry import read_registries_file as read_registries_file
+    from minibox_store.registry_rules import Mirror as Mirror
+    from minibox_store.registry_rules import RegistryRule as RegistryRule
+    from minibox_store.registry_rules import RegistryRules as RegistryRules
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -111,6 +118,7 @@ if TYPE_CHECKING:
     from minibox_store.rootfs.files import ImageFiles as ImageFiles
     from minibox_store.rootfs.merged import FileNode as FileNode
     from minibox_store.rootfs.mounting import Mount as Mount
+    from minibox_store.sentences import one_line as one_line
     from minibox_store.store import Store as Store
     from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
     from minibox_store.unpacked import UnpackReport as UnpackReport
@@ -146,13 +154,13 @@ _MODULES = {
         "PathNotFound",
         "PlatformNotFound",
         "RateLimited",
+        "RegistryBlocked",
         "RegistryError",
         "StoreBusy",
         "StoreDamaged",
         "StoreError",
         "StoreFull",
         "StoreUnavailable",
-        "one_line",
     ),
     "events": (
         "BlobAdvanced",
@@ -163,10 +171,12 @@ _MODULES = {
         "Event",
         "ImageCopied",
         "ManifestChosen",
+        "MirrorFailed",
         "NothingToUnpack",
         "RegisteringName",
         "ResolvingName",
         "UnpackingLayer",
+        "UsingMirror",
         "render_line",
     ),
     "file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
@@ -191,11 +201,14 @@ _MODULES = {
         "Credentials",
         "CredentialsSource",
         "MachineCredentials",
+        "MirroredRepository",
         "RegistryClient",
         "RegistryRepository",
         "login",
         "logout",
+        "read_registries_file",
     ),
+    "registry_rules": ("Mirror", "RegistryRule", "RegistryRules"),
     "reports": (
         "Finding",
         "FindingKind",
@@ -214,6 +227,7 @@ _MODULES = {
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
     "rootfs.mounting": ("Mount",),
+    "sentences": ("one_line",),
     "store": ("Store",),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }

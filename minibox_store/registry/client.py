@@ -3,12 +3,16 @@
 Credentials, trust and patience are the program's; a session with one repository is made of them for each operation.
 """
 
+import copy
 import os
 import ssl
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, overload
+
+import attrs
 
 from minibox_store.errors import InvalidPath
 from minibox_store.events import Event
@@ -19,12 +23,22 @@ from minibox_store.registry.credentials import Credentials, CredentialsSource, K
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
+from minibox_store.registry.mirrors import MirroredRepository
+from minibox_store.registry.registries import machine_rules
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
+from minibox_store.registry.turns import OpenPlace
+from minibox_store.registry.urls import Origin
+from minibox_store.registry_rules import Place, RegistryRule, RegistryRules
 
 Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
+
+# Where there is another place to ask, nobody waits long for one.
+_MIRROR_ATTEMPTS = 2
+_MIRROR_WAIT_SECONDS = 1.0
+_MIRROR_CONNECT_SECONDS = 5.0
 
 
 class RegistryClient:
@@ -36,6 +50,7 @@ class RegistryClient:
             where it is None.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
+        registries: what holds for the images of a registry: where else they are to be had, and what is blocked.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
         ca_file: certificates of authorities to be trusted besides the system's.
         connect_seconds: how long connecting may take.
@@ -49,6 +64,7 @@ class RegistryClient:
 
     Raises:
         ValueError: on construction, when a token server is neither a host nor a URL.
+        InvalidArgument: on construction, when two rules have the same prefix.
     """
 
     def __init__(
@@ -57,6 +73,7 @@ class RegistryClient:
         credentials: Mapping[str, Credentials] | CredentialsSource | None = None,
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
+        registries: RegistryRules | Iterable[RegistryRule] = (),
         realms: Mapping[str, Iterable[str]] | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         connect_seconds: float = 10.0,
@@ -72,6 +89,7 @@ class RegistryClient:
             self._credentials = KnownCredentials(dict(credentials or {}))
         else:
             self._credentials = credentials
+        self._rules = registries if isinstance(registries, RegistryRules) else RegistryRules(tuple(registries))
         self._schemes = Schemes.of(plain_http, https)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
         self._ca_file = ca_file
@@ -83,18 +101,46 @@ class RegistryClient:
         self._limits = limits
         self._network = network or SystemNetwork()
         self._cache = TokenCache()
+        self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
         self._tls_lock = threading.Lock()
         self._made_tls_context: ssl.SSLContext | None = None
 
     @classmethod
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
-        """Return a client that does what the machine is set up for: with the credentials of Docker and Podman."""
-        return cls(credentials=MachineCredentials(), limits=limits)
+        """Return a client that does what the machine is set up for.
+
+        It has the credentials of Docker and Podman, and the rules of the file that ``MINIBOX_REGISTRIES`` names.
+
+        Raises:
+            InvalidPath, InvalidDocument: when that file cannot be read.
+        """
+        return cls(credentials=MachineCredentials(), limits=limits, registries=machine_rules())
+
+    @overload
+    def open_repository(
+        self,
+        reference: Reference,
+        *,
+        access: Literal["pull"] = "pull",
+        on_event: Callable[[Event], None] | None = None,
+    ) -> RegistryRepository | MirroredRepository: ...
+
+    @overload
+    def open_repository(
+        self,
+        reference: Reference,
+        *,
+        access: Literal["pull,push", "delete", "pull,push,delete"],
+        on_event: Callable[[Event], None] | None = None,
+    ) -> RegistryRepository: ...
 
     def open_repository(
         self, reference: Reference, *, access: Access = "pull", on_event: Callable[[Event], None] | None = None
-    ) -> RegistryRepository:
+    ) -> RegistryRepository | MirroredRepository:
         """Return the repository that ``reference`` lies in, to be closed; nothing is sent yet.
+
+        What is only read comes from wherever the rules of registries say; what is changed is changed at the very
+        registry that the reference names.
 
         Args:
             reference: of the repository; its tag and digest do not matter.
@@ -103,9 +149,17 @@ class RegistryClient:
 
         Raises:
             InvalidReference: when its domain cannot be contacted.
+            RegistryBlocked: when a rule blocks it.
         """
-        find = partial(self._credentials.find, reference.domain, reference.repository)
-        return self._open(reference, f"repository:{reference.repository}:{access}", find, self._cache)
+        if access != "pull":
+            return self._open_place(self._rules.named_place(reference), access)
+        *mirrors, home = self._rules.places(reference)
+        if not mirrors:
+            return self._open_place(home, access)
+        opened = [OpenPlace(each, self._open_mirror(each, home, access)) for each in mirrors]
+        return MirroredRepository(
+            [*opened, OpenPlace(home, self._open_place(home, access))], on_event or _take_no_notice
+        )
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -117,8 +171,46 @@ class RegistryClient:
         """
         # No repository is asked for; and tokens that other credentials got before would prove nothing.
         anything = Reference(domain=registry, repository="any/repository", tag="any")
-        with self._open(anything, "", lambda _: credentials, TokenCache()) as repository:
+        place = self._rules.named_place(anything)
+        with self._towards(place)._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
+
+    def _open_place(self, place: Place, access: Access) -> RegistryRepository:
+        return self._open_as(place, place, access, self._cache, self._towards(place))
+
+    def _open_mirror(self, place: Place, home: Place, access: Access) -> RegistryRepository:
+        """Return what is at a mirror; it is shown the credentials for ``home`` where the rule says so."""
+        is_sharing = place.mirror is not None and place.mirror.credentials == "shared"
+        client = self._towards(place, also=self._realms_of(home) if is_sharing else frozenset(), is_mirror=True)
+        # What a mirror gives for the credentials of another is not what it would give for its own.
+        cache = self._shared_caches[home.reference.domain] if is_sharing else self._cache
+        return self._open_as(place, home if is_sharing else place, access, cache, client)
+
+    def _open_as(
+        self, place: Place, owner: Place, access: Access, cache: TokenCache, client: "RegistryClient"
+    ) -> RegistryRepository:
+        find = partial(self._credentials.find, owner.reference.domain, owner.reference.repository)
+        scope = f"repository:{place.reference.repository}:{access}"
+        return client._open(place.reference, scope, find, cache)
+
+    def _realms_of(self, place: Place) -> frozenset[Origin]:
+        domain = place.reference.domain
+        return self._realms.get(domain, frozenset()) | token_origins(domain, place.realms, self._schemes)
+
+    def _towards(
+        self, place: Place, *, also: frozenset[Origin] = frozenset(), is_mirror: bool = False
+    ) -> "RegistryClient":
+        """Return this client as it is towards one place: with what the rules say of that one, and of no other."""
+        client = copy.copy(self)
+        client._realms = {place.reference.domain: self._realms_of(place) | also}
+        if is_mirror:
+            client._policy = attrs.evolve(
+                self._policy,
+                attempts=min(self._policy.attempts, _MIRROR_ATTEMPTS),
+                longest_wait_seconds=min(self._policy.longest_wait_seconds, _MIRROR_WAIT_SECONDS),
+            )
+            client._connect_seconds = min(self._connect_seconds, _MIRROR_CONNECT_SECONDS)
+        return client
 
     def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> RegistryRepository:
         lines = OpenLines()
@@ -166,3 +258,7 @@ class RegistryClient:
                         raise InvalidPath(os.fspath(self._ca_file), f"it holds no certificates: {error}") from error
                 self._made_tls_context = context
             return self._made_tls_context
+
+
+def _take_no_notice(event: Event) -> None:
+    pass

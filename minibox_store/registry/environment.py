@@ -1,4 +1,4 @@
-"""What the environment says of credentials: where their files lie, and what a credential helper may see of it.
+"""What the environment says of credentials and registries: where their files lie, and what a helper may see of it.
 
 The only module of the library that reads the process's environment.
 """
@@ -53,6 +53,12 @@ def auth_paths(environment: Mapping[str, str]) -> AuthPaths:
         docker=_below(docker, "config.json"),
         containers=() if named is not None else tuple(path for path in usual if path is not None),
     )
+
+
+def registries_path(environment: Mapping[str, str]) -> str | None:
+    """Return the absolute path of the file of registries, None where there is none to be read."""
+    named = environment.get("MINIBOX_REGISTRIES")
+    return os.path.abspath(named) if named else None
 
 
 def helper_environment(environment: Mapping[str, str], program_path: Sequence[str]) -> dict[str, str]:
