@@ -1,0 +1,481 @@
+"""Pulls from several places: whatever a mirror does, the next one is asked, and at last what they all stand for."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minibox_store import Cancellation, Event, Mirror, MirrorFailed, RegistryRule, Store, UsingMirror
+from minibox_store.errors import (
+    AuthenticationRefused,
+    BlobNotFound,
+    Cancelled,
+    ContentMismatch,
+    InvalidDigest,
+    InvalidDocument,
+    InvalidReference,
+    ManifestUnknown,
+    RateLimited,
+    RegistryBlocked,
+    RegistryError,
+)
+from minibox_store.reference import Reference
+from minibox_store.registry import Credentials, MirroredRepository, RegistryRepository
+from minibox_store.registry.dialling import Address, SystemNetwork
+from tests.support.images import OCI_LAYER, build_image, build_index
+from tests.support.invariants import check_invariants
+from tests.support.processes import free_port
+from tests.support.registries import PUBLIC_ADDRESS, NamedNetwork, open_mirrored, quick_client
+from tests.support.scripted_registry import (
+    NO_ANSWER,
+    Answer,
+    Request,
+    Scripted,
+    ScriptedRegistry,
+    blob_target,
+    manifest_target,
+    ranged,
+    registry_error,
+    serve_image,
+    unauthorized,
+)
+from tests.support.sources import descriptor_for, read_all, read_stream, root_of
+
+REPOSITORY = "team/app"
+IMAGE = build_image([{"a": b"a" * 3000}, {"b": b"b"}])
+OTHER = build_image([{"c": b"c"}], salt="other")
+MANIFEST = manifest_target(REPOSITORY, "1")
+CONTENT = bytes(range(256)) * 400
+LAYER = descriptor_for(CONTENT, OCI_LAYER)
+BLOB = blob_target(REPOSITORY, str(LAYER.digest))
+
+
+class Places:
+    """Some mirrors and what they stand for, each a scripted registry; ``rule`` names them in that order."""
+
+    def __init__(self, stack: ExitStack, count: int = 1, **said_of_mirrors: str) -> None:
+        opened = [stack.enter_context(ScriptedRegistry()) for _ in range(count + 1)]
+        self.mirrors, self.home = opened[:-1], opened[-1]
+        mirrors = [Mirror(location=each.host, **said_of_mirrors) for each in self.mirrors]  # type: ignore[arg-type]
+        self.rule = RegistryRule(prefix=self.home.host, mirrors=mirrors)
+        self.events: list[Event] = []
+
+    @property
+    def reference(self) -> str:
+        return self.home.reference(REPOSITORY, "1")
+
+    def pull(self, folder: Path, **options: object) -> str:
+        """Pull into a store of its own, see that it is in order, and return the image's digest."""
+        store = Store(folder / "store", durability="none")
+        client = quick_client(registries=[self.rule], **options)
+        image = store.pull(self.reference, client=client, on_event=self.events.append)
+        check_invariants(folder / "store", leftovers=True)
+        assert [each.name for each in store.images()] == [self.reference]
+        return str(image.digest)
+
+    def told(self) -> list[Event]:
+        return [event for event in self.events if isinstance(event, UsingMirror | MirrorFailed)]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def test_a_mirror_that_has_everything_is_all_that_is_asked(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack, 2)
+    serve_image(places.mirrors[0], REPOSITORY, "1", IMAGE, at_most=1)
+    assert places.pull(tmp_path) == IMAGE.digest
+    assert places.told() == [UsingMirror(host=places.mirrors[0].host)]
+    # What is repaired later is asked for under the name, not at the mirror.
+    assert places.home.host in (tmp_path / "store" / "journal" / "origins").read_text()
+
+
+def manifest(content: bytes, **headers: str) -> Answer:
+    named = {key.replace("_", "-"): value for key, value in headers.items()}
+    return Answer(headers={"Content-Type": IMAGE.media_type, **named}, body=content)
+
+
+ROOT = IMAGE.blobs[IMAGE.digest]
+FAULTS: dict[str, tuple[Scripted, str]] = {
+    "closes at once": (NO_ANSWER, "the connection was closed"),
+    "no HTTP": (Answer(raw=b"\x00\x01\x02\r\n\r\n"), "not HTTP"),
+    "unknown": (registry_error(404, "MANIFEST_UNKNOWN"), "404: manifest_unknown"),
+    "a page": (Answer(status=404, body=b"<html>"), "404: not found"),
+    "who are you": (unauthorized('Basic realm="x"'), "401"),
+    "forbidden": (registry_error(403, "DENIED"), "403"),
+    "asked elsewhere": (unauthorized('Bearer realm="http://127.0.0.1:1/token",service="s"'), "connection failed"),
+    "too many": (registry_error(429, "TOOMANYREQUESTS", headers={"Retry-After": "3600"}), "429"),
+    "soon": (registry_error(503, "UNAVAILABLE", headers={"Retry-After": "5"}), "503"),
+    "broken": (registry_error(500, "UNKNOWN"), "500"),
+    "gone": (Answer(status=410), "410"),
+    "bad gateway": (Answer(status=502, body=b"<html>"), "502"),
+    "cut": (Answer(headers={"Content-Type": IMAGE.media_type}, body=ROOT, cut_after_bytes=9), "was closed"),
+    "a portal": (Answer(headers={"Content-Type": "text/html"}, body=b"<html>"), "no manifest or index"),
+    "no JSON": (manifest(b"{"), "not JSON"),
+    "other bytes": (manifest(ROOT[:-1] + b" }", Docker_Content_Digest=IMAGE.digest), "does not match"),
+    "too large": (manifest(b" " * (5 << 20)), "larger than"),
+    "schema 1": (
+        Answer(headers={"Content-Type": "application/vnd.docker.distribution.manifest.v1+json"}, body=b"{}"),
+        "schema 1",
+    ),
+    "a loop": (Answer(status=302, headers={"Location": MANIFEST}), "redirects"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_mirror_does_with_a_name_the_next_one_is_asked(stack: ExitStack, tmp_path: Path, fault: str) -> None:
+    answer, problem = FAULTS[fault]
+    places = Places(stack, 2)
+    bad, good = places.mirrors
+    bad.allow("GET", MANIFEST, answer)
+    serve_image(good, REPOSITORY, "1", IMAGE, at_most=1)
+    started = time.monotonic()
+    assert places.pull(tmp_path) == IMAGE.digest
+    assert time.monotonic() - started < 5
+    failed, used = places.told()
+    assert used == UsingMirror(host=good.host)
+    assert isinstance(failed, MirrorFailed)
+    assert failed.host == bad.host
+    assert problem in failed.problem
+
+
+def test_a_mirror_that_is_not_reached_costs_one_look_for_the_whole_pull(stack: ExitStack, tmp_path: Path) -> None:
+    home = stack.enter_context(ScriptedRegistry())
+    network = NamedNetwork({"mirror.example": [[PUBLIC_ADDRESS]]}, {"mirror.example": free_port()})
+    serve_image(home, REPOSITORY, "1", IMAGE, at_most=1)
+    reference = home.reference(REPOSITORY, "1")
+    rule = RegistryRule(prefix=home.host, mirrors=[Mirror(location="mirror.example")])
+
+    class Both:
+        def resolve(self, host: str, port: int) -> object:
+            return network.resolve(host, port) if host == "mirror.example" else SystemNetwork().resolve(host, port)
+
+        def begin_connect(self, opened: socket.socket, address: Address) -> None:
+            chosen = network if address.sockaddr[0] == PUBLIC_ADDRESS else SystemNetwork()
+            chosen.begin_connect(opened, address)
+
+    client = quick_client(registries=[rule], network=Both())
+    assert str(Store(tmp_path / "store").pull(reference, client=client).digest) == IMAGE.digest
+    assert len(network.connected) == 2
+
+
+def test_a_mirror_that_failed_is_asked_last_from_then_on(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack)
+    (mirror,) = places.mirrors
+    mirror.allow("GET", MANIFEST, registry_error(500, "UNKNOWN"))
+    layer = blob_target(REPOSITORY, IMAGE.layer_digests[0])
+    mirror.allow("GET", layer, Answer(body=IMAGE.blobs[IMAGE.layer_digests[0]]))
+    serve_image(places.home, REPOSITORY, "1", IMAGE.without(IMAGE.layer_digests[0]))
+    places.home.allow("GET", layer, registry_error(404, "BLOB_UNKNOWN"))
+    assert places.pull(tmp_path) == IMAGE.digest
+    # It was needed all the same: for what the other place lacks.
+    assert (mirror.count("GET", MANIFEST), mirror.count("GET", layer), places.home.count("GET", layer)) == (2, 1, 1)
+
+
+def test_where_no_place_serves_the_error_is_that_of_the_last_and_tells_of_all(stack: ExitStack) -> None:
+    places = Places(stack, 2)
+    first, second = places.mirrors
+    first.allow("GET", MANIFEST, registry_error(500, "UNKNOWN", "out of order"))
+    second.allow("GET", MANIFEST, unauthorized('Basic realm="x"'))
+    places.home.allow("GET", MANIFEST, registry_error(404, "MANIFEST_UNKNOWN", "no such manifest"))
+    with open_mirrored(places.reference, places.rule) as repository, pytest.raises(ManifestUnknown) as caught:
+        repository.resolve("1")
+    assert caught.value.asked_before == (
+        f"{first.host} (500: out of order)",
+        f"{second.host} (401: authentication required)",
+    )
+    assert str(caught.value) == (
+        f"GET {places.home.url}{MANIFEST} (404): no such manifest [MANIFEST_UNKNOWN]; before it: "
+        f"{first.host} (500: out of order); {second.host} (401: authentication required)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (unauthorized('Basic realm="x"'), AuthenticationRefused),
+        (registry_error(429, "TOOMANYREQUESTS", headers={"Retry-After": "3600"}), RateLimited),
+        (registry_error(418, "UNKNOWN"), RegistryError),
+        (manifest(b"{"), InvalidDocument),
+        (manifest(ROOT, Docker_Content_Digest=OTHER.digest), ContentMismatch),
+    ],
+)
+def test_the_kind_of_the_error_is_what_the_last_place_makes_it(
+    stack: ExitStack, answer: Answer, kind: type[Exception]
+) -> None:
+    places = Places(stack)
+    places.mirrors[0].allow("GET", MANIFEST, registry_error(404, "MANIFEST_UNKNOWN"))
+    places.home.allow("GET", MANIFEST, answer)
+    with open_mirrored(places.reference, places.rule) as repository, pytest.raises(kind) as caught:
+        repository.resolve("1")
+    assert type(caught.value) is kind
+    assert places.mirrors[0].host in str(caught.value)
+
+
+def test_what_the_first_answer_says_of_a_tag_holds_for_every_place(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack, 2)
+    first, second = places.mirrors
+    first.allow("GET", MANIFEST, manifest(ROOT))
+    for digest in [IMAGE.config_digest, *IMAGE.layer_digests]:
+        first.allow("GET", blob_target(REPOSITORY, digest), registry_error(404, "BLOB_UNKNOWN"))
+    # The others have the blobs, and mean another image by the tag, for which they are never asked.
+    serve_image(second, REPOSITORY, None, IMAGE)
+    second.allow("GET", MANIFEST, manifest(OTHER.blobs[OTHER.digest]), at_most=0)
+    assert places.pull(tmp_path) == IMAGE.digest
+
+
+def test_a_tag_that_is_asked_for_again_is_asked_for_by_its_digest(stack: ExitStack) -> None:
+    places = Places(stack)
+    by_digest = manifest_target(REPOSITORY, IMAGE.digest)
+    places.mirrors[0].expect("GET", MANIFEST, manifest(ROOT))
+    places.mirrors[0].expect("GET", by_digest, registry_error(404, "MANIFEST_UNKNOWN"))
+    places.home.expect("GET", by_digest, manifest(ROOT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert repository.resolve("1") == repository.resolve("1") == root_of(IMAGE)
+
+
+def test_opening_what_was_resolved_takes_no_further_request_wherever_it_came_from(stack: ExitStack) -> None:
+    places = Places(stack, 2)
+    places.mirrors[0].expect("GET", MANIFEST, registry_error(404, "MANIFEST_UNKNOWN"))
+    places.mirrors[1].expect("GET", MANIFEST, manifest(ROOT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, repository.resolve("1")) == ROOT
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("cut", [1, 1000, len(CONTENT) - 1])
+def test_a_stream_that_is_cut_is_gone_on_with_by_the_next_place_at_the_same_byte(
+    stack: ExitStack, cut: int, reset: bool
+) -> None:
+    places = Places(stack)
+    (mirror,) = places.mirrors
+    mirror.expect("GET", BLOB, Answer(body=CONTENT, cut_after_bytes=cut, reset=reset))
+    mirror.allow("GET", BLOB, NO_ANSWER, requires={"Range": f"bytes={cut}-"})
+    places.home.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes={cut}-"})
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER) == CONTENT
+    sent = sum(request.body_bytes_sent for each in (mirror, places.home) for request in each.requests)
+    assert sent == len(CONTENT)
+
+
+def test_a_place_without_ranges_goes_on_with_a_cut_stream_too(stack: ExitStack) -> None:
+    places = Places(stack)
+    places.mirrors[0].expect("GET", BLOB, Answer(body=CONTENT, cut_after_bytes=700), NO_ANSWER)
+    places.home.expect("GET", BLOB, Answer(body=CONTENT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER) == CONTENT
+
+
+def test_two_places_that_both_break_off_may_bring_a_blob_to_its_end_in_turns(stack: ExitStack) -> None:
+    places = Places(stack)
+
+    def some(turn: int) -> Scripted:
+        # Each place gives every second ten thousand bytes and nothing else, so that it needs the other.
+        def answer(request: Request) -> Answer:
+            first = int((request.header("Range") or "bytes=0-")[6:-1])
+            is_its_turn = (first // 10_000) % 2 == turn
+            return replace(ranged(CONTENT)(request), cut_after_bytes=10_000) if is_its_turn else NO_ANSWER
+
+        return answer
+
+    places.mirrors[0].allow("GET", BLOB, some(0))
+    places.home.allow("GET", BLOB, some(1))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER) == CONTENT
+
+
+def test_a_stream_that_ends_early_without_a_cut_goes_on_elsewhere(stack: ExitStack) -> None:
+    places = Places(stack)
+    places.mirrors[0].expect("GET", BLOB, Answer(body=CONTENT[:5000], framing="chunked"))
+    places.home.expect("GET", BLOB, ranged(CONTENT), requires={"Range": "bytes=5000-"})
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER) == CONTENT
+
+
+def test_a_stream_that_nobody_goes_on_with_tells_of_all_that_were_asked(stack: ExitStack) -> None:
+    places = Places(stack)
+    places.mirrors[0].allow("GET", BLOB, Answer(body=CONTENT, cut_after_bytes=700))
+    places.mirrors[0].allow("GET", BLOB, registry_error(410, "GONE"), requires={"Range": "bytes=700-"})
+    places.home.allow("GET", BLOB, registry_error(404, "BLOB_UNKNOWN"))
+    with open_mirrored(places.reference, places.rule) as repository:
+        stream = repository.open_blob(LAYER)
+        with pytest.raises(BlobNotFound) as caught:
+            read_stream(stream)
+    assert caught.value.asked_before == (f"{places.mirrors[0].host} (410: gone)",)
+
+
+def test_a_mirror_whose_bytes_were_wrong_is_asked_no_more(stack: ExitStack) -> None:
+    places = Places(stack, 2)
+    bad, good = places.mirrors
+    second = descriptor_for(b"second", OCI_LAYER)
+    bad.expect("GET", BLOB, Answer(body=bytes(len(CONTENT))))
+    good.expect("GET", BLOB, Answer(body=CONTENT))
+    good.expect("GET", blob_target(REPOSITORY, str(second.digest)), Answer(body=b"second"))
+    events: list[Event] = []
+    rule = places.rule
+    client = quick_client(registries=[rule])
+    with client.open_repository(Reference.parse(places.reference), on_event=events.append) as repository:
+        assert isinstance(repository, MirroredRepository)
+        assert read_all(repository, LAYER) != CONTENT
+        assert repository.distrust(LAYER)
+        assert read_all(repository, LAYER) == CONTENT
+        assert read_all(repository, second) == b"second"
+    assert [type(event) for event in events] == [UsingMirror, MirrorFailed, UsingMirror]
+    assert events[1] == MirrorFailed(host=bad.host, problem=f"it gave wrong bytes for {LAYER.digest}")
+
+
+def test_wrong_bytes_of_the_last_place_leave_nobody_to_ask_but_mirrors_that_did_not_give_them(
+    stack: ExitStack,
+) -> None:
+    places = Places(stack)
+    places.mirrors[0].allow("GET", BLOB, registry_error(404, "BLOB_UNKNOWN"))
+    places.home.allow("GET", BLOB, Answer(body=bytes(len(CONTENT))))
+    with open_mirrored(places.reference, places.rule) as repository:
+        read_all(repository, LAYER)
+        assert repository.distrust(LAYER)
+        with pytest.raises(BlobNotFound):
+            repository.open_blob(LAYER)
+        assert not repository.distrust(LAYER)
+
+
+def test_bytes_that_came_from_two_places_cost_the_mirror_its_trust_and_not_the_place_it_stands_for(
+    stack: ExitStack,
+) -> None:
+    places = Places(stack)
+    wrong = b"?" + CONTENT[1:]
+    places.mirrors[0].expect("GET", BLOB, Answer(body=wrong, cut_after_bytes=700), NO_ANSWER)
+    places.home.expect("GET", BLOB, ranged(CONTENT), ranged(CONTENT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER) == wrong
+        assert repository.distrust(LAYER)
+        assert read_all(repository, LAYER) == CONTENT
+        assert not repository.distrust(LAYER)
+
+
+def test_another_size_than_announced_is_wrong_bytes_before_one_is_read(stack: ExitStack) -> None:
+    places = Places(stack)
+    places.mirrors[0].expect("GET", BLOB, Answer(body=CONTENT + b"?"))
+    places.home.expect("GET", BLOB, Answer(body=CONTENT), Answer(body=CONTENT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER) == CONTENT
+        assert read_all(repository, LAYER) == CONTENT
+
+
+def test_a_mirror_for_digests_is_not_asked_what_a_tag_stands_for(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack, pull="digest-only")
+    places.home.expect("GET", MANIFEST, manifest(ROOT))
+    for digest in [IMAGE.config_digest, *IMAGE.layer_digests]:
+        places.mirrors[0].expect("GET", blob_target(REPOSITORY, digest), Answer(body=IMAGE.blobs[digest]))
+    assert places.pull(tmp_path) == IMAGE.digest
+
+
+def test_a_mirror_for_tags_is_asked_in_pulls_by_tag_alone(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack, pull="tag-only")
+    serve_image(places.mirrors[0], REPOSITORY, "1", IMAGE, at_most=1)
+    assert places.pull(tmp_path) == IMAGE.digest
+    by_digest = Places(stack, pull="tag-only")
+    serve_image(by_digest.home, REPOSITORY, "1", IMAGE, at_most=1)
+    reference = by_digest.home.reference(REPOSITORY, digest=IMAGE.digest)
+    client = quick_client(registries=[by_digest.rule])
+    assert str(Store(tmp_path / "other").pull(reference, client=client).digest) == IMAGE.digest
+
+
+def test_a_name_that_is_none_is_refused_before_anybody_is_asked(stack: ExitStack) -> None:
+    places = Places(stack)
+    with open_mirrored(places.reference, places.rule) as repository:
+        with pytest.raises(InvalidReference):
+            repository.resolve("-")
+        with pytest.raises(InvalidDigest):
+            repository.resolve("sha256:x")
+
+
+def test_the_documents_of_an_index_may_come_from_here_and_from_there(stack: ExitStack, tmp_path: Path) -> None:
+    image = build_index([build_image(), build_image(platform="linux/arm64")])
+    places = Places(stack)
+    lacking = [image.document_digests[0]]
+    serve_image(places.mirrors[0], REPOSITORY, "1", image.without(*lacking))
+    for digest in lacking:
+        places.mirrors[0].allow("GET", manifest_target(REPOSITORY, digest), registry_error(404, "MANIFEST_UNKNOWN"))
+    serve_image(places.home, REPOSITORY, None, image)
+    assert places.pull(tmp_path) in image.document_digests
+
+
+def test_docker_hub_keeps_its_namespace_at_a_mirror(stack: ExitStack, tmp_path: Path) -> None:
+    mirror = stack.enter_context(ScriptedRegistry())
+    serve_image(mirror, "library/alpine", "3", IMAGE)
+    rule = RegistryRule(prefix="docker.io", mirrors=[Mirror(location=mirror.host)])
+    store = Store(tmp_path / "store")
+    image = store.pull("alpine:3", client=quick_client(registries=[rule]))
+    assert (str(image.digest), image.name) == (IMAGE.digest, "alpine:3")
+
+
+def test_a_location_alone_is_one_place_and_no_mirror(stack: ExitStack) -> None:
+    registry = stack.enter_context(ScriptedRegistry())
+    serve_image(registry, "moved/team/app", "1", IMAGE)
+    rule = RegistryRule(prefix="registry.example", location=f"{registry.host}/moved")
+    reference = Reference.parse("registry.example/team/app:1")
+    with quick_client(registries=[rule]).open_repository(reference) as repository:
+        assert isinstance(repository, RegistryRepository)
+        assert repository.resolve("1") == root_of(IMAGE)
+    network = NamedNetwork({}, {})
+    client = quick_client(registries=[rule], network=network)
+    with client.open_repository(reference, access="pull,push") as changed, pytest.raises(RegistryError):
+        changed.check_access()
+    assert network.asked == ["registry.example"]
+
+
+@pytest.mark.parametrize("access", ["pull", "pull,push", "delete"])
+def test_what_is_blocked_is_refused_before_a_name_is_even_looked_up(access: str) -> None:
+    network = NamedNetwork({}, {})
+    rules = [
+        RegistryRule(prefix="*.example", blocked=True),
+        RegistryRule(prefix="good.example", mirrors=[Mirror(location="bad.example")]),
+    ]
+    client = quick_client(registries=rules, network=network)
+    with pytest.raises(RegistryBlocked, match=r"^bad\.example/team/app:1 is blocked by the rule for \*\.example$"):
+        client.open_repository(Reference.parse("bad.example/team/app:1"), access=access)  # type: ignore[call-overload]
+    assert network.asked == []
+    with pytest.raises(RegistryBlocked):
+        client.check_credentials("bad.example", Credentials("me", "secret"))
+
+
+def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    places = Places(stack, 2)
+    held = threading.Event()
+    stack.callback(held.set)
+    places.mirrors[0].allow("GET", MANIFEST, manifest(ROOT))
+    layer = blob_target(REPOSITORY, IMAGE.layer_digests[0])
+    for digest in [IMAGE.config_digest, *IMAGE.layer_digests]:
+        body = IMAGE.blobs[digest]
+        places.mirrors[0].allow("GET", blob_target(REPOSITORY, digest), Answer(body=body))
+    places.mirrors[0].allow(
+        "GET", layer, Answer(body=IMAGE.blobs[IMAGE.layer_digests[0]], hold=held, hold_after_bytes=5)
+    )
+    cancellation = Cancellation()
+    ended: list[tuple[float, BaseException]] = []
+
+    def pull() -> None:
+        try:
+            client = quick_client(registries=[places.rule], silence_seconds=60)
+            Store(tmp_path / "store").pull(places.reference, client=client, cancellation=cancellation)
+        except Cancelled as error:
+            ended.append((time.monotonic(), error))
+
+    thread = threading.Thread(target=pull, daemon=True)
+    thread.start()
+    places.mirrors[0].wait_for("GET", layer)
+    time.sleep(0.1)
+    cancelled = time.monotonic()
+    cancellation.cancel()
+    thread.join(5)
+    assert ended
+    assert ended[0][0] - cancelled < 1
