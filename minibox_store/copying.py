@@ -27,6 +27,7 @@ from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
     BlobSource,
     BlobStream,
+    Distrusting,
     FileRange,
     ImageTarget,
     ImageWriter,
@@ -194,6 +195,11 @@ class ObservedSource:
         stream = self._source.open_blob(descriptor, offset)
         kind = _ObservedRangeStream if isinstance(stream, RangeStream) else _ObservedStream
         return kind(stream, self, descriptor, offset)
+
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        """Pass on that the bytes were wrong; return whether there is another place to be asked for them."""
+        self.check()
+        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
 
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
