@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RegisteringName as RegisteringName
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
+    from minibox_store.platforms import PlatformChoice as PlatformChoice
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
@@ -162,6 +164,7 @@ _MODULES = {
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
+        "IndexMade",
         "ManifestChosen",
         "NothingToUnpack",
         "RegisteringName",
@@ -176,7 +179,7 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
-    "platforms": ("LINUX_AMD64", "Platform"),
+    "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
     "protocols": (
         "BlobSource",
         "BlobStage",
