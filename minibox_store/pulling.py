@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store._file_errors import file_errors
-from minibox_store.admitting import choose_incoming
+from minibox_store.admitting import Wish, choose_incoming, digest_in
 from minibox_store.arguments import Verify, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor
@@ -17,7 +17,8 @@ from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import find_name
 from minibox_store.limits import Limits
-from minibox_store.platforms import LINUX_AMD64, PlatformChoice, WantedPlatforms, checked_choice
+from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
+from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, ImageSource
 from minibox_store.reference import Reference, check_image_name
 
@@ -39,6 +40,7 @@ class Pulling:
         *,
         name: str | None = None,
         platform: PlatformChoice = LINUX_AMD64,
+        checked_by: Policy | None = None,
         client: "RegistryClient | None" = None,
         parallel: int = DEFAULT_PARALLEL,
         verify: Verify = "size",
@@ -54,6 +56,8 @@ class Pulling:
             platform: which manifest of an index. Several platforms, or ``"all"``, keep an index of the manifests for
                 these, or for all that are known, and of nothing else: a new one, whose digest the image has, where the
                 registry's names more. None keeps the registry's index, and every manifest in it, attestations too.
+            checked_by: what must hold of an image for it to come in: asked about the reference before anything is sent,
+                and about the image before a config or layer is fetched.
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
                 Podman keep on this machine (``MachineCredentials``).
             parallel: how many layers move at once.
@@ -69,6 +73,7 @@ class Pulling:
             InvalidReference: for a text that is no reference, or a name that an image may not have.
             InvalidArgument: for a platform, or anything else, that none may be.
             PlatformNotFound: when the image is not offered for a platform.
+            PolicyRefused: when ``checked_by`` does not let it in.
             RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
             InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
             ContentMismatch, InvalidDocument: when it sends something else than it announced.
@@ -90,6 +95,8 @@ class Pulling:
         verify_content, wanted = is_content(verify), checked_choice(platform)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
+        wish = Wish(name=name, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
+        wish.check()
         cancellation = cancellation or Cancellation()
         client = client or RegistryClient.for_machine(limits=self._limits)
         with (
@@ -101,7 +108,7 @@ class Pulling:
             root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
             target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
-            copy = _Incoming(target=target, name=name, wanted=wanted, parallel=parallel, unpack=unpack)
+            copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
             return self._copy_in(repository, root, copy, on_event, cancellation)
 
     def base_layer(self, name: str) -> str | None:
@@ -123,6 +130,7 @@ class Pulling:
         *,
         as_name: str | None = None,
         platform: PlatformChoice = None,
+        checked_by: Policy | None = None,
         verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -134,6 +142,9 @@ class Pulling:
             name: what it is called there.
             as_name: what it is called here; ``name`` where it is None.
             platform: which manifests of an index, as for :meth:`pull`; None keeps the whole.
+            checked_by: as for :meth:`pull`; but from where an image is nobody can tell here, so that a policy with
+                ``allow_registries`` lets none in, and one with ``require_digest`` those whose name is a reference with
+                the digest that they have.
             verify: as for :meth:`pull`.
             on_event: called for each step of progress, from several threads.
             cancellation: ends the copy when it is cancelled.
@@ -142,16 +153,19 @@ class Pulling:
             NotFound: when the source has no such image, not for a platform, or lacks a part of it.
             ContentMismatch, InvalidDocument: when its bytes are not what they should be.
             InvalidReference: when an image may not have this name.
+            PolicyRefused: when ``checked_by`` does not let it in.
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
         verify_content, wanted = is_content(verify), checked_choice(platform)
         as_name = check_image_name(name if as_name is None else as_name)
+        wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
+        wish.check()
         cancellation = cancellation or Cancellation()
         with file_errors(self._layout.paths.root):
             root = source.resolve(name)
             target = TransactionTarget(self._layout, verify_content=verify_content)
-            copy = _Incoming(target=target, name=as_name, wanted=wanted)
+            copy = _Incoming(target=target, wish=wish)
             return self._copy_in(source, root, copy, on_event, cancellation)
 
     def _copy_in(
@@ -162,8 +176,8 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
-        source, name = RememberingSource(source, self._limits), copy.name
-        root = choose_incoming(source, root, name=name, wanted=copy.wanted, limits=self._limits, on_event=on_event).root
+        source, name = RememberingSource(source, self._limits), copy.wish.name
+        root = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event).root
         found: list[Image] = []
         run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)
         tree = self._tree_of(source, root, copy, on_event) if copy.unpack else None
@@ -188,9 +202,9 @@ class Pulling:
 
         plan = read_filesystem(source, root, self._limits)
         if plan is None:
-            on_event(NothingToUnpack(name=copy.name))
+            on_event(NothingToUnpack(name=copy.wish.name))
             return None
-        return TreeTarget(copy.target, base_layers_of(self._layout), copy.name, plan, on_event)
+        return TreeTarget(copy.target, base_layers_of(self._layout), copy.wish.name, plan, on_event)
 
 
 @attrs.frozen(kw_only=True)
@@ -198,7 +212,6 @@ class _Incoming:
     """What is copied in, to where, and how."""
 
     target: TransactionTarget
-    name: str
-    wanted: WantedPlatforms
+    wish: Wish
     parallel: int = DEFAULT_PARALLEL
     unpack: bool = False
