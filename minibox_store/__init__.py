@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import NothingToDo as NothingToDo
     from minibox_store.errors import PathNotFound as PathNotFound
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
+    from minibox_store.errors import PolicyRefused as PolicyRefused
     from minibox_store.errors import RateLimited as RateLimited
     from minibox_store.errors import RegistryError as RegistryError
     from minibox_store.errors import StoreBusy as StoreBusy
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RegisteringName as RegisteringName
@@ -79,6 +81,9 @@ if TYPE_CHECKING:
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
+    from minibox_store.platforms import PlatformChoice as PlatformChoice
+    from minibox_store.policies import OfferedImage as OfferedImage
+    from minibox_store.policies import Policy as Policy
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
@@ -145,6 +150,7 @@ _MODULES = {
         "NothingToDo",
         "PathNotFound",
         "PlatformNotFound",
+        "PolicyRefused",
         "RateLimited",
         "RegistryError",
         "StoreBusy",
@@ -162,6 +168,7 @@ _MODULES = {
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
+        "IndexMade",
         "ManifestChosen",
         "NothingToUnpack",
         "RegisteringName",
@@ -176,7 +183,8 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
-    "platforms": ("LINUX_AMD64", "Platform"),
+    "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
+    "policies": ("OfferedImage", "Policy"),
     "protocols": (
         "BlobSource",
         "BlobStage",

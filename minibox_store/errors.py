@@ -237,6 +237,18 @@ class IncompleteImage(StoreError):
 
 
 @attrs.frozen(slots=False, repr=False)
+class PolicyRefused(StoreError):
+    """The program's own policy lets an image not in; ``rule`` is the field of the policy that says so."""
+
+    name: str
+    rule: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"image {_shown(self.name)} is refused by {self.rule}: {_beginning(self.problem)}"
+
+
+@attrs.frozen(slots=False, repr=False)
 class RegistryError(StoreError):
     """A registry that failed, answered wrongly, or was not reached (``status`` is None then).
 

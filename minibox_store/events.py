@@ -10,6 +10,9 @@ from minibox_store.documents import Descriptor, Role
 from minibox_store.errors import one_line
 from minibox_store.platforms import Platform
 
+_SHOWN_PLATFORMS = 20
+_PLATFORM_LENGTH = 100
+
 
 @attrs.frozen(kw_only=True)
 class ResolvingName:
@@ -24,6 +27,15 @@ class ChoosingPlatform:
 
     name: str
     platform: Platform
+
+
+@attrs.frozen(kw_only=True)
+class IndexMade:
+    """``descriptor`` is a new index, of these of the manifests of ``original``; it is what will be copied."""
+
+    original: Descriptor
+    descriptor: Descriptor
+    platforms: tuple[Platform, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +118,7 @@ class ImageCopied:
 Event = (
     ResolvingName
     | ChoosingPlatform
+    | IndexMade
     | ManifestChosen
     | BlobStarted
     | BlobAdvanced
@@ -131,6 +144,10 @@ def _text(event: Event) -> str | None:
         case ChoosingPlatform(name=name, platform=platform):
             variant = f"/{platform.variant}" if platform.variant else ""
             return f"{name} is a manifest list, resolving {platform.architecture}/{platform.os}{variant}..."
+        case IndexMade(original=original, descriptor=descriptor, platforms=platforms):
+            shown = ", ".join(str(each)[:_PLATFORM_LENGTH] for each in platforms[:_SHOWN_PLATFORMS])
+            more = f" and {len(platforms) - _SHOWN_PLATFORMS} more" if len(platforms) > _SHOWN_PLATFORMS else ""
+            return f"new index {descriptor.digest.hex[:12]} of {original.digest.hex[:12]} for {shown}{more}"
         case ManifestChosen(descriptor=descriptor):
             return f"manifest: {descriptor.digest.hex[:12]}"
         case BlobStarted() | BlobPresent():

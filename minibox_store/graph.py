@@ -129,6 +129,12 @@ class RememberingSource:
                 self._contents[descriptor.digest] = content
         return content
 
+    def add_made(self, content: bytes, media_type: str) -> Descriptor:
+        """Keep a document that was made here, which the source behind does not have, and return its descriptor."""
+        descriptor = Descriptor(media_type=media_type, digest=Digest.of(content), size_bytes=len(content))
+        self._contents[descriptor.digest] = content
+        return descriptor
+
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes, from memory where they were read before."""
         content = self._contents.get(descriptor.digest)

@@ -43,6 +43,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (errors.IncompleteImage("app:1", (DIGEST,)), f"image app:1 is incomplete: {DIGEST} is missing"),
     (errors.IncompleteImage("app:1", (DIGEST, "b", "c")), f"image app:1 is incomplete: {DIGEST} is missing and 2 more"),
     (
+        errors.PolicyRefused("app:1", "max_layers", "it has 9 layers"),
+        "image 'app:1' is refused by max_layers: it has 9 layers",
+    ),
+    (
         errors.RegistryError(*REGISTRY),
         "GET https://registry.example/v2/app/manifests/1 (500): the answer is no manifest [UNKNOWN]",
     ),
@@ -170,6 +174,7 @@ def test_text_from_outside_cannot_break_the_line_of_an_error() -> None:
         errors.InvalidPath(hostile, "no form"),
         errors.InvalidArchive("a link", hostile),
         errors.ImageNotFound(hostile),
+        errors.PolicyRefused(hostile, "verify", hostile),
     ]
     assert all(str(error).isprintable() for error in quoting)
 

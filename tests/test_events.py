@@ -14,6 +14,7 @@ from minibox_store.events import (
     ChoosingPlatform,
     Event,
     ImageCopied,
+    IndexMade,
     ManifestChosen,
     NothingToUnpack,
     RegisteringName,
@@ -47,6 +48,14 @@ LINES: list[tuple[Event, str | None]] = [
         ChoosingPlatform(name=NAME, platform=LINUX_AMD64),
         "[pull] alpine:3.18 is a manifest list, resolving amd64/linux...",
     ),
+    (
+        IndexMade(
+            original=leaf("1111111111112"),
+            descriptor=leaf("48d9183eb12a"),
+            platforms=(LINUX_AMD64, Platform(os="linux", architecture="arm", variant="v7")),
+        ),
+        "[pull] new index 48d9183eb12a of 111111111111 for linux/amd64, linux/arm/v7",
+    ),
     (ManifestChosen(descriptor=leaf("48d9183eb12a")), "[pull] manifest: 48d9183eb12a"),
     (started("config"), "[pull] pulling config 8ca4688f4f35..."),
     (started("layer", start="91d30c5bc195"), "[pull] pulling layer 1/1 (91d30c5bc195)..."),
@@ -66,6 +75,14 @@ LINES: list[tuple[Event, str | None]] = [
 @pytest.mark.parametrize(("event", "line"), LINES)
 def test_the_lines_of_a_pull_are_those_of_the_contract_byte_for_byte(event: Event, line: str | None) -> None:
     assert render_line(event) == line
+
+
+def test_an_index_of_thousands_of_platforms_is_told_in_a_short_line() -> None:
+    platforms = tuple(Platform(os="linux", architecture=f"{number}" + "x" * 1000) for number in range(1000))
+    line = render_line(IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=platforms))
+    assert line is not None
+    assert line.endswith(" and 980 more")
+    assert len(line) < 3000
 
 
 def test_a_variant_is_told_behind_the_platform() -> None:
@@ -121,6 +138,7 @@ def test_a_line_is_one_printable_line_that_no_name_can_make_the_last(name: str, 
     events: list[Event] = [
         ResolvingName(name=name),
         ChoosingPlatform(name=name, platform=platform),
+        IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=(platform,)),
         RegisteringName(name=name),
         ImageCopied(name=name),
     ]
