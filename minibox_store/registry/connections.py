@@ -96,13 +96,29 @@ class Connection:
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and the other side has said nothing unasked, such as that it closes."""
-        return self._made.is_connected
+        return self._made.is_connected or self._has_only_tickets()
 
     def connect(self) -> None:
         """Connect, and agree on TLS where that is spoken. Where that has happened, do nothing."""
         if self._made.sock is None:
             self._made.connect()
             self._line.reached()
+
+    def _has_only_tickets(self) -> bool:
+        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session."""
+        opened = self._made.sock
+        if opened is None or self._line.origin.scheme != "https":
+            return False
+        opened.settimeout(0.0)
+        try:
+            opened.recv(1)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return True
+        except OSError:
+            return False
+        finally:
+            opened.settimeout(self._made.timeout)
+        return False
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
         """Send a request."""
