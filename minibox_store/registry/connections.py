@@ -155,7 +155,7 @@ class ConnectionPool:
         home: the registry.
         network: how it is reached.
         lines: where all that is opened is known.
-        tls_context: asked for when the first connection with TLS is made.
+        tls_context: asked for each connection with TLS.
         connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
         silence_seconds: how long nothing may come while something should.
     """
@@ -166,7 +166,7 @@ class ConnectionPool:
         home: Origin,
         network: Network,
         lines: OpenLines,
-        tls_context: Callable[[], ssl.SSLContext],
+        tls_context: Callable[[Origin], ssl.SSLContext],
         connect_seconds: float,
         silence_seconds: float,
     ) -> None:
@@ -192,7 +192,7 @@ class ConnectionPool:
             waiting.close()
         line = _Line(origin, self._dialler, self.lines)
         if origin.scheme == "https":
-            return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context())), False
+            return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context(origin))), False
         return Connection(line, _PlainConnection(line, self.silence_seconds)), False
 
     def meet_home(self) -> None:
