@@ -93,6 +93,9 @@ if TYPE_CHECKING:
     from minibox_store.protocols import NamedImages as NamedImages
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
+    from minibox_store.registry import CertificateFolders as CertificateFolders
+    from minibox_store.registry import Certificates as Certificates
+    from minibox_store.registry import CertificatesSource as CertificatesSource
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import CredentialsSource as CredentialsSource
     from minibox_store.registry import MachineCredentials as MachineCredentials
@@ -196,6 +199,9 @@ _MODULES = {
     ),
     "reference": ("Reference", "check_image_name"),
     "registry": (
+        "CertificateFolders",
+        "Certificates",
+        "CertificatesSource",
         "Credentials",
         "CredentialsSource",
         "MachineCredentials",

@@ -3,6 +3,7 @@
 The only part of the program that opens sockets to others.
 """
 
+from minibox_store.registry.certificates import CertificateFolders, Certificates, CertificatesSource
 from minibox_store.registry.client import RegistryClient
 from minibox_store.registry.credentials import Credentials, CredentialsSource
 from minibox_store.registry.logins import login, logout
@@ -10,6 +11,9 @@ from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.repository import RegistryRepository
 
 __all__ = [
+    "CertificateFolders",
+    "Certificates",
+    "CertificatesSource",
     "Credentials",
     "CredentialsSource",
     "MachineCredentials",

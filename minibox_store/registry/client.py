@@ -4,25 +4,30 @@ Credentials, trust and patience are the program's; a session with one repository
 """
 
 import os
-import ssl
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Literal, Self
 
-from minibox_store.errors import InvalidPath
 from minibox_store.events import Event
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.reference import Reference
+from minibox_store.registry.certificates import (
+    CertificateFolders,
+    Certificates,
+    CertificatesSource,
+    KnownCertificates,
+)
 from minibox_store.registry.connections import ConnectionPool
 from minibox_store.registry.credentials import Credentials, CredentialsSource, KnownCredentials
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
+from minibox_store.registry.environment import certificate_folders, process_environment
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
+from minibox_store.registry.trust import Trust
 
 Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
 
@@ -34,6 +39,10 @@ class RegistryClient:
         credentials: by registry, as references name it (``docker.io``, ``localhost:5000``), or by ``registry/path``;
             or where they are looked for: ``MachineCredentials()`` are those that Docker and Podman keep. Anonymous
             where it is None.
+        certificates: by registry, as references name it, whom else its certificate may be vouched for by, and what we
+            prove ourselves with; or where that is looked for: ``CertificateFolders("/etc/docker/certs.d")``.
+        insecure: registries whose certificate is not checked, and with which plain HTTP is spoken where they speak no
+            TLS, credentials included. Of token servers, and of hosts that they redirect to, it says nothing.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
@@ -55,6 +64,8 @@ class RegistryClient:
         self,
         *,
         credentials: Mapping[str, Credentials] | CredentialsSource | None = None,
+        certificates: Mapping[str, Certificates] | CertificatesSource | None = None,
+        insecure: Collection[str] = (),
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
         realms: Mapping[str, Iterable[str]] | None = None,
@@ -72,9 +83,11 @@ class RegistryClient:
             self._credentials = KnownCredentials(dict(credentials or {}))
         else:
             self._credentials = credentials
-        self._schemes = Schemes.of(plain_http, https)
+        if certificates is None or isinstance(certificates, Mapping):
+            certificates = KnownCertificates(dict(certificates or {}))
+        self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=insecure)
+        self._schemes = Schemes.of(plain_http, https, insecure)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
-        self._ca_file = ca_file
         self._connect_seconds = connect_seconds
         self._silence_seconds = silence_seconds
         self._policy = RetryPolicy(
@@ -83,13 +96,19 @@ class RegistryClient:
         self._limits = limits
         self._network = network or SystemNetwork()
         self._cache = TokenCache()
-        self._tls_lock = threading.Lock()
-        self._made_tls_context: ssl.SSLContext | None = None
 
     @classmethod
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
-        """Return a client that does what the machine is set up for: with the credentials of Docker and Podman."""
-        return cls(credentials=MachineCredentials(), limits=limits)
+        """Return a client that does what the machine is set up for.
+
+        It has the credentials and the certificates of Docker and Podman.
+        """
+        environment = process_environment()
+        return cls(
+            credentials=MachineCredentials(environment=environment),
+            certificates=CertificateFolders(*certificate_folders(environment)),
+            limits=limits,
+        )
 
     def open_repository(
         self, reference: Reference, *, access: Access = "pull", on_event: Callable[[Event], None] | None = None
@@ -137,6 +156,16 @@ class RegistryClient:
         lines: OpenLines,
         schemes: Schemes,
     ) -> Transport:
+        opened = partial(self._open_session, domain, scope, find, lines)
+        plain = None
+        if schemes.may_be_plain(domain):
+            plain = partial(opened, schemes.with_plain_http(domain))
+        session, pool = opened(schemes)
+        return Transport(session, pool=pool, cache=cache, policy=self._policy, limits=self._limits, plain=plain)
+
+    def _open_session(
+        self, domain: str, scope: str, find: FindCredentials, lines: OpenLines, schemes: Schemes
+    ) -> tuple[Session, ConnectionPool]:
         origin = api_origin(domain, schemes)
         session = Session(
             registry=origin,
@@ -148,21 +177,8 @@ class RegistryClient:
             home=origin,
             network=self._network,
             lines=lines,
-            tls_context=self._tls_context,
+            tls_context=partial(self._trust.context_for, domain, origin),
             connect_seconds=self._connect_seconds,
             silence_seconds=self._silence_seconds,
         )
-        return Transport(session, pool=pool, cache=cache, policy=self._policy, limits=self._limits)
-
-    def _tls_context(self) -> ssl.SSLContext:
-        # Reading the system's certificates takes a while: once, and only where TLS is spoken.
-        with self._tls_lock:
-            if self._made_tls_context is None:
-                context = ssl.create_default_context()
-                if self._ca_file is not None:
-                    try:
-                        context.load_verify_locations(self._ca_file)
-                    except (OSError, ssl.SSLError) as error:
-                        raise InvalidPath(os.fspath(self._ca_file), f"it holds no certificates: {error}") from error
-                self._made_tls_context = context
-            return self._made_tls_context
+        return session, pool

@@ -96,13 +96,29 @@ class Connection:
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and the other side has said nothing unasked, such as that it closes."""
-        return self._made.is_connected
+        return self._made.is_connected or self._has_only_tickets()
 
     def connect(self) -> None:
         """Connect, and agree on TLS where that is spoken. Where that has happened, do nothing."""
         if self._made.sock is None:
             self._made.connect()
             self._line.reached()
+
+    def _has_only_tickets(self) -> bool:
+        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session."""
+        opened = self._made.sock
+        if opened is None or self._line.origin.scheme != "https":
+            return False
+        opened.settimeout(0.0)
+        try:
+            opened.recv(1)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return True
+        except OSError:
+            return False
+        finally:
+            opened.settimeout(self._made.timeout)
+        return False
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
         """Send a request."""
@@ -139,7 +155,7 @@ class ConnectionPool:
         home: the registry.
         network: how it is reached.
         lines: where all that is opened is known.
-        tls_context: asked for when the first connection with TLS is made.
+        tls_context: asked for each connection with TLS.
         connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
         silence_seconds: how long nothing may come while something should.
     """
@@ -150,7 +166,7 @@ class ConnectionPool:
         home: Origin,
         network: Network,
         lines: OpenLines,
-        tls_context: Callable[[], ssl.SSLContext],
+        tls_context: Callable[[Origin], ssl.SSLContext],
         connect_seconds: float,
         silence_seconds: float,
     ) -> None:
@@ -176,7 +192,7 @@ class ConnectionPool:
             waiting.close()
         line = _Line(origin, self._dialler, self.lines)
         if origin.scheme == "https":
-            return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context())), False
+            return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context(origin))), False
         return Connection(line, _PlainConnection(line, self.silence_seconds)), False
 
     def meet_home(self) -> None:

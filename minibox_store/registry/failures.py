@@ -35,6 +35,16 @@ RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _SECRET_LENGTH = 4
 # That much of a secret in a message is enough to cut the message off.
 _TELLING_LENGTH = 16
+# What openssl calls an answer that is not TLS.
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"})
+# What a server says of who should prove himself by a certificate. Spec: RFC 8446, section 6.2.
+_CLIENT_REFUSED = frozenset(
+    {
+        *("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_EXPIRED"),
+        *("SSLV3_ALERT_CERTIFICATE_REVOKED", "SSLV3_ALERT_CERTIFICATE_UNKNOWN", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
+        *("TLSV1_ALERT_UNKNOWN_CA", "TLSV1_ALERT_ACCESS_DENIED"),
+    }
+)
 _UNKNOWN_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
@@ -67,6 +77,13 @@ class LineCut(ConnectionError):
     """The peer closed the connection before the body's end."""
 
 
+def shows_no_tls(error: OSError) -> bool:
+    """Whether a failure to connect with TLS may mean that none is spoken there."""
+    if isinstance(error, ssl.SSLError):
+        return isinstance(error, ssl.SSLEOFError) or _reason(error) in _NO_TLS
+    return isinstance(error, ConnectionRefusedError | ConnectionResetError | BrokenPipeError)
+
+
 @contextmanager
 def foreign_errors(method: str, url: str) -> Iterator[None]:
     """Turn every error of sockets, TLS and HTTP in this block into a :class:`Failure` that names ``url``."""
@@ -91,10 +108,12 @@ def _problem_of(error: Exception) -> tuple[str, bool]:
             return "no answer came in time", True
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted: {error.verify_message}", False
-        case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "RECORD_LAYER_FAILURE" | "UNKNOWN_PROTOCOL"):
+        case ssl.SSLError() if _reason(error) in _NO_TLS:
             return "it does not speak TLS, and plain HTTP was not asked for", False
+        case ssl.SSLError() if _reason(error) in _CLIENT_REFUSED:
+            return f"it does not accept our certificate, or its absence: {_reason(error)}", False
         case ssl.SSLError():
-            return f"TLS failed: {error.reason or 'for an unknown reason'}", True
+            return f"TLS failed: {_reason(error) or 'for an unknown reason'}", True
         case socket.gaierror():
             return f"the host's address was not found: {error.strerror}", error.errno not in _UNKNOWN_HOST
         case OSError():
@@ -102,6 +121,12 @@ def _problem_of(error: Exception) -> tuple[str, bool]:
         case http.client.HTTPException():
             return f"the answer is not HTTP/1.1 ({type(error).__name__})", True
     return f"the request could not be made ({type(error).__name__})", False
+
+
+def _reason(error: ssl.SSLError) -> str | None:
+    # One that is raised in Python has none.
+    found: str | None = getattr(error, "reason", None)
+    return found
 
 
 @attrs.frozen(kw_only=True)

@@ -6,6 +6,7 @@ is dropped for good by the first redirect that leaves it.
 Spec: RFC 9110, section 15.4; OCI distribution-spec 1.1, "Error Codes".
 """
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from http.client import HTTPException
@@ -19,7 +20,7 @@ from minibox_store.registry.answers import Answer
 from minibox_store.registry.challenges import parse_challenges
 from minibox_store.registry.connections import Connection, ConnectionPool
 from minibox_store.registry.credentials import Credentials
-from minibox_store.registry.failures import Answerer, Failure, Refusal, foreign_errors
+from minibox_store.registry.failures import Answerer, Failure, LineInterrupted, Refusal, foreign_errors, shows_no_tls
 from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
 from minibox_store.registry.tokens import Authorizer, TokenCache
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
@@ -74,24 +75,46 @@ class Session:
 
 
 class Transport:
-    """Carries requests to one registry. Its methods may be called from several threads."""
+    """Carries requests to one registry. Its methods may be called from several threads.
+
+    Args:
+        session: with whom, and as whom.
+        pool: of its connections.
+        cache: where grants are kept.
+        policy: how often something is tried.
+        limits: how large tokens and errors may be.
+        plain: makes the session without TLS, for a registry with which TLS is only tried.
+    """
 
     def __init__(
-        self, session: Session, *, pool: ConnectionPool, cache: TokenCache, policy: RetryPolicy, limits: Limits
+        self,
+        session: Session,
+        *,
+        pool: ConnectionPool,
+        cache: TokenCache,
+        policy: RetryPolicy,
+        limits: Limits,
+        plain: Callable[[], tuple[Session, ConnectionPool]] | None = None,
     ) -> None:
-        self.registry = session.registry
-        self._pool = pool
         self._policy = policy
         self._limits = limits
+        self._cache = cache
+        self._plain = plain
+        self._settling = threading.Lock()
+        self._begin(session, pool)
+
+    def _begin(self, session: Session, pool: ConnectionPool) -> None:
+        self.registry = session.registry
+        self._pool = pool
         self._authorizer = Authorizer(
             registry=session.registry,
             scope=session.scope,
             find_credentials=lambda: session.find_credentials(self._check_interrupted),
             realms=session.realms,
-            cache=cache,
+            cache=self._cache,
             fetch=self._fetch_token,
             check_interrupted=self._check_interrupted,
-            limits=limits,
+            limits=self._limits,
         )
 
     def attempts(self) -> Attempts:
@@ -120,6 +143,7 @@ class Transport:
         """
         while True:
             try:
+                self._settle()
                 return self._ask(request)
             except Failure as failure:
                 attempts.failed(failure)
@@ -161,6 +185,32 @@ class Transport:
     def shown(self, request: Request) -> str:
         """Return the URL of a request as an error may show it."""
         return Url(self.registry, request.target).shown
+
+    def _settle(self) -> None:
+        """Find out, before anything is sent, whether a registry with which TLS is only tried speaks it."""
+        if self._plain is None:
+            return
+        with self._settling, foreign_errors("GET", str(self.registry)):
+            if self._plain is None:
+                return
+            try:
+                self._pool.meet_home()
+            except OSError as error:
+                if not shows_no_tls(error):
+                    raise
+                self._change_to_plain_http(self._plain, error)
+            self._plain = None
+
+    def _change_to_plain_http(self, plain: Callable[[], tuple[Session, ConnectionPool]], error: OSError) -> None:
+        session, pool = plain()
+        try:
+            pool.meet_home()
+        except LineInterrupted:
+            raise
+        except OSError:
+            raise error from None  # nobody is there, with TLS or without
+        self._pool.close()
+        self._begin(session, pool)
 
     def _ask(self, request: Request) -> Answer:
         url, is_home = Url(self.registry, request.target), True
