@@ -105,7 +105,8 @@ class RegistryClient:
             InvalidReference: when its domain cannot be contacted.
         """
         find = partial(self._credentials.find, reference.domain, reference.repository)
-        return self._open(reference, f"repository:{reference.repository}:{access}", find, self._cache)
+        scope = f"repository:{reference.repository}:{access}"
+        return self._open(reference, scope, find, self._cache, on_event)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -120,9 +121,16 @@ class RegistryClient:
         with self._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
-    def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> RegistryRepository:
+    def _open(
+        self,
+        reference: Reference,
+        scope: str,
+        find: FindCredentials,
+        cache: TokenCache,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> RegistryRepository:
         lines = OpenLines()
-        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines)
+        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
@@ -135,6 +143,7 @@ class RegistryClient:
         find: FindCredentials,
         cache: TokenCache,
         lines: OpenLines,
+        on_event: Callable[[Event], None] | None,
         schemes: Schemes,
     ) -> Transport:
         origin = api_origin(domain, schemes)
@@ -152,7 +161,8 @@ class RegistryClient:
             connect_seconds=self._connect_seconds,
             silence_seconds=self._silence_seconds,
         )
-        return Transport(session, pool=pool, cache=cache, policy=self._policy, limits=self._limits)
+        policy, limits = self._policy, self._limits
+        return Transport(session, pool=pool, cache=cache, policy=policy, limits=limits, on_event=on_event)
 
     def _tls_context(self) -> ssl.SSLContext:
         # Reading the system's certificates takes a while: once, and only where TLS is spoken.
