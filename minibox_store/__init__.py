@@ -61,7 +61,9 @@ if TYPE_CHECKING:
     from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import NothingToUnpack as NothingToUnpack
+    from minibox_store.events import RateLimitSeen as RateLimitSeen
     from minibox_store.events import RegisteringName as RegisteringName
+    from minibox_store.events import RegistryWarning as RegistryWarning
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import render_line as render_line
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from minibox_store.protocols import ImageTarget as ImageTarget
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
+    from minibox_store.rate_limits import RateLimit as RateLimit
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
     from minibox_store.registry import CertificateFolders as CertificateFolders
@@ -174,7 +177,9 @@ _MODULES = {
         "IndexMade",
         "ManifestChosen",
         "NothingToUnpack",
+        "RateLimitSeen",
         "RegisteringName",
+        "RegistryWarning",
         "ResolvingName",
         "UnpackingLayer",
         "render_line",
@@ -197,6 +202,7 @@ _MODULES = {
         "ImageWriter",
         "NamedImages",
     ),
+    "rate_limits": ("RateLimit",),
     "reference": ("Reference", "check_image_name"),
     "registry": (
         "CertificateFolders",

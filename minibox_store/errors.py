@@ -8,6 +8,8 @@ import time
 
 import attrs
 
+from minibox_store.rate_limits import RateLimit
+
 _SHOWN_CHARACTERS = 200
 _SHOWN_ITEMS = 20
 
@@ -288,13 +290,20 @@ class CredentialHelperFailed(StoreError):
 
 @attrs.frozen(slots=False, repr=False)
 class RateLimited(RegistryError):
-    """The registry limits the rate. ``retry_after_seconds`` is None where it did not say."""
+    """The registry limits the rate. ``retry_after_seconds`` and ``rate_limit`` are None where it did not say."""
 
     retry_after_seconds: float | None = None
+    rate_limit: RateLimit | None = None
 
     def _sentence(self) -> str:
         wait = "" if self.retry_after_seconds is None else f"; try again in {self.retry_after_seconds:.0f} s"
-        return super()._sentence() + wait
+        return super()._sentence() + wait + self._count()
+
+    def _count(self) -> str:
+        said = self.rate_limit
+        if said is None or said.limit is None or said.remaining is None:
+            return ""
+        return f"; {said.remaining} of {said.limit} requests are left"
 
 
 @attrs.frozen(slots=False, repr=False)

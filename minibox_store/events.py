@@ -9,6 +9,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Role
 from minibox_store.errors import one_line
 from minibox_store.platforms import Platform
+from minibox_store.rate_limits import RateLimit
 
 _SHOWN_PLATFORMS = 20
 _PLATFORM_LENGTH = 100
@@ -115,6 +116,22 @@ class ImageCopied:
     name: str
 
 
+@attrs.frozen(kw_only=True)
+class RateLimitSeen:
+    """The registry at ``host`` said how much it grants, and not what it said last; the time that is left aside."""
+
+    host: str
+    rate_limit: RateLimit
+
+
+@attrs.frozen(kw_only=True)
+class RegistryWarning:
+    """The registry at ``host`` has a warning for the user, told once; the text is its own, and not trusted."""
+
+    host: str
+    text: str
+
+
 Event = (
     ResolvingName
     | ChoosingPlatform
@@ -128,6 +145,8 @@ Event = (
     | NothingToUnpack
     | RegisteringName
     | ImageCopied
+    | RateLimitSeen
+    | RegistryWarning
 )
 
 
@@ -160,6 +179,8 @@ def _text(event: Event) -> str | None:
             return f"registering {name} in index.json..."
         case ImageCopied(name=name):
             return f"successfully pulled {name}"
+        case RegistryWarning(host=host, text=text):
+            return f"warning from {host}: {text}"
     return None
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from minibox_store import errors
 from minibox_store.errors import StoreError
+from minibox_store.rate_limits import RateLimit
 
 DIGEST = "sha256:" + "a" * 64
 REGISTRY = ("GET", "https://registry.example/v2/app/manifests/1", 500, ("UNKNOWN",), "the answer is no manifest")
@@ -65,6 +66,16 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (
         errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many", 2.4),
         "GET https://registry.example/v2/ (429): too many; try again in 2 s",
+    ),
+    (
+        errors.RateLimited(
+            "GET", "https://registry.example/v2/", 429, (), "too many", None, RateLimit(limit=100, remaining=0)
+        ),
+        "GET https://registry.example/v2/ (429): too many; 0 of 100 requests are left",
+    ),
+    (
+        errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many", 9.0, RateLimit(remaining=3)),
+        "GET https://registry.example/v2/ (429): too many; try again in 9 s",
     ),
     (
         errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many"),

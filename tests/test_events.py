@@ -17,12 +17,15 @@ from minibox_store.events import (
     IndexMade,
     ManifestChosen,
     NothingToUnpack,
+    RateLimitSeen,
     RegisteringName,
+    RegistryWarning,
     ResolvingName,
     UnpackingLayer,
     render_line,
 )
 from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.rate_limits import RateLimit
 
 NAME = "alpine:3.18"
 
@@ -68,6 +71,11 @@ LINES: list[tuple[Event, str | None]] = [
     ),
     (NothingToUnpack(name=NAME), "[pull] alpine:3.18 has no root filesystem, nothing is unpacked"),
     (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),
+    (RateLimitSeen(host="registry.example", rate_limit=RateLimit(limit=100, remaining=7)), None),
+    (
+        RegistryWarning(host="registry.example", text="this tag goes away"),
+        "[pull] warning from registry.example: this tag goes away",
+    ),
     (ImageCopied(name=NAME), "[pull] successfully pulled alpine:3.18"),
 ]
 
@@ -141,6 +149,7 @@ def test_a_line_is_one_printable_line_that_no_name_can_make_the_last(name: str, 
         IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=(platform,)),
         RegisteringName(name=name),
         ImageCopied(name=name),
+        RegistryWarning(host=name, text=name),
     ]
     for event in events:
         line = render_line(event)

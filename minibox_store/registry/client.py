@@ -124,7 +124,8 @@ class RegistryClient:
             InvalidReference: when its domain cannot be contacted.
         """
         find = partial(self._credentials.find, reference.domain, reference.repository)
-        return self._open(reference, f"repository:{reference.repository}:{access}", find, self._cache)
+        scope = f"repository:{reference.repository}:{access}"
+        return self._open(reference, scope, find, self._cache, on_event)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -139,9 +140,16 @@ class RegistryClient:
         with self._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
-    def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> RegistryRepository:
+    def _open(
+        self,
+        reference: Reference,
+        scope: str,
+        find: FindCredentials,
+        cache: TokenCache,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> RegistryRepository:
         lines = OpenLines()
-        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines)
+        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
@@ -154,6 +162,7 @@ class RegistryClient:
         find: FindCredentials,
         cache: TokenCache,
         lines: OpenLines,
+        on_event: Callable[[Event], None] | None,
         schemes: Schemes,
     ) -> Transport:
         opened = partial(self._open_session, domain, scope, find, lines)
@@ -161,7 +170,15 @@ class RegistryClient:
         if schemes.may_be_plain(domain):
             plain = partial(opened, schemes.with_plain_http(domain))
         session, pool = opened(schemes)
-        return Transport(session, pool=pool, cache=cache, policy=self._policy, limits=self._limits, plain=plain)
+        return Transport(
+            session,
+            pool=pool,
+            cache=cache,
+            policy=self._policy,
+            limits=self._limits,
+            plain=plain,
+            on_event=on_event,
+        )
 
     def _open_session(
         self, domain: str, scope: str, find: FindCredentials, lines: OpenLines, schemes: Schemes

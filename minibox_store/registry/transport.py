@@ -15,12 +15,14 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.errors import ContentMismatch, RegistryError
+from minibox_store.events import Event
 from minibox_store.limits import Limits
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.challenges import parse_challenges
 from minibox_store.registry.connections import Connection, ConnectionPool
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.failures import Answerer, Failure, LineInterrupted, Refusal, foreign_errors, shows_no_tls
+from minibox_store.registry.notices import Notices, read_rate_limit
 from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
 from minibox_store.registry.tokens import Authorizer, TokenCache
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
@@ -95,9 +97,11 @@ class Transport:
         policy: RetryPolicy,
         limits: Limits,
         plain: Callable[[], tuple[Session, ConnectionPool]] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self._policy = policy
         self._limits = limits
+        self._notices = Notices(session.registry.authority, on_event)
         self._cache = cache
         self._plain = plain
         self._settling = threading.Lock()
@@ -215,7 +219,7 @@ class Transport:
     def _ask(self, request: Request) -> Answer:
         url, is_home = Url(self.registry, request.target), True
         for _ in range(_MAX_HOPS + 1):
-            answer = self._authorized(request, url) if is_home else self._elsewhere(request, url)
+            answer = self._heeded(self._authorized(request, url)) if is_home else self._elsewhere(request, url)
             if answer.status not in _REDIRECTS:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
@@ -223,6 +227,15 @@ class Transport:
                 url = self._next_hop(answer, url)
             is_home = is_home and url.origin == self.registry
         raise RegistryError(request.method, self.shown(request), None, (), f"more than {_MAX_HOPS} redirects")
+
+    def _heeded(self, answer: Answer) -> Answer:
+        """Return an answer of the registry itself, once what else it says has been told."""
+        try:
+            self._notices.heed(answer, self._authorizer.secrets())
+        except BaseException:
+            answer.close()
+            raise
+        return answer
 
     def _next_hop(self, answer: Answer, url: Url) -> Url:
         location = answer.header("Location")
@@ -273,15 +286,18 @@ class Transport:
             body = answer.read_up_to(self._limits.error_bytes)
         except Failure:
             body = b""  # the status says enough
+        secrets = (*answer.secrets, *self._authorizer.secrets())
         return Refusal(
             method=answer.method,
             url=answer.url,
             status=answer.status,
             body=body,
+            content_type=answer.header("Content-Type"),
             blob=blob,
             answerer=answerer,
             retry_after_seconds=parse_retry_after(answer.header("Retry-After"), answer.header("Date")),
-            secrets=(*answer.secrets, *self._authorizer.secrets()),
+            rate_limit=read_rate_limit(answer, secrets) if answerer == "registry" else None,
+            secrets=secrets,
             limits=self._limits,
         )
 
