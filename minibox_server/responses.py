@@ -27,6 +27,7 @@ from minibox_store import (
     NotFound,
     NothingToDo,
     RateLimited,
+    RegistryBlocked,
     RegistryError,
     StoreBusy,
     StoreDamaged,
@@ -43,6 +44,7 @@ DISTRIBUTION_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 _STATUSES: Mapping[type[Exception], int] = {
     RegistryManifestUnknown: 404,
     AuthenticationRefused: 403,
+    RegistryBlocked: 403,
     RateLimited: 429,
     RegistryError: 502,
     ContentMismatch: 502,

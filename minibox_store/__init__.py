@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
     from minibox_store.errors import PolicyRefused as PolicyRefused
     from minibox_store.errors import RateLimited as RateLimited
+    from minibox_store.errors import RegistryBlocked as RegistryBlocked
     from minibox_store.errors import RegistryError as RegistryError
     from minibox_store.errors import StoreBusy as StoreBusy
     from minibox_store.errors import StoreDamaged as StoreDamaged
     from minibox_store.errors import StoreError as StoreError
     from minibox_store.errors import StoreFull as StoreFull
     from minibox_store.errors import StoreUnavailable as StoreUnavailable
-    from minibox_store.errors import one_line as one_line
     from minibox_store.events import BlobAdvanced as BlobAdvanced
     from minibox_store.events import BlobPresent as BlobPresent
     from minibox_store.events import BlobStarted as BlobStarted
@@ -60,12 +60,14 @@ if TYPE_CHECKING:
     from minibox_store.events import ImageCopied as ImageCopied
     from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
+    from minibox_store.events import MirrorFailed as MirrorFailed
     from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RateLimitSeen as RateLimitSeen
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import RegistryWarning as RegistryWarning
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import UnpackingLayer as UnpackingLayer
+    from minibox_store.events import UsingMirror as UsingMirror
     from minibox_store.events import render_line as render_line
     from minibox_store.file_status import FileChange as FileChange
     from minibox_store.file_status import FileChanges as FileChanges
@@ -102,10 +104,15 @@ if TYPE_CHECKING:
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import CredentialsSource as CredentialsSource
     from minibox_store.registry import MachineCredentials as MachineCredentials
+    from minibox_store.registry import MirroredRepository as MirroredRepository
     from minibox_store.registry import RegistryClient as RegistryClient
     from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.registry import login as login
     from minibox_store.registry import logout as logout
+    from minibox_store.registry import read_registries_file as read_registries_file
+    from minibox_store.registry_rules import Mirror as Mirror
+    from minibox_store.registry_rules import RegistryRule as RegistryRule
+    from minibox_store.registry_rules import RegistryRules as RegistryRules
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -122,6 +129,7 @@ if TYPE_CHECKING:
     from minibox_store.rootfs.files import ImageFiles as ImageFiles
     from minibox_store.rootfs.merged import FileNode as FileNode
     from minibox_store.rootfs.mounting import Mount as Mount
+    from minibox_store.sentences import one_line as one_line
     from minibox_store.store import Store as Store
     from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
     from minibox_store.unpacked import UnpackReport as UnpackReport
@@ -158,13 +166,13 @@ _MODULES = {
         "PlatformNotFound",
         "PolicyRefused",
         "RateLimited",
+        "RegistryBlocked",
         "RegistryError",
         "StoreBusy",
         "StoreDamaged",
         "StoreError",
         "StoreFull",
         "StoreUnavailable",
-        "one_line",
     ),
     "events": (
         "BlobAdvanced",
@@ -176,12 +184,14 @@ _MODULES = {
         "ImageCopied",
         "IndexMade",
         "ManifestChosen",
+        "MirrorFailed",
         "NothingToUnpack",
         "RateLimitSeen",
         "RegisteringName",
         "RegistryWarning",
         "ResolvingName",
         "UnpackingLayer",
+        "UsingMirror",
         "render_line",
     ),
     "file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
@@ -211,11 +221,14 @@ _MODULES = {
         "Credentials",
         "CredentialsSource",
         "MachineCredentials",
+        "MirroredRepository",
         "RegistryClient",
         "RegistryRepository",
         "login",
         "logout",
+        "read_registries_file",
     ),
+    "registry_rules": ("Mirror", "RegistryRule", "RegistryRules"),
     "reports": (
         "Finding",
         "FindingKind",
@@ -234,6 +247,7 @@ _MODULES = {
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
     "rootfs.mounting": ("Mount",),
+    "sentences": ("one_line",),
     "store": ("Store",),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }

@@ -4,46 +4,17 @@ One root, :class:`StoreError`, and branches where a caller acts differently. Cal
 owns its sentence. The sentences name the thing that was wrong, and never show credentials or a URL's query.
 """
 
-import time
+from collections.abc import Iterable
 
 import attrs
 
 from minibox_store.rate_limits import RateLimit
-
-_SHOWN_CHARACTERS = 200
-_SHOWN_ITEMS = 20
-
-
-def one_line(text: str) -> str:
-    r"""Return ``text`` with every character that is not printable written as ``\xNN`` or ``\uNNNN``.
-
-    >>> one_line("a\n[pull] Done")
-    'a\\x0a[pull] Done'
-    """
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else _escaped(ord(character)) for character in text)
-
-
-def _escaped(code: int) -> str:
-    if code <= 0xFF:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
-
-
-def _beginning(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
-
-
-def _shown(text: str) -> str:
-    return repr(_beginning(text))
-
-
-def _since(seconds: float) -> str:
-    try:
-        return time.strftime(" since %Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        return ""  # a time that no calendar has
+from minibox_store.sentences import SHOWN_CHARACTERS as _SHOWN_CHARACTERS
+from minibox_store.sentences import SHOWN_ITEMS as _SHOWN_ITEMS
+from minibox_store.sentences import beginning as _beginning
+from minibox_store.sentences import one_line
+from minibox_store.sentences import shown as _shown
+from minibox_store.sentences import since as _since
 
 
 class StoreError(Exception):
@@ -53,15 +24,37 @@ class StoreError(Exception):
         every exception, from ``args``, which are the fields.
     """
 
-    def __reduce__(self) -> tuple[type["StoreError"], tuple[object, ...]]:
+    @property
+    def asked_before(self) -> tuple[str, ...]:
+        """The other places that were asked for the same in vain, each with what was wrong with it."""
+        asked: tuple[str, ...] = self.__dict__.get("_asked_before", ())
+        return asked
+
+    def after(self, asked: Iterable[str]) -> "StoreError":
+        """Return this error, of the same class, as one that came after other places had been asked in vain."""
+        return _told_after(type(self), self._arguments(), tuple(asked))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _told_after, (type(self), self._arguments(), self.asked_before)
+
+    def _arguments(self) -> tuple[object, ...]:
         fields: tuple[attrs.Attribute[object], ...] = getattr(type(self), "__attrs_attrs__", ())
-        return type(self), tuple(getattr(self, field.name) for field in fields) if fields else self.args
+        return tuple(getattr(self, field.name) for field in fields) if fields else self.args
 
     def _sentence(self) -> str:
         return " ".join(str(each) for each in self.args) or type(self).__name__
 
     def __str__(self) -> str:
-        return one_line(self._sentence())
+        before = f"; before it: {'; '.join(self.asked_before[:_SHOWN_ITEMS])}" if self.asked_before else ""
+        return one_line(self._sentence() + before)
+
+
+def _told_after(kind: type[StoreError], arguments: tuple[object, ...], asked: tuple[str, ...]) -> StoreError:
+    error = kind(*arguments)
+    if asked:
+        # No field: those of each class are its own, and an error is frozen once it is made.
+        error.__dict__["_asked_before"] = asked
+    return error
 
 
 class InvalidInput(StoreError, ValueError):
@@ -275,6 +268,17 @@ class ManifestUnknown(RegistryError, NotFound):
 
 class AuthenticationRefused(RegistryError):
     """The registry, or its token server, refuses these credentials, or their absence."""
+
+
+@attrs.frozen(slots=False, repr=False)
+class RegistryBlocked(StoreError):
+    """A rule of registries forbids all that the reference would lead to; nobody was asked."""
+
+    reference: str
+    prefix: str
+
+    def _sentence(self) -> str:
+        return f"{_beginning(self.reference)} is blocked by the rule for {_beginning(self.prefix)}"
 
 
 @attrs.frozen(slots=False, repr=False)

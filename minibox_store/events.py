@@ -7,9 +7,9 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Role
-from minibox_store.errors import one_line
 from minibox_store.platforms import Platform
 from minibox_store.rate_limits import RateLimit
+from minibox_store.sentences import one_line
 
 _SHOWN_PLATFORMS = 20
 _PLATFORM_LENGTH = 100
@@ -20,6 +20,21 @@ class ResolvingName:
     """A name is about to be resolved to a digest."""
 
     name: str
+
+
+@attrs.frozen(kw_only=True)
+class UsingMirror:
+    """A mirror serves: the first answer, or the first bytes, that come from it."""
+
+    host: str
+
+
+@attrs.frozen(kw_only=True)
+class MirrorFailed:
+    """A mirror failed for the first time, and others are asked instead; whether they serve is not known yet."""
+
+    host: str
+    problem: str
 
 
 @attrs.frozen(kw_only=True)
@@ -142,6 +157,8 @@ Event = (
     | BlobPresent
     | BlobStored
     | UnpackingLayer
+    | UsingMirror
+    | MirrorFailed
     | NothingToUnpack
     | RegisteringName
     | ImageCopied
@@ -160,6 +177,10 @@ def _text(event: Event) -> str | None:
     match event:
         case ResolvingName(name=name):
             return f"fetching {name} manifest..."
+        case UsingMirror(host=host):
+            return f"using mirror {host}..."
+        case MirrorFailed(host=host, problem=problem):
+            return f"mirror {host} failed, others are asked: {problem}"
         case ChoosingPlatform(name=name, platform=platform):
             variant = f"/{platform.variant}" if platform.variant else ""
             return f"{name} is a manifest list, resolving {platform.architecture}/{platform.os}{variant}..."

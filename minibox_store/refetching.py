@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from minibox_store import media_types
 from minibox_store.copying import Cancellation, EventListener, ObservedSource
 from minibox_store.documents import Descriptor, Node, Role
-from minibox_store.errors import ContentMismatch, RegistryError, StoreError, one_line
+from minibox_store.errors import ContentMismatch, RegistryError, StoreError
 from minibox_store.layout import Layout
 from minibox_store.layout.quarantine import find_right_one
 from minibox_store.layout.transaction import Transaction
 from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible
+from minibox_store.sentences import one_line
 
 OpenOrigin = Callable[[str], AbstractContextManager[BlobSource]]
 

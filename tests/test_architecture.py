@@ -25,6 +25,7 @@ MOST_LINES = 400
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
     *("limits", "rate_limits", "reports", "summaries", "unpacked", "file_status"),
+    *("registry_rules", "sentences"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
@@ -70,6 +71,7 @@ THREADS = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "json": ("minibox_store/codec/",),
     "cattrs": ("minibox_store/codec/",),
+    "tomllib": ("minibox_store/codec/",),
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
     "fcntl": LOCKS,

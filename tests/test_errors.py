@@ -82,6 +82,17 @@ EXAMPLES: list[tuple[StoreError, str]] = [
         "GET https://registry.example/v2/ (429): too many",
     ),
     (
+        errors.ManifestUnknown("GET", "https://registry.example/v2/", 404, (), "not known").after(
+            ["mirror.example (no answer came in time)", "other.example (401: who are you\n)"]
+        ),
+        "GET https://registry.example/v2/ (404): not known; before it: mirror.example (no answer came in time); "
+        "other.example (401: who are you\\x0a)",
+    ),
+    (
+        errors.RegistryBlocked("docker.io/library/alpine:3", "docker.io"),
+        "docker.io/library/alpine:3 is blocked by the rule for docker.io",
+    ),
+    (
         errors.CredentialHelperFailed("docker-credential-pass", "get ended with status 1"),
         "credential helper docker-credential-pass: get ended with status 1",
     ),

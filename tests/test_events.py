@@ -16,12 +16,14 @@ from minibox_store.events import (
     ImageCopied,
     IndexMade,
     ManifestChosen,
+    MirrorFailed,
     NothingToUnpack,
     RateLimitSeen,
     RegisteringName,
     RegistryWarning,
     ResolvingName,
     UnpackingLayer,
+    UsingMirror,
     render_line,
 )
 from minibox_store.platforms import LINUX_AMD64, Platform
@@ -68,6 +70,11 @@ LINES: list[tuple[Event, str | None]] = [
     (
         UnpackingLayer(position=2, total=5, descriptor=leaf("91d30c5bc195")),
         "[pull] extracting layer 2/5...",
+    ),
+    (UsingMirror(host="mirror.example:5000"), "[pull] using mirror mirror.example:5000..."),
+    (
+        MirrorFailed(host="mirror.example", problem="404: unknown\n"),
+        "[pull] mirror mirror.example failed, others are asked: 404: unknown\\x0a",
     ),
     (NothingToUnpack(name=NAME), "[pull] alpine:3.18 has no root filesystem, nothing is unpacked"),
     (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),

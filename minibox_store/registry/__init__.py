@@ -8,6 +8,8 @@ from minibox_store.registry.client import RegistryClient
 from minibox_store.registry.credentials import Credentials, CredentialsSource
 from minibox_store.registry.logins import login, logout
 from minibox_store.registry.machine_credentials import MachineCredentials
+from minibox_store.registry.mirrors import MirroredRepository
+from minibox_store.registry.registries import read_registries_file
 from minibox_store.registry.repository import RegistryRepository
 
 __all__ = [
@@ -17,8 +19,10 @@ __all__ = [
     "Credentials",
     "CredentialsSource",
     "MachineCredentials",
+    "MirroredRepository",
     "RegistryClient",
     "RegistryRepository",
     "login",
     "logout",
+    "read_registries_file",
 ]

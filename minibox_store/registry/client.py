@@ -3,10 +3,14 @@
 Credentials, trust and patience are the program's; a session with one repository is made of them for each operation.
 """
 
+import copy
 import os
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, overload
+
+import attrs
 
 from minibox_store.events import Event
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -23,13 +27,24 @@ from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
 from minibox_store.registry.environment import certificate_folders, process_environment
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
+from minibox_store.registry.mirrors import MirroredRepository
+from minibox_store.registry.registries import machine_rules
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
 from minibox_store.registry.trust import Trust
+from minibox_store.registry.turns import OpenPlace
+from minibox_store.registry.urls import Origin
+from minibox_store.registry_rules import Place, RegistryRule, RegistryRules
 
+OnEvent = Callable[[Event], None]
 Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
+
+# Where there is another place to ask, nobody waits long for one.
+_MIRROR_ATTEMPTS = 2
+_MIRROR_WAIT_SECONDS = 1.0
+_MIRROR_CONNECT_SECONDS = 5.0
 
 
 class RegistryClient:
@@ -45,6 +60,7 @@ class RegistryClient:
             TLS, credentials included. Of token servers, and of hosts that they redirect to, it says nothing.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
+        registries: what holds for the images of a registry: where else they are to be had, and what is blocked.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
         ca_file: certificates of authorities to be trusted besides the system's.
         connect_seconds: how long connecting may take.
@@ -58,6 +74,7 @@ class RegistryClient:
 
     Raises:
         ValueError: on construction, when a token server is neither a host nor a URL.
+        InvalidArgument: on construction, when two rules have the same prefix.
     """
 
     def __init__(
@@ -68,6 +85,7 @@ class RegistryClient:
         insecure: Collection[str] = (),
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
+        registries: RegistryRules | Iterable[RegistryRule] = (),
         realms: Mapping[str, Iterable[str]] | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         connect_seconds: float = 10.0,
@@ -85,6 +103,7 @@ class RegistryClient:
             self._credentials = credentials
         if certificates is None or isinstance(certificates, Mapping):
             certificates = KnownCertificates(dict(certificates or {}))
+        self._rules = registries if isinstance(registries, RegistryRules) else RegistryRules(tuple(registries))
         self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=insecure)
         self._schemes = Schemes.of(plain_http, https, insecure)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
@@ -96,24 +115,51 @@ class RegistryClient:
         self._limits = limits
         self._network = network or SystemNetwork()
         self._cache = TokenCache()
+        self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
 
     @classmethod
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
         """Return a client that does what the machine is set up for.
 
-        It has the credentials and the certificates of Docker and Podman.
+        It has the credentials and the certificates of Docker and Podman, and the rules of the file that
+        ``MINIBOX_REGISTRIES`` names.
+
+        Raises:
+            InvalidPath, InvalidDocument: when that file cannot be read.
         """
         environment = process_environment()
         return cls(
             credentials=MachineCredentials(environment=environment),
             certificates=CertificateFolders(*certificate_folders(environment)),
             limits=limits,
+            registries=machine_rules(),
         )
 
+    @overload
     def open_repository(
-        self, reference: Reference, *, access: Access = "pull", on_event: Callable[[Event], None] | None = None
-    ) -> RegistryRepository:
+        self,
+        reference: Reference,
+        *,
+        access: Literal["pull"] = "pull",
+        on_event: OnEvent | None = None,
+    ) -> RegistryRepository | MirroredRepository: ...
+
+    @overload
+    def open_repository(
+        self,
+        reference: Reference,
+        *,
+        access: Literal["pull,push", "delete", "pull,push,delete"],
+        on_event: OnEvent | None = None,
+    ) -> RegistryRepository: ...
+
+    def open_repository(
+        self, reference: Reference, *, access: Access = "pull", on_event: OnEvent | None = None
+    ) -> RegistryRepository | MirroredRepository:
         """Return the repository that ``reference`` lies in, to be closed; nothing is sent yet.
+
+        What is only read comes from wherever the rules of registries say; what is changed is changed at the very
+        registry that the reference names.
 
         Args:
             reference: of the repository; its tag and digest do not matter.
@@ -122,10 +168,16 @@ class RegistryClient:
 
         Raises:
             InvalidReference: when its domain cannot be contacted.
+            RegistryBlocked: when a rule blocks it.
         """
-        find = partial(self._credentials.find, reference.domain, reference.repository)
-        scope = f"repository:{reference.repository}:{access}"
-        return self._open(reference, scope, find, self._cache, on_event)
+        if access != "pull":
+            return self._open_place(self._rules.named_place(reference), access, on_event)
+        *mirrors, home = self._rules.places(reference)
+        if not mirrors:
+            return self._open_place(home, access, on_event)
+        opened = [OpenPlace(each, self._open_mirror(each, home, access, on_event)) for each in mirrors]
+        opened.append(OpenPlace(home, self._open_place(home, access, on_event)))
+        return MirroredRepository(opened, on_event or _take_no_notice)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -137,8 +189,46 @@ class RegistryClient:
         """
         # No repository is asked for; and tokens that other credentials got before would prove nothing.
         anything = Reference(domain=registry, repository="any/repository", tag="any")
-        with self._open(anything, "", lambda _: credentials, TokenCache()) as repository:
+        place = self._rules.named_place(anything)
+        with self._towards(place)._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
+
+    def _open_place(self, place: Place, access: Access, on_event: OnEvent | None) -> RegistryRepository:
+        return self._towards(place)._open_as(place, place, access, self._cache, on_event)
+
+    def _open_mirror(self, place: Place, home: Place, access: Access, on_event: OnEvent | None) -> RegistryRepository:
+        """Return what is at a mirror; it is shown the credentials for ``home`` where the rule says so."""
+        is_sharing = place.mirror is not None and place.mirror.credentials == "shared"
+        client = self._towards(place, also=self._realms_of(home) if is_sharing else frozenset(), is_mirror=True)
+        # What a mirror gives for the credentials of another is not what it would give for its own.
+        cache = self._shared_caches[home.reference.domain] if is_sharing else self._cache
+        return client._open_as(place, home if is_sharing else place, access, cache, on_event)
+
+    def _open_as(
+        self, place: Place, owner: Place, access: Access, cache: TokenCache, on_event: OnEvent | None
+    ) -> RegistryRepository:
+        find = partial(self._credentials.find, owner.reference.domain, owner.reference.repository)
+        scope = f"repository:{place.reference.repository}:{access}"
+        return self._open(place.reference, scope, find, cache, on_event)
+
+    def _realms_of(self, place: Place) -> frozenset[Origin]:
+        domain = place.reference.domain
+        return self._realms.get(domain, frozenset()) | token_origins(domain, place.realms, self._schemes)
+
+    def _towards(
+        self, place: Place, *, also: frozenset[Origin] = frozenset(), is_mirror: bool = False
+    ) -> "RegistryClient":
+        """Return this client as it is towards one place: with what the rules say of that one, and of no other."""
+        client = copy.copy(self)
+        client._realms = {place.reference.domain: self._realms_of(place) | also}
+        if is_mirror:
+            client._policy = attrs.evolve(
+                self._policy,
+                attempts=min(self._policy.attempts, _MIRROR_ATTEMPTS),
+                longest_wait_seconds=min(self._policy.longest_wait_seconds, _MIRROR_WAIT_SECONDS),
+            )
+            client._connect_seconds = min(self._connect_seconds, _MIRROR_CONNECT_SECONDS)
+        return client
 
     def _open(
         self,
@@ -146,7 +236,7 @@ class RegistryClient:
         scope: str,
         find: FindCredentials,
         cache: TokenCache,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> RegistryRepository:
         lines = OpenLines()
         opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
@@ -162,7 +252,7 @@ class RegistryClient:
         find: FindCredentials,
         cache: TokenCache,
         lines: OpenLines,
-        on_event: Callable[[Event], None] | None,
+        on_event: OnEvent | None,
         schemes: Schemes,
     ) -> Transport:
         opened = partial(self._open_session, domain, scope, find, lines)
@@ -199,3 +289,7 @@ class RegistryClient:
             silence_seconds=self._silence_seconds,
         )
         return session, pool
+
+
+def _take_no_notice(event: Event) -> None:
+    pass

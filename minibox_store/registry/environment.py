@@ -1,4 +1,4 @@
-"""What the environment says: where credentials and certificates lie, and what a credential helper may see of it.
+"""What the environment says: where credentials, certificates and rules lie, and what a credential helper may see.
 
 The only module of the library that reads the process's environment.
 """
@@ -72,6 +72,12 @@ def certificate_folders(environment: Mapping[str, str]) -> tuple[str, ...]:
     )
     found = [path for path in of_user if path is not None]
     return tuple(dict.fromkeys((*found, "/etc/containers/certs.d", "/etc/docker/certs.d")))
+
+
+def registries_path(environment: Mapping[str, str]) -> str | None:
+    """Return the absolute path of the file of registries, None where there is none to be read."""
+    named = environment.get("MINIBOX_REGISTRIES")
+    return os.path.abspath(named) if named else None
 
 
 def helper_environment(environment: Mapping[str, str], program_path: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from minibox_store.errors import one_line
+from minibox_store.sentences import one_line
 from minibox_store.tar import Member, MemberKind
 from minibox_store.tar.member import refusal
 from minibox_store.unpacked import UnpackPolicy

@@ -9,6 +9,8 @@ from typing import Any
 from minibox_store.reference import Reference
 from minibox_store.registry import RegistryClient, RegistryRepository
 from minibox_store.registry.dialling import Address
+from minibox_store.registry.mirrors import MirroredRepository
+from minibox_store.registry_rules import RegistryRule
 
 # Of a network set aside for documents: nobody lives there.
 PUBLIC_ADDRESS = "203.0.113.7"
@@ -20,8 +22,17 @@ def quick_client(**options: Any) -> RegistryClient:
 
 
 def open_repository(reference: str, **options: Any) -> RegistryRepository:
-    """Return the repository of a reference, by a client of its own."""
-    return quick_client(**options).open_repository(Reference.parse(reference))
+    """Return the repository of a reference that has no mirrors, by a client of its own."""
+    opened = quick_client(**options).open_repository(Reference.parse(reference))
+    assert isinstance(opened, RegistryRepository)
+    return opened
+
+
+def open_mirrored(reference: str, rule: RegistryRule, **options: Any) -> MirroredRepository:
+    """Return the repository of a reference for which a rule names mirrors, by a client of its own."""
+    opened = quick_client(registries=[rule], **options).open_repository(Reference.parse(reference))
+    assert isinstance(opened, MirroredRepository)
+    return opened
 
 
 class NamedNetwork:

@@ -1,0 +1,277 @@
+"""Where the images of a registry are to be had: rules by the prefix of a name, and the choice of the one that counts.
+
+A prefix is a host, a host and the first segments of a path, or ``*.domain``, which is every host below that domain,
+whatever its port. It is compared by whole segments, never as the beginning of a text. Of those that fit the one with
+the longest path counts, then one that names the host itself, then the one with the longest domain; no other has a say.
+
+The name of an image stays what it is. A rule says who is asked for it: its mirrors in their order, and at last the
+place that the rule's ``location`` names, or the registry of the name itself.
+
+Spec: containers-registries.conf(5), whose words these are where they mean the same.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+import attrs
+
+from minibox_store.errors import InvalidArgument, InvalidReference, RegistryBlocked
+from minibox_store.reference import DOCKER_HUB, Reference
+
+WhoseCredentials = Literal["own", "shared"]
+AskedFor = Literal["all", "digest-only", "tag-only"]
+
+_WILDCARD = "*."
+_WHOSE_CREDENTIALS = ("own", "shared")
+_ASKED_FOR = ("all", "digest-only", "tag-only")
+_SCHEMES = ("https", "http")
+_VISIBLE = re.compile(r"[!-~]+")
+
+
+def _mirrors(values: "Iterable[Mirror]") -> "tuple[Mirror, ...]":
+    return tuple(values)
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+@attrs.frozen(kw_only=True)
+class Mirror:
+    """Somewhere else that the images of a prefix are to be had. Its bytes are trusted no more than those of any other.
+
+    Attributes:
+        location: ``host[:port]``, with a path where it has one; what follows the prefix in a name follows it there.
+        insecure: whether its certificate is left unchecked, and plain HTTP will do.
+        credentials: ``"own"``: those that are known for its own host; ``"shared"``: it is shown those for the place
+            that it mirrors.
+        pull: ``"digest-only"``: it is not asked what a tag stands for; ``"tag-only"``: it is not asked in a pull by
+            digest.
+
+    Raises:
+        InvalidArgument: on construction, for a value that is none of these.
+    """
+
+    location: str
+    insecure: bool = False
+    credentials: WhoseCredentials = "own"
+    pull: AskedFor = "all"
+
+    def __attrs_post_init__(self) -> None:
+        _check_place("location", self.location)
+        _check_choice("credentials", self.credentials, _WHOSE_CREDENTIALS)
+        _check_choice("pull", self.pull, _ASKED_FOR)
+
+
+@attrs.frozen(kw_only=True)
+class RegistryRule:
+    """What holds for the images whose names begin with a prefix.
+
+    Attributes:
+        prefix: ``host[:port]``, that with the first segments of a path, or ``*.domain``; ``location`` where it is
+            empty.
+        location: what is contacted for the prefix; the same where it is None.
+        mirrors: what is asked before, in this order.
+        insecure: whether the certificate at ``location`` is left unchecked, and plain HTTP will do there.
+        blocked: whether nothing may be done with such an image.
+        realms: token servers elsewhere that may see the credentials for ``location``: ``host[:port]``, or a URL.
+
+    Raises:
+        InvalidArgument: on construction, for a value that is none of these.
+    """
+
+    prefix: str = ""
+    location: str | None = None
+    mirrors: tuple[Mirror, ...] = attrs.field(default=(), converter=_mirrors)
+    insecure: bool = False
+    blocked: bool = False
+    realms: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+
+    def __attrs_post_init__(self) -> None:
+        if self.location is not None:
+            _check_place("location", self.location)
+        if not self.prefix and self.location is None:
+            raise InvalidArgument("prefix", self.prefix, "a rule needs a prefix or a location")
+        if self.prefix.startswith(_WILDCARD):
+            _check_wildcard(self.prefix)
+        elif self.prefix:
+            _check_place("prefix", self.prefix)
+        for realm in self.realms:
+            _check_realm(realm)
+
+    @property
+    def covers(self) -> str:
+        """The prefix, whether it was given or follows from the location."""
+        return self.prefix or self.location or ""
+
+    @property
+    def moves(self) -> bool:
+        """Whether something else is contacted than the name says."""
+        return self.location is not None and self.location != self.covers
+
+    def fit(self, domain: str, repository: str) -> tuple[int, bool, int] | None:
+        """Return how well the rule fits a name, the better the greater; None where it does not."""
+        host, _, path = self.covers.lower().partition("/")
+        domain = domain.lower()
+        if host.startswith(_WILDCARD):
+            if not _without_port(domain).endswith(host[1:]):
+                return None
+        elif host != domain:
+            return None
+        segments = path.split("/") if path else []
+        if repository.split("/")[: len(segments)] != segments:
+            return None
+        return len(segments), not host.startswith(_WILDCARD), len(host)
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Somewhere that an image is to be had.
+
+    Attributes:
+        reference: of the image there.
+        insecure: whether its certificate is left unchecked, and plain HTTP will do.
+        realms: token servers elsewhere that may see the credentials for it.
+        mirror: what the rule says of it; None where it is the place that mirrors stand for.
+    """
+
+    reference: Reference
+    insecure: bool = False
+    realms: tuple[str, ...] = ()
+    mirror: Mirror | None = None
+
+
+@attrs.frozen
+class RegistryRules:
+    """All rules of a client.
+
+    Raises:
+        InvalidArgument: on construction, when two rules have the same prefix.
+    """
+
+    rules: tuple[RegistryRule, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        seen: set[str] = set()
+        for rule in self.rules:
+            if rule.covers.lower() in seen:
+                raise InvalidArgument("prefix", rule.covers, "another rule has it too")
+            seen |= {rule.covers.lower()}
+
+    def find(self, domain: str, repository: str) -> RegistryRule | None:
+        """Return the rule that counts for a name, None where there is none."""
+        fits = [(fit, rule) for rule in self.rules if (fit := rule.fit(domain, repository)) is not None]
+        return max(fits, key=lambda each: each[0])[1] if fits else None
+
+    def places(self, reference: Reference) -> tuple[Place, ...]:
+        """Return where an image is read from: the mirrors in their order, and last what they stand for.
+
+        Raises:
+            RegistryBlocked: when nothing may be done with it.
+            InvalidReference: when a location leaves no repository for it, or none that there can be.
+        """
+        rule = self._allowed(reference)
+        if rule is None:
+            return (Place(reference=reference),)
+        there = reference if rule.location is None else _moved(reference, rule, rule.location)
+        last = Place(reference=there, insecure=rule.insecure, realms=rule.realms)
+        return (*(self._mirror(reference, rule, mirror) for mirror in rule.mirrors), last)
+
+    def named_place(self, reference: Reference) -> Place:
+        """Return the very place that a name says, which is where things are changed.
+
+        Raises:
+            RegistryBlocked: when nothing may be done with it.
+        """
+        return self._as_named(reference, self._allowed(reference))
+
+    def _mirror(self, reference: Reference, rule: RegistryRule, mirror: Mirror) -> Place:
+        there = _moved(reference, rule, mirror.location)
+        named = self._as_named(there, self.find(there.domain, there.repository))
+        return attrs.evolve(named, insecure=mirror.insecure or named.insecure, mirror=mirror)
+
+    def _as_named(self, reference: Reference, rule: RegistryRule | None) -> Place:
+        if rule is None or rule.moves:
+            return Place(reference=reference)
+        return Place(reference=reference, insecure=rule.insecure, realms=rule.realms)
+
+    def _allowed(self, reference: Reference) -> RegistryRule | None:
+        rule = self.find(reference.domain, reference.repository)
+        if rule is not None and rule.blocked:
+            raise RegistryBlocked(str(reference), rule.covers)
+        return rule
+
+
+def _moved(reference: Reference, rule: RegistryRule, location: str) -> Reference:
+    """Return the reference with ``location`` in the place of the rule's prefix."""
+    path = rule.covers.partition("/")[2]
+    rest = reference.repository.split("/")[len(path.split("/")) if path else 0 :]
+    domain, _, repository = "/".join([location, *rest]).partition("/")
+    if not repository:
+        raise InvalidReference(str(reference), f"its rule leads to {location}, which is no repository")
+    if domain == DOCKER_HUB and "/" not in repository:
+        repository = f"library/{repository}"
+    return attrs.evolve(reference, domain=domain, repository=repository)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidArgument(name, value, f"it is none of {', '.join(allowed)}")
+
+
+def _check_place(name: str, text: str) -> None:
+    host, slash, path = text.partition("/")
+    problem = _problem_of_host(host)
+    if problem is None and slash:
+        problem = _problem_of_path(host, path)
+    if problem is not None:
+        raise InvalidArgument(name, text, problem)
+
+
+def _check_wildcard(text: str) -> None:
+    domain = text.removeprefix(_WILDCARD)
+    problem = _problem_of_host(f"any.{domain}")
+    if "/" in domain or ":" in domain:
+        problem = "behind *. stands a domain, and nothing else"
+    if problem is not None:
+        raise InvalidArgument("prefix", text, problem)
+
+
+def _check_realm(text: str) -> None:
+    host = text
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        host = rest.partition("/")[0] if scheme.lower() in _SCHEMES and _VISIBLE.fullmatch(rest) else ""
+    problem = _problem_of_host(host)
+    if problem is not None:
+        raise InvalidArgument("realms", text, "it is neither a host with an optional port nor a URL")
+
+
+def _problem_of_host(host: str) -> str | None:
+    try:
+        Reference(domain=host, repository="any/repository", tag="any")
+        number = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else ""
+        if host.startswith("["):
+            ipaddress.IPv6Address(host[1 : host.index("]")])
+    except InvalidReference as error:
+        return error.problem
+    except ValueError:
+        return f"{host} is no address"
+    return None if not number or 0 < int(number[:6]) < 65536 else "its port is not between 1 and 65535"
+
+
+def _problem_of_path(host: str, path: str) -> str | None:
+    # Of Docker Hub a namespace is meant, where it is one segment alone.
+    repository = f"{path}/{path}" if host == DOCKER_HUB and path and "/" not in path else path
+    try:
+        Reference(domain=host, repository=repository, tag="any")
+    except InvalidReference as error:
+        return error.problem
+    return None
+
+
+def _without_port(domain: str) -> str:
+    host, colon, port = domain.rpartition(":")
+    return host if colon and port.isdigit() else domain

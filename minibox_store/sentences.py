@@ -1,0 +1,41 @@
+"""How text from outside stands in a sentence: on one line, printable, and bounded."""
+
+import time
+
+SHOWN_CHARACTERS = 200
+SHOWN_ITEMS = 20
+
+
+def one_line(text: str) -> str:
+    r"""Return ``text`` with every character that is not printable written as ``\xNN`` or ``\uNNNN``.
+
+    >>> one_line("a\n[pull] Done")
+    'a\\x0a[pull] Done'
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escaped(ord(character)) for character in text)
+
+
+def beginning(text: str) -> str:
+    """Return ``text``, or its beginning where it is long."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+def shown(text: str) -> str:
+    """Return the beginning of ``text`` in quotes."""
+    return repr(beginning(text))
+
+
+def since(seconds: float) -> str:
+    """Return `` since`` and a time, which is in seconds since the epoch; nothing for one that no calendar has."""
+    try:
+        return time.strftime(" since %Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
+def _escaped(code: int) -> str:
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
