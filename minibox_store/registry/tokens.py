@@ -6,6 +6,7 @@ to it. Credentials go to the registry's own origin, and to the token servers tha
 Spec: Docker Registry v2 token authentication; RFC 6750, section 3; RFC 9110, section 11.
 """
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,13 @@ class Grant:
     authorization: str = attrs.field(repr=lambda _: "***")
     begun: float
     life_seconds: float
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may show: whoever uses a grant need not have seen what it was made of."""
+        scheme, _, value = self.authorization.partition(" ")
+        password = base64.b64decode(value).decode().partition(":")[2] if scheme == "Basic" else ""
+        return tuple(secret for secret in (value, password) if secret)
 
     def is_fresh(self, now: float) -> bool:
         """Whether a request sent now arrives well before the grant's end."""
@@ -177,7 +185,7 @@ class Authorizer:
     def secrets(self) -> tuple[str, ...]:
         """Return what no message may show."""
         grant, known = self._slot.grant, self._credentials
-        told = () if grant is None else (grant.authorization.partition(" ")[2],)
+        told = () if grant is None else grant.secrets
         return told if known is None else (*told, *known.secrets)
 
     def _known(self) -> Credentials | None:
