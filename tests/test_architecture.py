@@ -35,6 +35,7 @@ FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_movi
 FILE_PARTS |= {"mounts", "_mount_views"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
+FACE |= {"pushing", "remote", "sending"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

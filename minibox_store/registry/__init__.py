@@ -1,4 +1,4 @@
-"""The end that is a repository of a registry, over urllib3: images are pulled from it.
+"""The end that is a repository of a registry, over urllib3: images are pulled from it, and pushed to it.
 
 The only part of the program that opens sockets to others.
 """
@@ -8,6 +8,7 @@ from minibox_store.registry.credentials import Credentials, CredentialsSource
 from minibox_store.registry.logins import login, logout
 from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.repository import RegistryRepository
+from minibox_store.registry.target import RepositoryTarget
 
 __all__ = [
     "Credentials",
@@ -15,6 +16,7 @@ __all__ = [
     "MachineCredentials",
     "RegistryClient",
     "RegistryRepository",
+    "RepositoryTarget",
     "login",
     "logout",
 ]

@@ -19,12 +19,12 @@ from minibox_store.registry.credentials import Credentials, CredentialsSource, K
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
-from minibox_store.registry.repository import RegistryRepository
+from minibox_store.registry.repository import RegistryRepository, WritableRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
 
-Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
+Access = Literal["pull", "pull,push", "pull,delete"]
 
 
 class RegistryClient:
@@ -104,6 +104,12 @@ class RegistryClient:
         Raises:
             InvalidReference: when its domain cannot be contacted.
         """
+        return self.open_origin(reference, access=access, on_event=on_event)
+
+    def open_origin(
+        self, reference: Reference, *, access: Access = "pull", on_event: Callable[[Event], None] | None = None
+    ) -> WritableRepository:
+        """Return the repository itself, as :meth:`open_repository`, whatever may stand for it: who writes needs it."""
         find = partial(self._credentials.find, reference.domain, reference.repository)
         return self._open(reference, f"repository:{reference.repository}:{access}", find, self._cache)
 
@@ -120,13 +126,13 @@ class RegistryClient:
         with self._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
-    def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> RegistryRepository:
+    def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> WritableRepository:
         lines = OpenLines()
         opened = partial(self._open_transport, reference.domain, scope, find, cache, lines)
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
-        return RegistryRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
+        return WritableRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
 
     def _open_transport(
         self,

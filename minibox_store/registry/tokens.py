@@ -105,6 +105,31 @@ class TokenCache:
             return self._slots.setdefault((registry, scope), _Slot())
 
 
+def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """Return the scopes that a token is asked for: what the registry names, and what the session will need later.
+
+    A registry names what one request needs. Whoever only reads needs no more; who writes would ask for a second token
+    at the first request that writes, and with it lose what the first one was good for.
+
+    Args:
+        challenged: what the registry names, each ``type:name:action,action``; not trusted.
+        own: what the session is for.
+
+    >>> asked_scopes(["repository:app:pull"], ["repository:app:pull,push"])
+    ('repository:app:pull,push',)
+
+    Spec: distribution project, "Token Scope Documentation".
+    """
+    if not challenged or all(scope.endswith(":pull") for scope in own):
+        return tuple(challenged or own)
+    wanted: dict[str, list[str]] = {}
+    for scope in (*challenged, *own):
+        resource, _, actions = scope.rpartition(":")
+        known = wanted.setdefault(resource, [])
+        known.extend(action for action in actions.split(",") if action not in known)
+    return tuple(f"{resource}:{','.join(actions)}" for resource, actions in wanted.items())
+
+
 class Authorizer:
     """Says what Authorization the requests of one session carry. Its methods may be called from several threads.
 
@@ -233,11 +258,10 @@ class Authorizer:
         return self._fetch(source.url, None if known is None else known.basic, None)
 
     def _question(self, challenge: Challenge) -> TokenQuestion:
-        scopes = challenge.parameters.get("scope", "").split() or ([self._scope] if self._scope else [])
         return TokenQuestion(
             realm=self._checked_realm(challenge.parameters["realm"]),
             service=challenge.parameters.get("service"),
-            scopes=tuple(scopes),
+            scopes=asked_scopes(challenge.parameters.get("scope", "").split(), self._scope.split()),
         )
 
     def _checked_realm(self, text: str) -> Url:
