@@ -235,8 +235,9 @@ class _Copy:
             self._settle(moving)
         except BaseException:
             self._failed.set()
-            if isinstance(self._source, Interruptible):
-                self._source.interrupt()
+            for end in (self._source, self._writer):
+                if isinstance(end, Interruptible):
+                    end.interrupt()
             raise
         finally:
             # Nothing may still write when the transaction closes behind us.
@@ -318,7 +319,7 @@ def copy_image(
     # Each document is walked twice, and crosses the wire once.
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.
-    with cancellation.interrupting(source), target.open_writer() as writer:
+    with cancellation.interrupting(source), cancellation.interrupting(target), target.open_writer() as writer:
         _check_room(source, writer, root, limits, cancellation)
         copy_graph(
             source,

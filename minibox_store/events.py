@@ -3,6 +3,8 @@
 Text from outside (a registry, an archive, a parameter) never breaks a line.
 """
 
+from typing import Literal
+
 import attrs
 
 from minibox_store.digest import Digest
@@ -167,10 +169,29 @@ Event = (
 )
 
 
-def render_line(event: Event) -> str | None:
-    """Return the line (no newline) that the daemon's pull prints for ``event``, None where it prints none."""
-    text = _text(event)
-    return None if text is None else "[pull] " + one_line(text)
+def render_line(event: Event, *, doing: Literal["pull", "push"] = "pull") -> str | None:
+    """Return the line (no newline) for ``event``, as the daemon's pull prints it; None where it prints none.
+
+    A push, and a copy between registries, has lines of its own; so has what it does otherwise than a pull.
+    """
+    text = _push_text(event) if doing == "push" else None
+    text = _text(event) if text is None else text
+    return None if text is None else f"[{doing}] " + one_line(text)
+
+
+def _push_text(event: Event) -> str | None:
+    match event:
+        case BlobStarted() | BlobPresent():
+            place = f" {event.position}/{event.total}" if event.total > 1 or event.role == "layer" else ""
+            short = event.descriptor.digest.hex[:12]
+            if isinstance(event, BlobPresent):
+                return f"{event.role}{place} ({short}) is already there"
+            return f"pushing {event.role}{place} ({short})..."
+        case RegisteringName(name=name):
+            return f"writing {name}..."
+        case ImageCopied(name=name):
+            return f"successfully pushed {name}"
+    return None
 
 
 def _text(event: Event) -> str | None:

@@ -37,6 +37,7 @@ FILE_PARTS |= {"mounts", "_mount_views"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"admitting"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
+FACE |= {"pushing", "remote", "sending"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

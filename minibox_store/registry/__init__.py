@@ -1,4 +1,4 @@
-"""The end that is a repository of a registry, over urllib3: images are pulled from it.
+"""The end that is a repository of a registry, over urllib3: images are pulled from it, and pushed to it.
 
 The only part of the program that opens sockets to others.
 """
@@ -11,6 +11,7 @@ from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.mirrors import MirroredRepository
 from minibox_store.registry.registries import read_registries_file
 from minibox_store.registry.repository import RegistryRepository
+from minibox_store.registry.target import RepositoryTarget
 
 __all__ = [
     "CertificateFolders",
@@ -22,6 +23,7 @@ __all__ = [
     "MirroredRepository",
     "RegistryClient",
     "RegistryRepository",
+    "RepositoryTarget",
     "login",
     "logout",
     "read_registries_file",

@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal, Self, overload
+from typing import Literal, Self
 
 import attrs
 
@@ -29,7 +29,7 @@ from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.mirrors import MirroredRepository
 from minibox_store.registry.registries import machine_rules
-from minibox_store.registry.repository import RegistryRepository
+from minibox_store.registry.repository import RegistryRepository, WritableRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
@@ -39,7 +39,7 @@ from minibox_store.registry.urls import Origin
 from minibox_store.registry_rules import Place, RegistryRule, RegistryRules
 
 OnEvent = Callable[[Event], None]
-Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
+Access = Literal["pull", "pull,push", "pull,delete"]
 
 # Where there is another place to ask, nobody waits long for one.
 _MIRROR_ATTEMPTS = 2
@@ -135,49 +135,43 @@ class RegistryClient:
             registries=machine_rules(),
         )
 
-    @overload
     def open_repository(
-        self,
-        reference: Reference,
-        *,
-        access: Literal["pull"] = "pull",
-        on_event: OnEvent | None = None,
-    ) -> RegistryRepository | MirroredRepository: ...
-
-    @overload
-    def open_repository(
-        self,
-        reference: Reference,
-        *,
-        access: Literal["pull,push", "delete", "pull,push,delete"],
-        on_event: OnEvent | None = None,
-    ) -> RegistryRepository: ...
-
-    def open_repository(
-        self, reference: Reference, *, access: Access = "pull", on_event: OnEvent | None = None
+        self, reference: Reference, *, on_event: OnEvent | None = None
     ) -> RegistryRepository | MirroredRepository:
         """Return the repository that ``reference`` lies in, to be closed; nothing is sent yet.
 
-        What is only read comes from wherever the rules of registries say; what is changed is changed at the very
-        registry that the reference names.
+        What is read of it comes from wherever the rules of registries say.
 
         Args:
             reference: of the repository; its tag and digest do not matter.
-            access: what will be done there, which the tokens are asked for.
             on_event: told of what registries say besides their answers, from several threads.
 
         Raises:
             InvalidReference: when its domain cannot be contacted.
             RegistryBlocked: when a rule blocks it.
         """
-        if access != "pull":
-            return self._open_place(self._rules.named_place(reference), access, on_event)
         *mirrors, home = self._rules.places(reference)
         if not mirrors:
-            return self._open_place(home, access, on_event)
-        opened = [OpenPlace(each, self._open_mirror(each, home, access, on_event)) for each in mirrors]
-        opened.append(OpenPlace(home, self._open_place(home, access, on_event)))
+            return self._open_place(home, "pull", on_event)
+        opened = [OpenPlace(each, self._open_mirror(each, home, on_event)) for each in mirrors]
+        opened.append(OpenPlace(home, self._open_place(home, "pull", on_event)))
         return MirroredRepository(opened, on_event or _take_no_notice)
+
+    def open_origin(
+        self, reference: Reference, *, access: Access = "pull", on_event: OnEvent | None = None
+    ) -> WritableRepository:
+        """Return the repository itself, whatever mirrors it may have: who writes needs it.
+
+        Args:
+            reference: of the repository; its tag and digest do not matter.
+            access: what will be done there, which the tokens are asked for.
+            on_event: told of what the registry says besides its answers, from several threads.
+
+        Raises:
+            InvalidReference: when its domain cannot be contacted.
+            RegistryBlocked: when a rule blocks it.
+        """
+        return self._open_place(self._rules.named_place(reference), access, on_event)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -193,20 +187,20 @@ class RegistryClient:
         with self._towards(place)._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
-    def _open_place(self, place: Place, access: Access, on_event: OnEvent | None) -> RegistryRepository:
+    def _open_place(self, place: Place, access: Access, on_event: OnEvent | None) -> WritableRepository:
         return self._towards(place)._open_as(place, place, access, self._cache, on_event)
 
-    def _open_mirror(self, place: Place, home: Place, access: Access, on_event: OnEvent | None) -> RegistryRepository:
+    def _open_mirror(self, place: Place, home: Place, on_event: OnEvent | None) -> WritableRepository:
         """Return what is at a mirror; it is shown the credentials for ``home`` where the rule says so."""
         is_sharing = place.mirror is not None and place.mirror.credentials == "shared"
         client = self._towards(place, also=self._realms_of(home) if is_sharing else frozenset(), is_mirror=True)
         # What a mirror gives for the credentials of another is not what it would give for its own.
         cache = self._shared_caches[home.reference.domain] if is_sharing else self._cache
-        return client._open_as(place, home if is_sharing else place, access, cache, on_event)
+        return client._open_as(place, home if is_sharing else place, "pull", cache, on_event)
 
     def _open_as(
         self, place: Place, owner: Place, access: Access, cache: TokenCache, on_event: OnEvent | None
-    ) -> RegistryRepository:
+    ) -> WritableRepository:
         find = partial(self._credentials.find, owner.reference.domain, owner.reference.repository)
         scope = f"repository:{place.reference.repository}:{access}"
         return self._open(place.reference, scope, find, cache, on_event)
@@ -237,13 +231,13 @@ class RegistryClient:
         find: FindCredentials,
         cache: TokenCache,
         on_event: OnEvent | None = None,
-    ) -> RegistryRepository:
+    ) -> WritableRepository:
         lines = OpenLines()
         opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
-        return RegistryRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
+        return WritableRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
 
     def _open_transport(
         self,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from tests.support.answers import Answer, Listed, Request, Scripted
 from tests.support.certificates import Certificate
@@ -223,7 +223,7 @@ class ScriptedServer:
         try:
             with self._opened(connection) as opened, opened.makefile("rb") as stream:
                 while not self._closing.is_set():
-                    request = read_request(stream, client_port)
+                    request = self._read(stream, client_port)
                     if request is None or not self._answer_request(opened, request):
                         return
         except TlsHello:
@@ -235,6 +235,9 @@ class ScriptedServer:
             return
         except Exception as error:  # noqa: BLE001 - a script that raises must fail the test, not end unseen in a thread
             self._note_problem(f"the script itself failed: {error!r}")
+
+    def _read(self, stream: BinaryIO, client_port: int) -> Request | None:
+        return read_request(stream, client_port)
 
     @contextlib.contextmanager
     def _opened(self, connection: socket.socket) -> Iterator[socket.socket]:
