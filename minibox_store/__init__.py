@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from minibox_store.errors import NothingToDo as NothingToDo
     from minibox_store.errors import PathNotFound as PathNotFound
     from minibox_store.errors import PlatformNotFound as PlatformNotFound
+    from minibox_store.errors import PolicyRefused as PolicyRefused
     from minibox_store.errors import RateLimited as RateLimited
     from minibox_store.errors import RegistryBlocked as RegistryBlocked
     from minibox_store.errors import RegistryError as RegistryError
@@ -57,10 +58,13 @@ if TYPE_CHECKING:
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import MirrorFailed as MirrorFailed
     from minibox_store.events import NothingToUnpack as NothingToUnpack
+    from minibox_store.events import RateLimitSeen as RateLimitSeen
     from minibox_store.events import RegisteringName as RegisteringName
+    from minibox_store.events import RegistryWarning as RegistryWarning
     from minibox_store.events import ResolvingName as ResolvingName
     from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import UsingMirror as UsingMirror
@@ -81,6 +85,9 @@ if TYPE_CHECKING:
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
+    from minibox_store.platforms import PlatformChoice as PlatformChoice
+    from minibox_store.policies import OfferedImage as OfferedImage
+    from minibox_store.policies import Policy as Policy
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
@@ -88,8 +95,12 @@ if TYPE_CHECKING:
     from minibox_store.protocols import ImageTarget as ImageTarget
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
+    from minibox_store.rate_limits import RateLimit as RateLimit
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
+    from minibox_store.registry import CertificateFolders as CertificateFolders
+    from minibox_store.registry import Certificates as Certificates
+    from minibox_store.registry import CertificatesSource as CertificatesSource
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import CredentialsSource as CredentialsSource
     from minibox_store.registry import MachineCredentials as MachineCredentials
@@ -153,6 +164,7 @@ _MODULES = {
         "NothingToDo",
         "PathNotFound",
         "PlatformNotFound",
+        "PolicyRefused",
         "RateLimited",
         "RegistryBlocked",
         "RegistryError",
@@ -170,10 +182,13 @@ _MODULES = {
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
+        "IndexMade",
         "ManifestChosen",
         "MirrorFailed",
         "NothingToUnpack",
+        "RateLimitSeen",
         "RegisteringName",
+        "RegistryWarning",
         "ResolvingName",
         "UnpackingLayer",
         "UsingMirror",
@@ -186,7 +201,8 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
-    "platforms": ("LINUX_AMD64", "Platform"),
+    "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
+    "policies": ("OfferedImage", "Policy"),
     "protocols": (
         "BlobSource",
         "BlobStage",
@@ -196,8 +212,12 @@ _MODULES = {
         "ImageWriter",
         "NamedImages",
     ),
+    "rate_limits": ("RateLimit",),
     "reference": ("Reference", "check_image_name"),
     "registry": (
+        "CertificateFolders",
+        "Certificates",
+        "CertificatesSource",
         "Credentials",
         "CredentialsSource",
         "MachineCredentials",

@@ -27,6 +27,7 @@ from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
     BlobSource,
     BlobStream,
+    Distrusting,
     FileRange,
     ImageTarget,
     ImageWriter,
@@ -195,6 +196,11 @@ class ObservedSource:
         kind = _ObservedRangeStream if isinstance(stream, RangeStream) else _ObservedStream
         return kind(stream, self, descriptor, offset)
 
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        """Pass on that the bytes were wrong; return whether there is another place to be asked for them."""
+        self.check()
+        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
+
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
         self.check()
@@ -229,8 +235,9 @@ class _Copy:
             self._settle(moving)
         except BaseException:
             self._failed.set()
-            if isinstance(self._source, Interruptible):
-                self._source.interrupt()
+            for end in (self._source, self._writer):
+                if isinstance(end, Interruptible):
+                    end.interrupt()
             raise
         finally:
             # Nothing may still write when the transaction closes behind us.
@@ -312,7 +319,7 @@ def copy_image(
     # Each document is walked twice, and crosses the wire once.
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.
-    with cancellation.interrupting(source), target.open_writer() as writer:
+    with cancellation.interrupting(source), cancellation.interrupting(target), target.open_writer() as writer:
         _check_room(source, writer, root, limits, cancellation)
         copy_graph(
             source,

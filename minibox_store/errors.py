@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from minibox_store.rate_limits import RateLimit
 from minibox_store.sentences import SHOWN_CHARACTERS as _SHOWN_CHARACTERS
 from minibox_store.sentences import SHOWN_ITEMS as _SHOWN_ITEMS
 from minibox_store.sentences import beginning as _beginning
@@ -231,6 +232,18 @@ class IncompleteImage(StoreError):
 
 
 @attrs.frozen(slots=False, repr=False)
+class PolicyRefused(StoreError):
+    """The program's own policy lets an image not in; ``rule`` is the field of the policy that says so."""
+
+    name: str
+    rule: str
+    problem: str
+
+    def _sentence(self) -> str:
+        return f"image {_shown(self.name)} is refused by {self.rule}: {_beginning(self.problem)}"
+
+
+@attrs.frozen(slots=False, repr=False)
 class RegistryError(StoreError):
     """A registry that failed, answered wrongly, or was not reached (``status`` is None then).
 
@@ -281,13 +294,20 @@ class CredentialHelperFailed(StoreError):
 
 @attrs.frozen(slots=False, repr=False)
 class RateLimited(RegistryError):
-    """The registry limits the rate. ``retry_after_seconds`` is None where it did not say."""
+    """The registry limits the rate. ``retry_after_seconds`` and ``rate_limit`` are None where it did not say."""
 
     retry_after_seconds: float | None = None
+    rate_limit: RateLimit | None = None
 
     def _sentence(self) -> str:
         wait = "" if self.retry_after_seconds is None else f"; try again in {self.retry_after_seconds:.0f} s"
-        return super()._sentence() + wait
+        return super()._sentence() + wait + self._count()
+
+    def _count(self) -> str:
+        said = self.rate_limit
+        if said is None or said.limit is None or said.remaining is None:
+            return ""
+        return f"; {said.remaining} of {said.limit} requests are left"
 
 
 @attrs.frozen(slots=False, repr=False)

@@ -3,12 +3,18 @@
 Text from outside (a registry, an archive, a parameter) never breaks a line.
 """
 
+from typing import Literal
+
 import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Role
 from minibox_store.platforms import Platform
+from minibox_store.rate_limits import RateLimit
 from minibox_store.sentences import one_line
+
+_SHOWN_PLATFORMS = 20
+_PLATFORM_LENGTH = 100
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +45,15 @@ class ChoosingPlatform:
 
     name: str
     platform: Platform
+
+
+@attrs.frozen(kw_only=True)
+class IndexMade:
+    """``descriptor`` is a new index, of these of the manifests of ``original``; it is what will be copied."""
+
+    original: Descriptor
+    descriptor: Descriptor
+    platforms: tuple[Platform, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -118,9 +133,26 @@ class ImageCopied:
     name: str
 
 
+@attrs.frozen(kw_only=True)
+class RateLimitSeen:
+    """The registry at ``host`` said how much it grants, and not what it said last; the time that is left aside."""
+
+    host: str
+    rate_limit: RateLimit
+
+
+@attrs.frozen(kw_only=True)
+class RegistryWarning:
+    """The registry at ``host`` has a warning for the user, told once; the text is its own, and not trusted."""
+
+    host: str
+    text: str
+
+
 Event = (
     ResolvingName
     | ChoosingPlatform
+    | IndexMade
     | ManifestChosen
     | BlobStarted
     | BlobAdvanced
@@ -132,13 +164,34 @@ Event = (
     | NothingToUnpack
     | RegisteringName
     | ImageCopied
+    | RateLimitSeen
+    | RegistryWarning
 )
 
 
-def render_line(event: Event) -> str | None:
-    """Return the line (no newline) that the daemon's pull prints for ``event``, None where it prints none."""
-    text = _text(event)
-    return None if text is None else "[pull] " + one_line(text)
+def render_line(event: Event, *, doing: Literal["pull", "push"] = "pull") -> str | None:
+    """Return the line (no newline) for ``event``, as the daemon's pull prints it; None where it prints none.
+
+    A push, and a copy between registries, has lines of its own; so has what it does otherwise than a pull.
+    """
+    text = _push_text(event) if doing == "push" else None
+    text = _text(event) if text is None else text
+    return None if text is None else f"[{doing}] " + one_line(text)
+
+
+def _push_text(event: Event) -> str | None:
+    match event:
+        case BlobStarted() | BlobPresent():
+            place = f" {event.position}/{event.total}" if event.total > 1 or event.role == "layer" else ""
+            short = event.descriptor.digest.hex[:12]
+            if isinstance(event, BlobPresent):
+                return f"{event.role}{place} ({short}) is already there"
+            return f"pushing {event.role}{place} ({short})..."
+        case RegisteringName(name=name):
+            return f"writing {name}..."
+        case ImageCopied(name=name):
+            return f"successfully pushed {name}"
+    return None
 
 
 def _text(event: Event) -> str | None:
@@ -152,6 +205,10 @@ def _text(event: Event) -> str | None:
         case ChoosingPlatform(name=name, platform=platform):
             variant = f"/{platform.variant}" if platform.variant else ""
             return f"{name} is a manifest list, resolving {platform.architecture}/{platform.os}{variant}..."
+        case IndexMade(original=original, descriptor=descriptor, platforms=platforms):
+            shown = ", ".join(str(each)[:_PLATFORM_LENGTH] for each in platforms[:_SHOWN_PLATFORMS])
+            more = f" and {len(platforms) - _SHOWN_PLATFORMS} more" if len(platforms) > _SHOWN_PLATFORMS else ""
+            return f"new index {descriptor.digest.hex[:12]} of {original.digest.hex[:12]} for {shown}{more}"
         case ManifestChosen(descriptor=descriptor):
             return f"manifest: {descriptor.digest.hex[:12]}"
         case BlobStarted() | BlobPresent():
@@ -164,6 +221,8 @@ def _text(event: Event) -> str | None:
             return f"registering {name} in index.json..."
         case ImageCopied(name=name):
             return f"successfully pulled {name}"
+        case RegistryWarning(host=host, text=text):
+            return f"warning from {host}: {text}"
     return None
 
 

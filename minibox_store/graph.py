@@ -14,10 +14,10 @@ from minibox_store import media_types
 from minibox_store.codec import decode_config, decode_document
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Document, Index, Manifest, Node, children
-from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound, StoreError
+from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, PlatformNotFound, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
-from minibox_store.protocols import BlobSource, BlobStream, Interruptible
+from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible
 
 # A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
 Identity = tuple[str, int, str]
@@ -32,6 +32,8 @@ OddConfigListener = Callable[[InvalidDocument], None]
 
 # What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
 _NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# So often a source of several places may have been wrong before it is asked for a document no more.
+_MOST_PLACES = 16
 
 
 def is_of_the_blob(error: OSError) -> bool:
@@ -121,11 +123,17 @@ class RememberingSource:
         """Return the verified bytes of a document or config, from memory the second time."""
         content = self._contents.get(descriptor.digest)
         if content is None:
-            content = read_content(self._source, descriptor, self._limits)
+            content = self._read_right(descriptor)
             if len(content) <= self._room_bytes:
                 self._room_bytes -= len(content)
                 self._contents[descriptor.digest] = content
         return content
+
+    def add_made(self, content: bytes, media_type: str) -> Descriptor:
+        """Keep a document that was made here, which the source behind does not have, and return its descriptor."""
+        descriptor = Descriptor(media_type=media_type, digest=Digest.of(content), size_bytes=len(content))
+        self._contents[descriptor.digest] = content
+        return descriptor
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes, from memory where they were read before."""
@@ -133,6 +141,19 @@ class RememberingSource:
         if content is not None:
             return ContentStream(content, offset)
         return self._source.open_blob(descriptor, offset)
+
+    def _read_right(self, descriptor: Descriptor) -> bytes:
+        for _ in range(_MOST_PLACES):
+            try:
+                return read_content(self._source, descriptor, self._limits)
+            except ContentMismatch:
+                if not self.distrust(descriptor):
+                    raise
+        return read_content(self._source, descriptor, self._limits)
+
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        """Pass on that the bytes were wrong; return whether there is another place to be asked for them."""
+        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
 
     def interrupt(self) -> None:
         """Interrupt the source behind, where it can block."""

@@ -18,6 +18,10 @@ MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 DOCUMENTS = frozenset({*INDEXES, *MANIFESTS})
 SCHEMA_1 = (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED)
 CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+NONDISTRIBUTABLE_PREFIXES = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    "application/vnd.docker.image.rootfs.foreign.",
+)
 LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 # Types that say nothing of the document; registries behind generic web servers send them.
@@ -60,3 +64,14 @@ def is_layer(media_type: str) -> bool:
     (True, False)
     """
     return media_type.startswith(LAYER_PREFIXES) and not media_type.endswith("+encrypted")
+
+
+def is_nondistributable(media_type: str) -> bool:
+    """Whether this is a layer that is to be had from those alone who may give it to others.
+
+    >>> is_nondistributable("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+    True
+
+    Spec: OCI image-spec 1.1, layer.md, "Non-Distributable Layers".
+    """
+    return media_type.startswith(NONDISTRIBUTABLE_PREFIXES)

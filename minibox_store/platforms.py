@@ -9,10 +9,11 @@ runs on what.
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import attrs
 
-from minibox_store.errors import InvalidPlatform
+from minibox_store.errors import InvalidArgument, InvalidPlatform
 
 _TEXT_LENGTH = 256
 _UNKNOWN = "unknown"
@@ -118,6 +119,11 @@ class Platform:
             os_features=tuple(sorted(set(self.os_features))),
         )
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it says that there is none, as attestations do: nothing runs on it, and it is never chosen."""
+        return _UNKNOWN in (self.os.lower(), self.architecture.lower())
+
     def __str__(self) -> str:
         details = "".join([self.os_version or "", *(f"+{feature}" for feature in self.os_features)])
         system = f"{self.os}({details})" if details else self.os
@@ -125,6 +131,44 @@ class Platform:
 
 
 LINUX_AMD64 = Platform(os="linux", architecture="amd64")
+
+# What may be wanted of an image: the manifest for one platform; those for several, in an index; those for all that it
+# has; or, where it is None, the image as it is, attestations included.
+PlatformChoice = Platform | Sequence[Platform] | Literal["all"] | None
+WantedPlatforms = Platform | tuple[Platform, ...] | Literal["all"] | None
+
+
+def checked_choice(platform: PlatformChoice) -> WantedPlatforms:
+    """Return what is wanted of an image, if it may be.
+
+    Raises:
+        InvalidArgument: for a sequence that is empty, or has anything but platforms, and for a text but ``"all"``.
+
+    >>> checked_choice([LINUX_AMD64]) == (LINUX_AMD64,)
+    True
+    """
+    if platform is None or isinstance(platform, Platform):
+        return platform
+    if isinstance(platform, str):
+        if platform == "all":
+            return "all"
+        raise InvalidArgument("platform", platform, "the only text that is a choice is 'all'")
+    wanted = tuple([each for each in platform if isinstance(each, Platform)]) if isinstance(platform, Sequence) else ()
+    if not wanted or len(wanted) != len(platform):
+        raise InvalidArgument("platform", platform, "it is no Platform, and no sequence of one or more of them")
+    return wanted
+
+
+def describe_choice(platform: WantedPlatforms) -> str:
+    """Return a choice as a text: equal choices, in whatever words and order, give equal texts; none is an empty one.
+
+    >>> describe_choice((Platform.parse("linux/aarch64"), LINUX_AMD64))
+    'linux/amd64,linux/arm64'
+    """
+    if platform is None or platform == "all":
+        return platform or ""
+    wanted = (platform,) if isinstance(platform, Platform) else platform
+    return ",".join(sorted({str(each.normalised()) for each in wanted}))
 
 
 def choose_platform(offered: Sequence[Platform | None], wanted: Platform) -> int | None:
@@ -152,7 +196,7 @@ def choose_platform(offered: Sequence[Platform | None], wanted: Platform) -> int
 def _rank(offered: Platform, wanted: Platform) -> tuple[int, int] | None:
     """Return how far ``offered`` lies below ``wanted``, (0, 0) being equal, or None when it does not fit."""
     same = (offered.os, offered.architecture) == (wanted.os, wanted.architecture)
-    if not same or _UNKNOWN in (offered.os, offered.architecture):
+    if not same or offered.is_unknown:
         return None
     if not set(offered.os_features) <= set(wanted.os_features) or not _fits_version(offered, wanted):
         return None

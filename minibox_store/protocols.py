@@ -143,10 +143,10 @@ class ArchivedBlob:
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """A source whose reads may block for long."""
+    """A source whose reads, or a target or writer whose writes, may block for long."""
 
     def interrupt(self) -> None:
-        """End at once, with an error, every read that blocks now and every later one. From any thread."""
+        """End at once, with an error, everything that blocks now and whatever comes later. From any thread."""
 
 
 @runtime_checkable

@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from minibox_store import media_types
 from minibox_store._file_errors import file_errors
+from minibox_store.admitting import Wish, choose_incoming, digest_in
 from minibox_store.arguments import Verify, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import ChoosingPlatform, ManifestChosen, NothingToUnpack, ResolvingName
-from minibox_store.graph import RememberingSource, select_manifest
+from minibox_store.events import NothingToUnpack, ResolvingName
+from minibox_store.graph import RememberingSource
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import find_name
 from minibox_store.limits import Limits
-from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
+from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, ImageSource
 from minibox_store.reference import Reference, check_image_name
 
@@ -38,7 +39,8 @@ class Pulling:
         reference: str,
         *,
         name: str | None = None,
-        platform: Platform | None = LINUX_AMD64,
+        platform: PlatformChoice = LINUX_AMD64,
+        checked_by: Policy | None = None,
         client: "RegistryClient | None" = None,
         parallel: int = DEFAULT_PARALLEL,
         verify: Verify = "size",
@@ -51,7 +53,11 @@ class Pulling:
         Args:
             reference: what to pull; the registry is Docker Hub where it names none.
             name: what the image is called in the store; the reference as it was given, where it is None.
-            platform: which manifest of an index; None keeps the index, and every manifest in it.
+            platform: which manifest of an index. Several platforms, or ``"all"``, keep an index of the manifests for
+                these, or for all that are known, and of nothing else: a new one, whose digest the image has, where the
+                registry's names more. None keeps the registry's index, and every manifest in it, attestations too.
+            checked_by: what must hold of an image for it to come in: asked about the reference before anything is sent,
+                and about the image before a config or layer is fetched.
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
                 Podman keep on this machine (``MachineCredentials``).
             parallel: how many layers move at once.
@@ -65,7 +71,9 @@ class Pulling:
 
         Raises:
             InvalidReference: for a text that is no reference, or a name that an image may not have.
-            PlatformNotFound: when the image is not offered for the platform.
+            InvalidArgument: for a platform, or anything else, that none may be.
+            PlatformNotFound: when the image is not offered for a platform.
+            PolicyRefused: when ``checked_by`` does not let it in.
             RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
             InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
             ContentMismatch, InvalidDocument: when it sends something else than it announced.
@@ -84,9 +92,11 @@ class Pulling:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
-        verify_content = is_content(verify)
+        verify_content, wanted = is_content(verify), checked_choice(platform)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
+        wish = Wish(name=name, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
+        wish.check()
         cancellation = cancellation or Cancellation()
         client = client or RegistryClient.for_machine(limits=self._limits)
         with (
@@ -98,7 +108,7 @@ class Pulling:
             root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
             target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
-            copy = _Incoming(target=target, name=name, platform=platform, parallel=parallel, unpack=unpack)
+            copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
             return self._copy_in(repository, root, copy, on_event, cancellation)
 
     def base_layer(self, name: str) -> str | None:
@@ -119,7 +129,8 @@ class Pulling:
         name: str,
         *,
         as_name: str | None = None,
-        platform: Platform | None = None,
+        platform: PlatformChoice = None,
+        checked_by: Policy | None = None,
         verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -130,25 +141,31 @@ class Pulling:
             source: where it is; its bytes are not trusted.
             name: what it is called there.
             as_name: what it is called here; ``name`` where it is None.
-            platform: which manifest of an index; None keeps the whole.
+            platform: which manifests of an index, as for :meth:`pull`; None keeps the whole.
+            checked_by: as for :meth:`pull`; but from where an image is nobody can tell here, so that a policy with
+                ``allow_registries`` lets none in, and one with ``require_digest`` those whose name is a reference with
+                the digest that they have.
             verify: as for :meth:`pull`.
             on_event: called for each step of progress, from several threads.
             cancellation: ends the copy when it is cancelled.
 
         Raises:
-            NotFound: when the source has no such image, or lacks a part of it.
+            NotFound: when the source has no such image, not for a platform, or lacks a part of it.
             ContentMismatch, InvalidDocument: when its bytes are not what they should be.
             InvalidReference: when an image may not have this name.
+            PolicyRefused: when ``checked_by`` does not let it in.
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
-        verify_content = is_content(verify)
+        verify_content, wanted = is_content(verify), checked_choice(platform)
         as_name = check_image_name(name if as_name is None else as_name)
+        wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
+        wish.check()
         cancellation = cancellation or Cancellation()
         with file_errors(self._layout.paths.root):
             root = source.resolve(name)
             target = TransactionTarget(self._layout, verify_content=verify_content)
-            copy = _Incoming(target=target, name=as_name, platform=platform)
+            copy = _Incoming(target=target, wish=wish)
             return self._copy_in(source, root, copy, on_event, cancellation)
 
     def _copy_in(
@@ -159,12 +176,8 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
-        source, name = RememberingSource(source, self._limits), copy.name
-        if copy.platform is not None:
-            if media_types.is_index(root.media_type):
-                on_event(ChoosingPlatform(name=name, platform=copy.platform))
-            root = select_manifest(source, root, copy.platform, name, self._limits)
-        on_event(ManifestChosen(descriptor=root))
+        source, name = RememberingSource(source, self._limits), copy.wish.name
+        root = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event).root
         found: list[Image] = []
         run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)
         tree = self._tree_of(source, root, copy, on_event) if copy.unpack else None
@@ -189,9 +202,9 @@ class Pulling:
 
         plan = read_filesystem(source, root, self._limits)
         if plan is None:
-            on_event(NothingToUnpack(name=copy.name))
+            on_event(NothingToUnpack(name=copy.wish.name))
             return None
-        return TreeTarget(copy.target, base_layers_of(self._layout), copy.name, plan, on_event)
+        return TreeTarget(copy.target, base_layers_of(self._layout), copy.wish.name, plan, on_event)
 
 
 @attrs.frozen(kw_only=True)
@@ -199,7 +212,6 @@ class _Incoming:
     """What is copied in, to where, and how."""
 
     target: TransactionTarget
-    name: str
-    platform: Platform | None
+    wish: Wish
     parallel: int = DEFAULT_PARALLEL
     unpack: bool = False

@@ -17,7 +17,7 @@ from minibox_store.errors import ContentMismatch, RegistryError, StoreError
 from minibox_store.layout import Layout
 from minibox_store.layout.quarantine import find_right_one
 from minibox_store.layout.transaction import Transaction
-from minibox_store.protocols import BlobSource, BlobStream, Interruptible
+from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible
 from minibox_store.sentences import one_line
 
 OpenOrigin = Callable[[str], AbstractContextManager[BlobSource]]
@@ -141,6 +141,9 @@ class _AskedSource:
             if self._is_interrupted:
                 self.interrupt()
             return _AskedStream(self._source.open_blob(descriptor, offset), self)
+
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
 
     def interrupt(self) -> None:
         self._is_interrupted = True

@@ -28,6 +28,7 @@ from minibox_store.mounted_images import MountedImages
 from minibox_store.naming import NamedStore
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
+from minibox_store.pushing import Pushing
 from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo
 
 
-class Store(Pulling, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
+class Store(Pulling, Pushing, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open

@@ -8,6 +8,7 @@ import pytest
 
 from minibox_store import errors
 from minibox_store.errors import StoreError
+from minibox_store.rate_limits import RateLimit
 
 DIGEST = "sha256:" + "a" * 64
 REGISTRY = ("GET", "https://registry.example/v2/app/manifests/1", 500, ("UNKNOWN",), "the answer is no manifest")
@@ -43,6 +44,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (errors.IncompleteImage("app:1", (DIGEST,)), f"image app:1 is incomplete: {DIGEST} is missing"),
     (errors.IncompleteImage("app:1", (DIGEST, "b", "c")), f"image app:1 is incomplete: {DIGEST} is missing and 2 more"),
     (
+        errors.PolicyRefused("app:1", "max_layers", "it has 9 layers"),
+        "image 'app:1' is refused by max_layers: it has 9 layers",
+    ),
+    (
         errors.RegistryError(*REGISTRY),
         "GET https://registry.example/v2/app/manifests/1 (500): the answer is no manifest [UNKNOWN]",
     ),
@@ -61,6 +66,16 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (
         errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many", 2.4),
         "GET https://registry.example/v2/ (429): too many; try again in 2 s",
+    ),
+    (
+        errors.RateLimited(
+            "GET", "https://registry.example/v2/", 429, (), "too many", None, RateLimit(limit=100, remaining=0)
+        ),
+        "GET https://registry.example/v2/ (429): too many; 0 of 100 requests are left",
+    ),
+    (
+        errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many", 9.0, RateLimit(remaining=3)),
+        "GET https://registry.example/v2/ (429): too many; try again in 9 s",
     ),
     (
         errors.RateLimited("GET", "https://registry.example/v2/", 429, (), "too many"),
@@ -181,6 +196,7 @@ def test_text_from_outside_cannot_break_the_line_of_an_error() -> None:
         errors.InvalidPath(hostile, "no form"),
         errors.InvalidArchive("a link", hostile),
         errors.ImageNotFound(hostile),
+        errors.PolicyRefused(hostile, "verify", hostile),
     ]
     assert all(str(error).isprintable() for error in quoting)
 

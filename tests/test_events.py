@@ -14,16 +14,20 @@ from minibox_store.events import (
     ChoosingPlatform,
     Event,
     ImageCopied,
+    IndexMade,
     ManifestChosen,
     MirrorFailed,
     NothingToUnpack,
+    RateLimitSeen,
     RegisteringName,
+    RegistryWarning,
     ResolvingName,
     UnpackingLayer,
     UsingMirror,
     render_line,
 )
 from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.rate_limits import RateLimit
 
 NAME = "alpine:3.18"
 
@@ -49,6 +53,14 @@ LINES: list[tuple[Event, str | None]] = [
         ChoosingPlatform(name=NAME, platform=LINUX_AMD64),
         "[pull] alpine:3.18 is a manifest list, resolving amd64/linux...",
     ),
+    (
+        IndexMade(
+            original=leaf("1111111111112"),
+            descriptor=leaf("48d9183eb12a"),
+            platforms=(LINUX_AMD64, Platform(os="linux", architecture="arm", variant="v7")),
+        ),
+        "[pull] new index 48d9183eb12a of 111111111111 for linux/amd64, linux/arm/v7",
+    ),
     (ManifestChosen(descriptor=leaf("48d9183eb12a")), "[pull] manifest: 48d9183eb12a"),
     (started("config"), "[pull] pulling config 8ca4688f4f35..."),
     (started("layer", start="91d30c5bc195"), "[pull] pulling layer 1/1 (91d30c5bc195)..."),
@@ -66,6 +78,11 @@ LINES: list[tuple[Event, str | None]] = [
     ),
     (NothingToUnpack(name=NAME), "[pull] alpine:3.18 has no root filesystem, nothing is unpacked"),
     (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),
+    (RateLimitSeen(host="registry.example", rate_limit=RateLimit(limit=100, remaining=7)), None),
+    (
+        RegistryWarning(host="registry.example", text="this tag goes away"),
+        "[pull] warning from registry.example: this tag goes away",
+    ),
     (ImageCopied(name=NAME), "[pull] successfully pulled alpine:3.18"),
 ]
 
@@ -73,6 +90,14 @@ LINES: list[tuple[Event, str | None]] = [
 @pytest.mark.parametrize(("event", "line"), LINES)
 def test_the_lines_of_a_pull_are_those_of_the_contract_byte_for_byte(event: Event, line: str | None) -> None:
     assert render_line(event) == line
+
+
+def test_an_index_of_thousands_of_platforms_is_told_in_a_short_line() -> None:
+    platforms = tuple(Platform(os="linux", architecture=f"{number}" + "x" * 1000) for number in range(1000))
+    line = render_line(IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=platforms))
+    assert line is not None
+    assert line.endswith(" and 980 more")
+    assert len(line) < 3000
 
 
 def test_a_variant_is_told_behind_the_platform() -> None:
@@ -128,8 +153,10 @@ def test_a_line_is_one_printable_line_that_no_name_can_make_the_last(name: str, 
     events: list[Event] = [
         ResolvingName(name=name),
         ChoosingPlatform(name=name, platform=platform),
+        IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=(platform,)),
         RegisteringName(name=name),
         ImageCopied(name=name),
+        RegistryWarning(host=name, text=name),
     ]
     for event in events:
         line = render_line(event)

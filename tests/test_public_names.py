@@ -8,8 +8,8 @@ from pathlib import Path
 
 import minibox_store
 
-# What a method returns under a wider name that is public: an ImageWriter.
-UNDER_ANOTHER_NAME = {"MemoryWriter"}
+# What a method returns under a wider name that is public: an ImageWriter, a RegistryRepository.
+UNDER_ANOTHER_NAME = {"MemoryWriter", "WritableRepository"}
 
 
 def defined_types() -> set[str]:

@@ -65,15 +65,16 @@ def decode_token_answer(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> T
 def decode_registry_errors(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> tuple[tuple[str, ...], str]:
     """Return the codes and the first message of a registry's error document; nothing where it is none.
 
-    Never raises: an error answer may hold anything.
+    Docker Hub's limit puts a message alone, outside of any error. Never raises: an error answer may hold anything.
 
     Spec: OCI distribution-spec 1.1, "Error Codes".
     """
     try:
-        errors = load_object(content, "error answer", limits.error_bytes).get("errors")
+        value = load_object(content, "error answer", limits.error_bytes)
     except StoreError:
         return (), ""
+    errors = value.get("errors")
     items = [item for item in errors if type(item) is dict] if type(errors) is list else []
     codes = [item["code"] for item in items if type(item.get("code")) is str]
-    messages = [item["message"] for item in items if type(item.get("message")) is str]
+    messages = [item["message"] for item in [*items, value] if type(item.get("message")) is str]
     return tuple(code[:64] for code in codes[:8]), messages[0][:300] if messages else ""

@@ -15,12 +15,14 @@ from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource, Waiting
+from minibox_store.protocols import BlobSource, Distrusting, Waiting
 
 _STALLED_SECONDS = 30.0
 _SLOW_SECONDS = 10.0
 _SLOW_BYTES = MEBIBYTE
 _STEP_BYTES = 64 * MEBIBYTE
+# A source of several places says itself when there is none left; no source is asked for ever.
+_MOST_PLACES = 16
 
 
 class Partial:
@@ -40,25 +42,15 @@ class Partial:
         """Read what is missing from ``source``, and verify the whole.
 
         Bytes that an earlier attempt has left and that turn out wrong are dropped, and the blob is fetched once
-        from its beginning.
+        from its beginning. A source of several places is asked for the bytes of the next one, when those that it gave
+        for all of the blob were wrong.
 
         Raises:
             ContentMismatch: when the source's bytes are short, long or others; nothing is kept of them.
             StoreError: whatever the source raises; what has come so far is kept for the next try.
         """
-        had_bytes = os.fstat(self.file_descriptor).st_size
         try:
-            self._fetch_rest(descriptor, source, had_bytes)
-        except ContentMismatch:
-            _files.truncate_file(self.file_descriptor)
-            if not had_bytes:
-                self.discard()
-                raise
-            try:
-                self._fetch_rest(descriptor, source, 0)
-            except ContentMismatch:
-                self.discard()
-                raise
+            self._fetch_right(descriptor, source)
         except OSError as error:
             if error.errno in _files.NO_SPACE:
                 with suppress(OSError):
@@ -67,6 +59,20 @@ class Partial:
         except StoreError:
             self.discard_empty()
             raise
+
+    def _fetch_right(self, descriptor: Descriptor, source: BlobSource) -> None:
+        had_bytes = os.fstat(self.file_descriptor).st_size
+        places = 0
+        while True:
+            try:
+                return self._fetch_rest(descriptor, source, had_bytes)
+            except ContentMismatch:
+                _files.truncate_file(self.file_descriptor)
+                # Of bytes that came from here and from there nobody knows yet which were wrong.
+                places += not had_bytes
+                if not had_bytes and (places == _MOST_PLACES or not _has_another_place(source, descriptor)):
+                    raise
+                had_bytes = 0
 
     def _fetch_rest(self, descriptor: Descriptor, source: BlobSource, had_bytes: int) -> None:
         verifier = Verifier(descriptor.digest, descriptor.size_bytes)
@@ -92,6 +98,10 @@ class Partial:
         """Remove the file, if it has its name still."""
         if _files.is_same_file(self.file_descriptor, self.path):
             _files.discard_file(self.path)
+
+
+def _has_another_place(source: BlobSource, descriptor: Descriptor) -> bool:
+    return isinstance(source, Distrusting) and source.distrust(descriptor)
 
 
 class PartialClaim:

@@ -5,35 +5,41 @@ Credentials, trust and patience are the program's; a session with one repository
 
 import copy
 import os
-import ssl
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal, Self, overload
+from typing import Literal, Self
 
 import attrs
 
-from minibox_store.errors import InvalidPath
 from minibox_store.events import Event
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.reference import Reference
+from minibox_store.registry.certificates import (
+    CertificateFolders,
+    Certificates,
+    CertificatesSource,
+    KnownCertificates,
+)
 from minibox_store.registry.connections import ConnectionPool
 from minibox_store.registry.credentials import Credentials, CredentialsSource, KnownCredentials
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
+from minibox_store.registry.environment import certificate_folders, process_environment
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.mirrors import MirroredRepository
 from minibox_store.registry.registries import machine_rules
-from minibox_store.registry.repository import RegistryRepository
+from minibox_store.registry.repository import RegistryRepository, WritableRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import FindCredentials, Session, Transport
+from minibox_store.registry.trust import Trust
 from minibox_store.registry.turns import OpenPlace
 from minibox_store.registry.urls import Origin
 from minibox_store.registry_rules import Place, RegistryRule, RegistryRules
 
-Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
+OnEvent = Callable[[Event], None]
+Access = Literal["pull", "pull,push", "pull,delete"]
 
 # Where there is another place to ask, nobody waits long for one.
 _MIRROR_ATTEMPTS = 2
@@ -48,6 +54,10 @@ class RegistryClient:
         credentials: by registry, as references name it (``docker.io``, ``localhost:5000``), or by ``registry/path``;
             or where they are looked for: ``MachineCredentials()`` are those that Docker and Podman keep. Anonymous
             where it is None.
+        certificates: by registry, as references name it, whom else its certificate may be vouched for by, and what we
+            prove ourselves with; or where that is looked for: ``CertificateFolders("/etc/docker/certs.d")``.
+        insecure: registries whose certificate is not checked, and with which plain HTTP is spoken where they speak no
+            TLS, credentials included. Of token servers, and of hosts that they redirect to, it says nothing.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
         registries: what holds for the images of a registry: where else they are to be had, and what is blocked.
@@ -71,6 +81,8 @@ class RegistryClient:
         self,
         *,
         credentials: Mapping[str, Credentials] | CredentialsSource | None = None,
+        certificates: Mapping[str, Certificates] | CertificatesSource | None = None,
+        insecure: Collection[str] = (),
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
         registries: RegistryRules | Iterable[RegistryRule] = (),
@@ -89,10 +101,12 @@ class RegistryClient:
             self._credentials = KnownCredentials(dict(credentials or {}))
         else:
             self._credentials = credentials
+        if certificates is None or isinstance(certificates, Mapping):
+            certificates = KnownCertificates(dict(certificates or {}))
         self._rules = registries if isinstance(registries, RegistryRules) else RegistryRules(tuple(registries))
-        self._schemes = Schemes.of(plain_http, https)
+        self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=insecure)
+        self._schemes = Schemes.of(plain_http, https, insecure)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
-        self._ca_file = ca_file
         self._connect_seconds = connect_seconds
         self._silence_seconds = silence_seconds
         self._policy = RetryPolicy(
@@ -102,64 +116,62 @@ class RegistryClient:
         self._network = network or SystemNetwork()
         self._cache = TokenCache()
         self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
-        self._tls_lock = threading.Lock()
-        self._made_tls_context: ssl.SSLContext | None = None
 
     @classmethod
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
         """Return a client that does what the machine is set up for.
 
-        It has the credentials of Docker and Podman, and the rules of the file that ``MINIBOX_REGISTRIES`` names.
+        It has the credentials and the certificates of Docker and Podman, and the rules of the file that
+        ``MINIBOX_REGISTRIES`` names.
 
         Raises:
             InvalidPath, InvalidDocument: when that file cannot be read.
         """
-        return cls(credentials=MachineCredentials(), limits=limits, registries=machine_rules())
-
-    @overload
-    def open_repository(
-        self,
-        reference: Reference,
-        *,
-        access: Literal["pull"] = "pull",
-        on_event: Callable[[Event], None] | None = None,
-    ) -> RegistryRepository | MirroredRepository: ...
-
-    @overload
-    def open_repository(
-        self,
-        reference: Reference,
-        *,
-        access: Literal["pull,push", "delete", "pull,push,delete"],
-        on_event: Callable[[Event], None] | None = None,
-    ) -> RegistryRepository: ...
+        environment = process_environment()
+        return cls(
+            credentials=MachineCredentials(environment=environment),
+            certificates=CertificateFolders(*certificate_folders(environment)),
+            limits=limits,
+            registries=machine_rules(),
+        )
 
     def open_repository(
-        self, reference: Reference, *, access: Access = "pull", on_event: Callable[[Event], None] | None = None
+        self, reference: Reference, *, on_event: OnEvent | None = None
     ) -> RegistryRepository | MirroredRepository:
         """Return the repository that ``reference`` lies in, to be closed; nothing is sent yet.
 
-        What is only read comes from wherever the rules of registries say; what is changed is changed at the very
-        registry that the reference names.
+        What is read of it comes from wherever the rules of registries say.
 
         Args:
             reference: of the repository; its tag and digest do not matter.
-            access: what will be done there, which the tokens are asked for.
             on_event: told of what registries say besides their answers, from several threads.
 
         Raises:
             InvalidReference: when its domain cannot be contacted.
             RegistryBlocked: when a rule blocks it.
         """
-        if access != "pull":
-            return self._open_place(self._rules.named_place(reference), access)
         *mirrors, home = self._rules.places(reference)
         if not mirrors:
-            return self._open_place(home, access)
-        opened = [OpenPlace(each, self._open_mirror(each, home, access)) for each in mirrors]
-        return MirroredRepository(
-            [*opened, OpenPlace(home, self._open_place(home, access))], on_event or _take_no_notice
-        )
+            return self._open_place(home, "pull", on_event)
+        opened = [OpenPlace(each, self._open_mirror(each, home, on_event)) for each in mirrors]
+        opened.append(OpenPlace(home, self._open_place(home, "pull", on_event)))
+        return MirroredRepository(opened, on_event or _take_no_notice)
+
+    def open_origin(
+        self, reference: Reference, *, access: Access = "pull", on_event: OnEvent | None = None
+    ) -> WritableRepository:
+        """Return the repository itself, whatever mirrors it may have: who writes needs it.
+
+        Args:
+            reference: of the repository; its tag and digest do not matter.
+            access: what will be done there, which the tokens are asked for.
+            on_event: told of what the registry says besides its answers, from several threads.
+
+        Raises:
+            InvalidReference: when its domain cannot be contacted.
+            RegistryBlocked: when a rule blocks it.
+        """
+        return self._open_place(self._rules.named_place(reference), access, on_event)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -175,23 +187,23 @@ class RegistryClient:
         with self._towards(place)._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
-    def _open_place(self, place: Place, access: Access) -> RegistryRepository:
-        return self._open_as(place, place, access, self._cache, self._towards(place))
+    def _open_place(self, place: Place, access: Access, on_event: OnEvent | None) -> WritableRepository:
+        return self._towards(place)._open_as(place, place, access, self._cache, on_event)
 
-    def _open_mirror(self, place: Place, home: Place, access: Access) -> RegistryRepository:
+    def _open_mirror(self, place: Place, home: Place, on_event: OnEvent | None) -> WritableRepository:
         """Return what is at a mirror; it is shown the credentials for ``home`` where the rule says so."""
         is_sharing = place.mirror is not None and place.mirror.credentials == "shared"
         client = self._towards(place, also=self._realms_of(home) if is_sharing else frozenset(), is_mirror=True)
         # What a mirror gives for the credentials of another is not what it would give for its own.
         cache = self._shared_caches[home.reference.domain] if is_sharing else self._cache
-        return self._open_as(place, home if is_sharing else place, access, cache, client)
+        return client._open_as(place, home if is_sharing else place, "pull", cache, on_event)
 
     def _open_as(
-        self, place: Place, owner: Place, access: Access, cache: TokenCache, client: "RegistryClient"
-    ) -> RegistryRepository:
+        self, place: Place, owner: Place, access: Access, cache: TokenCache, on_event: OnEvent | None
+    ) -> WritableRepository:
         find = partial(self._credentials.find, owner.reference.domain, owner.reference.repository)
         scope = f"repository:{place.reference.repository}:{access}"
-        return client._open(place.reference, scope, find, cache)
+        return self._open(place.reference, scope, find, cache, on_event)
 
     def _realms_of(self, place: Place) -> frozenset[Origin]:
         domain = place.reference.domain
@@ -212,13 +224,20 @@ class RegistryClient:
             client._connect_seconds = min(self._connect_seconds, _MIRROR_CONNECT_SECONDS)
         return client
 
-    def _open(self, reference: Reference, scope: str, find: FindCredentials, cache: TokenCache) -> RegistryRepository:
+    def _open(
+        self,
+        reference: Reference,
+        scope: str,
+        find: FindCredentials,
+        cache: TokenCache,
+        on_event: OnEvent | None = None,
+    ) -> WritableRepository:
         lines = OpenLines()
-        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines)
+        opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
-        return RegistryRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
+        return WritableRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
 
     def _open_transport(
         self,
@@ -227,8 +246,27 @@ class RegistryClient:
         find: FindCredentials,
         cache: TokenCache,
         lines: OpenLines,
+        on_event: OnEvent | None,
         schemes: Schemes,
     ) -> Transport:
+        opened = partial(self._open_session, domain, scope, find, lines)
+        plain = None
+        if schemes.may_be_plain(domain):
+            plain = partial(opened, schemes.with_plain_http(domain))
+        session, pool = opened(schemes)
+        return Transport(
+            session,
+            pool=pool,
+            cache=cache,
+            policy=self._policy,
+            limits=self._limits,
+            plain=plain,
+            on_event=on_event,
+        )
+
+    def _open_session(
+        self, domain: str, scope: str, find: FindCredentials, lines: OpenLines, schemes: Schemes
+    ) -> tuple[Session, ConnectionPool]:
         origin = api_origin(domain, schemes)
         session = Session(
             registry=origin,
@@ -240,24 +278,11 @@ class RegistryClient:
             home=origin,
             network=self._network,
             lines=lines,
-            tls_context=self._tls_context,
+            tls_context=partial(self._trust.context_for, domain, origin),
             connect_seconds=self._connect_seconds,
             silence_seconds=self._silence_seconds,
         )
-        return Transport(session, pool=pool, cache=cache, policy=self._policy, limits=self._limits)
-
-    def _tls_context(self) -> ssl.SSLContext:
-        # Reading the system's certificates takes a while: once, and only where TLS is spoken.
-        with self._tls_lock:
-            if self._made_tls_context is None:
-                context = ssl.create_default_context()
-                if self._ca_file is not None:
-                    try:
-                        context.load_verify_locations(self._ca_file)
-                    except (OSError, ssl.SSLError) as error:
-                        raise InvalidPath(os.fspath(self._ca_file), f"it holds no certificates: {error}") from error
-                self._made_tls_context = context
-            return self._made_tls_context
+        return session, pool
 
 
 def _take_no_notice(event: Event) -> None:

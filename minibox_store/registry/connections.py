@@ -10,7 +10,8 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HeaderParsingError
@@ -21,6 +22,21 @@ from minibox_store.registry.reading import LineReader
 from minibox_store.registry.urls import Origin
 
 _IDLE_PER_ORIGIN = 8
+# How slowly a registry may put away what was sent to it.
+_KEPT_BYTES_PER_SECOND = 8 * 1024 * 1024
+
+
+class OutgoingBody(Protocol):
+    """What a request carries, read while it is sent."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it has."""
+        ...
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield all of it, from its beginning each time this is called; each piece is used up before the next."""
+        ...
 
 
 class _Line:
@@ -82,11 +98,17 @@ class _TlsConnection(HTTPSConnection):
 
 
 class Connection:
-    """One connection to one origin: a request, its answer, and then perhaps the next. For one thread at a time."""
+    """One connection to one origin: a request, its answer, and then perhaps the next. For one thread at a time.
 
-    def __init__(self, line: _Line, made: HTTPConnection) -> None:
+    Attributes:
+        is_spent: whether a request was not sent to its end, so that no other one can follow it.
+    """
+
+    def __init__(self, line: _Line, made: HTTPConnection, silence_seconds: float) -> None:
         self._line = line
+        self._silence_seconds = silence_seconds
         self._made = made
+        self.is_spent = False
 
     @property
     def origin(self) -> Origin:
@@ -96,7 +118,7 @@ class Connection:
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and the other side has said nothing unasked, such as that it closes."""
-        return self._made.is_connected
+        return self._made.is_connected or self._has_only_tickets()
 
     def connect(self) -> None:
         """Connect, and agree on TLS where that is spoken. Where that has happened, do nothing."""
@@ -104,10 +126,56 @@ class Connection:
             self._made.connect()
             self._line.reached()
 
-    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
-        """Send a request."""
+    def _has_only_tickets(self) -> bool:
+        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session."""
+        opened = self._made.sock
+        if opened is None or self._line.origin.scheme != "https":
+            return False
+        opened.settimeout(0.0)
+        try:
+            opened.recv(1)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return True
+        except OSError:
+            return False
+        finally:
+            opened.settimeout(self._made.timeout)
+        return False
+
+    def send(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | OutgoingBody | None = None
+    ) -> None:
+        """Send a request; of one whose body is refused while it is being sent, no more than that."""
         self.connect()
-        self._made.request(method, target, body=body, headers=headers)
+        opened: socket.socket = self._made.sock
+        opened.settimeout(self._silence_seconds)
+        if body is None or isinstance(body, bytes):
+            self._made.request(method, target, body=body, headers=headers)
+            return
+        self._made.putrequest(method, target, skip_accept_encoding=True)
+        for name, value in {**headers, "Content-Length": str(body.size_bytes)}.items():
+            self._made.putheader(name, value)
+        self._made.endheaders()
+        for piece in body.pieces():
+            if not self._send_piece(piece):
+                self.is_spent = True
+                return
+        # Whoever has got all of it hashes and stores it before there is an answer.
+        opened.settimeout(self._silence_seconds + body.size_bytes / _KEPT_BYTES_PER_SECOND)
+
+    def _send_piece(self, piece: memoryview) -> bool:
+        """Send some of a body; return False where the other side does not want it, and has perhaps said why."""
+        # Over TLS there may be something to read that is no answer.
+        if self._line.origin.scheme == "http" and not self.is_usable:
+            return False
+        opened: socket.socket = self._made.sock
+        try:
+            # Each step may take the time of silence, where sendall would give it to the whole piece.
+            while piece:
+                piece = piece[opened.send(piece) :]
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
 
     def receive(self) -> Response:
         """Return the answer's head; the caller closes it.
@@ -139,7 +207,7 @@ class ConnectionPool:
         home: the registry.
         network: how it is reached.
         lines: where all that is opened is known.
-        tls_context: asked for when the first connection with TLS is made.
+        tls_context: asked for each connection with TLS.
         connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
         silence_seconds: how long nothing may come while something should.
     """
@@ -150,7 +218,7 @@ class ConnectionPool:
         home: Origin,
         network: Network,
         lines: OpenLines,
-        tls_context: Callable[[], ssl.SSLContext],
+        tls_context: Callable[[Origin], ssl.SSLContext],
         connect_seconds: float,
         silence_seconds: float,
     ) -> None:
@@ -175,9 +243,10 @@ class ConnectionPool:
                 return waiting, True
             waiting.close()
         line = _Line(origin, self._dialler, self.lines)
+        seconds = self.silence_seconds
         if origin.scheme == "https":
-            return Connection(line, _TlsConnection(line, self.silence_seconds, self._tls_context())), False
-        return Connection(line, _PlainConnection(line, self.silence_seconds)), False
+            return Connection(line, _TlsConnection(line, seconds, self._tls_context(origin)), seconds), False
+        return Connection(line, _PlainConnection(line, seconds), seconds), False
 
     def meet_home(self) -> None:
         """Connect to the registry if nobody has yet: where it is decides where the hosts may be that it names."""
@@ -194,7 +263,7 @@ class ConnectionPool:
         """Keep a connection, whose last answer has been read to its end, for the next request."""
         with self._lock:
             idle = self._idle.setdefault(connection.origin, [])
-            if not self._is_closed and len(idle) < _IDLE_PER_ORIGIN:
+            if not self._is_closed and not connection.is_spent and len(idle) < _IDLE_PER_ORIGIN:
                 idle.append(connection)
                 return
         connection.close()

@@ -1,4 +1,4 @@
-"""What the environment says of credentials and registries: where their files lie, and what a helper may see of it.
+"""What the environment says: where credentials, certificates and rules lie, and what a credential helper may see.
 
 The only module of the library that reads the process's environment.
 """
@@ -53,6 +53,25 @@ def auth_paths(environment: Mapping[str, str]) -> AuthPaths:
         docker=_below(docker, "config.json"),
         containers=() if named is not None else tuple(path for path in usual if path is not None),
     )
+
+
+def certificate_folders(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the ``certs.d`` folders, as absolute paths: the user's before the machine's, Podman's before Docker's.
+
+    Docker's of a user are those of an engine that runs without root, and of Docker Desktop.
+
+    Spec: containers-certs.d(5); Docker, "Verify repository client with certificates".
+    """
+    home = environment.get("HOME") or _home()
+    settings = environment.get("XDG_CONFIG_HOME") or _below(home, ".config")
+    of_user = (
+        _below(settings, "containers/certs.d"),
+        _below(home, ".config/containers/certs.d"),
+        _below(settings, "docker/certs.d"),
+        _below(home, ".docker/certs.d"),
+    )
+    found = [path for path in of_user if path is not None]
+    return tuple(dict.fromkeys((*found, "/etc/containers/certs.d", "/etc/docker/certs.d")))
 
 
 def registries_path(environment: Mapping[str, str]) -> str | None:

@@ -26,15 +26,29 @@ from minibox_store.errors import (
     StoreError,
 )
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.media_types import essence
+from minibox_store.rate_limits import RateLimit
 
 Answerer = Literal["registry", "token server", "elsewhere"]
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
+# Of an answer that is plain text, more than that is no sentence for an error.
+_WORDS_BYTES = 200
 # What is shorter stands in any text by chance.
 _SECRET_LENGTH = 4
 # That much of a secret in a message is enough to cut the message off.
 _TELLING_LENGTH = 16
+# What openssl calls an answer that is not TLS.
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"})
+# What a server says of who should prove himself by a certificate. Spec: RFC 8446, section 6.2.
+_CLIENT_REFUSED = frozenset(
+    {
+        *("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_EXPIRED"),
+        *("SSLV3_ALERT_CERTIFICATE_REVOKED", "SSLV3_ALERT_CERTIFICATE_UNKNOWN", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
+        *("TLSV1_ALERT_UNKNOWN_CA", "TLSV1_ALERT_ACCESS_DENIED"),
+    }
+)
 _UNKNOWN_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
@@ -67,6 +81,13 @@ class LineCut(ConnectionError):
     """The peer closed the connection before the body's end."""
 
 
+def shows_no_tls(error: OSError) -> bool:
+    """Whether a failure to connect with TLS may mean that none is spoken there."""
+    if isinstance(error, ssl.SSLError):
+        return isinstance(error, ssl.SSLEOFError) or _reason(error) in _NO_TLS
+    return isinstance(error, ConnectionRefusedError | ConnectionResetError | BrokenPipeError)
+
+
 @contextmanager
 def foreign_errors(method: str, url: str) -> Iterator[None]:
     """Turn every error of sockets, TLS and HTTP in this block into a :class:`Failure` that names ``url``."""
@@ -91,10 +112,12 @@ def _problem_of(error: Exception) -> tuple[str, bool]:
             return "no answer came in time", True
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted: {error.verify_message}", False
-        case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "RECORD_LAYER_FAILURE" | "UNKNOWN_PROTOCOL"):
+        case ssl.SSLError() if _reason(error) in _NO_TLS:
             return "it does not speak TLS, and plain HTTP was not asked for", False
+        case ssl.SSLError() if _reason(error) in _CLIENT_REFUSED:
+            return f"it does not accept our certificate, or its absence: {_reason(error)}", False
         case ssl.SSLError():
-            return f"TLS failed: {error.reason or 'for an unknown reason'}", True
+            return f"TLS failed: {_reason(error) or 'for an unknown reason'}", True
         case socket.gaierror():
             return f"the host's address was not found: {error.strerror}", error.errno not in _UNKNOWN_HOST
         case OSError():
@@ -104,6 +127,12 @@ def _problem_of(error: Exception) -> tuple[str, bool]:
     return f"the request could not be made ({type(error).__name__})", False
 
 
+def _reason(error: ssl.SSLError) -> str | None:
+    # One that is raised in Python has none.
+    found: str | None = getattr(error, "reason", None)
+    return found
+
+
 @attrs.frozen(kw_only=True)
 class Refusal:
     """An answer that is not what was asked for.
@@ -111,8 +140,11 @@ class Refusal:
     Attributes:
         url: without its query.
         body: of the answer, as far as it was read; not trusted.
+        content_type: of the body.
         blob: what is missing if the status is 404; None where that is a manifest.
         answerer: who answered; elsewhere is a host that the registry redirects to.
+        retry_after_seconds: how long it asks us to wait.
+        rate_limit: what it said of its limit.
         secrets: what no message may show, should the answer repeat it.
         limits: how large the body may be.
     """
@@ -121,9 +153,11 @@ class Refusal:
     url: str
     status: int
     body: bytes = b""
+    content_type: str | None = None
     blob: Digest | None = None
     answerer: Answerer = "registry"
     retry_after_seconds: float | None = None
+    rate_limit: RateLimit | None = None
     secrets: tuple[str, ...] = ()
     limits: Limits = DEFAULT_LIMITS
 
@@ -131,19 +165,29 @@ class Refusal:
         """Return what this answer means to the caller, and whether to ask again."""
         codes, message = decode_registry_errors(self.body, limits=self.limits)
         codes = tuple(without_secrets(code, self.secrets) for code in codes)
-        problem = without_secrets(message, self.secrets) or _phrase(self.status)
+        problem = without_secrets(message or self._plain_text(), self.secrets) or _phrase(self.status)
         fields = (self.method, self.url, self.status, codes, problem)
         after = self.retry_after_seconds
+        pause = after
+        if pause is None and self.status == 429 and self.rate_limit is not None:
+            pause = self.rate_limit.wait_seconds  # where nothing is granted for hours, a few seconds are none
         error: StoreError = RegistryError(*fields)
         if self.status in (401, 403) and self.answerer != "elsewhere":
             error = AuthenticationRefused(*fields)
         elif self.status == 404 and self.answerer != "token server":
             error = ManifestUnknown(*fields) if self.blob is None else BlobNotFound(str(self.blob))
         elif self.status == 429 or (self.status == 503 and after is not None):
-            error = RateLimited(*fields, after)
+            error = RateLimited(*fields, after, self.rate_limit)
         # Signed URLs run out: the registry gives a new one to who asks again.
         is_spent = self.answerer == "elsewhere" and self.status in (400, 401, 403, 404, 410)
-        return Failure(error, is_spent or self.status in RETRIED_STATUSES, after, only_once=is_spent)
+        return Failure(error, is_spent or self.status in RETRIED_STATUSES, pause, only_once=is_spent)
+
+    def _plain_text(self) -> str:
+        """Return the few words that Docker Hub's limit against abuse answers with, in place of a document."""
+        is_short = self.status == 429 and len(self.body) <= _WORDS_BYTES
+        if not is_short or essence(self.content_type or "") != "text/plain":
+            return ""
+        return self.body.decode("ascii", "replace").strip()
 
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """From the domain of a reference to what is contacted: the API's origin, its token servers, its credentials' names.
 
 Plain HTTP is spoken with registries on this machine, unless they turn out to want TLS, and where it was asked for;
-with all others TLS.
+with all others TLS. Where a registry was said to be insecure TLS is tried first, and plain HTTP where it speaks none.
 """
 
 import ipaddress
@@ -36,17 +36,18 @@ class Schemes:
     Attributes:
         plain_http: those that do though they are elsewhere than on this machine.
         https: those that do not though they are on this machine, where plain HTTP is the first guess.
+        insecure: those that may, if they speak no TLS.
     """
 
     plain_http: frozenset[str] = frozenset()
     https: frozenset[str] = frozenset()
+    insecure: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, plain_http: Collection[str], https: Collection[str]) -> "Schemes":
+    def of(cls, plain_http: Collection[str], https: Collection[str], insecure: Collection[str] = ()) -> "Schemes":
         """Return the schemes for these hosts, in whatever case they are written."""
-        return cls(
-            plain_http=frozenset(host.lower() for host in plain_http), https=frozenset(host.lower() for host in https)
-        )
+        named = (frozenset(host.lower() for host in hosts) for hosts in (plain_http, https, insecure))
+        return cls(**dict(zip(("plain_http", "https", "insecure"), named, strict=True)))
 
     def origin(self, authority: str) -> Origin:
         """Return the origin of ``host[:port]``.
@@ -56,12 +57,21 @@ class Schemes:
         """
         name = authority.lower()
         origin = Origin.parse("https", name)
-        is_local = is_loopback_host(origin.host) and name not in self.https and not name.endswith(":443")
+        wants_tls = name in self.https | self.insecure or name.endswith(":443")
+        is_local = is_loopback_host(origin.host) and not wants_tls
         return Origin.parse("http", name) if is_local or name in self.plain_http else origin
 
     def is_guess(self, authority: str) -> bool:
         """Whether plain HTTP is spoken with ``host[:port]`` only because it is on this machine."""
         return self.origin(authority).scheme == "http" and authority.lower() not in self.plain_http
+
+    def may_be_plain(self, authority: str) -> bool:
+        """Whether TLS is only tried with ``host[:port]``."""
+        return authority.lower() in self.insecure and self.origin(authority).scheme == "https"
+
+    def with_plain_http(self, authority: str) -> "Schemes":
+        """Return these schemes without TLS for ``host[:port]``."""
+        return attrs.evolve(self, plain_http=self.plain_http | {authority.lower()})
 
     def with_https(self, authority: str) -> "Schemes":
         """Return these schemes with TLS for ``host[:port]``."""

@@ -51,7 +51,7 @@ def login(
         0600, and keeps whatever else stood in it. A registry that lets everybody in proves nothing, and takes them.
     """
     domain = parse_registry(registry)
-    (client or RegistryClient()).check_credentials(domain, credentials)
+    (client or RegistryClient.for_machine()).check_credentials(domain, credentials)
     machine = machine or MachineCredentials()
     token = credentials.refresh_token
     password = credentials.password if token is None else ""

@@ -25,7 +25,7 @@ from minibox_store.registry.downloads import BlobDownload
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
-_ACCEPT = ", ".join(
+ACCEPT = ", ".join(
     (
         media_types.OCI_INDEX,
         media_types.OCI_MANIFEST,
@@ -127,7 +127,7 @@ class RegistryRepository:
 
     def _manifest_request(self, name: str, blob: Digest | None = None) -> Request:
         target = f"/v2/{self._reference.repository}/manifests/{name}"
-        return Request(target=target, headers={"Accept": _ACCEPT}, blob=blob)
+        return Request(target=target, headers={"Accept": ACCEPT}, blob=blob)
 
     def _read_first(self, request: Request, limit_bytes: int) -> Reply:
         """Read what a session begins with; it also shows whether a registry on this machine wants TLS.
@@ -167,6 +167,34 @@ class RegistryRepository:
             problem = f"it is served as {_shown(announced)}, where {descriptor.media_type} was expected"
             raise InvalidDocument("mediaType", problem, name)
         return reply.content
+
+
+class WritableRepository(RegistryRepository):
+    """The same for the parts of this end that do more with it than read."""
+
+    @property
+    def reference(self) -> Reference:
+        """What it was opened for; its tag and digest do not matter."""
+        return self._reference
+
+    @property
+    def transport(self) -> Transport:
+        """How it is reached: for the parts of this end, and after :meth:`settle` only."""
+        return self._transport
+
+    @property
+    def limits(self) -> Limits:
+        """How large its documents may be."""
+        return self._limits
+
+    def settle(self) -> None:
+        """See whether a registry on this machine wants TLS, before anything is asked that is not read.
+
+        Raises:
+            RegistryError: as :meth:`check_access`.
+        """
+        if self._tls_transport is not None:
+            self.check_access()
 
 
 def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:

@@ -100,14 +100,15 @@ def parse_retry_after(text: str | None, date: str | None = None) -> float | None
         return None
     if _SECONDS.fullmatch(text.strip()):
         return float(text)
-    until = _parse_date(text)
+    until = parse_date(text)
     if until is None:
         return None
-    now = _parse_date(date) if date is not None else None
+    now = parse_date(date) if date is not None else None
     return max(0.0, until - (time.time() if now is None else now))
 
 
-def _parse_date(text: str) -> float | None:
+def parse_date(text: str) -> float | None:
+    """Return an HTTP date as seconds since 1970, None where it is none; the text is not trusted."""
     try:
         parsed = parsedate_to_datetime(text)
         return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()

@@ -6,6 +6,7 @@ to it. Credentials go to the registry's own origin, and to the token servers tha
 Spec: Docker Registry v2 token authentication; RFC 6750, section 3; RFC 9110, section 11.
 """
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,13 @@ class Grant:
     begun: float
     life_seconds: float
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may show: whoever uses a grant need not have seen what it was made of."""
+        scheme, _, value = self.authorization.partition(" ")
+        password = base64.b64decode(value).decode().partition(":")[2] if scheme == "Basic" else ""
+        return tuple(secret for secret in (value, password) if secret)
+
     def is_fresh(self, now: float) -> bool:
         """Whether a request sent now arrives well before the grant's end."""
         margin = min(_MARGIN_SECONDS, self.life_seconds * _MARGIN_SHARE)
@@ -95,6 +103,31 @@ class TokenCache:
         """Return what is kept for a scope of a registry."""
         with self._lock:
             return self._slots.setdefault((registry, scope), _Slot())
+
+
+def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """Return the scopes that a token is asked for: what the registry names, and what the session will need later.
+
+    A registry names what one request needs. Whoever only reads needs no more; who writes would ask for a second token
+    at the first request that writes, and with it lose what the first one was good for.
+
+    Args:
+        challenged: what the registry names, each ``type:name:action,action``; not trusted.
+        own: what the session is for.
+
+    >>> asked_scopes(["repository:app:pull"], ["repository:app:pull,push"])
+    ('repository:app:pull,push',)
+
+    Spec: distribution project, "Token Scope Documentation".
+    """
+    if not challenged or all(scope.endswith(":pull") for scope in own):
+        return tuple(challenged or own)
+    wanted: dict[str, list[str]] = {}
+    for scope in (*challenged, *own):
+        resource, _, actions = scope.rpartition(":")
+        known = wanted.setdefault(resource, [])
+        known.extend(action for action in actions.split(",") if action not in known)
+    return tuple(f"{resource}:{','.join(actions)}" for resource, actions in wanted.items())
 
 
 class Authorizer:
@@ -177,7 +210,7 @@ class Authorizer:
     def secrets(self) -> tuple[str, ...]:
         """Return what no message may show."""
         grant, known = self._slot.grant, self._credentials
-        told = () if grant is None else (grant.authorization.partition(" ")[2],)
+        told = () if grant is None else grant.secrets
         return told if known is None else (*told, *known.secrets)
 
     def _known(self) -> Credentials | None:
@@ -225,11 +258,10 @@ class Authorizer:
         return self._fetch(source.url, None if known is None else known.basic, None)
 
     def _question(self, challenge: Challenge) -> TokenQuestion:
-        scopes = challenge.parameters.get("scope", "").split() or ([self._scope] if self._scope else [])
         return TokenQuestion(
             realm=self._checked_realm(challenge.parameters["realm"]),
             service=challenge.parameters.get("service"),
-            scopes=tuple(scopes),
+            scopes=asked_scopes(challenge.parameters.get("scope", "").split(), self._scope.split()),
         )
 
     def _checked_realm(self, text: str) -> Url:

@@ -6,6 +6,7 @@ is dropped for good by the first redirect that leaves it.
 Spec: RFC 9110, section 15.4; OCI distribution-spec 1.1, "Error Codes".
 """
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from http.client import HTTPException
@@ -13,13 +14,15 @@ from http.client import HTTPException
 import attrs
 
 from minibox_store.digest import Digest
-from minibox_store.errors import ContentMismatch, RegistryError
+from minibox_store.errors import ContentMismatch, RegistryError, StoreError
+from minibox_store.events import Event
 from minibox_store.limits import Limits
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.challenges import parse_challenges
-from minibox_store.registry.connections import Connection, ConnectionPool
+from minibox_store.registry.connections import Connection, ConnectionPool, OutgoingBody
 from minibox_store.registry.credentials import Credentials
-from minibox_store.registry.failures import Answerer, Failure, Refusal, foreign_errors
+from minibox_store.registry.failures import Answerer, Failure, LineInterrupted, Refusal, foreign_errors, shows_no_tls
+from minibox_store.registry.notices import Notices, read_rate_limit
 from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
 from minibox_store.registry.tokens import Authorizer, TokenCache
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
@@ -30,6 +33,8 @@ FindCredentials = Callable[[Callable[[], None]], Credentials | None]
 
 _MAX_HOPS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# What is sent may be sent again only where these ask for it: after the others it would become a GET.
+_REDIRECTS_THAT_KEEP = frozenset({307, 308})
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -39,16 +44,24 @@ class Request:
 
     Attributes:
         target: path and query.
+        place: where the registry has said that this is to be asked, instead of at ``target``.
+        body: what is sent; one that is no bytes is sent once for each try, and never again unasked.
         headers: besides those that every request has.
         accepts: the statuses that are an answer; every other one is an error.
         blob: what a 404 says is missing; None where that is a manifest.
+        follows: whether redirects are followed; else they are answers like others.
+        secrets: what no message may show.
     """
 
-    target: str
+    target: str = ""
+    place: Url | None = None
     method: str = "GET"
+    body: bytes | OutgoingBody | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
     accepts: Collection[int] = (200,)
     blob: Digest | None = None
+    follows: bool = True
+    secrets: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -74,24 +87,62 @@ class Session:
 
 
 class Transport:
-    """Carries requests to one registry. Its methods may be called from several threads."""
+    """Carries requests to one registry. Its methods may be called from several threads.
+
+    Args:
+        session: with whom, and as whom.
+        pool: of its connections.
+        cache: where grants are kept.
+        policy: how often something is tried.
+        limits: how large tokens and errors may be.
+        plain: makes the session without TLS, for a registry with which TLS is only tried.
+    """
 
     def __init__(
-        self, session: Session, *, pool: ConnectionPool, cache: TokenCache, policy: RetryPolicy, limits: Limits
+        self,
+        session: Session,
+        *,
+        pool: ConnectionPool,
+        cache: TokenCache,
+        policy: RetryPolicy,
+        limits: Limits,
+        plain: Callable[[], tuple[Session, ConnectionPool]] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        self.registry = session.registry
-        self._pool = pool
         self._policy = policy
         self._limits = limits
+        self._on_event = on_event
+        self._notices = Notices(session.registry.authority, on_event)
+        self._cache = cache
+        self._plain = plain
+        self._settling = threading.Lock()
+        self._begin(session, pool)
+
+    def _begin(self, session: Session, pool: ConnectionPool) -> None:
+        self.registry = session.registry
+        self._session = session
+        self._pool = pool
         self._authorizer = Authorizer(
             registry=session.registry,
             scope=session.scope,
             find_credentials=lambda: session.find_credentials(self._check_interrupted),
             realms=session.realms,
-            cache=cache,
+            cache=self._cache,
             fetch=self._fetch_token,
             check_interrupted=self._check_interrupted,
-            limits=limits,
+            limits=self._limits,
+        )
+
+    def with_scope(self, scope: str) -> "Transport":
+        """Return a transport over the same connections, whose tokens are good for another scope; it needs no close."""
+        session = attrs.evolve(self._session, scope=scope)
+        return Transport(
+            session,
+            pool=self._pool,
+            cache=self._cache,
+            policy=self._policy,
+            limits=self._limits,
+            on_event=self._on_event,
         )
 
     def attempts(self) -> Attempts:
@@ -120,9 +171,29 @@ class Transport:
         """
         while True:
             try:
-                return self._ask(request)
+                return self.ask(request)
             except Failure as failure:
                 attempts.failed(failure)
+
+    def ask(self, request: Request) -> Answer:
+        """Return an accepted answer, its body unread, by one try; the caller closes it.
+
+        Raises:
+            Failure: when there is none.
+        """
+        self._settle()
+        try:
+            return self._ask(request)
+        except StoreError as error:
+            raise Failure(error) from error.__cause__
+
+    def place_of(self, answer: Answer, request: Request) -> Url:
+        """Return where an answer says that it goes on.
+
+        Raises:
+            RegistryError: when it does not say so, or it is no place to go on at.
+        """
+        return self._next_hop(answer, request.place or Url(self.registry, request.target), "goes on at")
 
     def read(self, request: Request, limit_bytes: int, size_bytes: int | None = None) -> Reply:
         """Return an accepted answer with its body, or the body's first ``limit_bytes`` and one more.
@@ -160,13 +231,41 @@ class Transport:
 
     def shown(self, request: Request) -> str:
         """Return the URL of a request as an error may show it."""
-        return Url(self.registry, request.target).shown
+        return (request.place or Url(self.registry, request.target)).shown
+
+    def _settle(self) -> None:
+        """Find out, before anything is sent, whether a registry with which TLS is only tried speaks it."""
+        if self._plain is None:
+            return
+        with self._settling, foreign_errors("GET", str(self.registry)):
+            if self._plain is None:
+                return
+            try:
+                self._pool.meet_home()
+            except OSError as error:
+                if not shows_no_tls(error):
+                    raise
+                self._change_to_plain_http(self._plain, error)
+            self._plain = None
+
+    def _change_to_plain_http(self, plain: Callable[[], tuple[Session, ConnectionPool]], error: OSError) -> None:
+        session, pool = plain()
+        try:
+            pool.meet_home()
+        except LineInterrupted:
+            raise
+        except OSError:
+            raise error from None  # nobody is there, with TLS or without
+        self._pool.close()
+        self._begin(session, pool)
 
     def _ask(self, request: Request) -> Answer:
-        url, is_home = Url(self.registry, request.target), True
+        url = request.place or Url(self.registry, request.target)
+        is_home = url.origin == self.registry
         for _ in range(_MAX_HOPS + 1):
-            answer = self._authorized(request, url) if is_home else self._elsewhere(request, url)
-            if answer.status not in _REDIRECTS:
+            answer = self._heeded(self._authorized(request, url)) if is_home else self._elsewhere(request, url)
+            followed = _REDIRECTS if request.method in ("GET", "HEAD") else _REDIRECTS_THAT_KEEP
+            if answer.status not in followed or not request.follows:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
             with closing(answer):
@@ -174,7 +273,16 @@ class Transport:
             is_home = is_home and url.origin == self.registry
         raise RegistryError(request.method, self.shown(request), None, (), f"more than {_MAX_HOPS} redirects")
 
-    def _next_hop(self, answer: Answer, url: Url) -> Url:
+    def _heeded(self, answer: Answer) -> Answer:
+        """Return an answer of the registry itself, once what else it says has been told."""
+        try:
+            self._notices.heed(answer, self._authorizer.secrets())
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def _next_hop(self, answer: Answer, url: Url, what: str = "redirects to") -> Url:
         location = answer.header("Location")
         try:
             if location is None:
@@ -183,14 +291,14 @@ class Transport:
             if url.origin.scheme == "https" and following.origin.scheme != "https":
                 raise InvalidUrl("it leads from TLS to plain HTTP")
         except InvalidUrl as error:
-            problem = f"the address it redirects to is refused: {error}"
+            problem = f"the address it {what} is refused: {error}"
             raise RegistryError(answer.method, answer.url, answer.status, (), problem) from None
         return following
 
     def _authorized(self, request: Request, url: Url) -> Answer:
         """Ask the registry itself; where it refuses what the request carried, once more with something better."""
         authorization = self._authorizer.authorization()
-        answer = self._send(request.method, url, request.headers, authorization)
+        answer = self._send(request, url, authorization)
         is_worn = answer.status == 400 and self._authorizer.is_worn(authorization)
         if answer.status != 401 and not is_worn:
             return answer
@@ -200,11 +308,11 @@ class Transport:
         better = self._authorizer.renew(challenges, authorization)
         if better is None:
             raise refusal.failure()
-        return self._send(request.method, url, request.headers, better)
+        return self._send(request, url, better)
 
     def _elsewhere(self, request: Request, url: Url) -> Answer:
         """Ask a host that was redirected to: without authorization, by an address that may be a secret itself."""
-        return self._send(request.method, url, request.headers, secrets=url.query_values)
+        return self._send(attrs.evolve(request, secrets=url.query_values), url)
 
     def _accepted(self, request: Request, answer: Answer, *, is_home: bool) -> Answer:
         try:
@@ -223,15 +331,18 @@ class Transport:
             body = answer.read_up_to(self._limits.error_bytes)
         except Failure:
             body = b""  # the status says enough
+        secrets = (*answer.secrets, *self._authorizer.secrets())
         return Refusal(
             method=answer.method,
             url=answer.url,
             status=answer.status,
             body=body,
+            content_type=answer.header("Content-Type"),
             blob=blob,
             answerer=answerer,
             retry_after_seconds=parse_retry_after(answer.header("Retry-After"), answer.header("Date")),
-            secrets=(*answer.secrets, *self._authorizer.secrets()),
+            rate_limit=read_rate_limit(answer, secrets) if answerer == "registry" else None,
+            secrets=secrets,
             limits=self._limits,
         )
 
@@ -240,7 +351,7 @@ class Transport:
         with foreign_errors("GET", str(self.registry)):
             # A session may begin with a token that is near its end, and then with its token server.
             self._pool.meet_home()
-        with closing(self._send(method, url, headers, authorization, body=form)) as answer:
+        with closing(self._send(Request(method=method, headers=headers, body=form), url, authorization)) as answer:
             if answer.status in _REDIRECTS:
                 problem = "the token server redirects, which is not followed"
                 raise RegistryError(method, url.shown, answer.status, (), problem)
@@ -252,44 +363,30 @@ class Transport:
             raise RegistryError(method, url.shown, answer.status, (), problem)
         return content
 
-    def _send(
-        self,
-        method: str,
-        url: Url,
-        headers: Mapping[str, str],
-        authorization: str | None = None,
-        secrets: tuple[str, ...] = (),
-        body: bytes | None = None,
-    ) -> Answer:
-        """Send one request and return its answer, whatever it is."""
-        sent = {**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+    def _send(self, request: Request, url: Url, authorization: str | None = None) -> Answer:
+        """Send one request to a URL and return its answer, whatever it is."""
+        headers = {**request.headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if authorization is not None:
-            sent["Authorization"] = authorization
-            secrets = (*secrets, authorization.partition(" ")[2])
-        with foreign_errors(method, url.shown):
+            headers["Authorization"] = authorization
+            request = attrs.evolve(request, secrets=(*request.secrets, authorization.partition(" ")[2]))
+        with foreign_errors(request.method, url.shown):
             connection, was_used = self._pool.take(url.origin)
             try:
-                return self._exchange(connection, method, url, sent, secrets, body)
+                return self._exchange(connection, request, url, headers)
             except TimeoutError:
                 raise
             except (OSError, HTTPException):
-                # A server may close what has long been idle in the very moment in which it is used again.
-                if not was_used:
+                # A server may close what has long been idle in the very moment in which it is used again. Of what is
+                # read while it is sent, though, it may have kept some.
+                if not was_used or not isinstance(request.body, bytes | None):
                     raise
             connection, _ = self._pool.take(url.origin, fresh=True)
-            return self._exchange(connection, method, url, sent, secrets, body)
+            return self._exchange(connection, request, url, headers)
 
-    def _exchange(
-        self,
-        connection: Connection,
-        method: str,
-        url: Url,
-        headers: Mapping[str, str],
-        secrets: tuple[str, ...],
-        body: bytes | None,
-    ) -> Answer:
+    def _exchange(self, connection: Connection, request: Request, url: Url, headers: Mapping[str, str]) -> Answer:
+        method, secrets = request.method, request.secrets
         try:
-            connection.send(method, url.target, headers, body)
+            connection.send(method, url.target, headers, request.body)
             return Answer(method=method, url=url.shown, secrets=secrets, connection=connection, pool=self._pool)
         except BaseException:
             connection.close()

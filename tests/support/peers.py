@@ -90,7 +90,7 @@ def docker_registry(
         folder: Made when it is missing.
         users: Passwords by name, asked for by a Basic challenge; when None everybody may do everything.
         tokens: Its settings for bearer tokens, as :meth:`TokenSigner.settings` gives them; instead of ``users``.
-        certificate: Serve TLS with it.
+        certificate: Serve TLS with it; to clients that prove themselves alone, where it names who vouches for them.
     """
     program = require_peer("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,10 @@ def _registry_config(
 ) -> dict[str, object]:
     http_settings: dict[str, object] = {"addr": "127.0.0.1:0"}
     if certificate is not None:
-        http_settings["tls"] = {"certificate": str(certificate.chain), "key": str(certificate.key)}
+        tls: dict[str, object] = {"certificate": str(certificate.chain), "key": str(certificate.key)}
+        if certificate.client_authority is not None:
+            tls["clientcas"] = [str(certificate.client_authority)]
+        http_settings["tls"] = tls
     config: dict[str, object] = {
         "version": "0.1",
         "log": {"level": "info"},

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 from tests.support.answers import Answer, Listed, Request, Scripted
 from tests.support.certificates import Certificate
@@ -36,12 +36,14 @@ class ScriptedServer:
         peak_requests: How many requests were being answered at once, at most.
         failed_handshakes: Clients that refused the certificate, spoke no TLS, or spoke it where it is not spoken;
             no failure by itself, because clients that may use either probe for TLS first.
+        clients: By connection with TLS the name in the client's certificate, None for who showed none.
     """
 
     def __init__(self, *, certificate: Certificate | None = None, hostname: str = "127.0.0.1") -> None:
         self.requests: list[Request] = []
         self.peak_requests = 0
         self.failed_handshakes: list[str] = []
+        self.clients: list[str | None] = []
         self._certificate = certificate
         self._hostname = hostname
         self._listed: list[Listed] = []
@@ -221,7 +223,7 @@ class ScriptedServer:
         try:
             with self._opened(connection) as opened, opened.makefile("rb") as stream:
                 while not self._closing.is_set():
-                    request = read_request(stream, client_port)
+                    request = self._read(stream, client_port)
                     if request is None or not self._answer_request(opened, request):
                         return
         except TlsHello:
@@ -233,6 +235,9 @@ class ScriptedServer:
             return
         except Exception as error:  # noqa: BLE001 - a script that raises must fail the test, not end unseen in a thread
             self._note_problem(f"the script itself failed: {error!r}")
+
+    def _read(self, stream: BinaryIO, client_port: int) -> Request | None:
+        return read_request(stream, client_port)
 
     @contextlib.contextmanager
     def _opened(self, connection: socket.socket) -> Iterator[socket.socket]:
@@ -260,6 +265,8 @@ class ScriptedServer:
         except OSError as error:
             self._note_handshake(str(error))
             raise
+        with self._changed:
+            self.clients.append(_common_name(connection.getpeercert()))
 
     def _note_handshake(self, problem: str) -> None:
         with self._changed:
@@ -314,6 +321,12 @@ class ScriptedServer:
     def note_endless(self, request: Request) -> None:
         """Note that a client read an endless body further than any limit may allow."""
         self._note_problem(f"{request.method} {request.target}: the client read {ENDLESS_BYTES} bytes without end")
+
+
+def _common_name(certificate: Mapping[str, Any] | None) -> str | None:
+    """Return the name of whom a certificate is for, as the ssl module gives it."""
+    parts = [part for each in (certificate or {}).get("subject", ()) for part in each]
+    return next((str(value) for name, value in parts if name == "commonName"), None)
 
 
 def _shut(connection: socket.socket) -> None:

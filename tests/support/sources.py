@@ -314,3 +314,26 @@ class ChangingSource:
             self._given.add(descriptor.digest)
             return self._source.open_blob(descriptor, offset)
         return PiecewiseStream(bytes(descriptor.size_bytes - offset))
+
+
+class SeveralPlaces:
+    """A source of several places, each asked until its bytes were called wrong; it remembers who was asked for what."""
+
+    def __init__(self, *places: BlobSource) -> None:
+        self._places = list(enumerate(places))
+        self.asked: list[tuple[int, int]] = []
+        self.distrusted: list[Digest] = []
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return what the first place gives that is left."""
+        number, place = self._places[0]
+        self.asked.append((number, offset))
+        return place.open_blob(descriptor, offset)
+
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        """Ask this place no more, if there is another."""
+        self.distrusted.append(descriptor.digest)
+        if len(self._places) > 1:
+            del self._places[0]
+            return True
+        return False

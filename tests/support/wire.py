@@ -134,6 +134,14 @@ class Sending:
 
 def read_request(stream: BinaryIO, client_port: int) -> Request | None:
     """Return the next request, None where the client has closed."""
+    request = read_head(stream, client_port)
+    if request is not None:
+        request.body = read_body(stream, request)
+    return request
+
+
+def read_head(stream: BinaryIO, client_port: int) -> Request | None:
+    """Return the next request without its body, None where the client has closed."""
     line = stream.readline(_LINE_BYTES)
     if not line:
         return None
@@ -146,7 +154,6 @@ def read_request(stream: BinaryIO, client_port: int) -> Request | None:
     )
     if sum(name.lower() == "host" for name, _ in headers) != 1:
         raise BadRequest(f"{request.method} {request.target} has not one Host")
-    request.body = _read_body(stream, request)
     return request
 
 
@@ -158,7 +165,8 @@ def _iter_headers(stream: BinaryIO) -> Iterator[tuple[str, str]]:
         yield name, value.strip()
 
 
-def _read_body(stream: BinaryIO, request: Request) -> bytes:
+def read_body(stream: BinaryIO, request: Request) -> bytes:
+    """Return the body of a request whose head was read."""
     if (request.header("Transfer-Encoding") or "").lower() != "chunked":
         return _read_exactly(stream, int(request.header("Content-Length") or 0))
     body = b""

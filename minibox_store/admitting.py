@@ -1,0 +1,114 @@
+"""What comes in, before it comes: which part of an image, and whether the program's policy lets it."""
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.copying import EventListener
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import InvalidReference
+from minibox_store.events import ChoosingPlatform, IndexMade, ManifestChosen
+from minibox_store.graph import RememberingSource, walk
+from minibox_store.limits import Limits
+from minibox_store.platforms import Platform, WantedPlatforms
+from minibox_store.policies import (
+    OfferedImage,
+    Policy,
+    SeenNodes,
+    check_node,
+    check_offer,
+    check_reference,
+    check_resolved,
+)
+from minibox_store.reference import Reference
+from minibox_store.selecting import ChosenImage, select_image
+
+
+@attrs.frozen(kw_only=True)
+class Wish:
+    """What is asked for.
+
+    Attributes:
+        name: how errors and events call it.
+        platforms: those that are wanted.
+        policy: what must hold of what comes in; None asks nothing.
+        reference: what is pulled; None where it comes from no registry.
+        digest: what it has to have, if that was said.
+    """
+
+    name: str
+    platforms: WantedPlatforms
+    policy: Policy | None = None
+    reference: Reference | None = None
+    digest: Digest | None = None
+
+    def check(self) -> None:
+        """Return if this may be asked for: before anything is.
+
+        Raises:
+            PolicyRefused: when it may not.
+        """
+        if self.policy is not None:
+            check_reference(self.policy, self.reference, self.digest, self.name)
+
+
+def digest_in(name: str) -> Digest | None:
+    """Return the digest that a name has, if it is a reference with one."""
+    try:
+        return Reference.parse(name).digest
+    except InvalidReference:
+        return None
+
+
+def choose_incoming(
+    source: RememberingSource, root: Descriptor, wish: Wish, *, limits: Limits, on_event: EventListener
+) -> ChosenImage:
+    """Return what of an image will come in, tell how it was chosen, and see that it may.
+
+    The policy is asked before a config is read, but for those by which the platforms of an index's entries become known
+    where it does not name them.
+
+    Raises:
+        PolicyRefused: when the policy does not let it in.
+        StoreError: as :func:`select_image`.
+    """
+    if media_types.is_index(root.media_type):
+        for platform in _named(wish.platforms):
+            on_event(ChoosingPlatform(name=wish.name, platform=platform))
+    is_single = media_types.is_manifest(root.media_type)
+    if is_single:  # whatever its config will say, it is this one or none
+        _check_policy(source, root, root, wish, limits)
+    chosen = select_image(source, root, wish.platforms, wish.name, limits)
+    if not is_single:
+        _check_policy(source, root, chosen.root, wish, limits)
+    if chosen.made_from is not None:
+        platforms = tuple(each.descriptor.platform for each in chosen.manifests if each.descriptor.platform is not None)
+        on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
+    on_event(ManifestChosen(descriptor=chosen.root))
+    return chosen
+
+
+def _check_policy(
+    source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits
+) -> None:
+    policy, seen = wish.policy, SeenNodes()
+    if policy is None:
+        return
+    check_resolved(policy, resolved, wish.digest, wish.name)
+    for node in walk(source, root, limits=limits):
+        check_node(policy, seen, node, wish.name)
+    offer = OfferedImage(
+        name=wish.name,
+        reference=wish.reference,
+        resolved=resolved,
+        root=root,
+        documents=tuple(seen.documents),
+        read=source.read,
+    )
+    check_offer(policy, offer)
+
+
+def _named(wanted: WantedPlatforms) -> tuple[Platform, ...]:
+    if wanted is None or wanted == "all":
+        return ()
+    return (wanted,) if isinstance(wanted, Platform) else wanted

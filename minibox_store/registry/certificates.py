@@ -1,0 +1,102 @@
+"""Certificates for single registries, where Docker and Podman keep them: a folder ``certs.d/HOST[:PORT]`` for each.
+
+In such a folder each ``*.crt`` holds authorities, in PEM, that are trusted besides the system's; ``NAME.cert`` and
+``NAME.key`` are what we prove ourselves with. The name is that of the references: ``registry.example:443`` is another
+folder than ``registry.example``. Of several folders for one registry the first that is there counts alone, so that a
+user's own stands for the machine's.
+
+Spec: containers-certs.d(5); Docker, "Verify repository client with certificates".
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+import attrs
+
+from minibox_store.errors import InvalidPath
+
+_AUTHORITY = ".crt"
+_CLIENT = ".cert"
+_KEY = ".key"
+
+
+@attrs.frozen(kw_only=True)
+class Certificates:
+    """What is known of one registry, as paths of files in PEM; they are read when it is first connected to.
+
+    Attributes:
+        authorities: who may vouch for it besides those that the system trusts.
+        client: a certificate of ours with its chain, and the key, without a password; None where none is wanted.
+    """
+
+    authorities: tuple[str, ...] = ()
+    client: tuple[str, str] | None = None
+
+
+class CertificatesSource(Protocol):
+    """Where a client looks for certificates, each time that it connects."""
+
+    def find(self, host: str, /) -> Certificates | None:
+        """Return what is known of ``host[:port]``, as references name it; None where nothing is.
+
+        Raises:
+            InvalidPath: when something is there that cannot be used.
+        """
+
+
+@attrs.frozen
+class KnownCertificates:
+    """Certificates that the program has itself, by ``host[:port]``."""
+
+    known: Mapping[str, Certificates] = attrs.field(factory=dict)
+
+    def find(self, host: str, /) -> Certificates | None:
+        """Return those for exactly this host and port, in whatever case they are written."""
+        return next((found for name, found in self.known.items() if name.lower() == host.lower()), None)
+
+
+class CertificateFolders:
+    """Folders like ``/etc/docker/certs.d``, in the order in which they are searched; none needs to be there."""
+
+    def __init__(self, *folders: str | os.PathLike[str]) -> None:
+        self.folders = tuple(os.path.abspath(folder) for folder in folders)
+
+    def find(self, host: str, /) -> Certificates | None:
+        """Return what the first folder for ``host[:port]`` holds; one that may not be looked into is passed over.
+
+        Of several client certificates the first by name is taken.
+
+        Raises:
+            InvalidPath: when a certificate has no key, or a key no certificate.
+        """
+        if not host or "/" in host or "\0" in host or host.startswith("."):
+            return None
+        for folder in self.folders:
+            path = os.path.join(folder, host)
+            try:
+                names = sorted(os.listdir(path))
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                continue
+            except OSError as error:
+                raise InvalidPath(path, (error.strerror or str(error)).lower()) from error
+            return _found(path, names)
+        return None
+
+
+def _found(folder: str, names: list[str]) -> Certificates:
+    authorities = [os.path.join(folder, name) for name in names if name.endswith(_AUTHORITY)]
+    clients = [_client(folder, name, names) for name in names if name.endswith((_CLIENT, _KEY))]
+    # A link that leads nowhere is passed over, as others do: the registry's own certificate then shows what is missing.
+    readable = tuple(path for path in authorities if os.path.exists(path))
+    return Certificates(authorities=readable, client=clients[0] if clients else None)
+
+
+def _client(folder: str, name: str, names: list[str]) -> tuple[str, str]:
+    """Return certificate and key, of which ``name`` is the one or the other."""
+    stem = name.rpartition(".")[0]
+    for wanted, what in ((stem + _CLIENT, "its certificate"), (stem + _KEY, "its key")):
+        if wanted not in names:
+            hint = "; an authority would be named *.crt" if wanted.endswith(_KEY) else ""
+            raise InvalidPath(os.path.join(folder, name), f"{what}, {wanted}, is not beside it{hint}")
+    return os.path.join(folder, stem + _CLIENT), os.path.join(folder, stem + _KEY)

@@ -1,0 +1,338 @@
+"""One blob on its way to a registry: begun, sent, and gone on with where the line was cut.
+
+All of it goes in one request, unless chunks are asked for, by the caller or by a registry that takes no body so large.
+After a cut the registry is asked what it has, and gets the rest; where it does not say, the upload begins anew. The
+bytes of the source are not trusted: the last of them are held back until all have been hashed.
+
+Spec: OCI distribution-spec 1.1, "Pushing Blobs".
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+
+import attrs
+
+from minibox_store.digest import Digest, Verifier
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDigest, RegistryError
+from minibox_store.limits import MEBIBYTE
+from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.registry.answers import Answer
+from minibox_store.registry.failures import RETRIED_STATUSES, Failure
+from minibox_store.registry.transport import Request, Transport
+from minibox_store.registry.urls import Url
+
+_BUFFER_BYTES = MEBIBYTE
+# Where a registry, or what stands before it, finds a body too large without saying what it would take.
+_FIRST_CHUNK_BYTES = 32 * MEBIBYTE
+_SMALLEST_CHUNK_BYTES = 64 * 1024
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_NO_HEADERS: Mapping[str, str] = {}
+_OCTETS: Mapping[str, str] = {"Content-Type": "application/octet-stream"}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_DONE = (200, 201, 204)
+_TAKEN = (200, 201, 202, 204)
+
+
+class SourceFailed(Exception):
+    """What went wrong with the source of a blob, on its way through what takes care of connections."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def has_blob(transport: Transport, repository: str, descriptor: Descriptor) -> bool:
+    """Whether a repository holds a blob, as far as it says.
+
+    Raises:
+        StoreError: when it does not say.
+
+    Spec: OCI distribution-spec 1.1, "Checking if content exists in the registry".
+    """
+    target = f"/v2/{repository}/blobs/{descriptor.digest}"
+    asked = Request(
+        target=target, method="HEAD", accepts=(200, 405, 501, *_REDIRECTS), blob=descriptor.digest, follows=False
+    )
+    with suppress(BlobNotFound):
+        with closing(transport.open(asked, transport.attempts())) as answer:
+            if answer.status == 200:
+                return answer.length_bytes in (None, descriptor.size_bytes)
+            if answer.status not in _REDIRECTS:
+                return False
+        # Where it is kept a HEAD is often refused, and a GET is not.
+        with closing(transport.open(Request(target=target, blob=descriptor.digest), transport.attempts())) as answer:
+            return answer.length_bytes in (None, descriptor.size_bytes)
+    return False
+
+
+def check_digest(answer: Answer, digest: Digest, what: str) -> None:
+    """Return if the registry does not say that it has kept something else than what was sent.
+
+    Raises:
+        ContentMismatch: when it says so.
+    """
+    announced = answer.header("Docker-Content-Digest")
+    if not announced:
+        return
+    try:
+        # It may call the same bytes by another algorithm.
+        is_other = Digest.parse(announced) != digest and announced.partition(":")[0] == digest.algorithm
+    except InvalidDigest:
+        is_other = True
+    if is_other:
+        raise ContentMismatch(what, str(digest), repr(announced[:80]))
+
+
+class BlobReader:
+    """The bytes of a blob, read from any offset on, and hashed as they are read for the first time. For one thread."""
+
+    def __init__(self, source: BlobSource, descriptor: Descriptor) -> None:
+        self._source = source
+        self._descriptor = descriptor
+        self._verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+        self._buffer = memoryview(bytearray(min(_BUFFER_BYTES, descriptor.size_bytes + 1)))
+        self._stream: BlobStream | None = None
+        self._position = 0
+
+    @property
+    def seen_bytes(self) -> int:
+        """How many bytes have ever been read."""
+        return self._verifier.seen_bytes
+
+    def pieces(self, offset: int, size_bytes: int) -> Iterator[memoryview]:
+        """Yield some of the bytes; the blob's last ones only once all of it is known to be right.
+
+        Raises:
+            SourceFailed: with ContentMismatch when the bytes are short, long or others, or what the source raised.
+        """
+        end = offset + size_bytes
+        while True:
+            try:
+                piece = self._next(offset, end)
+            except Exception as error:
+                raise SourceFailed(error) from error
+            if piece:
+                yield piece
+            offset += len(piece)
+            if offset == end:
+                return
+
+    def close(self) -> None:
+        """Close the source's stream. A second call does nothing."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _next(self, offset: int, end: int) -> memoryview:
+        if self._stream is None or self._position != offset:
+            self.close()
+            self._stream = self._source.open_blob(self._descriptor, offset)
+            self._position = offset
+        piece = self._buffer[: self._stream.readinto(self._buffer[: min(len(self._buffer), end - offset)])]
+        self._position += len(piece)
+        if not piece and offset < end:
+            expected, actual = f"{self._descriptor.size_bytes} bytes", f"{offset} bytes"
+            raise ContentMismatch(str(self._descriptor.digest), expected, actual)
+        # What is read again after a cut was hashed before.
+        fresh_bytes = max(0, self._position - self._verifier.seen_bytes)
+        self._verifier.update(piece[len(piece) - fresh_bytes :])
+        if self._position == self._descriptor.size_bytes:
+            excess = memoryview(bytearray(1))
+            self._verifier.update(excess[: self._stream.readinto(excess)])
+            self._verifier.finish()
+        return piece
+
+
+@attrs.frozen
+class _Part:
+    """Some of a blob, as the body of a request."""
+
+    reader: BlobReader
+    offset: int
+    size_bytes: int
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield it, from its beginning each time."""
+        return self.reader.pieces(self.offset, self.size_bytes)
+
+
+class BlobUpload:
+    """The upload of one blob. For one thread.
+
+    Args:
+        transport: to the registry, by which the repository may be written to.
+        repository: where it goes.
+        descriptor: what the source says that it is.
+        source: opened when the registry is ready, and again where it lacks some.
+        chunk_bytes: how much goes in one request; None for all of it.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        repository: str,
+        descriptor: Descriptor,
+        source: BlobSource,
+        *,
+        chunk_bytes: int | None = None,
+    ) -> None:
+        self._transport = transport
+        self._repository = repository
+        self._descriptor = descriptor
+        self._reader = BlobReader(source, descriptor)
+        self._chunk_bytes = chunk_bytes
+        self._least_bytes = 0
+        self._place: Url | None = None
+        self._offset = 0
+        self._is_in_doubt = False
+        self._is_first = True
+
+    def begin_at(self, answer: Answer, request: Request) -> None:
+        """Go on with an upload that the registry has begun by its answer to a request.
+
+        Raises:
+            RegistryError: when the answer does not say where.
+        """
+        self._place = self._transport.place_of(answer, request)
+        least = answer.header("OCI-Chunk-Min-Length") or ""
+        self._least_bytes = int(least) if _LENGTH.fullmatch(least) else 0
+        self._offset = 0
+        self._is_in_doubt = self._is_first = False
+
+    def run(self) -> None:
+        """Let the registry hold the blob.
+
+        Raises:
+            ContentMismatch: when the source's bytes are short, long or others, or the registry says that it has
+                kept something else.
+            StoreError: when the registry refuses it, or the tries are used up; or what the source raised.
+        """
+        attempts = self._transport.attempts()
+        with closing(self._reader):
+            while True:
+                before = self._offset
+                try:
+                    if self._is_ready():
+                        self._send()
+                    return
+                except SourceFailed as failed:
+                    raise failed.error from failed.error.__cause__
+                except Failure as failure:
+                    if self._offset > before:
+                        attempts.advanced()
+                    attempts.failed(self._judged(failure))
+
+    def _is_ready(self) -> bool:
+        """See that an upload is open, and how far it is; return False where the registry has the blob by now."""
+        if self._place is not None and self._is_in_doubt and not self._is_known():
+            self._place = None
+        if self._place is None:
+            if not self._is_first and has_blob(self._transport, self._repository, self._descriptor):
+                return False  # it was only the answer that got lost
+            request = Request(target=f"/v2/{self._repository}/blobs/uploads/", method="POST", accepts=(202,))
+            with closing(self._transport.ask(request)) as answer:
+                self.begin_at(answer, request)
+        return True
+
+    def _is_known(self) -> bool:
+        """Ask the registry how much it has; return False where it does not say, or says what cannot be."""
+        request = self._request("GET", (200, 202, 204))
+        try:
+            with closing(self._transport.ask(request)) as answer:
+                taken = _taken_bytes(answer)
+                if taken is None or taken > self._reader.seen_bytes:
+                    return False
+                self._go_on(answer, request, taken)
+        except Failure as failure:
+            status = failure.error.status if isinstance(failure.error, RegistryError) else None
+            if status is None or status in RETRIED_STATUSES:
+                raise
+            return False
+        self._is_in_doubt = False
+        return True
+
+    def _go_on(self, answer: Answer, request: Request, offset: int) -> None:
+        self._offset = offset
+        if answer.header("Location") is not None:
+            self._place = self._transport.place_of(answer, request)
+
+    def _send(self) -> None:
+        """Send what the registry has not got yet.
+
+        Raises:
+            Failure: with what is in doubt then.
+        """
+        self._is_in_doubt = True
+        size_bytes = self._descriptor.size_bytes
+        if self._chunk_bytes is not None or self._offset:
+            while self._offset < size_bytes:
+                self._send_chunk()
+        rest_bytes = size_bytes - self._offset
+        rest = _Part(self._reader, self._offset, rest_bytes) if rest_bytes or not size_bytes else None
+        query = [("digest", str(self._descriptor.digest))]
+        with closing(self._transport.ask(self._request("PUT", _DONE, rest, _OCTETS, query))) as answer:
+            check_digest(answer, self._descriptor.digest, f"blob {self._descriptor.digest} at {answer.url}")
+
+    def _send_chunk(self) -> None:
+        start, rest_bytes = self._offset, self._descriptor.size_bytes - self._offset
+        count = min(rest_bytes, max(self._chunk_bytes or rest_bytes, self._least_bytes))
+        end = start + count
+        headers = {**_OCTETS, "Content-Range": f"{start}-{end - 1}"}
+        request = self._request("PATCH", _TAKEN, _Part(self._reader, start, count), headers)
+        with closing(self._transport.ask(request)) as answer:
+            taken = _taken_bytes(answer)
+            # Some take no more than they can store at once.
+            self._go_on(answer, request, taken if taken is not None and start < taken < end else end)
+
+    def _request(
+        self,
+        method: str,
+        accepts: tuple[int, ...],
+        body: _Part | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        query: Sequence[tuple[str, str]] = (),
+    ) -> Request:
+        assert self._place is not None
+        # An upload's address often carries what stands for the right to go on with it.
+        secrets, place = self._place.query_values, self._place.with_query(query) if query else self._place
+        return Request(place=place, method=method, accepts=accepts, body=body, headers=headers, secrets=secrets)
+
+    def _judged(self, failure: Failure) -> Failure:
+        """Return what a failure of a registry means here, and change what is to be done about it."""
+        error = failure.error
+        status = error.status if isinstance(error, RegistryError) else None
+        if self._place is None or status is None:
+            return failure
+        if status == 413 and self._takes_smaller():
+            return attrs.evolve(failure, may_retry=True)
+        if status in (405, 501) and self._chunk_bytes is None:
+            self._chunk_bytes, self._place = self._descriptor.size_bytes, None
+            return attrs.evolve(failure, may_retry=True)
+        if status == 416:
+            return attrs.evolve(failure, may_retry=True)
+        if status in (400, 404):
+            # The upload is unknown by now, or is not what we think that it is.
+            self._place = None
+            return attrs.evolve(failure, may_retry=True, only_once=True)
+        return failure
+
+    def _takes_smaller(self) -> bool:
+        """Begin anew in smaller chunks; return False where they are as small as they may be."""
+        now = self._descriptor.size_bytes if self._chunk_bytes is None else self._chunk_bytes
+        smaller = max(min(now // 4, _FIRST_CHUNK_BYTES), _SMALLEST_CHUNK_BYTES, self._least_bytes)
+        if smaller >= now:
+            return False
+        self._chunk_bytes, self._place = smaller, None
+        return True
+
+
+def _taken_bytes(answer: Answer) -> int | None:
+    """Return how many bytes a registry says that it has; None where it does not say.
+
+    Of ``0-0`` nobody knows whether it is one byte or none.
+    """
+    found = _RANGE.fullmatch(answer.header("Range") or "")
+    return int(found[1]) + 1 if found is not None and found[1] != "0" else None

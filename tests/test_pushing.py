@@ -1,0 +1,501 @@
+"""Pushing: what is sent, in which order, how a broken line is mended, and what stays as it was when it is not."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minibox_store import Store
+from minibox_store.copying import Cancellation
+from minibox_store.documents import Descriptor
+from minibox_store.errors import (
+    AuthenticationRefused,
+    Cancelled,
+    ContentMismatch,
+    ImageNotFound,
+    IncompleteImage,
+    InvalidArgument,
+    InvalidReference,
+    PlatformNotFound,
+    RateLimited,
+    RegistryError,
+    StoreDamaged,
+)
+from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName, render_line
+from minibox_store.platforms import Platform
+from minibox_store.registry import Credentials
+from tests.support.answers import Answer, basic_credentials, redirect, registry_error, unauthorized
+from tests.support.images import BuiltImage, build_image, build_image_over, build_index, random_layer
+from tests.support.registries import NamedNetwork, quick_client
+from tests.support.scripted_registry import ScriptedServer, TokenServer
+from tests.support.stores import blob, open_store, put, rot
+from tests.support.upload_registry import UploadRegistry
+
+BIG = random_layer(1 << 20)
+IMAGE = build_image([{"a": b"a"}, BIG])
+SMALL = build_image()
+INDEX = build_index([SMALL, build_image(platform="linux/arm64")], attestations=True)
+ALICE = ("alice", "pass-word-1")
+UPLOADS = "/v2/team/app/blobs/uploads/"
+
+
+@pytest.fixture
+def registry() -> Iterator[UploadRegistry]:
+    with UploadRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    put(tmp_path / "store", IMAGE, "app:1")
+    put(tmp_path / "store", SMALL, "small:1")
+    put(tmp_path / "store", INDEX, "index:1")
+    return open_store(tmp_path / "store")
+
+
+def push(store: Store, registry: UploadRegistry, name: str = "app:1", **options: Any) -> Descriptor:
+    """Push to where every test does."""
+    options = {"client": quick_client(), **options}
+    return store.push(name, registry.reference("team/app", "1"), **options)
+
+
+# What is sent
+
+
+@pytest.mark.parametrize(("name", "image"), [("app:1", IMAGE), ("small:1", SMALL), ("index:1", INDEX)])
+def test_all_of_an_image_arrives_and_the_tag_comes_last(
+    store: Store, registry: UploadRegistry, name: str, image: BuiltImage
+) -> None:
+    assert str(push(store, registry, name).digest) == image.digest
+    assert registry.holds("team/app", image)
+    assert registry.tag("team/app", "1") == image.digest
+    last = registry.sent()[-1]
+    assert last == "PUT /v2/team/app/manifests/1"
+    assert registry.sent("PUT").count(last) == 1
+
+
+def test_each_blob_takes_three_requests_and_the_root_one(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry)
+    blobs = len(IMAGE.blobs) - 1
+    assert len(registry.sent("HEAD")) == len(registry.sent("POST")) == blobs
+    assert len(registry.sent("PUT")) == blobs + 1
+    assert len(registry.sent("GET", "PATCH")) == 1  # whether a registry on this machine wants TLS
+    assert registry.body_bytes == IMAGE.size_bytes
+
+
+def test_what_is_there_is_not_sent_again(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry)
+    sent_bytes = registry.body_bytes
+    events: list[Event] = []
+    push(store, registry, on_event=events.append)
+    assert registry.body_bytes == sent_bytes + len(IMAGE.blobs[IMAGE.digest])
+    assert sum(isinstance(event, BlobPresent) for event in events) == len(IMAGE.blobs) - 1
+    assert not any(isinstance(event, BlobStarted) for event in events)
+
+
+def test_one_manifest_of_an_index_may_be_pushed(store: Store, registry: UploadRegistry) -> None:
+    arm = INDEX.document()["manifests"][1]["digest"]
+    pushed = push(store, registry, "index:1", platform=Platform.parse("linux/arm64"))
+    assert str(pushed.digest) == arm == registry.tag("team/app", "1")
+    with pytest.raises(PlatformNotFound):
+        push(store, registry, "index:1", platform=Platform.parse("linux/s390x"))
+
+
+def test_by_a_digest_alone_no_tag_is_written(store: Store, registry: UploadRegistry) -> None:
+    store.push("app:1", registry.reference("team/app", digest=IMAGE.digest), client=quick_client())
+    assert registry.holds("team/app", IMAGE)
+    assert registry.sent("PUT")[-1] == f"PUT /v2/team/app/manifests/{IMAGE.digest}"
+    with pytest.raises(InvalidReference, match="has the digest"):
+        store.push("app:1", registry.reference("team/app", "1", digest=SMALL.digest), client=quick_client())
+    assert registry.tag("team/app", "1") is None
+
+
+def test_the_name_is_the_reference_where_there_is_no_other(tmp_path: Path, registry: UploadRegistry) -> None:
+    name = registry.reference("team/app", "7")
+    put(tmp_path, SMALL, name)
+    open_store(tmp_path).push(name, client=quick_client())
+    assert registry.tag("team/app", "7") == SMALL.digest
+
+
+def test_a_layer_that_only_others_may_give_away_is_not_sent(tmp_path: Path, registry: UploadRegistry) -> None:
+
+    layers = [
+        {
+            "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "digest": next(iter(SMALL.blobs)),
+            "size": len(next(iter(SMALL.blobs.values()))),
+            "urls": ["https://example.com/layer"],
+        }
+    ]
+    image = build_image_over(layers, ["sha256:" + "0" * 64])
+    whole = BuiltImage(
+        root=image.root, blobs={**SMALL.blobs, **image.blobs}, media_types={**SMALL.media_types, **image.media_types}
+    )
+    put(tmp_path, whole, "app:1")
+    push(open_store(tmp_path), registry)
+    assert registry.tag("team/app", "1") == image.digest
+    assert not [key for key in registry.blobs if key[1] == layers[0]["digest"]]
+
+
+def test_a_blob_is_taken_from_another_repository_of_the_same_registry(store: Store, registry: UploadRegistry) -> None:
+    store.push("app:1", registry.reference("team/first", "1"), client=quick_client())
+    sent_bytes = registry.body_bytes
+    push(store, registry)
+    assert registry.holds("team/app", IMAGE)
+    assert registry.body_bytes == sent_bytes + len(IMAGE.blobs[IMAGE.digest])
+
+
+@pytest.mark.parametrize("refusal", ["begins an upload", "refuses"])
+def test_where_a_blob_cannot_be_taken_from_there_it_is_sent(
+    store: Store, registry: UploadRegistry, refusal: str
+) -> None:
+    store.push("app:1", registry.reference("team/first", "1"), client=quick_client())
+    registry.mounts = False
+    if refusal == "refuses":
+        for digest in (*IMAGE.layer_digests, IMAGE.config_digest):
+            target = f"{UPLOADS}?mount={digest}&from=team/first"
+            registry.expect("POST", target, registry_error(403, "DENIED"))
+    push(store, registry)
+    assert registry.holds("team/app", IMAGE)
+    posts = len(registry.sent("POST"))
+    assert posts == (len(IMAGE.blobs) - 1) * (3 if refusal == "refuses" else 2)
+
+
+# Chunks
+
+
+def chunk_sizes(registry: UploadRegistry) -> list[int]:
+    return [len(request.body) for request in registry.requests if request.method == "PATCH"]
+
+
+def test_chunks_are_sent_where_they_are_asked_for(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry, chunk_bytes=300_000)
+    assert registry.holds("team/app", IMAGE)
+    assert max(chunk_sizes(registry)) == 300_000
+    assert sum(chunk_sizes(registry)) == IMAGE.size_bytes - len(IMAGE.blobs[IMAGE.digest])
+
+
+def test_no_chunk_is_smaller_than_the_registry_says(store: Store, registry: UploadRegistry) -> None:
+    registry.least_chunk_bytes = 500_000
+    push(store, registry, chunk_bytes=1000)
+    assert registry.holds("team/app", IMAGE)
+    assert sorted(size for size in chunk_sizes(registry) if size > 48_576) == [500_000, 500_000]
+
+
+def test_a_registry_that_takes_no_body_so_large_gets_smaller_ones(store: Store, registry: UploadRegistry) -> None:
+    registry.largest_body_bytes = 100_000
+    push(store, registry)
+    assert registry.holds("team/app", IMAGE)
+    assert max(chunk_sizes(registry)) > 0
+
+
+def test_a_registry_that_takes_no_blob_in_its_last_request_gets_it_before(
+    store: Store, registry: UploadRegistry
+) -> None:
+    registry.takes_whole = False
+    push(store, registry)
+    assert registry.holds("team/app", IMAGE)
+
+
+def test_a_registry_that_takes_less_than_it_was_sent_gets_the_rest(store: Store, registry: UploadRegistry) -> None:
+    registry.most_taken_bytes = 70_000
+    push(store, registry, chunk_bytes=100_000)
+    assert registry.holds("team/app", IMAGE)
+
+
+# Lines that break
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 400_000])
+def test_an_upload_that_was_cut_goes_on_where_it_was(
+    store: Store, registry: UploadRegistry, chunk_bytes: int | None
+) -> None:
+    registry.cuts = [None, None, 300_000, 300_000, 300_000]
+    push(store, registry, parallel=1, chunk_bytes=chunk_bytes)
+    assert registry.holds("team/app", IMAGE)
+    assert registry.body_bytes == IMAGE.size_bytes
+    assert f"GET {UPLOADS}" in {each.rpartition("/")[0] + "/" for each in registry.sent("GET")}
+
+
+@pytest.mark.parametrize("what", ["keeps nothing", "forgets the upload"])
+def test_an_upload_of_which_nothing_stayed_begins_anew(store: Store, registry: UploadRegistry, what: str) -> None:
+    registry.cuts = [None, None, 900_000]
+    registry.keeps_cut = what != "keeps nothing"
+    registry.forgets_cut = what == "forgets the upload"
+    push(store, registry, parallel=1)
+    assert registry.holds("team/app", IMAGE)
+    assert registry.body_bytes == IMAGE.size_bytes + 900_000
+
+
+def test_an_upload_that_is_cut_ever_again_and_gets_nowhere_fails(store: Store, registry: UploadRegistry) -> None:
+    registry.cuts = [0] * 100
+    with pytest.raises(RegistryError) as caught:
+        push(store, registry, client=quick_client(attempts=3))
+    assert caught.value.method == "PUT"
+    assert caught.value.status is None
+    assert registry.tag("team/app", "1") is None
+    assert 100 - len(registry.cuts) <= 3 * 3
+
+
+def test_a_blob_whose_answer_got_lost_is_not_sent_again(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry, "small:1")
+    layer = IMAGE.layer_digests[1]
+
+    def lose(request: object) -> Answer:
+        registry.blobs["team/app", layer] = IMAGE.blobs[layer]
+        registry.uploads.clear()
+        return Answer(raw=b"")
+
+    registry.expect("POST", UPLOADS, Answer(status=202, headers={"Location": f"{UPLOADS}lost"}))
+    registry.expect("PUT", f"{UPLOADS}lost?digest={layer}", lose)
+    registry.blobs["team/app", IMAGE.config_digest] = IMAGE.blobs[IMAGE.config_digest]
+    registry.blobs["team/app", IMAGE.layer_digests[0]] = IMAGE.blobs[IMAGE.layer_digests[0]]
+    push(store, registry)
+    assert registry.tag("team/app", "1") == IMAGE.digest
+    assert len([each for each in registry.requests if each.method == "PUT" and len(each.body) == len(BIG.content)]) == 1
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_what_a_registry_cannot_do_now_is_tried_again(store: Store, registry: UploadRegistry, status: int) -> None:
+    registry.expect("POST", UPLOADS, registry_error(status, "BUSY"))
+    registry.expect("PUT", "/v2/team/app/manifests/1", registry_error(status, "BUSY"))
+    push(store, registry)
+    assert registry.tag("team/app", "1") == IMAGE.digest
+
+
+# Where uploads go on
+
+
+@pytest.mark.parametrize("location", ["{path}", "http://{host}{path}", "//{host}{path}"])
+def test_the_address_of_an_upload_may_be_relative(store: Store, registry: UploadRegistry, location: str) -> None:
+    registry.location = location.replace("{host}", registry.host)
+    push(store, registry)
+    assert registry.holds("team/app", IMAGE)
+
+
+def test_an_upload_may_go_on_at_another_host_which_sees_no_credentials_s1_s3(store: Store) -> None:
+    with UploadRegistry() as registry, UploadRegistry() as elsewhere:
+        registry.authorization = basic_credentials(*ALICE)
+        registry.uploads = elsewhere.uploads
+        elsewhere.blobs = registry.blobs
+        registry.location = f"{elsewhere.url}{{path}}"
+        push(store, registry, client=quick_client(credentials={registry.host: Credentials(*ALICE)}))
+        assert registry.holds("team/app", IMAGE)
+        assert {request.method for request in elsewhere.requests} == {"PUT"}
+        elsewhere.assert_no_credentials()
+
+
+def test_an_upload_does_not_go_on_at_this_machine_for_a_registry_elsewhere_s2(store: Store) -> None:
+    with UploadRegistry(hostname="registry.example") as registry, ScriptedServer() as near:
+        registry.location = f"{near.url}{{path}}"
+        network = NamedNetwork(
+            {"registry.example": [["203.0.113.7"]], "127.0.0.1": [["127.0.0.1"]]},
+            {"registry.example": registry.port, "127.0.0.1": near.port},
+        )
+        client = quick_client(network=network, plain_http=[registry.host])
+        with pytest.raises(RegistryError, match="address of this machine"):
+            push(store, registry, client=client)
+        assert near.requests == []
+
+
+@pytest.mark.parametrize("location", ["ftp://example.com/x", "http://user:secret@127.0.0.1/x", ""])
+def test_an_upload_without_a_place_to_go_on_at_is_refused(
+    store: Store, registry: UploadRegistry, location: str
+) -> None:
+    registry.location = location
+    headers = {"Location": location} if location else {}
+    registry.allow("POST", UPLOADS, Answer(status=202, headers=headers))
+    with pytest.raises(RegistryError, match="goes on at is refused") as caught:
+        push(store, registry)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_upload_that_is_redirected_goes_where_it_is_sent_and_no_get_comes_of_it(
+    store: Store, registry: UploadRegistry
+) -> None:
+    registry.expect("PUT", "/v2/team/app/manifests/1", redirect("/v2/team/app/manifests/moved", status=307))
+    push(store, registry, "small:1")
+    assert registry.tag("team/app", "moved") == SMALL.digest
+    registry.expect("PUT", "/v2/team/app/manifests/1", redirect("/v2/team/app/manifests/moved", status=302))
+    with pytest.raises(RegistryError) as caught:
+        push(store, registry, "small:1")
+    assert caught.value.status == 302
+
+
+# Credentials
+
+
+def test_a_token_that_ends_in_the_middle_is_renewed(store: Store, registry: UploadRegistry) -> None:
+    with TokenServer() as tokens:
+        scope = "repository:team/app:pull,push"
+        registry.challenge = tokens.challenge(service="registry", scope=scope)
+        tokens.expect_token("first-token", "second-token", service="registry", scope=scope, credentials=ALICE)
+        registry.authorization = "Bearer first-token"
+
+        def expire(_: object) -> Answer:
+            registry.authorization = "Bearer second-token"
+            return unauthorized(registry.challenge)
+
+        registry.expect("PUT", "/v2/team/app/manifests/1", expire)
+        client = quick_client(credentials={registry.host: Credentials(*ALICE)}, realms={registry.host: [tokens.url]})
+        push(store, registry, client=client)
+        assert registry.tag("team/app", "1") == IMAGE.digest
+
+
+def test_one_token_is_good_for_the_whole_push_though_its_first_request_only_reads(
+    store: Store, registry: UploadRegistry
+) -> None:
+    with TokenServer() as tokens:
+        registry.challenge = tokens.challenge(service="registry", scope="repository:team/app:pull")
+        scope = "repository:team/app:pull,push"
+        tokens.expect_token("the-token", service="registry", scope=scope)
+        registry.authorization = "Bearer the-token"
+        push(store, registry, client=quick_client(realms={registry.host: [tokens.url]}))
+        assert len(tokens.requests) == 1
+
+
+def test_a_token_that_may_read_the_other_repository_is_one_of_its_own(store: Store, registry: UploadRegistry) -> None:
+    store.push("small:1", registry.reference("team/first", "1"), client=quick_client())
+    with TokenServer() as tokens:
+        scope = "repository:team/app:pull,push"
+        registry.challenge = tokens.challenge(service="registry", scope=scope)
+        tokens.expect_token("the-token", service="registry", scope=scope)
+        both = f"/token?service=registry&scope={scope}&scope=repository:team/first:pull"
+        tokens.allow("GET", both, registry_error(401, "UNAUTHORIZED", "that one is not yours"))
+        registry.authorization = "Bearer the-token"
+        push(store, registry, "small:1", client=quick_client(realms={registry.host: [tokens.url]}), parallel=1)
+    assert registry.holds("team/app", SMALL)
+
+
+def test_no_secret_is_told_of_s28(store: Store, registry: UploadRegistry) -> None:
+    registry.authorization = basic_credentials(*ALICE)
+    registry.location = "{path}&signature=secret-signature"
+    said: list[str] = []
+    client = quick_client(credentials={registry.host: Credentials(*ALICE)})
+    secrets = (ALICE[1], registry.authorization.partition(" ")[2], "secret-signature")
+    body = f'{{"errors": [{{"code": "DENIED", "message": "no: {" ".join(secrets)}"}}]}}'.encode()
+
+    def refuse(_: object) -> Answer:
+        return Answer(status=403, body=body)
+
+    push(store, registry, client=client, on_event=lambda event: said.append(repr(event) + str(render_line(event))))
+    registry.blobs.clear()
+    registry.allow("POST", UPLOADS, Answer(status=202, headers={"Location": f"{UPLOADS}x?signature=secret-signature"}))
+    for digest in (*IMAGE.layer_digests, IMAGE.config_digest):
+        registry.allow("PUT", f"{UPLOADS}x?signature=secret-signature&digest={digest}", refuse)
+    with pytest.raises(AuthenticationRefused) as caught:
+        push(store, registry, client=client, on_event=lambda event: said.append(repr(event)))
+    said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
+    assert not [text for text in said for secret in secrets if secret in text]
+
+
+# What fails
+
+
+def test_a_push_that_fails_leaves_the_tag_as_it_was(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry, "small:1")
+    layer = IMAGE.layer_digests[1]
+    registry.allow("HEAD", f"/v2/team/app/blobs/{layer}", registry_error(403, "DENIED"))
+    with pytest.raises(AuthenticationRefused):
+        push(store, registry)
+    assert registry.tag("team/app", "1") == SMALL.digest
+    assert not [each for each in registry.sent("PUT") if "manifests" in each][1:]
+
+
+def test_a_registry_that_keeps_something_else_is_told_of(store: Store, registry: UploadRegistry) -> None:
+    answer = Answer(status=201, headers={"Docker-Content-Digest": SMALL.digest})
+    registry.expect("PUT", "/v2/team/app/manifests/1", answer)
+    with pytest.raises(ContentMismatch, match="manifest 1") as caught:
+        push(store, registry)
+    assert caught.value.expected == IMAGE.digest
+
+
+def test_a_rate_limit_is_told_of(store: Store, registry: UploadRegistry) -> None:
+    registry.expect("POST", UPLOADS, registry_error(429, "TOOMANYREQUESTS", headers={"Retry-After": "900"}))
+    with pytest.raises(RateLimited) as caught:
+        push(store, registry, parallel=1)
+    assert caught.value.retry_after_seconds == 900
+
+
+def test_a_blob_that_has_rotted_in_the_store_is_not_pushed(
+    tmp_path: Path, store: Store, registry: UploadRegistry
+) -> None:
+    path = blob(tmp_path / "store", IMAGE.layer_digests[1])
+    rot(path)
+    with pytest.raises(StoreDamaged) as caught:
+        push(store, registry)
+    assert caught.value.path == str(path)
+    assert registry.tag("team/app", "1") is None
+    assert ("team/app", IMAGE.layer_digests[1]) not in registry.blobs
+
+
+def test_what_is_not_there_is_not_pushed(tmp_path: Path, store: Store, registry: UploadRegistry) -> None:
+    with pytest.raises(ImageNotFound):
+        push(store, registry, "nothing:1")
+    blob(tmp_path / "store", IMAGE.layer_digests[0]).unlink()
+    with pytest.raises(IncompleteImage):
+        push(store, registry)
+    assert registry.requests == []
+
+
+@pytest.mark.parametrize("options", [{"parallel": 0}, {"chunk_bytes": 0}, {"chunk_bytes": -1}])
+def test_what_cannot_be_asked_for_is_refused_before_anything_is_sent(
+    store: Store, registry: UploadRegistry, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArgument):
+        push(store, registry, **options)
+    assert registry.requests == []
+
+
+@pytest.mark.parametrize("where", ["an upload", "the tag"])
+def test_a_cancel_ends_a_push_that_waits_for_the_registry(store: Store, registry: UploadRegistry, where: str) -> None:
+    hold = threading.Event()
+    cancellation = Cancellation()
+    method, target = ("POST", UPLOADS) if where == "an upload" else ("PUT", "/v2/team/app/manifests/1")
+    registry.allow(method, target, Answer(status=201, hold=hold))
+    caught: list[Exception] = []
+
+    def run() -> None:
+        try:
+            push(store, registry, cancellation=cancellation, client=quick_client(silence_seconds=30.0))
+        except Exception as error:  # noqa: BLE001 - it is looked at below
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    registry.wait_for(method, target)
+    begun = time.monotonic()
+    cancellation.cancel()
+    thread.join(10)
+    assert time.monotonic() - begun < 1.0
+    hold.set()
+    assert [type(error) for error in caught] == [Cancelled]
+
+
+def test_one_upload_that_fails_ends_those_that_wait(store: Store, registry: UploadRegistry) -> None:
+    hold = threading.Event()
+    first, second = IMAGE.layer_digests
+    registry.allow("HEAD", f"/v2/team/app/blobs/{first}", Answer(hold=hold))
+
+    def refuse(_: object) -> Answer:
+        registry.wait_for("HEAD", f"/v2/team/app/blobs/{first}")
+        return registry_error(403, "DENIED")
+
+    registry.allow("HEAD", f"/v2/team/app/blobs/{second}", refuse)
+    begun = time.monotonic()
+    with pytest.raises(AuthenticationRefused):
+        push(store, registry, client=quick_client(silence_seconds=30.0))
+    assert time.monotonic() - begun < 5.0
+    hold.set()
+
+
+def test_progress_is_told_by_the_whole_reference(store: Store, registry: UploadRegistry) -> None:
+    events: list[Event] = []
+    push(store, registry, on_event=events.append)
+    reference = registry.reference("team/app", "1")
+    assert RegisteringName(name=reference) in events
+    assert events[-1] == ImageCopied(name=reference)
+    assert render_line(events[-1], doing="push") == f"[push] successfully pushed {reference}"
