@@ -27,6 +27,7 @@ from minibox_store.errors import (
 from minibox_store.reference import Reference
 from minibox_store.registry import Credentials, MirroredRepository, RegistryRepository
 from minibox_store.registry.dialling import Address, SystemNetwork
+from tests.support.certificates import make_certificate
 from tests.support.images import OCI_LAYER, build_image, build_index
 from tests.support.invariants import check_invariants
 from tests.support.processes import free_port
@@ -426,24 +427,24 @@ def test_a_location_alone_is_one_place_and_no_mirror(stack: ExitStack) -> None:
         assert repository.resolve("1") == root_of(IMAGE)
     network = NamedNetwork({}, {})
     client = quick_client(registries=[rule], network=network)
-    with client.open_repository(reference, access="pull,push") as changed, pytest.raises(RegistryError):
+    with client.open_origin(reference, access="pull,push") as changed, pytest.raises(RegistryError):
         changed.check_access()
     assert network.asked == ["registry.example"]
 
 
-@pytest.mark.parametrize("access", ["pull", "pull,push", "delete"])
-def test_what_is_blocked_is_refused_before_a_name_is_even_looked_up(access: str) -> None:
+def test_what_is_blocked_is_refused_before_a_name_is_even_looked_up() -> None:
     network = NamedNetwork({}, {})
     rules = [
         RegistryRule(prefix="*.example", blocked=True),
         RegistryRule(prefix="good.example", mirrors=[Mirror(location="bad.example")]),
     ]
     client = quick_client(registries=rules, network=network)
-    with pytest.raises(RegistryBlocked, match=r"^bad\.example/team/app:1 is blocked by the rule for \*\.example$"):
-        client.open_repository(Reference.parse("bad.example/team/app:1"), access=access)  # type: ignore[call-overload]
-    assert network.asked == []
+    for open_it in (client.open_repository, client.open_origin):
+        with pytest.raises(RegistryBlocked, match=r"^bad\.example/team/app:1 is blocked by the rule for \*\.example$"):
+            open_it(Reference.parse("bad.example/team/app:1"))
     with pytest.raises(RegistryBlocked):
         client.check_credentials("bad.example", Credentials("me", "secret"))
+    assert network.asked == []
 
 
 def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
@@ -479,3 +480,47 @@ def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
     thread.join(5)
     assert ended
     assert ended[0][0] - cancelled < 1
+
+
+def test_an_insecure_mirror_is_not_checked_and_what_it_stands_for_is(stack: ExitStack, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path / "certificate")
+    mirror, home = (stack.enter_context(ScriptedRegistry(certificate=certificate)) for _ in range(2))
+    serve_image(mirror, REPOSITORY, "1", IMAGE)
+    reference = home.reference(REPOSITORY, "1")
+    insecure = RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host, insecure=True)])
+    with open_mirrored(reference, insecure, https=[home.host]) as repository:
+        assert repository.resolve("1") == root_of(IMAGE)
+    checked = RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host)])
+    with (
+        open_mirrored(reference, checked, https=[home.host, mirror.host]) as repository,
+        pytest.raises(
+            RegistryError, match=r"its certificate is not trusted.*before it.*its certificate is not trusted"
+        ),
+    ):
+        repository.resolve("1")
+    # The rule for one name says nothing of the same host under another.
+    client = quick_client(registries=[insecure], https=[home.host, mirror.host])
+    with (
+        client.open_repository(Reference.parse(mirror.reference(REPOSITORY, "1"))) as repository,
+        pytest.raises(RegistryError, match="its certificate is not trusted"),
+    ):
+        repository.resolve("1")
+
+
+@pytest.mark.parametrize("as_mirror", [True, False])
+def test_where_a_rule_says_insecure_plain_http_will_do(stack: ExitStack, as_mirror: bool) -> None:
+    registry = stack.enter_context(ScriptedRegistry())
+    serve_image(registry, REPOSITORY, "1", IMAGE)
+    network = NamedNetwork({"plain.example": [[PUBLIC_ADDRESS]]}, {"plain.example": registry.port})
+    mirrors = [Mirror(location="plain.example", insecure=True)] if as_mirror else []
+    location = None if as_mirror else "plain.example"
+    rule = RegistryRule(prefix="named.example", location=location, insecure=not as_mirror, mirrors=mirrors)
+    reference = Reference.parse("named.example/team/app:1")
+    with quick_client(registries=[rule], network=network).open_repository(reference) as repository:
+        assert repository.resolve("1") == root_of(IMAGE)
+    secure = RegistryRule(prefix="named.example", location="plain.example")
+    with (
+        quick_client(registries=[secure], network=network).open_repository(reference) as repository,
+        pytest.raises(RegistryError, match="GET https:"),
+    ):
+        repository.resolve("1")

@@ -132,7 +132,7 @@ class RegistryClient:
             credentials=MachineCredentials(environment=environment),
             certificates=CertificateFolders(*certificate_folders(environment)),
             limits=limits,
-            registries=machine_rules(),
+            registries=machine_rules(environment),
         )
 
     def open_repository(
@@ -213,8 +213,11 @@ class RegistryClient:
         self, place: Place, *, also: frozenset[Origin] = frozenset(), is_mirror: bool = False
     ) -> "RegistryClient":
         """Return this client as it is towards one place: with what the rules say of that one, and of no other."""
-        client = copy.copy(self)
-        client._realms = {place.reference.domain: self._realms_of(place) | also}
+        client, domain = copy.copy(self), place.reference.domain
+        client._realms = {domain: self._realms_of(place) | also}
+        if place.insecure:
+            client._schemes = self._schemes.with_insecure(domain)
+            client._trust = self._trust.without_checking(domain)
         if is_mirror:
             client._policy = attrs.evolve(
                 self._policy,

@@ -73,6 +73,10 @@ class Schemes:
         """Return these schemes without TLS for ``host[:port]``."""
         return attrs.evolve(self, plain_http=self.plain_http | {authority.lower()})
 
+    def with_insecure(self, authority: str) -> "Schemes":
+        """Return these schemes with one more ``host[:port]`` that may speak plain HTTP if it speaks no TLS."""
+        return attrs.evolve(self, insecure=self.insecure | {authority.lower()})
+
     def with_https(self, authority: str) -> "Schemes":
         """Return these schemes with TLS for ``host[:port]``."""
         return attrs.evolve(self, https=self.https | {authority.lower()})

@@ -8,6 +8,7 @@ not be checked, hold for the registry alone: not for a token server, and not for
 Spec: RFC 9110, section 4.3.4; openssl-env(7).
 """
 
+import copy
 import os
 import ssl
 import threading
@@ -46,6 +47,12 @@ class Trust:
         self._insecure = frozenset(host.lower() for host in insecure)
         self._lock = threading.Lock()
         self._made: dict[_Terms, ssl.SSLContext] = {}
+
+    def without_checking(self, registry: str) -> "Trust":
+        """Return the same trust, but that a registry's certificate is not checked; what was made before serves both."""
+        other = copy.copy(self)
+        other._insecure = self._insecure | {registry.lower()}
+        return other
 
     def context_for(self, registry: str, home: Origin, origin: Origin) -> ssl.SSLContext:
         """Return how TLS is spoken with ``origin`` in a session with a registry.

@@ -96,7 +96,7 @@ class Turns:
                     return question(place), place
                 except StoreError as error:
                     self.note_failure(place, error, failed)
-        raise _told(failed)
+        raise error_of_all(failed)
 
     def in_turn(self, digest: Digest | None) -> list[OpenPlace]:
         """Return whom to ask: who has it in memory, the mirrors, what they stand for, and the mirrors that failed."""
@@ -180,7 +180,8 @@ class Turns:
             self._on_event(event)
 
 
-def _told(failed: Sequence[Failed]) -> StoreError:
+def error_of_all(failed: Sequence[Failed]) -> StoreError:
+    """Return the error of the place that the others stand for, or of the last one, which tells of the others too."""
     decisive = next((each for each in failed if not each.place.is_mirror), failed[-1])
     others = [f"{each.place.host} ({_problem_of(each.error)})" for each in failed if each is not decisive]
     if not others:
