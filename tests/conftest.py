@@ -22,6 +22,6 @@ def away_from_the_credentials_of_this_machine(tmp_path_factory: pytest.TempPathF
         for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
             patch.setenv(name, os.fspath(home))
         patch.setenv("DOCKER_CONFIG", os.fspath(home / ".docker"))
-        for name in ("REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        for name in ("REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "MINIBOX_REGISTRIES"):
             patch.delenv(name, raising=False)
         yield home

@@ -28,7 +28,7 @@ from minibox_store.reference import Reference
 from minibox_store.registry import Credentials, MirroredRepository, RegistryRepository
 from minibox_store.registry.dialling import Address, SystemNetwork
 from tests.support.certificates import make_certificate
-from tests.support.images import OCI_LAYER, build_image, build_index
+from tests.support.images import OCI_LAYER, build_image, build_index, random_layer
 from tests.support.invariants import check_invariants
 from tests.support.processes import free_port
 from tests.support.registries import PUBLIC_ADDRESS, NamedNetwork, open_mirrored, quick_client
@@ -70,11 +70,11 @@ class Places:
     def reference(self) -> str:
         return self.home.reference(REPOSITORY, "1")
 
-    def pull(self, folder: Path, **options: object) -> str:
+    def pull(self, folder: Path, *, parallel: int = 3) -> str:
         """Pull into a store of its own, see that it is in order, and return the image's digest."""
         store = Store(folder / "store", durability="none")
-        client = quick_client(registries=[self.rule], **options)
-        image = store.pull(self.reference, client=client, on_event=self.events.append)
+        client = quick_client(registries=[self.rule])
+        image = store.pull(self.reference, client=client, parallel=parallel, on_event=self.events.append)
         check_invariants(folder / "store", leftovers=True)
         assert [each.name for each in store.images()] == [self.reference]
         return str(image.digest)
@@ -524,3 +524,93 @@ def test_where_a_rule_says_insecure_plain_http_will_do(stack: ExitStack, as_mirr
         pytest.raises(RegistryError, match="GET https:"),
     ):
         repository.resolve("1")
+
+
+INDEX = build_index([build_image(platform="linux/arm64"), IMAGE])
+
+
+@pytest.mark.parametrize("which", ["root", "manifest", "config", "layer"])
+def test_wrong_bytes_of_a_mirror_cost_a_pull_no_more_than_that_mirror(
+    stack: ExitStack, tmp_path: Path, which: str
+) -> None:
+    places = Places(stack, 2)
+    bad, good = places.mirrors
+    digests = {"root": INDEX.digest, "manifest": IMAGE.digest, "config": IMAGE.config_digest}
+    wrong = digests.get(which, IMAGE.layer_digests[0])
+    if which == "root":
+        # It says of the tag what is so, and gives other bytes.
+        content = INDEX.blobs[wrong][:-1] + b" "
+        serve_image(bad, REPOSITORY, "1", replace(INDEX, blobs={**INDEX.blobs, wrong: content}))
+    else:
+        serve_image(bad, REPOSITORY, "1", INDEX.corrupted(wrong))
+    serve_image(good, REPOSITORY, "1", INDEX, at_most=1)
+    assert places.pull(tmp_path, parallel=1) == IMAGE.digest
+    failed = [event for event in places.told() if isinstance(event, MirrorFailed)]
+    assert [event.host for event in failed] == [bad.host]
+    # Nothing was asked of it after that.
+    assert wrong in bad.requests[-1].target or which == "root"
+    assert len(bad.requests) == {"root": 1, "manifest": 2, "config": 3, "layer": 4}[which]
+
+
+def test_where_every_place_gives_wrong_bytes_a_pull_fails_and_names_nothing(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack, 2)
+    for each in (*places.mirrors, places.home):
+        serve_image(each, REPOSITORY, "1", IMAGE.corrupted(IMAGE.layer_digests[0]), at_most=1)
+    store = Store(tmp_path / "store", durability="none")
+    with pytest.raises(ContentMismatch):
+        store.pull(places.reference, client=quick_client(registries=[places.rule]))
+    assert store.images() == ()
+    check_invariants(tmp_path / "store", leftovers=True)
+
+
+def test_a_blob_that_an_older_pull_began_is_gone_on_with_by_a_mirror(stack: ExitStack, tmp_path: Path) -> None:
+    image = build_image([random_layer(400 * 512)])
+    (layer,) = image.layer_digests
+    content = image.blobs[layer]
+    home = stack.enter_context(ScriptedRegistry())
+    mirror = stack.enter_context(ScriptedRegistry())
+    serve_image(home, REPOSITORY, "1", image)
+    serve_image(mirror, REPOSITORY, "1", image, ranges=True)
+    home.allow("GET", blob_target(REPOSITORY, layer), Answer(body=content, cut_after_bytes=70_000))
+    store = Store(tmp_path / "store", durability="none")
+    reference = home.reference(REPOSITORY, "1")
+    home.allow("GET", blob_target(REPOSITORY, layer), NO_ANSWER, requires={"Range": None})
+    with pytest.raises(RegistryError):
+        store.pull(reference, client=quick_client(attempts=2))
+    rule = RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host)])
+    assert str(store.pull(reference, client=quick_client(registries=[rule])).digest) == image.digest
+    (request,) = [each for each in mirror.requests if each.target == blob_target(REPOSITORY, layer)]
+    assert request.body_bytes_sent == len(content) - 70_000
+
+
+def test_what_has_rotted_is_fetched_again_by_the_mirrors_of_where_it_came_from(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    places = Places(stack)
+    serve_image(places.mirrors[0], REPOSITORY, "1", IMAGE)
+    places.pull(tmp_path)
+    rotten = tmp_path / "store" / "blobs" / "sha256" / IMAGE.layer_digests[0].removeprefix("sha256:")
+    rotten.chmod(0o644)
+    rotten.write_bytes(bytes(rotten.stat().st_size))
+    report = Store(tmp_path / "store").repair(client=quick_client(registries=[places.rule]))
+    assert (len(report.mended), report.unmended) == (1, ())
+    check_invariants(tmp_path / "store", leftovers=True)
+
+
+def test_a_pull_without_a_client_reads_the_file_that_the_environment_names(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Places(stack)
+    (mirror,) = places.mirrors
+    serve_image(mirror, REPOSITORY, "1", IMAGE)
+    file = tmp_path / "registries.toml"
+    file.write_text(f'[[registry]]\nprefix = "{places.home.host}"\nmirrors = [{{ location = "{mirror.host}" }}]\n')
+    monkeypatch.setenv("MINIBOX_REGISTRIES", str(file))
+    store = Store(tmp_path / "store")
+    assert str(store.pull(places.reference).digest) == IMAGE.digest
+    file.write_text(f'[[registry]]\nprefix = "{places.home.host}"\nblocked = true\n')
+    with pytest.raises(RegistryBlocked):
+        store.pull(places.reference)
+    file.write_text("[[registry]]\nprefix = 5\n")
+    with pytest.raises(InvalidDocument, match=r"registries\.toml at registry\[0\]\.prefix: expected a string"):
+        store.pull(places.reference)

@@ -83,6 +83,7 @@ def docker_registry(
     users: Mapping[str, str] | None = None,
     tokens: Mapping[str, str] | None = None,
     certificate: "Certificate | None" = None,
+    mirror_of: str | None = None,
 ) -> Iterator[DockerRegistry]:
     """Run docker-registry with its data in ``folder``, which may hold those of an earlier run.
 
@@ -91,6 +92,7 @@ def docker_registry(
         users: Passwords by name, asked for by a Basic challenge; when None everybody may do everything.
         tokens: Its settings for bearer tokens, as :meth:`TokenSigner.settings` gives them; instead of ``users``.
         certificate: Serve TLS with it; to clients that prove themselves alone, where it names who vouches for them.
+        mirror_of: The URL of a registry whose images it fetches when they are asked for, and keeps.
     """
     program = require_peer("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,8 @@ def docker_registry(
     settings = _registry_config(folder, storage, users, certificate)
     if tokens is not None:
         settings["auth"] = {"token": dict(tokens)}
+    if mirror_of is not None:
+        settings["proxy"] = {"remoteurl": mirror_of}
     config.write_text(json.dumps(settings))
     environment = plain_environment(folder)
     with running([program, "serve", str(config)], environment=environment, log=log, folder=folder) as process:
