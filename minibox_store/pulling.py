@@ -43,6 +43,7 @@ class Pulling:
         checked_by: Policy | None = None,
         client: "RegistryClient | None" = None,
         parallel: int = DEFAULT_PARALLEL,
+        ranges: int | None = None,
         verify: Verify = "size",
         unpack: bool = False,
         on_event: EventListener = ignore_events,
@@ -61,6 +62,8 @@ class Pulling:
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
                 Podman keep on this machine (``MachineCredentials``).
             parallel: how many layers move at once.
+            ranges: how many ranges of a layer of at least 64 MiB are fetched at once, from a registry that gives them;
+                as many as make it come sooner, by what is measured on the way, where it is None.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
                 ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
                 to be unpacked is read whole in any case.
@@ -92,6 +95,8 @@ class Pulling:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
+        if ranges is not None and ranges < 1:
+            raise InvalidArgument("ranges", ranges, "at least one has to be fetched")
         verify_content, wanted = is_content(verify), checked_choice(platform)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
@@ -107,7 +112,7 @@ class Pulling:
             on_event(ResolvingName(name=name))
             root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
-            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
+            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content, ranges=ranges)
             copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
             return self._copy_in(repository, root, copy, on_event, cancellation)
 

@@ -66,6 +66,7 @@ THREADS = {
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/pulled_trees.py": "layers are unpacked while later ones are still downloaded",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
+    "minibox_store/layout/pieces.py": "a registry that gives each connection a rate gives several of them more",
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
     "minibox_store/rootfs/serving.py": "one waits for the end of who mounted, while the other waits in libfuse",
 }

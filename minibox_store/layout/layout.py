@@ -176,19 +176,19 @@ class Layout:
     # ---- changing
 
     def open_writer(
-        self, *, origin: str | None = None, verify_content: bool = False
+        self, *, origin: str | None = None, verify_content: bool = False, ranges: int | None = None
     ) -> AbstractContextManager[Transaction]:
         """Begin a transaction; leaving it without an error commits it, with one aborts it.
 
-        ``origin`` and ``verify_content`` are those of :class:`Transaction`.
+        The arguments are those of :class:`Transaction`.
         """
-        return self._transaction(origin, verify_content)
+        return self._transaction(origin, verify_content, ranges)
 
     @contextmanager
-    def _transaction(self, origin: str | None, verify_content: bool) -> Iterator[Transaction]:
+    def _transaction(self, origin: str | None, verify_content: bool, ranges: int | None) -> Iterator[Transaction]:
         self.prepare()
         self.read_index()  # one that cannot be read is told before anything is fetched, and not at the end
-        transaction = Transaction(self, origin=origin, verify_content=verify_content)
+        transaction = Transaction(self, origin=origin, verify_content=verify_content, ranges=ranges)
         with transaction.alive():
             yield transaction
             transaction.commit()

@@ -21,7 +21,7 @@ from minibox_store.limits import Limits
 from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
-from minibox_store.registry.downloads import BlobDownload
+from minibox_store.registry.downloads import BlobDownload, RangeDownload
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
@@ -56,6 +56,7 @@ class RegistryRepository:
         self._limits = limits
         self._tls_transport = tls_transport
         self._resolved: tuple[Descriptor, bytes] | None = None
+        self._gives_ranges = True
 
     def resolve(self, name: str) -> Descriptor:
         """Return the descriptor of the manifest or index that a tag, or a digest, stands for now.
@@ -94,8 +95,22 @@ class RegistryRepository:
         """
         if media_types.is_document(descriptor.media_type):
             return ContentStream(self._read_document(descriptor), offset)
-        target = f"/v2/{self._reference.repository}/blobs/{descriptor.digest}"
-        return BlobDownload(self._transport, target, descriptor, offset)
+        return BlobDownload(self._transport, self._blob_target(descriptor), descriptor, offset)
+
+    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
+        """Return exactly these bytes of a blob; None for a document, and where the registry gives no ranges.
+
+        One that has given none once is not asked again.
+
+        Raises:
+            BlobNotFound, ContentMismatch: as for :meth:`open_blob`.
+        """
+        is_inside = 0 <= offset < offset + size_bytes <= descriptor.size_bytes
+        if not is_inside or not self._gives_ranges or media_types.is_document(descriptor.media_type):
+            return None
+        stream = RangeDownload(self._transport, self._blob_target(descriptor), descriptor, offset, size_bytes)
+        self._gives_ranges = stream.is_given
+        return stream if stream.is_given else None
 
     def check_access(self) -> None:
         """See that the registry lets us in.
@@ -124,6 +139,9 @@ class RegistryRepository:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _blob_target(self, descriptor: Descriptor) -> str:
+        return f"/v2/{self._reference.repository}/blobs/{descriptor.digest}"
 
     def _manifest_request(self, name: str, blob: Digest | None = None) -> Request:
         target = f"/v2/{self._reference.repository}/manifests/{name}"
