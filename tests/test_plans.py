@@ -1,5 +1,6 @@
 """What a plan says of a pull is what the pull then does: manifests, blobs, bytes and requests, each counted."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -202,6 +203,29 @@ def test_an_unfinished_download_is_counted_as_far_as_it_has_come(root: Path) -> 
     assert store.verify() == ()
 
 
+def test_an_unfinished_download_of_more_than_there_is_does_not_count(root: Path) -> None:
+    put(root, BUILT["linux/arm/v6"], "other:1")
+    layer = SINGLE.layer_digests[1]
+    write_partial(root, layer, SINGLE.blobs[layer] + b"more")
+    plan = plan_and_pull(root, SINGLE, LINUX_AMD64)
+    (planned,) = [each for each in plan.blobs if str(each.descriptor.digest) == layer]
+    assert (planned.is_present, planned.present_bytes) == (False, 0)
+
+
+def test_a_document_that_is_a_layer_of_another_image_too_is_asked_for_once(root: Path) -> None:
+    arm64 = BUILT["linux/arm64/v8"]
+    document = SINGLE.document()
+    document["layers"].append({**arm64.root, "mediaType": "application/vnd.oci.image.layer.v1.tar"})
+    content = encode_document(document)
+    root_of_it = root_document(content, SINGLE.media_type)
+    blobs = {**SINGLE.blobs, **arm64.blobs, str(root_of_it["digest"]): content}
+    types = {**SINGLE.media_types, **arm64.media_types, str(root_of_it["digest"]): SINGLE.media_type}
+    index = build_index([image_of(blobs, root_of_it, types), arm64])
+    plan = plan_and_pull(root, index, None)
+    assert len({each.descriptor.digest for each in plan.blobs}) == len(plan.blobs)
+    assert plan.manifest_requests == 3
+
+
 @pytest.mark.parametrize("kind", ["a link", "a folder", "another size"])
 def test_what_is_no_blob_of_the_size_is_not_present(root: Path, kind: str) -> None:
     put(root, SINGLE, "there:1")
@@ -210,8 +234,10 @@ def test_what_is_no_blob_of_the_size_is_not_present(root: Path, kind: str) -> No
     content = path.read_bytes()
     path.unlink()
     if kind == "a link":
+        target = str(root / "elsewhere")
         (root / "elsewhere").write_bytes(content)
-        path.symlink_to(root / "elsewhere")
+        os.symlink("/" * (len(content) - len(target)) + target, path)  # which is as long as the layer
+        assert path.lstat().st_size == len(content)
     elif kind == "a folder":
         path.mkdir()
     else:
