@@ -83,6 +83,9 @@ if TYPE_CHECKING:
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
+    from minibox_store.plans import PlannedBlob as PlannedBlob
+    from minibox_store.plans import PlannedManifest as PlannedManifest
+    from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
@@ -201,6 +204,7 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
+    "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
     "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
     "policies": ("OfferedImage", "Policy"),
     "protocols": (
