@@ -95,6 +95,10 @@ if TYPE_CHECKING:
     from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.registry import login as login
     from minibox_store.registry import logout as logout
+    from minibox_store.remote import catalog as catalog
+    from minibox_store.remote import copy as copy
+    from minibox_store.remote import delete as delete
+    from minibox_store.remote import tags as tags
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -196,6 +200,7 @@ _MODULES = {
         "login",
         "logout",
     ),
+    "remote": ("catalog", "copy", "delete", "tags"),
     "reports": (
         "Finding",
         "FindingKind",
