@@ -116,6 +116,10 @@ if TYPE_CHECKING:
     from minibox_store.registry_rules import Mirror as Mirror
     from minibox_store.registry_rules import RegistryRule as RegistryRule
     from minibox_store.registry_rules import RegistryRules as RegistryRules
+    from minibox_store.remote import catalog as catalog
+    from minibox_store.remote import copy as copy
+    from minibox_store.remote import delete as delete
+    from minibox_store.remote import tags as tags
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -233,6 +237,7 @@ _MODULES = {
         "read_registries_file",
     ),
     "registry_rules": ("Mirror", "RegistryRule", "RegistryRules"),
+    "remote": ("catalog", "copy", "delete", "tags"),
     "reports": (
         "Finding",
         "FindingKind",

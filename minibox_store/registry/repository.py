@@ -15,7 +15,7 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document, describe_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, RegistryError
+from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, ManifestUnknown, RegistryError
 from minibox_store.graph import ContentStream
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobStream
@@ -33,6 +33,8 @@ ACCEPT = ", ".join(
         media_types.DOCKER_MANIFEST,
     )
 )
+# What is answered to a tag that is to be deleted by registries that want a digest.
+_NO_TAG_ALONE = frozenset({400, 405, 501})
 
 
 class RegistryRepository:
@@ -213,6 +215,28 @@ class WritableRepository(RegistryRepository):
         """
         if self._tls_transport is not None:
             self.check_access()
+
+    def delete(self, name: str) -> None:
+        """Take a tag away, or by a digest a manifest and with it every tag that stands for it.
+
+        Raises:
+            ManifestUnknown: when the repository has no such name.
+            RegistryError: when the registry refuses; many take no tag away alone, and some nothing at all.
+
+        Spec: OCI distribution-spec 1.1, "Deleting tags" and "Deleting Manifests".
+        """
+        target = f"/v2/{self.reference.repository}/manifests/{name}"
+        request = Request(target=target, method="DELETE", accepts=(200, 202, 204))
+        try:
+            self.transport.open(request, self.transport.attempts()).close()
+        except ManifestUnknown:
+            raise
+        except RegistryError as refused:
+            if ":" in name or refused.status not in _NO_TAG_ALONE:
+                raise
+            digest = self.resolve(name).digest
+            problem = f"it takes no tag away alone; by {digest} the manifest goes, and every tag of it"
+            raise RegistryError("DELETE", refused.url, refused.status, refused.codes, problem) from None
 
 
 def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:

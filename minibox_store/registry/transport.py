@@ -71,6 +71,7 @@ class Reply:
     content: bytes
     content_type: str | None
     content_digest: str | None
+    link: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -222,6 +223,7 @@ class Transport:
                         content=content,
                         content_type=answer.header("Content-Type"),
                         content_digest=answer.header("Docker-Content-Digest"),
+                        link=", ".join(answer.headers("Link")) or None,
                     )
             attempts.failed(broken)
 
