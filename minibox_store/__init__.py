@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import ImagePresent as ImagePresent
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RateLimitSeen as RateLimitSeen
@@ -165,6 +166,7 @@ _MODULES = {
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
+        "ImagePresent",
         "ManifestChosen",
         "NothingToUnpack",
         "RateLimitSeen",

@@ -122,10 +122,14 @@ class RememberingSource:
         content = self._contents.get(descriptor.digest)
         if content is None:
             content = read_content(self._source, descriptor, self._limits)
-            if len(content) <= self._room_bytes:
-                self._room_bytes -= len(content)
-                self._contents[descriptor.digest] = content
+            self.remember(descriptor.digest, content)
         return content
+
+    def remember(self, digest: Digest, content: bytes) -> None:
+        """Keep a document or config that was read, and verified, elsewhere."""
+        if digest not in self._contents and len(content) <= self._room_bytes:
+            self._room_bytes -= len(content)
+            self._contents[digest] = content
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes, from memory where they were read before."""

@@ -7,18 +7,19 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors
-from minibox_store.arguments import Verify, is_content
+from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import ChoosingPlatform, ManifestChosen, NothingToUnpack, ResolvingName
+from minibox_store.events import ChoosingPlatform, ImagePresent, ManifestChosen, NothingToUnpack, ResolvingName
 from minibox_store.graph import RememberingSource, select_manifest
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget
-from minibox_store.layout_index import find_name
+from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, Platform
 from minibox_store.protocols import BlobSource, ImageSource
+from minibox_store.pull_policies import HeldImage, find_held, platform_text, recalled, resolve_newer
 from minibox_store.reference import Reference, check_image_name
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Pulling:
         name: str | None = None,
         platform: Platform | None = LINUX_AMD64,
         client: "RegistryClient | None" = None,
+        policy: PullPolicy = "always",
         parallel: int = DEFAULT_PARALLEL,
         verify: Verify = "size",
         unpack: bool = False,
@@ -54,6 +56,10 @@ class Pulling:
             platform: which manifest of an index; None keeps the index, and every manifest in it.
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
                 Podman keep on this machine (``MachineCredentials``).
+            policy: ``"always"`` asks the registry, and brings what it has. ``"if-newer"`` asks by one HEAD for the
+                digest, and brings nothing where the store has what that stands for. ``"if-missing"`` does not ask where
+                the store has the name, whatever the tag stands for by now. Only an image that is whole, for the
+                platform that is asked for, and of the digest that the reference names, counts as had.
             parallel: how many layers move at once.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
                 ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
@@ -84,6 +90,7 @@ class Pulling:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
+        check_pull_policy(policy)
         verify_content = is_content(verify)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
@@ -94,12 +101,19 @@ class Pulling:
             client.open_repository(parsed, on_event=on_event) as repository,
             cancellation.interrupting(repository),
         ):
-            on_event(ResolvingName(name=name))
-            root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
             target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
             copy = _Incoming(target=target, name=name, platform=platform, parallel=parallel, unpack=unpack)
-            return self._copy_in(repository, root, copy, on_event, cancellation)
+            held = None if policy == "always" else find_held(self._layout, name, parsed, platform)
+            if held is None or policy == "if-newer":
+                on_event(ResolvingName(name=name))
+                root = resolve_newer(repository, parsed, held)
+                if root is not None:
+                    pulled_as = Provenance(reference=str(parsed), digest=root.digest, platform=platform_text(platform))
+                    copy = attrs.evolve(copy, target=attrs.evolve(target, provenance=pulled_as))
+                    return self._copy_in(repository, root, copy, on_event, cancellation)
+            assert held is not None
+            return self._keep(repository, held, copy, on_event, cancellation)
 
     def base_layer(self, name: str) -> str | None:
         """Return the path of the image's root filesystem, as it was unpacked by a pull; None where there is none.
@@ -151,6 +165,25 @@ class Pulling:
             copy = _Incoming(target=target, name=as_name, platform=platform)
             return self._copy_in(source, root, copy, on_event, cancellation)
 
+    def _keep(
+        self,
+        source: BlobSource,
+        held: HeldImage,
+        copy: "_Incoming",
+        on_event: EventListener,
+        cancellation: Cancellation,
+    ) -> Image:
+        """Return an image that the store has, once it has its tree, and is read, where that is wanted."""
+        from minibox_store.pulled_trees import base_layers_of
+
+        lacks_tree = copy.unpack and base_layers_of(self._layout).find(held.name, held.root.digest) is None
+        if lacks_tree or copy.target.verify_content:
+            copy = attrs.evolve(copy, name=held.name, platform=None)
+            return self._copy_in(recalled(source, self._layout, held.root), held.root, copy, on_event, cancellation)
+        self._layout.activity.note_used(held.name)
+        on_event(ImagePresent(name=held.name, descriptor=held.root))
+        return self._listing.image(held.name, held.root)
+
     def _copy_in(
         self,
         source: BlobSource,
@@ -159,7 +192,8 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
-        source, name = RememberingSource(source, self._limits), copy.name
+        source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
+        name = copy.name
         if copy.platform is not None:
             if media_types.is_index(root.media_type):
                 on_event(ChoosingPlatform(name=name, platform=copy.platform))

@@ -34,7 +34,17 @@ ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
 FILE_PARTS |= {"mounts", "_mount_views"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
+FACE |= {
+    "mount_server",
+    "mounted_images",
+    "refetching",
+    "upkeep",
+    "filesystems",
+    "pulling",
+    "pulled_trees",
+    "pull_policies",
+    "__init__",
+}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

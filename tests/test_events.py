@@ -14,6 +14,7 @@ from minibox_store.events import (
     ChoosingPlatform,
     Event,
     ImageCopied,
+    ImagePresent,
     ManifestChosen,
     NothingToUnpack,
     RateLimitSeen,
@@ -62,6 +63,7 @@ LINES: list[tuple[Event, str | None]] = [
     ),
     (NothingToUnpack(name=NAME), "[pull] alpine:3.18 has no root filesystem, nothing is unpacked"),
     (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),
+    (ImagePresent(name=NAME, descriptor=leaf("a")), "[pull] alpine:3.18 is already here"),
     (RateLimitSeen(host="registry.example", rate_limit=RateLimit(limit=100, remaining=7)), None),
     (
         RegistryWarning(host="registry.example", text="this tag goes away"),
@@ -131,6 +133,7 @@ def test_a_line_is_one_printable_line_that_no_name_can_make_the_last(name: str, 
         ChoosingPlatform(name=name, platform=platform),
         RegisteringName(name=name),
         ImageCopied(name=name),
+        ImagePresent(name=name, descriptor=leaf("a")),
         RegistryWarning(host=name, text=name),
     ]
     for event in events:
