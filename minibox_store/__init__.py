@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import ImagePresent as ImagePresent
     from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import MirrorFailed as MirrorFailed
@@ -190,6 +191,7 @@ _MODULES = {
         "Event",
         "ImageCopied",
         "IndexMade",
+        "ImagePresent",
         "ManifestChosen",
         "MirrorFailed",
         "NothingToUnpack",

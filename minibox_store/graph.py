@@ -124,10 +124,14 @@ class RememberingSource:
         content = self._contents.get(descriptor.digest)
         if content is None:
             content = self._read_right(descriptor)
-            if len(content) <= self._room_bytes:
-                self._room_bytes -= len(content)
-                self._contents[descriptor.digest] = content
+            self.remember(descriptor.digest, content)
         return content
+
+    def remember(self, digest: Digest, content: bytes) -> None:
+        """Keep a document or config that was read, and verified, elsewhere."""
+        if digest not in self._contents and len(content) <= self._room_bytes:
+            self._room_bytes -= len(content)
+            self._contents[digest] = content
 
     def add_made(self, content: bytes, media_type: str) -> Descriptor:
         """Keep a document that was made here, which the source behind does not have, and return its descriptor."""

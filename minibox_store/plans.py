@@ -3,7 +3,7 @@
 import attrs
 
 from minibox_store.documents import Descriptor, Role
-from minibox_store.errors import one_line
+from minibox_store.sentences import one_line
 from minibox_store.platforms import Platform
 
 _UNIT = 1024

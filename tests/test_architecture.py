@@ -35,7 +35,7 @@ ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
 FILE_PARTS |= {"mounts", "_mount_views"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"admitting", "making_plans", "planning"}
+FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
 FACE |= {"pushing", "remote", "sending"}
 

@@ -18,6 +18,7 @@ from minibox_store.codec.exchange import (
     encode_archive_metadata,
 )
 from minibox_store.codec.layout_files import (
+    annotated,
     decode_layout_index,
     decode_layout_marker,
     encode_layout_index,
@@ -38,6 +39,7 @@ __all__ = [
     "BaseLayer",
     "SummaryTable",
     "TokenAnswer",
+    "annotated",
     "decode_archive_metadata",
     "decode_base_layer",
     "decode_config",

@@ -28,7 +28,7 @@ from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
 from minibox_store.layout.publishing import Publisher
 from minibox_store.layout.ranged_fetch import RangePlan
-from minibox_store.layout_index import with_name
+from minibox_store.layout_index import Provenance, with_name
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
 
@@ -50,6 +50,7 @@ class Transaction:
         origin: the repository that blobs are fetched from, to be remembered; None where it is none.
         verify_content: whether a blob that the store holds is read, and hashed, before it is relied on; else its size
             is looked at, and of a document the content.
+        provenance: what its names were pulled as; None where they were not.
         ranges: how many ranges of a large blob are fetched at once; as many as pay where it is None.
     """
 
@@ -59,10 +60,12 @@ class Transaction:
         *,
         origin: str | None = None,
         verify_content: bool = False,
+        provenance: Provenance | None = None,
         ranges: int | None = None,
     ) -> None:
         self._layout = layout
         self._origin = origin
+        self._provenance = provenance
         self._verify_content = verify_content
         self._paths = layout.paths
         self._hard_links = layout.has_hard_links()
@@ -207,7 +210,8 @@ class Transaction:
         check_image_name(name)
         if descriptor.digest not in self._reached:
             raise IncompleteImage(name, (str(descriptor.digest),))
-        self.write_change(functools.partial(with_name, name=name, descriptor=descriptor), [name])
+        change = functools.partial(with_name, name=name, descriptor=descriptor, provenance=self._provenance)
+        self.write_change(change, [name])
 
     def write_change(self, change: Callable[[LayoutIndex], LayoutIndex], names: Iterable[str]) -> None:
         """Let ``change`` write these names into the index when the transaction commits, under the store lock.
@@ -378,8 +382,11 @@ class TransactionTarget:
     layout: "Layout"
     origin: str | None = attrs.field(default=None, kw_only=True)
     verify_content: bool = attrs.field(default=False, kw_only=True)
+    provenance: Provenance | None = attrs.field(default=None, kw_only=True)
     ranges: int | None = attrs.field(default=None, kw_only=True)
 
     def open_writer(self) -> AbstractContextManager[Transaction]:
         """Begin a transaction; leaving it without an error commits it, with one aborts it."""
-        return self.layout.open_writer(origin=self.origin, verify_content=self.verify_content, ranges=self.ranges)
+        return self.layout.open_writer(
+            origin=self.origin, verify_content=self.verify_content, provenance=self.provenance, ranges=self.ranges
+        )
