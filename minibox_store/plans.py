@@ -3,8 +3,8 @@
 import attrs
 
 from minibox_store.documents import Descriptor, Role
-from minibox_store.sentences import one_line
 from minibox_store.platforms import Platform
+from minibox_store.sentences import one_line
 
 _UNIT = 1024
 
