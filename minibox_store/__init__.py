@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from minibox_store.registry import Credentials as Credentials
     from minibox_store.registry import CredentialsSource as CredentialsSource
     from minibox_store.registry import MachineCredentials as MachineCredentials
+    from minibox_store.registry import Proxies as Proxies
     from minibox_store.registry import RegistryClient as RegistryClient
     from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.registry import login as login
@@ -197,6 +198,7 @@ _MODULES = {
         "Credentials",
         "CredentialsSource",
         "MachineCredentials",
+        "Proxies",
         "RegistryClient",
         "RegistryRepository",
         "login",

@@ -8,6 +8,7 @@ from minibox_store.registry.client import RegistryClient
 from minibox_store.registry.credentials import Credentials, CredentialsSource
 from minibox_store.registry.logins import login, logout
 from minibox_store.registry.machine_credentials import MachineCredentials
+from minibox_store.registry.proxies import Proxies
 from minibox_store.registry.repository import RegistryRepository
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Credentials",
     "CredentialsSource",
     "MachineCredentials",
+    "Proxies",
     "RegistryClient",
     "RegistryRepository",
     "login",

@@ -20,9 +20,10 @@ from minibox_store.registry.certificates import (
 from minibox_store.registry.connections import ConnectionPool
 from minibox_store.registry.credentials import Credentials, CredentialsSource, KnownCredentials
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
-from minibox_store.registry.environment import certificate_folders, process_environment
+from minibox_store.registry.environment import certificate_folders, process_environment, proxy_settings
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
+from minibox_store.registry.proxies import Proxies, ProxyRules
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.tokens import TokenCache
@@ -45,6 +46,9 @@ class RegistryClient:
             TLS, credentials included. Of token servers, and of hosts that they redirect to, it says nothing.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
+        proxies: through whom hosts are reached that are not this machine; nobody where it is None. A proxy resolves
+            the names that it is given, so that of hosts behind one only those that are spelled as addresses can be
+            kept from leading to this machine, or to what answers near it.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
         ca_file: certificates of authorities to be trusted besides the system's.
         connect_seconds: how long connecting may take.
@@ -68,6 +72,7 @@ class RegistryClient:
         insecure: Collection[str] = (),
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
+        proxies: Proxies | None = None,
         realms: Mapping[str, Iterable[str]] | None = None,
         ca_file: str | os.PathLike[str] | None = None,
         connect_seconds: float = 10.0,
@@ -86,6 +91,7 @@ class RegistryClient:
         if certificates is None or isinstance(certificates, Mapping):
             certificates = KnownCertificates(dict(certificates or {}))
         self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=insecure)
+        self._proxy_rules = ProxyRules(proxies or Proxies())
         self._schemes = Schemes.of(plain_http, https, insecure)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
         self._connect_seconds = connect_seconds
@@ -101,12 +107,16 @@ class RegistryClient:
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
         """Return a client that does what the machine is set up for.
 
-        It has the credentials and the certificates of Docker and Podman.
+        It has the credentials and the certificates of Docker and Podman, and the proxies that the environment names.
+
+        Raises:
+            InvalidArgument: when the environment names a proxy that is none.
         """
         environment = process_environment()
         return cls(
             credentials=MachineCredentials(environment=environment),
             certificates=CertificateFolders(*certificate_folders(environment)),
+            proxies=Proxies(**proxy_settings(environment)),
             limits=limits,
         )
 
@@ -180,5 +190,7 @@ class RegistryClient:
             tls_context=partial(self._trust.context_for, domain, origin),
             connect_seconds=self._connect_seconds,
             silence_seconds=self._silence_seconds,
+            proxy_for=self._proxy_rules.proxy_for,
+            proxy_context=self._trust.plain_context,
         )
         return session, pool

@@ -340,6 +340,7 @@ class Transport:
     ) -> Answer:
         try:
             connection.send(method, url.target, headers, body)
+            secrets = (*secrets, *connection.secrets)
             return Answer(method=method, url=url.shown, secrets=secrets, connection=connection, pool=self._pool)
         except BaseException:
             connection.close()
