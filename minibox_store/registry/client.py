@@ -26,8 +26,9 @@ from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.proxies import Proxies, ProxyRules
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.retries import RetryPolicy
+from minibox_store.registry.sessions import FindCredentials, Session
 from minibox_store.registry.tokens import TokenCache
-from minibox_store.registry.transport import FindCredentials, Session, Transport
+from minibox_store.registry.transport import Transport
 from minibox_store.registry.trust import Trust
 
 Access = Literal["pull", "pull,push", "delete", "pull,push,delete"]
