@@ -133,7 +133,7 @@ class Connection:
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and the other side has said nothing unasked, such as that it closes."""
-        return self._made.is_connected or self._has_only_tickets()
+        return self._made.is_connected
 
     def connect(self) -> None:
         """Connect, and agree on TLS where that is spoken. Where that has happened, do nothing."""
@@ -141,8 +141,11 @@ class Connection:
             self._made.connect()
             self._line.reached()
 
-    def _has_only_tickets(self) -> bool:
-        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session."""
+    def has_only_tickets(self) -> bool:
+        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session.
+
+        What is more than that is lost: to be asked of a connection that waits, and is closed where this is not so.
+        """
         opened = self._made.sock
         if opened is None:
             return False
@@ -246,7 +249,7 @@ class ConnectionPool:
         """
         self.lines.check()
         while not fresh and (waiting := self._pop(origin)) is not None:
-            if waiting.is_usable:
+            if waiting.is_usable or waiting.has_only_tickets():
                 return waiting, True
             waiting.close()
         proxy = None if self._proxy_for is None else self._proxy_for(origin)
