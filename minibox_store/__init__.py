@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
     from minibox_store.events import Event as Event
     from minibox_store.events import ImageCopied as ImageCopied
+    from minibox_store.events import ImagePresent as ImagePresent
     from minibox_store.events import IndexMade as IndexMade
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import MirrorFailed as MirrorFailed
@@ -83,6 +84,9 @@ if TYPE_CHECKING:
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
+    from minibox_store.plans import PlannedBlob as PlannedBlob
+    from minibox_store.plans import PlannedManifest as PlannedManifest
+    from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
@@ -113,6 +117,10 @@ if TYPE_CHECKING:
     from minibox_store.registry_rules import Mirror as Mirror
     from minibox_store.registry_rules import RegistryRule as RegistryRule
     from minibox_store.registry_rules import RegistryRules as RegistryRules
+    from minibox_store.remote import catalog as catalog
+    from minibox_store.remote import copy as copy
+    from minibox_store.remote import delete as delete
+    from minibox_store.remote import tags as tags
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -183,6 +191,7 @@ _MODULES = {
         "Event",
         "ImageCopied",
         "IndexMade",
+        "ImagePresent",
         "ManifestChosen",
         "MirrorFailed",
         "NothingToUnpack",
@@ -201,6 +210,7 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
+    "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
     "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
     "policies": ("OfferedImage", "Policy"),
     "protocols": (
@@ -229,6 +239,7 @@ _MODULES = {
         "read_registries_file",
     ),
     "registry_rules": ("Mirror", "RegistryRule", "RegistryRules"),
+    "remote": ("catalog", "copy", "delete", "tags"),
     "reports": (
         "Finding",
         "FindingKind",

@@ -8,6 +8,7 @@ from minibox_store.errors import InvalidArgument, InvalidPath
 
 Durability = Literal["full", "none"]
 Verify = Literal["size", "content"]
+PullPolicy = Literal["always", "if-newer", "if-missing"]
 
 
 def is_durable(durability: Durability) -> bool:
@@ -22,6 +23,13 @@ def is_content(verify: Verify) -> bool:
     if verify not in ("size", "content"):
         raise InvalidArgument("verify", verify, "it is neither 'size' nor 'content'")
     return verify == "content"
+
+
+def check_pull_policy(policy: PullPolicy) -> PullPolicy:
+    """Return ``policy``, if there is such a one."""
+    if policy not in ("always", "if-newer", "if-missing"):
+        raise InvalidArgument("policy", policy, "it is none of 'always', 'if-newer' and 'if-missing'")
+    return policy
 
 
 def absolute_root(root: str | os.PathLike[str]) -> str:

@@ -32,6 +32,7 @@ from minibox_store.protocols import (
     ImageTarget,
     ImageWriter,
     Interruptible,
+    RangedSource,
     RangeStream,
     RoomChecking,
     Waiting,
@@ -112,18 +113,15 @@ def ignore_events(event: Event) -> None:
 class _ObservedStream:
     """Bytes on their way: counted, and refused once the copy has stopped."""
 
-    def __init__(self, stream: BlobStream, observer: "ObservedSource", descriptor: Descriptor, offset: int) -> None:
+    def __init__(self, stream: BlobStream, observer: "ObservedSource", descriptor: Descriptor) -> None:
         self._stream = stream
         self._observer = observer
         self._descriptor = descriptor
-        self._done = offset
 
     def readinto(self, buffer: memoryview, /) -> int:
         self._observer.check()
         count = self._stream.readinto(buffer)
-        self._done += count
-        if count:
-            self._observer.advanced(self._descriptor, self._done)
+        self._observer.advanced(self._descriptor, count)
         return count
 
     def close(self) -> None:
@@ -137,9 +135,7 @@ class _ObservedRangeStream(_ObservedStream):
         self._observer.check()
         assert isinstance(self._stream, RangeStream)
         found = self._stream.next_range(min(limit_bytes, _STEP_BYTES))
-        self._done += found.size_bytes
-        if found.size_bytes:
-            self._observer.advanced(self._descriptor, self._done)
+        self._observer.advanced(self._descriptor, found.size_bytes)
         return found
 
 
@@ -162,6 +158,8 @@ class ObservedSource:
         self._on_event = on_event
         self._stopped = stopped
         self._pause = pause
+        self._guard = threading.Lock()
+        self._done_bytes = 0
         self.was_opened = False
 
     def check(self) -> None:
@@ -184,17 +182,36 @@ class ObservedSource:
                 )
             )
 
-    def advanced(self, descriptor: Descriptor, done_bytes: int) -> None:
-        """Tell how far they have come."""
-        self._on_event(BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=descriptor.size_bytes))
+    def advanced(self, descriptor: Descriptor, count: int) -> None:
+        """Tell how far the bytes have come, now that there are so many more: of one stream, or of several at once."""
+        with self._guard:
+            self._done_bytes += count
+            if count:
+                done_bytes, size_bytes = self._done_bytes, descriptor.size_bytes
+                self._on_event(BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=size_bytes))
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        """Return the blob's bytes from ``offset`` on, observed."""
+        """Return the blob's bytes from ``offset`` on, observed: all that is before them is there."""
         self.check()
         self.started(offset)
         stream = self._source.open_blob(descriptor, offset)
+        with self._guard:
+            self._done_bytes = offset
         kind = _ObservedRangeStream if isinstance(stream, RangeStream) else _ObservedStream
-        return kind(stream, self, descriptor, offset)
+        return kind(stream, self, descriptor)
+
+    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
+        """Return some bytes of the blob, observed, where the source gives them."""
+        self.check()
+        stream = None
+        if isinstance(self._source, RangedSource):
+            stream = self._source.open_range(descriptor, offset, size_bytes)
+        if stream is None:
+            return None
+        if not self.was_opened:
+            self._done_bytes = offset
+            self.started(offset)
+        return _ObservedStream(stream, self, descriptor)
 
     def distrust(self, descriptor: Descriptor, /) -> bool:
         """Pass on that the bytes were wrong; return whether there is another place to be asked for them."""

@@ -134,6 +134,14 @@ class ImageCopied:
 
 
 @attrs.frozen(kw_only=True)
+class ImagePresent:
+    """The store has what a pull asks for; nothing of it moved, and the name stays as it is."""
+
+    name: str
+    descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
 class RateLimitSeen:
     """The registry at ``host`` said how much it grants, and not what it said last; the time that is left aside."""
 
@@ -164,6 +172,7 @@ Event = (
     | NothingToUnpack
     | RegisteringName
     | ImageCopied
+    | ImagePresent
     | RateLimitSeen
     | RegistryWarning
 )
@@ -221,6 +230,8 @@ def _text(event: Event) -> str | None:
             return f"registering {name} in index.json..."
         case ImageCopied(name=name):
             return f"successfully pulled {name}"
+        case ImagePresent(name=name):
+            return f"{name} is already here"
         case RegistryWarning(host=host, text=text):
             return f"warning from {host}: {text}"
     return None

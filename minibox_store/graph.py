@@ -17,7 +17,7 @@ from minibox_store.documents import Descriptor, Document, Index, Manifest, Node,
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, PlatformNotFound, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
-from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible
+from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible, RangedSource
 
 # A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
 Identity = tuple[str, int, str]
@@ -124,10 +124,14 @@ class RememberingSource:
         content = self._contents.get(descriptor.digest)
         if content is None:
             content = self._read_right(descriptor)
-            if len(content) <= self._room_bytes:
-                self._room_bytes -= len(content)
-                self._contents[descriptor.digest] = content
+            self.remember(descriptor.digest, content)
         return content
+
+    def remember(self, digest: Digest, content: bytes) -> None:
+        """Keep a document or config that was read, and verified, elsewhere."""
+        if digest not in self._contents and len(content) <= self._room_bytes:
+            self._room_bytes -= len(content)
+            self._contents[digest] = content
 
     def add_made(self, content: bytes, media_type: str) -> Descriptor:
         """Keep a document that was made here, which the source behind does not have, and return its descriptor."""
@@ -141,6 +145,12 @@ class RememberingSource:
         if content is not None:
             return ContentStream(content, offset)
         return self._source.open_blob(descriptor, offset)
+
+    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
+        """Return some bytes of the blob, where the source behind gives them."""
+        return (
+            self._source.open_range(descriptor, offset, size_bytes) if isinstance(self._source, RangedSource) else None
+        )
 
     def _read_right(self, descriptor: Descriptor) -> bytes:
         for _ in range(_MOST_PLACES):

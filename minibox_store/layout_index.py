@@ -5,18 +5,58 @@ Every rule keeps the entries it does not mean, named or not, in their order.
 Spec: OCI image-spec 1.1, image-layout.md, "index.json file"; annotations.md, `org.opencontainers.image.ref.name`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 import attrs
 
+from minibox_store.codec import annotated
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
-from minibox_store.errors import ImageNotFound
+from minibox_store.errors import ImageNotFound, InvalidDigest
 from minibox_store.reference import normalised
 
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
-REFERRER_ANNOTATION = "dev.minibox.store.referrer"
+# What begins so is written by this project alone.
+_OWN = "dev.minibox.store."
+REFERRER_ANNOTATION = f"{_OWN}referrer"
+REFERENCE_ANNOTATION = f"{_OWN}source-reference"
+DIGEST_ANNOTATION = f"{_OWN}source-digest"
+PLATFORM_ANNOTATION = f"{_OWN}source-platform"
+_SOURCE_ANNOTATIONS = frozenset({REFERENCE_ANNOTATION, DIGEST_ANNOTATION, PLATFORM_ANNOTATION})
+
+
+@attrs.frozen(kw_only=True)
+class Provenance:
+    """What an image was pulled as.
+
+    Attributes:
+        reference: canonical.
+        digest: what it stood for at the registry: an index, where the image was chosen from one.
+        platform: what was asked for, in the usual words; None where all was taken as it is.
+    """
+
+    reference: str
+    digest: Digest
+    platform: str | None
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """How an entry says so."""
+        asked = {} if self.platform is None else {PLATFORM_ANNOTATION: self.platform}
+        return {REFERENCE_ANNOTATION: self.reference, DIGEST_ANNOTATION: str(self.digest), **asked}
+
+
+def provenance_of(descriptor: Descriptor) -> Provenance | None:
+    """Return what an entry was pulled as, None where it does not say."""
+    said = descriptor.annotations
+    if REFERENCE_ANNOTATION not in said or DIGEST_ANNOTATION not in said:
+        return None
+    try:
+        digest = Digest.parse(said[DIGEST_ANNOTATION])
+    except InvalidDigest:
+        return None
+    return Provenance(reference=said[REFERENCE_ANNOTATION], digest=digest, platform=said.get(PLATFORM_ANNOTATION))
 
 
 def name_of(descriptor: Descriptor) -> str | None:
@@ -28,6 +68,11 @@ def nameless(descriptor: Descriptor) -> Descriptor:
     """Return what an entry stands for, without the name that it carries."""
     kept = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
     return attrs.evolve(descriptor, annotations=kept)
+
+
+def without_own(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return what an entry says besides its name, and besides what this project notes in it."""
+    return {key: text for key, text in annotations.items() if key != NAME_ANNOTATION and not key.startswith(_OWN)}
 
 
 def names_of(index: LayoutIndex) -> Iterator[tuple[str, Descriptor]]:
@@ -74,20 +119,41 @@ def find_name(index: LayoutIndex, name: str) -> tuple[str, Descriptor]:
     return alike[0]
 
 
-def with_name(index: LayoutIndex, name: str, descriptor: Descriptor) -> LayoutIndex:
-    """Return the index in which ``name`` stands for ``descriptor``, and for nothing else."""
-    # Only this project says of an entry that it is a referrer: a registry that could would have its image pruned.
-    kept = {key: text for key, text in descriptor.annotations.items() if key != REFERRER_ANNOTATION}
-    annotations = {**kept, NAME_ANNOTATION: name}
+def with_name(
+    index: LayoutIndex, name: str, descriptor: Descriptor, provenance: Provenance | None = None
+) -> LayoutIndex:
+    """Return the index in which ``name`` stands for ``descriptor``, and for nothing else.
+
+    What the descriptor says in this project's own words is left out, whoever it comes from: ``provenance`` says what
+    it was pulled as, and None that nobody knows, or that an entry which stands for the same already is right.
+    """
+    # A registry that could call an entry a referrer would have its image pruned, and one that could say what it was
+    # pulled as would have it kept for ever.
+    pulled_as = {} if provenance is None else provenance.annotations
+    annotations = {**without_own(descriptor.annotations), NAME_ANNOTATION: name, **pulled_as}
     new = LayoutEntry(descriptor=attrs.evolve(descriptor, annotations=annotations))
     for entry in index.entries:
         if name_of(entry.descriptor) == name:
             # An unchanged entry keeps what others wrote into it.
             present = entry.descriptor
             is_same = (present.digest, present.size_bytes) == (descriptor.digest, descriptor.size_bytes)
-            new = entry if is_same and present.media_type == descriptor.media_type else new
+            if is_same and present.media_type == descriptor.media_type:
+                new = entry if provenance is None else _pulled_as(entry, provenance)
             break
     return with_entry(index, new)
+
+
+def _pulled_as(entry: LayoutEntry, provenance: Provenance) -> LayoutEntry:
+    present = entry.descriptor
+    annotations = {**_without_source(present).annotations, **provenance.annotations}
+    return entry if annotations == present.annotations else annotated(entry, annotations)
+
+
+def _without_source(descriptor: Descriptor) -> Descriptor:
+    if _SOURCE_ANNOTATIONS.isdisjoint(descriptor.annotations):
+        return descriptor
+    kept = {key: text for key, text in descriptor.annotations.items() if key not in _SOURCE_ANNOTATIONS}
+    return attrs.evolve(descriptor, annotations=kept)
 
 
 def with_entry(index: LayoutIndex, new: LayoutEntry) -> LayoutIndex:
@@ -112,9 +178,9 @@ def with_entry(index: LayoutIndex, new: LayoutEntry) -> LayoutIndex:
 def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, ...]:
     """Return the entries of ``before`` that ``after`` has not: removed, or their names standing for another entry.
 
-    Of entries with one name the first counts, in both.
+    Of entries with one name the first counts, in both. An image that was pulled again as something else is not lost.
     """
-    kept = dict(names_of(after))
+    kept = {name: _without_source(descriptor) for name, descriptor in names_of(after)}
     nameless = {entry.descriptor for entry in after.entries if name_of(entry.descriptor) is None}
     lost = []
     seen = set()
@@ -123,7 +189,7 @@ def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, 
         if name is None:
             is_kept = entry.descriptor in nameless
         else:
-            is_kept = name in seen or kept.get(name) == entry.descriptor
+            is_kept = name in seen or kept.get(name) == _without_source(entry.descriptor)
             seen.add(name)
         if not is_kept:
             lost.append(entry)

@@ -6,7 +6,7 @@ from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
-from minibox_store.layout_index import find_exact_name, find_name, names_for, with_name, without_name
+from minibox_store.layout_index import find_exact_name, find_name, names_for, provenance_of, with_name, without_name
 from minibox_store.reference import check_image_name
 
 _Finder = Callable[[LayoutIndex], tuple[str, Descriptor]]
@@ -29,7 +29,8 @@ class NamedStore:
         tagged: list[Image] = []
 
         def change(index: LayoutIndex) -> LayoutIndex:
-            changed = with_name(index, new_name, find_name(index, name)[1])
+            _, descriptor = find_name(index, name)
+            changed = with_name(index, new_name, descriptor, provenance_of(descriptor))
             # Read before the change: what fails now changes no name.
             tagged[:] = [self._listing.image(*find_name(changed, new_name))]
             return changed

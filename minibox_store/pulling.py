@@ -7,19 +7,20 @@ import attrs
 
 from minibox_store._file_errors import file_errors
 from minibox_store.admitting import Wish, choose_incoming, digest_in
-from minibox_store.arguments import Verify, is_content
+from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import NothingToUnpack, ResolvingName
+from minibox_store.events import ImagePresent, NothingToUnpack, ResolvingName
 from minibox_store.graph import RememberingSource
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget
-from minibox_store.layout_index import find_name
+from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
-from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
+from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice, describe_choice
 from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, ImageSource
+from minibox_store.pull_policies import HeldImage, find_held, recalled, resolve_newer
 from minibox_store.reference import Reference, check_image_name
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class Pulling:
         platform: PlatformChoice = LINUX_AMD64,
         checked_by: Policy | None = None,
         client: "RegistryClient | None" = None,
+        policy: PullPolicy = "always",
         parallel: int = DEFAULT_PARALLEL,
+        ranges: int | None = None,
         verify: Verify = "size",
         unpack: bool = False,
         on_event: EventListener = ignore_events,
@@ -60,7 +63,13 @@ class Pulling:
                 and about the image before a config or layer is fetched.
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
                 Podman keep on this machine (``MachineCredentials``).
+            policy: ``"always"`` asks the registry, and brings what it has. ``"if-newer"`` asks by one HEAD for the
+                digest, and brings nothing where the store has what that stands for. ``"if-missing"`` does not ask where
+                the store has the name, whatever the tag stands for by now. Only an image that is whole, for the
+                platform that is asked for, and of the digest that the reference names, counts as had.
             parallel: how many layers move at once.
+            ranges: how many ranges of a layer of at least 64 MiB are fetched at once, from a registry that gives them;
+                as many as make it come sooner, by what is measured on the way, where it is None.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
                 ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
                 to be unpacked is read whole in any case.
@@ -92,6 +101,9 @@ class Pulling:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one layer has to move")
+        if ranges is not None and ranges < 1:
+            raise InvalidArgument("ranges", ranges, "at least one has to be fetched")
+        check_pull_policy(policy)
         verify_content, wanted = is_content(verify), checked_choice(platform)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
@@ -104,12 +116,20 @@ class Pulling:
             client.open_repository(parsed, on_event=on_event) as repository,
             cancellation.interrupting(repository),
         ):
-            on_event(ResolvingName(name=name))
-            root = repository.resolve(str(parsed.digest or parsed.tag))
             origin = f"{parsed.domain}/{parsed.repository}"
-            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content)
+            target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content, ranges=ranges)
             copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
-            return self._copy_in(repository, root, copy, on_event, cancellation)
+            held = None if policy == "always" else find_held(self._layout, name, parsed, wanted)
+            if held is None or policy == "if-newer":
+                on_event(ResolvingName(name=name))
+                root = resolve_newer(repository, parsed, held)
+                if root is not None:
+                    asked = describe_choice(wanted) or None
+                    pulled_as = Provenance(reference=str(parsed), digest=root.digest, platform=asked)
+                    copy = attrs.evolve(copy, target=attrs.evolve(target, provenance=pulled_as))
+                    return self._copy_in(repository, root, copy, on_event, cancellation)
+            assert held is not None
+            return self._keep(repository, held, copy, on_event, cancellation)
 
     def base_layer(self, name: str) -> str | None:
         """Return the path of the image's root filesystem, as it was unpacked by a pull; None where there is none.
@@ -168,6 +188,29 @@ class Pulling:
             copy = _Incoming(target=target, wish=wish)
             return self._copy_in(source, root, copy, on_event, cancellation)
 
+    def _keep(
+        self,
+        source: BlobSource,
+        held: HeldImage,
+        copy: "_Incoming",
+        on_event: EventListener,
+        cancellation: Cancellation,
+    ) -> Image:
+        """Return an image that the store has, once it has its tree, and is read, where that is wanted."""
+        from minibox_store.pulled_trees import base_layers_of
+
+        lacks_tree = copy.unpack and base_layers_of(self._layout).find(held.name, held.root.digest) is None
+        recalling = recalled(source, self._layout, held.root)
+        # It was chosen already, and is of the digest that was asked for; the program's policy may have changed.
+        wish = attrs.evolve(copy.wish, name=held.name, platforms=None, digest=held.root.digest)
+        if lacks_tree or copy.target.verify_content:
+            return self._copy_in(recalling, held.root, attrs.evolve(copy, wish=wish), on_event, cancellation)
+        if wish.policy is not None:
+            choose_incoming(recalling, held.root, wish, limits=self._limits, on_event=on_event)
+        self._layout.activity.note_used(held.name)
+        on_event(ImagePresent(name=held.name, descriptor=held.root))
+        return self._listing.image(held.name, held.root)
+
     def _copy_in(
         self,
         source: BlobSource,
@@ -176,7 +219,8 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
-        source, name = RememberingSource(source, self._limits), copy.wish.name
+        source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
+        name = copy.wish.name
         root = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event).root
         found: list[Image] = []
         run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)

@@ -68,18 +68,30 @@ def select_image(
     if wanted is None:
         return ChosenImage(root=root)
     if isinstance(wanted, Platform):
-        chosen = select_manifest(source, root, wanted, name, limits)
-        return ChosenImage(root=chosen, manifests=(ChosenManifest(descriptor=chosen, wanted=(wanted,)),))
+        chosen = found = select_manifest(source, root, wanted, name, limits)
+        if media_types.is_manifest(root.media_type):
+            (found,) = _offered(source, root, limits, [])
+        return ChosenImage(root=chosen, manifests=(ChosenManifest(descriptor=found, wanted=(wanted,)),))
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
     odd: list[InvalidDocument] = []
-    offered = list(manifests_below(source, root, limits, odd.append))
+    offered = _offered(source, root, limits, odd)
     if media_types.is_manifest(root.media_type) and offered[0].platform is None and not odd:
         return ChosenImage(root=root, manifests=(ChosenManifest(descriptor=root),))
     chosen_ones = _chosen(offered, wanted, odd, name)
     if media_types.is_manifest(root.media_type):
         return ChosenImage(root=root, manifests=chosen_ones)
     return _index_of(source, root, chosen_ones, limits)
+
+
+def _offered(
+    source: RememberingSource, root: Descriptor, limits: Limits, odd: list[InvalidDocument]
+) -> list[Descriptor]:
+    """Return the manifests at or below ``root`` with their platforms; what is ``odd`` about a config is added there."""
+    if media_types.is_manifest(root.media_type):
+        # What an index said of it elsewhere does not count: it is asked for by itself.
+        root = attrs.evolve(root, platform=None, annotations={})
+    return list(manifests_below(source, root, limits, odd.append))
 
 
 def _chosen(

@@ -26,6 +26,7 @@ from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.mounted_images import MountedImages
 from minibox_store.naming import NamedStore
+from minibox_store.planning import Planning
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo
 
 
-class Store(Pulling, Pushing, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
+class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open

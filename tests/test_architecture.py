@@ -24,7 +24,7 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "rate_limits", "reports", "summaries", "unpacked", "file_status"),
+    *("limits", "rate_limits", "reports", "summaries", "unpacked", "file_status", "plans"),
     *("registry_rules", "sentences"),
 }
 CORE = {
@@ -35,7 +35,7 @@ ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
 FILE_PARTS |= {"mounts", "_mount_views"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
-FACE |= {"admitting"}
+FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
 FACE |= {"pushing", "remote", "sending"}
 
@@ -66,6 +66,7 @@ THREADS = {
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/pulled_trees.py": "layers are unpacked while later ones are still downloaded",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
+    "minibox_store/layout/pieces.py": "a registry that gives each connection a rate gives several of them more",
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
     "minibox_store/rootfs/serving.py": "one waits for the end of who mounted, while the other waits in libfuse",
 }

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from minibox_store import BlobAdvanced, ContentMismatch, Descriptor, Event, RegistryError, StoreError
 from minibox_store.graph import RememberingSource
 from minibox_store.protocols import BlobSource, Distrusting
+from tests.support.certificates import make_certificate
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.forks import forked, kill, sleep_for_ever
 from tests.support.images import BuiltImage, build_image, random_layer
@@ -23,6 +25,7 @@ from tests.support.sources import (
     descriptor_for,
     memory_of,
     read_all,
+    read_stream,
     root_of,
 )
 from tests.support.stores import blob, layer_of, open_layout, open_store, put, rot
@@ -97,6 +100,30 @@ def test_a_blob_that_comes_slowly_may_take_longer_than_any_silence() -> None:
             started = time.monotonic()
             assert read_all(repository, layer) == content
             assert time.monotonic() - started > 1.5
+
+
+@pytest.mark.parametrize("framing", ["length", "until_close"])
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+def test_what_has_come_is_given_though_the_registry_has_become_silent(
+    framing: Literal["length", "until_close"], with_tls: bool, tmp_path: Path
+) -> None:
+    held = threading.Event()
+    certificate = make_certificate(tmp_path) if with_tls else None
+    with ScriptedRegistry(certificate=certificate) as server:
+        server.expect("GET", BLOB, Answer(body=CONTENT, framing=framing, hold=held, hold_after_bytes=100_000))
+        trust = {"https": [server.host], "ca_file": certificate.chain} if certificate else {}
+        with open_repository(server.reference("team/app", "1"), silence_seconds=20.0, **trust) as repository:
+            stream = repository.open_blob(LAYER)
+            buffer = memoryview(bytearray(MEBIBYTE))
+            started, came = time.monotonic(), 0
+            while came < 100_000:
+                came += stream.readinto(buffer)
+            assert came == 100_000
+            assert time.monotonic() - started < 5
+            held.set()
+            assert CONTENT.endswith(rest := read_stream(stream))
+            assert came + len(rest) == len(CONTENT)
+            stream.close()
 
 
 # What has come stays

@@ -14,6 +14,7 @@ from minibox_store.events import (
     ChoosingPlatform,
     Event,
     ImageCopied,
+    ImagePresent,
     IndexMade,
     ManifestChosen,
     MirrorFailed,
@@ -78,6 +79,7 @@ LINES: list[tuple[Event, str | None]] = [
     ),
     (NothingToUnpack(name=NAME), "[pull] alpine:3.18 has no root filesystem, nothing is unpacked"),
     (RegisteringName(name=NAME), "[pull] registering alpine:3.18 in index.json..."),
+    (ImagePresent(name=NAME, descriptor=leaf("a")), "[pull] alpine:3.18 is already here"),
     (RateLimitSeen(host="registry.example", rate_limit=RateLimit(limit=100, remaining=7)), None),
     (
         RegistryWarning(host="registry.example", text="this tag goes away"),
@@ -156,6 +158,7 @@ def test_a_line_is_one_printable_line_that_no_name_can_make_the_last(name: str, 
         IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=(platform,)),
         RegisteringName(name=name),
         ImageCopied(name=name),
+        ImagePresent(name=name, descriptor=leaf("a")),
         RegistryWarning(host=name, text=name),
     ]
     for event in events:

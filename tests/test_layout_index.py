@@ -9,12 +9,17 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import ImageNotFound
 from minibox_store.layout_index import (
+    DIGEST_ANNOTATION,
     NAME_ANNOTATION,
+    PLATFORM_ANNOTATION,
+    REFERENCE_ANNOTATION,
     REFERRER_ANNOTATION,
+    Provenance,
     find_name,
     lost_entries,
     name_of,
     names_of,
+    provenance_of,
     with_entry,
     with_name,
     without_name,
@@ -185,6 +190,60 @@ def test_S6_an_image_from_outside_cannot_pass_for_a_referrer_that_this_project_w
     forged = descriptor("x", **{REFERRER_ANNOTATION: "true"})
     new = with_name(LayoutIndex(), "app:1", forged).entries[0].descriptor
     assert REFERRER_ANNOTATION not in new.annotations
+
+
+# ---- what an image was pulled as
+
+PULLED = Provenance(
+    reference="docker.io/library/one:1", digest=Digest.of(b"an index", "sha512"), platform="linux/arm64"
+)
+
+
+@pytest.mark.parametrize("provenance", [PULLED, attrs.evolve(PULLED, platform=None)])
+def test_an_entry_says_what_it_was_pulled_as(provenance: Provenance) -> None:
+    new = with_name(INDEX, "new:1", descriptor("new"), provenance).entries[-1].descriptor
+    assert provenance_of(new) == provenance
+    assert provenance_of(with_name(INDEX, "new:1", descriptor("new")).entries[-1].descriptor) is None
+
+
+@pytest.mark.parametrize("missing", [REFERENCE_ANNOTATION, DIGEST_ANNOTATION])
+def test_an_entry_that_does_not_say_all_of_it_says_nothing(missing: str) -> None:
+    said = {key: text for key, text in PULLED.annotations.items() if key != missing}
+    assert provenance_of(descriptor("x", **said)) is None
+    assert provenance_of(descriptor("x", **{**PULLED.annotations, DIGEST_ANNOTATION: "latest"})) is None
+
+
+def test_an_entry_that_stays_is_changed_in_what_it_was_pulled_as_and_in_nothing_else() -> None:
+    raw = {"digest": "as it stood", "x-theirs": [1], "annotations": {"org.example": "x", NAME_ANNOTATION: "one:1"}}
+    theirs = index(LayoutEntry(descriptor=descriptor("one", "one:1", **{"org.example": "x"}), raw=raw))
+    named = with_name(theirs, "one:1", descriptor("one"), PULLED).entries[0]
+    noted = {"org.example": "x", NAME_ANNOTATION: "one:1", **PULLED.annotations}
+    assert (named.descriptor.annotations, named.raw) == (noted, {**raw, "annotations": noted})
+    whole = with_name(index(named), "one:1", descriptor("one"), attrs.evolve(PULLED, platform=None)).entries[0]
+    assert PLATFORM_ANNOTATION not in whole.descriptor.annotations
+    assert with_name(index(named), "one:1", descriptor("one"), PULLED).entries == (named,)
+    assert with_name(index(named), "one:1", descriptor("one"), PULLED).entries[0].raw is named.raw
+
+
+def test_an_entry_that_stays_keeps_what_it_was_pulled_as_where_nobody_says_otherwise() -> None:
+    named = with_name(INDEX, "one:1", descriptor("one"), PULLED)
+    assert with_name(named, "one:1", descriptor("one")) == named
+    moved = with_name(named, "one:1", descriptor("new")).entries[0].descriptor
+    assert provenance_of(moved) is None
+
+
+def test_S6_an_image_from_outside_does_not_say_what_it_was_pulled_as() -> None:
+    # A registry that could would have its image kept, whatever the tag stands for by then.
+    forged = descriptor("x", **PULLED.annotations, **{"dev.minibox.store.anything": "x"})
+    new = with_name(LayoutIndex(), "app:1", forged).entries[0].descriptor
+    assert new.annotations == {NAME_ANNOTATION: "app:1"}
+
+
+def test_an_image_that_was_pulled_again_as_something_else_is_not_lost() -> None:
+    before = with_name(INDEX, "one:1", descriptor("one"), PULLED)
+    after = with_name(before, "one:1", descriptor("one"), attrs.evolve(PULLED, platform=None))
+    assert before != after
+    assert lost_entries(before, after) == lost_entries(INDEX, after) == lost_entries(after, INDEX) == ()
 
 
 # ---- a name goes

@@ -398,6 +398,14 @@ def test_a_pull_that_is_cancelled_while_the_hook_looks_is_cancelled(root: Path, 
     assert read_names(root) == {}
 
 
+def test_a_hook_may_cancel_an_import_itself(root: Path) -> None:
+    with pytest.raises(Cancelled):
+        open_store(root).import_image(
+            memory_of({NAME: AMD64_IMAGE}), NAME, checked_by=Policy(verify=Hook(Cancelled("asking for a signature")))
+        )
+    assert read_names(root) == {}
+
+
 def test_a_pull_that_is_refused_keeps_the_name_and_has_asked_for_documents_alone(root: Path) -> None:
     store = open_store(root)
     before = store.import_image(memory_of({NAME: ARM64_IMAGE}), NAME)

@@ -300,3 +300,77 @@ def test_s26_a_longer_document_in_chunks_is_read_to_its_size_and_one_byte() -> N
         registry.expect("GET", BY_DIGEST, endless)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert len(read_all(repository, root_of(IMAGE))) == len(BODY) + 1
+
+
+# Heads
+
+
+def head(answer: Answer, name: str = "1", **options: Any) -> Descriptor | None:
+    """Ask a registry that gives this answer, once, what it would give."""
+    with ScriptedRegistry() as registry:
+        registry.expect("HEAD", manifest_target("team/app", name), answer)
+        with open_repository(registry.reference("team/app", "1"), **options) as repository:
+            return repository.head(name)
+
+
+@pytest.mark.parametrize("docker", [False, True])
+def test_a_head_says_what_a_get_would_bring_and_names_the_same_types(docker: bool) -> None:
+    image = build_image(docker=docker)
+    for name in ("1", image.digest):
+        with ScriptedRegistry() as registry:
+            target = manifest_target("team/app", name)
+            registry.expect("HEAD", target, document_answer(image), requires={"Accept": FOUR_TYPES})
+            registry.expect("GET", target, document_answer(image))
+            with open_repository(registry.reference("team/app", "1")) as repository:
+                assert repository.head(name) == repository.resolve(name)
+
+
+def test_a_head_and_the_get_behind_it_use_one_connection() -> None:
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", IMAGE)
+        with open_repository(registry.reference("team/app", "1")) as repository:
+            repository.head("1")
+            repository.resolve("1")
+        assert len({request.client_port for request in registry.requests}) == 1
+
+
+def test_a_head_that_says_another_digest_than_was_asked_for_says_nothing() -> None:
+    other = build_image(salt="other").digest
+    assert head(typed(digest=IMAGE.digest), IMAGE.digest) is not None
+    assert head(typed(digest=other), IMAGE.digest) is None
+    assert head(typed(digest=other)) is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        typed(),
+        typed(digest="sha256:short"),
+        typed(digest=""),
+        typed(digest=IMAGE.digest, media_type=None),
+        typed(digest=IMAGE.digest, media_type="application/json"),
+        typed(digest=IMAGE.digest, media_type="application/vnd.oci.image.config.v1+json"),
+        typed(digest=IMAGE.digest, media_type="application/vnd.docker.distribution.manifest.v1+prettyjws"),
+    ],
+)
+def test_a_head_that_does_not_say_all_of_a_descriptor_says_nothing(answer: Answer) -> None:
+    assert head(answer) is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "1/2", "x" * 129])
+def test_a_head_is_asked_of_a_tag_or_a_digest_alone(name: str) -> None:
+    with ScriptedRegistry() as registry, open_repository(registry.reference("team/app", "1")) as repository:
+        with pytest.raises(InvalidReference):
+            repository.head(name)
+        with pytest.raises(InvalidDigest):
+            repository.head("sha256:short")
+
+
+def test_s26_a_body_behind_a_head_is_not_read() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + b"x" * 5
+    with ScriptedRegistry() as registry:
+        registry.expect("HEAD", MANIFEST, Answer(raw=raw))
+        registry.expect("GET", MANIFEST, document_answer(IMAGE))
+        with open_repository(registry.reference("team/app", "1")) as repository:
+            assert repository.head("1") is None
+            assert str(repository.resolve("1").digest) == IMAGE.digest

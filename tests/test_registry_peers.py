@@ -109,6 +109,8 @@ def test_a_registry_of_this_machine_that_wants_tls_gets_it_without_being_named(
         push_image(registry, "team/app", "1", IMAGE)
         reference = registry.reference("team/app", "1")
         assert pulled(reference, "1", ca_file=certificate.chain) == IMAGE.blobs
+        with open_repository(reference, ca_file=certificate.chain) as repository:
+            assert repository.head("1") == repository.resolve("1")
         with open_repository(reference) as repository, pytest.raises(RegistryError, match="certificate is not trusted"):
             repository.resolve("1")
         with (

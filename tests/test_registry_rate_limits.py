@@ -363,7 +363,7 @@ def test_S28_what_was_sent_is_told_in_no_event() -> None:
     assert token[:16] not in repr(events)
 
 
-def test_a_listener_that_fails_ends_the_request_and_leaves_no_connection() -> None:
+def test_a_listener_that_fails_ends_the_request() -> None:
     class Odd(Exception):
         pass
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,16 @@ def test_a_single_attestation_is_not_all_that_there_is_to_run() -> None:
     with pytest.raises(PlatformNotFound):
         select(attestation)
     assert select_image(RememberingSource(memory_of({"": attestation})), root_of(attestation), None, "").manifests == ()
+
+
+def test_what_an_index_elsewhere_said_of_a_manifest_does_not_count_when_that_is_asked_for_by_itself() -> None:
+    image = IMAGES["linux/arm/v6"]
+    marks = {"vnd.docker.reference.type": "attestation-manifest"}
+    root = attrs.evolve(root_of(image), annotations=marks, platform=LINUX_AMD64)
+    for wanted in ("all", Platform.parse("linux/arm/v6"), (Platform.parse("linux/arm/v7"),)):
+        chosen = select_image(RememberingSource(memory_of({"": image})), root, wanted, "app:1")
+        assert chosen.root == root
+        assert [str(each.descriptor.platform) for each in chosen.manifests] == ["linux/arm/v6"]
 
 
 def test_an_artifact_which_has_no_platform_is_what_was_asked_for() -> None:

@@ -1,5 +1,7 @@
 """What travels beside an image: the metadata of an archive, and the answers of registries and token servers."""
 
+import re
+
 import attrs
 
 from minibox_store.codec.strict import dump, load_object, structure
@@ -7,6 +9,7 @@ from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES, Limits
 
+_NAME = re.compile(r"[!-~]{1,255}")
 _DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without it
 
 
@@ -60,6 +63,26 @@ def decode_token_answer(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> T
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < MAX_SIZE_BYTES:
         seconds = _DEFAULT_TOKEN_SECONDS
     return TokenAnswer(token=token, expires_in_seconds=float(seconds))
+
+
+def decode_names(content: bytes, key: str, *, limit_bytes: int) -> tuple[str, ...]:
+    """Return the names that a registry lists under ``key``; a list that is null has none.
+
+    Raises:
+        InvalidDocument: when they are no names: one to 255 visible ASCII characters each.
+
+    Spec: OCI distribution-spec 1.1, "Listing Tags".
+    """
+    document = f"list of {key}"
+    names = load_object(content, document, limit_bytes).get(key)
+    if names is None:
+        return ()
+    if type(names) is not list:
+        raise InvalidDocument(key, "it is no list", document)
+    for position, name in enumerate(names):
+        if type(name) is not str or _NAME.fullmatch(name) is None:
+            raise InvalidDocument(f"{key}[{position}]", "it is no name", document)
+    return tuple(names)
 
 
 def decode_registry_errors(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> tuple[tuple[str, ...], str]:

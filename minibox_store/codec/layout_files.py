@@ -3,6 +3,8 @@
 Spec: OCI image-spec 1.1, image-layout.md.
 """
 
+from collections.abc import Mapping
+
 import attrs
 
 from minibox_store import media_types
@@ -54,6 +56,12 @@ def encode_layout_index(index: LayoutIndex) -> bytes:
     top = dict(index.raw) if index.raw is not None else {"schemaVersion": 2, "mediaType": media_types.OCI_INDEX}
     entries = [entry.raw if entry.raw is not None else descriptor_object(entry.descriptor) for entry in index.entries]
     return dump({**top, "manifests": entries})
+
+
+def annotated(entry: LayoutEntry, annotations: Mapping[str, str]) -> LayoutEntry:
+    """Return an entry that has these annotations, and is what it was in everything else that was read of it."""
+    raw = None if entry.raw is None else {**entry.raw, "annotations": dict(annotations)}
+    return LayoutEntry(descriptor=attrs.evolve(entry.descriptor, annotations=annotations), raw=raw)
 
 
 def decode_layout_marker(content: bytes, document: str = "oci-layout") -> LayoutMarker:

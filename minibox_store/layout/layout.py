@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 
 from minibox_store import _files, _locks, _moving
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
@@ -31,7 +32,7 @@ from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
 from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled, open_settled_stream, read_settled
 from minibox_store.layout.transaction import Transaction
-from minibox_store.layout_index import find_name, names_of
+from minibox_store.layout_index import Provenance, find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobStream
 
@@ -176,19 +177,33 @@ class Layout:
     # ---- changing
 
     def open_writer(
-        self, *, origin: str | None = None, verify_content: bool = False
+        self,
+        *,
+        origin: str | None = None,
+        verify_content: bool = False,
+        provenance: Provenance | None = None,
+        ranges: int | None = None,
     ) -> AbstractContextManager[Transaction]:
         """Begin a transaction; leaving it without an error commits it, with one aborts it.
 
-        ``origin`` and ``verify_content`` are those of :class:`Transaction`.
+        The arguments are those of :class:`Transaction`.
         """
-        return self._transaction(origin, verify_content)
+        return self._transaction(
+            partial(
+                Transaction,
+                self,
+                origin=origin,
+                verify_content=verify_content,
+                provenance=provenance,
+                ranges=ranges,
+            )
+        )
 
     @contextmanager
-    def _transaction(self, origin: str | None, verify_content: bool) -> Iterator[Transaction]:
+    def _transaction(self, begin: Callable[[], Transaction]) -> Iterator[Transaction]:
         self.prepare()
         self.read_index()  # one that cannot be read is told before anything is fetched, and not at the end
-        transaction = Transaction(self, origin=origin, verify_content=verify_content)
+        transaction = begin()
         with transaction.alive():
             yield transaction
             transaction.commit()

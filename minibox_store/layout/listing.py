@@ -19,7 +19,7 @@ from minibox_store.layout.listing_cache import read_cache, write_cache
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout.stillness import BlobFolders, Glance
 from minibox_store.layout.summarising import summarise
-from minibox_store.layout_index import NAME_ANNOTATION, names_of
+from minibox_store.layout_index import NAME_ANNOTATION, names_of, without_own
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.protocols import BlobSource
 from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary, listed_platform
@@ -168,7 +168,7 @@ def _key(root: Descriptor) -> Key:
 def _image(name: str, descriptor: Descriptor, summary: ImageSummary) -> Image:
     annotations: dict[str, str] = {}
     if len(descriptor.annotations) > 1 or NAME_ANNOTATION not in descriptor.annotations:
-        annotations = {key: text for key, text in descriptor.annotations.items() if key != NAME_ANNOTATION}
+        annotations = without_own(descriptor.annotations)
     platform, platforms = summary.platform, summary.platforms
     if descriptor.media_type in media_types.MANIFESTS and not summary.damaged:
         platform = platform or listed_platform(descriptor.platform)

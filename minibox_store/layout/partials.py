@@ -14,8 +14,9 @@ from minibox_store import _files, _locks, _moving
 from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
+from minibox_store.layout.ranged_fetch import RangedFetch, RangePlan, fetch_rest
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource, Distrusting, Waiting
+from minibox_store.protocols import BlobSource, Distrusting, RangedSource, Waiting
 
 _STALLED_SECONDS = 30.0
 _SLOW_SECONDS = 10.0
@@ -38,8 +39,8 @@ class Partial:
     def __exit__(self, *_: object) -> None:
         _locks.release(self.file_descriptor)
 
-    def fetch(self, descriptor: Descriptor, source: BlobSource) -> None:
-        """Read what is missing from ``source``, and verify the whole.
+    def fetch(self, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None = None) -> None:
+        """Read what is missing from ``source``, by several ranges where ``plan`` allows that, and verify the whole.
 
         Bytes that an earlier attempt has left and that turn out wrong are dropped, and the blob is fetched once
         from its beginning. A source of several places is asked for the bytes of the next one, when those that it gave
@@ -50,7 +51,7 @@ class Partial:
             StoreError: whatever the source raises; what has come so far is kept for the next try.
         """
         try:
-            self._fetch_right(descriptor, source)
+            self._fetch_right(descriptor, source, plan)
         except OSError as error:
             if error.errno in _files.NO_SPACE:
                 with suppress(OSError):
@@ -60,34 +61,21 @@ class Partial:
             self.discard_empty()
             raise
 
-    def _fetch_right(self, descriptor: Descriptor, source: BlobSource) -> None:
+    def _fetch_right(self, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None) -> None:
         had_bytes = os.fstat(self.file_descriptor).st_size
         places = 0
         while True:
+            fetch = _Fetch(self.file_descriptor, descriptor, source, plan)
             try:
-                return self._fetch_rest(descriptor, source, had_bytes)
+                return fetch.run(had_bytes)
             except ContentMismatch:
                 _files.truncate_file(self.file_descriptor)
                 # Of bytes that came from here and from there nobody knows yet which were wrong.
-                places += not had_bytes
-                if not had_bytes and (places == _MOST_PLACES or not _has_another_place(source, descriptor)):
+                is_of_one_piece = not had_bytes and not fetch.used_ranges
+                places += is_of_one_piece
+                if is_of_one_piece and (places == _MOST_PLACES or not _has_another_place(source, descriptor)):
                     raise
-                had_bytes = 0
-
-    def _fetch_rest(self, descriptor: Descriptor, source: BlobSource, had_bytes: int) -> None:
-        verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-        for start in range(0, had_bytes, _STEP_BYTES):
-            if isinstance(source, Waiting):
-                source.wait(0)  # a cancel does not wait for gigabytes to be hashed
-            _moving.hash_range(self.file_descriptor, start, min(_STEP_BYTES, had_bytes - start), verifier)
-        os.lseek(self.file_descriptor, had_bytes, os.SEEK_SET)
-        if had_bytes < descriptor.size_bytes or not had_bytes:
-            stream = source.open_blob(descriptor, had_bytes)
-            try:
-                _moving.append_stream(stream, self.file_descriptor, verifier)
-            finally:
-                stream.close()
-        verifier.finish()
+                had_bytes, plan = 0, None
 
     def discard_empty(self) -> None:
         """Remove the file if nothing is in it."""
@@ -98,6 +86,39 @@ class Partial:
         """Remove the file, if it has its name still."""
         if _files.is_same_file(self.file_descriptor, self.path):
             _files.discard_file(self.path)
+
+
+class _Fetch:
+    """One try to have a blob in a file that has its beginning."""
+
+    def __init__(self, opened: int, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None) -> None:
+        self._opened = opened
+        self._descriptor = descriptor
+        self._source = source
+        self._plan = plan
+        self.used_ranges = False
+
+    def run(self, had_bytes: int) -> None:
+        descriptor, source = self._descriptor, self._source
+        verifier = Verifier(descriptor.digest, descriptor.size_bytes)
+        for start in range(0, had_bytes, _STEP_BYTES):
+            if isinstance(source, Waiting):
+                source.wait(0)  # a cancel does not wait for gigabytes to be hashed
+            _moving.hash_range(self._opened, start, min(_STEP_BYTES, had_bytes - start), verifier)
+        os.lseek(self._opened, had_bytes, os.SEEK_SET)
+        if had_bytes < descriptor.size_bytes or not had_bytes:
+            if self._plan is not None and self._plan.suits(descriptor) and isinstance(source, RangedSource):
+                self._run_ranged(self._plan, source, verifier)
+            else:
+                fetch_rest(source, descriptor, self._opened, verifier)
+        verifier.finish()
+
+    def _run_ranged(self, plan: RangePlan, source: RangedSource, verifier: Verifier) -> None:
+        fetch = RangedFetch(plan, source, self._descriptor, self._opened, verifier)
+        try:
+            fetch.run()
+        finally:
+            self.used_ranges = fetch.used_ranges
 
 
 def _has_another_place(source: BlobSource, descriptor: Descriptor) -> bool:

@@ -27,7 +27,8 @@ from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
 from minibox_store.layout.publishing import Publisher
-from minibox_store.layout_index import with_name
+from minibox_store.layout.ranged_fetch import RangePlan
+from minibox_store.layout_index import Provenance, with_name
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
 
@@ -49,15 +50,27 @@ class Transaction:
         origin: the repository that blobs are fetched from, to be remembered; None where it is none.
         verify_content: whether a blob that the store holds is read, and hashed, before it is relied on; else its size
             is looked at, and of a document the content.
+        provenance: what its names were pulled as; None where they were not.
+        ranges: how many ranges of a large blob are fetched at once; as many as pay where it is None.
     """
 
-    def __init__(self, layout: "Layout", *, origin: str | None = None, verify_content: bool = False) -> None:
+    def __init__(
+        self,
+        layout: "Layout",
+        *,
+        origin: str | None = None,
+        verify_content: bool = False,
+        provenance: Provenance | None = None,
+        ranges: int | None = None,
+    ) -> None:
         self._layout = layout
         self._origin = origin
+        self._provenance = provenance
         self._verify_content = verify_content
         self._paths = layout.paths
         self._hard_links = layout.has_hard_links()
         self._folder = ""
+        self._ranges = RangePlan(folder="", ranges=ranges)
         self._publisher = Publisher(layout, self._pin_path, hard_links=self._hard_links)
         self._guard = threading.Lock()
         self._held: dict[Digest, int] = {}
@@ -84,6 +97,7 @@ class Transaction:
                     )
                 )
             self._folder = stack.enter_context(living_folder(self._paths))
+            self._ranges = attrs.evolve(self._ranges, folder=self._folder)
             yield
 
     def commit(self) -> None:
@@ -174,7 +188,7 @@ class Transaction:
                 if self.has_blob(descriptor):
                     partial.discard_empty()  # it was finished between our look and our turn
                     break
-                partial.fetch(descriptor, source)
+                partial.fetch(descriptor, source, self._ranges)
                 if not self._finish(partial.file_descriptor, partial.path, descriptor, keep_name=self._hard_links):
                     continue
                 with self._guard:
@@ -196,7 +210,8 @@ class Transaction:
         check_image_name(name)
         if descriptor.digest not in self._reached:
             raise IncompleteImage(name, (str(descriptor.digest),))
-        self.write_change(functools.partial(with_name, name=name, descriptor=descriptor), [name])
+        change = functools.partial(with_name, name=name, descriptor=descriptor, provenance=self._provenance)
+        self.write_change(change, [name])
 
     def write_change(self, change: Callable[[LayoutIndex], LayoutIndex], names: Iterable[str]) -> None:
         """Let ``change`` write these names into the index when the transaction commits, under the store lock.
@@ -367,7 +382,11 @@ class TransactionTarget:
     layout: "Layout"
     origin: str | None = attrs.field(default=None, kw_only=True)
     verify_content: bool = attrs.field(default=False, kw_only=True)
+    provenance: Provenance | None = attrs.field(default=None, kw_only=True)
+    ranges: int | None = attrs.field(default=None, kw_only=True)
 
     def open_writer(self) -> AbstractContextManager[Transaction]:
         """Begin a transaction; leaving it without an error commits it, with one aborts it."""
-        return self.layout.open_writer(origin=self.origin, verify_content=self.verify_content)
+        return self.layout.open_writer(
+            origin=self.origin, verify_content=self.verify_content, provenance=self.provenance, ranges=self.ranges
+        )

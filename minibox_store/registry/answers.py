@@ -65,6 +65,8 @@ class Answer:
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``, or what of it comes within half a second; return how many bytes, 0 at the end.
 
+        Only where a server is silent in the middle of the line between two chunks it takes longer.
+
         Raises:
             Failure: when the connection breaks; what came before has been returned by then.
         """
@@ -76,9 +78,13 @@ class Answer:
             with foreign_errors(self.method, self.url):
                 # What had come before an interrupt could still be read.
                 self._pool.lines.check()
-                while filled < len(buffer) and (count := self._body.read_some(buffer[filled:])):
+                while filled < len(buffer):
+                    # What is in hand is not kept back until more comes: that may be never.
+                    if filled and not self._response.reader.wait(until - time.monotonic()):
+                        break
+                    count = self._body.read_some(buffer[filled:])
                     filled += count
-                    if time.monotonic() > until:
+                    if not count or time.monotonic() > until:
                         break
         except Failure as failure:
             if not filled:

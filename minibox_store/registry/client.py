@@ -174,6 +174,16 @@ class RegistryClient:
         """
         return self._open_place(self._rules.named_place(reference), access, on_event)
 
+    def open_registry(self, registry: str, *, on_event: Callable[[Event], None] | None = None) -> WritableRepository:
+        """Return a session by which the registry may be asked for its repositories, to be closed.
+
+        Raises:
+            InvalidReference: when ``registry`` is none.
+        """
+        anything = Reference(domain=registry, repository="any/repository", tag="any")
+        find = partial(self._credentials.find, registry, anything.repository)
+        return self._open(anything, "registry:catalog:*", find, self._cache)
+
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
 

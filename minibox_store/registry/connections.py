@@ -71,7 +71,7 @@ class Response(http.client.HTTPResponse):
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
     ) -> None:
         super().__init__(sock, debuglevel, method, url)
-        self.reader = LineReader(self.fp.detach())
+        self.reader = LineReader(self.fp.detach(), sock)
         self.fp = self.reader  # type: ignore[assignment]  # of it only readline and close are used
 
 

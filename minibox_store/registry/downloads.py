@@ -10,7 +10,7 @@ Spec: RFC 9110, sections 14.2, 14.4, 15.3.7 and 15.5.17; OCI distribution-spec 1
 import re
 
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch
+from minibox_store.errors import ContentMismatch, RegistryError
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import Failure, LineCut, foreign_errors
 from minibox_store.registry.transport import Request, Transport
@@ -139,3 +139,88 @@ class BlobDownload:
     def _check_size(self, actual_bytes: int | None) -> None:
         if actual_bytes is not None and actual_bytes != self._size:
             raise ContentMismatch(str(self._digest), f"{self._size} bytes", f"{actual_bytes} bytes")
+
+
+class RangeDownload:
+    """Exactly so many bytes of a blob from an offset on; it goes on by itself as a whole download does. For one thread.
+
+    Attributes:
+        is_given: whether the registry answered with that range; else there is nothing to be read.
+
+    Raises:
+        BlobNotFound, ContentMismatch: on construction, as for :class:`BlobDownload`.
+    """
+
+    def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int, size_bytes: int) -> None:
+        self._transport = transport
+        self._target = target
+        self._descriptor = descriptor
+        self._position = offset
+        self._end = offset + size_bytes
+        self._attempts = transport.attempts()
+        self._answer: Answer | None = self._open()
+        self.is_given = self._answer is not None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of ``buffer``; 0 at the range's end alone.
+
+        Raises:
+            StoreError: when the line broke, and the registry does not go on where it was.
+        """
+        room = buffer[: self._end - self._position]
+        while len(room):
+            try:
+                if self._answer is None:
+                    self._answer = self._open()
+                if self._answer is None:
+                    problem = "it gives no ranges any more"
+                    raise RegistryError("GET", self._transport.shown(self._request()), None, (), problem)
+                return self._read(self._answer, room)
+            except Failure as failure:
+                self._drop()
+                self._attempts.failed(failure)
+        return 0
+
+    def close(self) -> None:
+        """Leave the download: what has not been read is not fetched. A second call does nothing."""
+        self._end = self._position
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+    def _read(self, answer: Answer, room: memoryview) -> int:
+        count = answer.readinto(room)
+        if not count:
+            with foreign_errors(answer.method, answer.url):
+                raise LineCut
+        self._position += count
+        self._attempts.advanced()
+        return count
+
+    def _request(self) -> Request:
+        asked = f"bytes={self._position}-{self._end - 1}"
+        accepts = (200, 206, 416)
+        return Request(target=self._target, headers={"Range": asked}, accepts=accepts, blob=self._descriptor.digest)
+
+    def _open(self) -> Answer | None:
+        """Ask for the range; None when the answer is anything but exactly that."""
+        answer = self._transport.open(self._request(), self._attempts)
+        try:
+            if self._suits(answer):
+                return answer
+        except BaseException:
+            answer.close()
+            raise
+        answer.close()
+        return None
+
+    def _suits(self, answer: Answer) -> bool:
+        found = _CONTENT_RANGE.fullmatch(answer.header("Content-Range") or "")
+        size = self._descriptor.size_bytes
+        if found is not None and found[3] != "*" and int(found[3]) != size:
+            raise ContentMismatch(str(self._descriptor.digest), f"{size} bytes", f"{int(found[3])} bytes")
+        is_asked = found is not None and (found[1], found[2]) == (str(self._position), str(self._end - 1))
+        return answer.status == 206 and is_asked and answer.length_bytes in (None, self._end - self._position)

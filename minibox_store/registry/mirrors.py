@@ -57,6 +57,19 @@ class MirroredRepository:
                 self._turns.note_holder(place, digest)
                 return descriptor
 
+    def head(self, name: str) -> Descriptor | None:
+        """Return what :meth:`resolve` would, as the first place that can be asked says; None where that is no answer.
+
+        Nothing of what it says is verified, and nothing holds from then on.
+
+        Raises:
+            InvalidReference, InvalidDigest: when ``name`` is neither a tag nor a digest.
+            RegistryError: when no place can be asked.
+        """
+        digest = self._known_digest(name)
+        asked = str(digest or name)
+        return self._turns.ask(lambda place: place.repository.head(asked), digest, [])[0]
+
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on; a stream that is cut goes on by itself, here or elsewhere.
 

@@ -5,6 +5,9 @@ loses them when that fails; and the end of a connection is to it the end of a li
 """
 
 import io
+import select
+import socket
+import ssl
 
 from minibox_store.registry.failures import LineCut
 
@@ -16,11 +19,14 @@ class LineReader(io.BufferedIOBase):
 
     Args:
         raw: what gives some bytes for each call, and none at its end; closed together with this.
+        sock: where they come from; None where that is no socket.
     """
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket | None = None) -> None:
         super().__init__()
         self._raw = raw
+        # What else a connection may be made of keeps bytes to itself, of which nobody can be told.
+        self._sock = sock if type(sock) in (socket.socket, ssl.SSLSocket) else None
         self._buffer = bytearray(_BUFFER_BYTES)
         self._start = 0
         self._end = 0
@@ -57,6 +63,18 @@ class LineReader(io.BufferedIOBase):
         view[:count] = memoryview(self._buffer)[self._start : self._start + count]
         self._start += count
         return count
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether there is something to be read, an end or an error included, within so many seconds.
+
+        It is True where that cannot be told: then a read may block.
+        """
+        is_at_hand = self._start != self._end or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0)
+        if is_at_hand or self._sock is None:
+            return True
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        return bool(waiting.poll(max(0.0, seconds) * 1000))
 
     def close(self) -> None:
         """Close what lies below. A second call does nothing."""

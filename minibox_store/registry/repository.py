@@ -11,17 +11,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import attrs
+
 from minibox_store import media_types
 from minibox_store.codec import decode_document, describe_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, RegistryError
+from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, ManifestUnknown, RegistryError
 from minibox_store.graph import ContentStream
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
-from minibox_store.registry.downloads import BlobDownload
+from minibox_store.registry.downloads import BlobDownload, RangeDownload
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
@@ -33,6 +35,10 @@ ACCEPT = ", ".join(
         media_types.DOCKER_MANIFEST,
     )
 )
+# What is answered to a tag that is to be deleted by registries that want a digest.
+_NO_TAG_ALONE = frozenset({400, 405, 501})
+# To a HEAD, everything that says no more than that a GET may be answered otherwise.
+_HEAD_STATUSES = frozenset({200, 501, *range(402, 500)}) - {408, 429}
 
 
 class RegistryRepository:
@@ -56,6 +62,7 @@ class RegistryRepository:
         self._limits = limits
         self._tls_transport = tls_transport
         self._resolved: tuple[Descriptor, bytes] | None = None
+        self._gives_ranges = True
 
     def resolve(self, name: str) -> Descriptor:
         """Return the descriptor of the manifest or index that a tag, or a digest, stands for now.
@@ -68,9 +75,7 @@ class RegistryRepository:
             InvalidDocument: when it is no manifest or index, of another type than announced, or larger than 4 MiB.
             ContentMismatch: when it has not the digest that was asked for, or that the registry says it has.
         """
-        asked = Digest.parse(name) if ":" in name else None
-        if asked is None:
-            Reference(domain=self._reference.domain, repository=self._reference.repository, tag=name)
+        asked = self._asked_digest(name)
         limit = self._limits.document_bytes
         reply = self._read_first(self._manifest_request(name), limit)
         if len(reply.content) > limit:
@@ -81,6 +86,28 @@ class RegistryRepository:
         descriptor = Descriptor(media_type=media_type, digest=digest, size_bytes=len(reply.content))
         self._resolved = (descriptor, reply.content)
         return descriptor
+
+    def head(self, name: str) -> Descriptor | None:
+        """Return what :meth:`resolve` would, by a request that no registry counts and that fetches nothing.
+
+        None is no answer: the registry does not say the digest, or refuses such a request, or does not know the name.
+        Nothing of what it says is verified.
+
+        Raises:
+            InvalidReference, InvalidDigest: when ``name`` is neither a tag nor a digest.
+            AuthenticationRefused, RateLimited: when it says so.
+            RegistryError: when it fails, or cannot be reached.
+        """
+        asked = self._asked_digest(name)
+        request = attrs.evolve(self._manifest_request(name), method="HEAD", accepts=_HEAD_STATUSES)
+        try:
+            reply = self._read_first(request, 0)
+        except RegistryError as refused:
+            if refused.status != 400:
+                raise
+            return None
+        found = _announced_descriptor(reply) if reply.status == 200 else None
+        return None if found is None or asked not in (None, found.digest) else found
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on; a stream that is cut goes on by itself where it was.
@@ -94,8 +121,22 @@ class RegistryRepository:
         """
         if media_types.is_document(descriptor.media_type):
             return ContentStream(self._read_document(descriptor), offset)
-        target = f"/v2/{self._reference.repository}/blobs/{descriptor.digest}"
-        return BlobDownload(self._transport, target, descriptor, offset)
+        return BlobDownload(self._transport, self._blob_target(descriptor), descriptor, offset)
+
+    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
+        """Return exactly these bytes of a blob; None for a document, and where the registry gives no ranges.
+
+        One that has given none once is not asked again.
+
+        Raises:
+            BlobNotFound, ContentMismatch: as for :meth:`open_blob`.
+        """
+        is_inside = 0 <= offset < offset + size_bytes <= descriptor.size_bytes
+        if not is_inside or not self._gives_ranges or media_types.is_document(descriptor.media_type):
+            return None
+        stream = RangeDownload(self._transport, self._blob_target(descriptor), descriptor, offset, size_bytes)
+        self._gives_ranges = stream.is_given
+        return stream if stream.is_given else None
 
     def check_access(self) -> None:
         """See that the registry lets us in.
@@ -124,6 +165,20 @@ class RegistryRepository:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _blob_target(self, descriptor: Descriptor) -> str:
+        return f"/v2/{self._reference.repository}/blobs/{descriptor.digest}"
+
+    def _asked_digest(self, name: str) -> Digest | None:
+        """Return the digest that a name is, None where it is a tag.
+
+        Raises:
+            InvalidReference, InvalidDigest: when it is neither.
+        """
+        if ":" in name:
+            return Digest.parse(name)
+        Reference(domain=self._reference.domain, repository=self._reference.repository, tag=name)
+        return None
 
     def _manifest_request(self, name: str, blob: Digest | None = None) -> Request:
         target = f"/v2/{self._reference.repository}/manifests/{name}"
@@ -195,6 +250,40 @@ class WritableRepository(RegistryRepository):
         """
         if self._tls_transport is not None:
             self.check_access()
+
+    def delete(self, name: str) -> None:
+        """Take a tag away, or by a digest a manifest and with it every tag that stands for it.
+
+        Raises:
+            ManifestUnknown: when the repository has no such name.
+            RegistryError: when the registry refuses; many take no tag away alone, and some nothing at all.
+
+        Spec: OCI distribution-spec 1.1, "Deleting tags" and "Deleting Manifests".
+        """
+        target = f"/v2/{self.reference.repository}/manifests/{name}"
+        request = Request(target=target, method="DELETE", accepts=(200, 202, 204))
+        try:
+            self.transport.open(request, self.transport.attempts()).close()
+        except ManifestUnknown:
+            raise
+        except RegistryError as refused:
+            if ":" in name or refused.status not in _NO_TAG_ALONE:
+                raise
+            digest = self.resolve(name).digest
+            problem = f"it takes no tag away alone; by {digest} the manifest goes, and every tag of it"
+            raise RegistryError("DELETE", refused.url, refused.status, refused.codes, problem) from None
+
+
+def _announced_descriptor(reply: Reply) -> Descriptor | None:
+    """Return what the head of an answer says that a manifest is; None where that is not all of it."""
+    media_type = media_types.essence(reply.content_type or "")
+    if reply.length_bytes is None or not media_types.is_document(media_type):
+        return None
+    try:
+        digest = Digest.parse(reply.content_digest or "")
+    except InvalidDigest:
+        return None
+    return Descriptor(media_type=media_type, digest=digest, size_bytes=reply.length_bytes)
 
 
 def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:

@@ -66,11 +66,18 @@ class Request:
 
 @attrs.frozen(kw_only=True)
 class Reply:
-    """A whole answer, in memory. Nothing of it is trusted."""
+    """A whole answer, in memory. Nothing of it is trusted.
 
+    Attributes:
+        length_bytes: what was announced; of a HEAD's answer, what a GET would give.
+    """
+
+    status: int
     content: bytes
+    length_bytes: int | None
     content_type: str | None
     content_digest: str | None
+    link: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -219,9 +226,12 @@ class Transport:
                     broken = failure
                 else:
                     return Reply(
+                        status=answer.status,
                         content=content,
+                        length_bytes=answer.length_bytes,
                         content_type=answer.header("Content-Type"),
                         content_digest=answer.header("Docker-Content-Digest"),
+                        link=", ".join(answer.headers("Link")) or None,
                     )
             attempts.failed(broken)
 

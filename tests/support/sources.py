@@ -337,3 +337,55 @@ class SeveralPlaces:
             del self._places[0]
             return True
         return False
+
+
+class RangedPlace:
+    """A source that gives ranges too. It remembers what was asked, and how many ranges were open at once.
+
+    Args:
+        source: what it gives.
+        before_read: called with a range's offset, and how much of it was given, before each of its reads.
+        step_bytes: how much one read gives at most.
+        lies: for a digest the bytes that ranges are taken from instead.
+    """
+
+    def __init__(
+        self,
+        source: BlobSource,
+        *,
+        before_read: Callable[[int, int], None] = lambda offset, given_bytes: None,
+        step_bytes: int = 1 << 30,
+        lies: Mapping[Digest, bytes] | None = None,
+    ) -> None:
+        self._source = source
+        self._before_read = before_read
+        self._step_bytes = step_bytes
+        self._lies = lies or {}
+        self._guard = threading.Lock()
+        self._open_ranges = 0
+        self.most_open_ranges = 0
+        self.opened: list[int] = []
+        self.ranges: list[tuple[int, int]] = []
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+        """Return a stream, and take note of its offset."""
+        with self._guard:
+            self.opened.append(offset)
+        return PiecewiseStream(self._content(descriptor, {})[offset:], step_bytes=self._step_bytes)
+
+    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
+        """Return a range, and take note of it."""
+        content = self._content(descriptor, self._lies)[offset : offset + size_bytes]
+        with self._guard:
+            self.ranges.append((offset, size_bytes))
+            self._open_ranges += 1
+            self.most_open_ranges = max(self.most_open_ranges, self._open_ranges)
+        stream = PiecewiseStream(content, step_bytes=self._step_bytes)
+        return _WatchedStream(stream, lambda given: self._before_read(offset, given), at_close=self._closed)
+
+    def _content(self, descriptor: Descriptor, lies: Mapping[Digest, bytes]) -> bytes:
+        return lies.get(descriptor.digest) or read_all(self._source, descriptor)
+
+    def _closed(self) -> None:
+        with self._guard:
+            self._open_ranges -= 1

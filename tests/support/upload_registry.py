@@ -5,9 +5,10 @@ Spec: OCI distribution-spec 1.1, "Push"; what is scripted over it goes before.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from tests.support.answers import Answer, Request, Scripted, registry_error
 from tests.support.certificates import Certificate
@@ -18,6 +19,7 @@ from tests.support.wire import read_body, read_head
 _UPLOADS = re.compile(r"/v2/(?P<repository>.+)/blobs/uploads/(?P<upload>[^/]*)")
 _BLOB = re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<digest>[^/]+)")
 _MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<name>[^/]+)")
+_TAGS = re.compile(r"/v2/(?P<repository>.+)/tags/list")
 _CHUNK = re.compile(r"(\d+)-(\d+)")
 
 
@@ -45,6 +47,8 @@ class UploadRegistry(ScriptedRegistry):
         mounts: whether blobs are taken from other repositories.
         location: what Location says of an upload, with ``{path}`` for the path.
         knows_subjects: whether it says OCI-Subject.
+        page_names: how many names a list has at most before it leads to the next page.
+        deletes_tags: whether a tag alone may be deleted.
     """
 
     def __init__(self, *, certificate: Certificate | None = None, hostname: str = "127.0.0.1") -> None:
@@ -64,6 +68,8 @@ class UploadRegistry(ScriptedRegistry):
         self.mounts = True
         self.location = "{path}"
         self.knows_subjects = True
+        self.page_names = 1000
+        self.deletes_tags = True
         self.body_bytes = 0
 
     def holds(self, repository: str, image: BuiltImage) -> bool:
@@ -117,6 +123,13 @@ class UploadRegistry(ScriptedRegistry):
             return registry_error(401, "UNAUTHORIZED", "authentication required", headers=headers)
         if request.path == "/v2/":
             return Answer(body=b"{}")
+        if found := _TAGS.fullmatch(request.path):
+            known = [
+                name for repository, name in self.manifests if repository == found["repository"] and ":" not in name
+            ]
+            return self._answer_list(request, "tags", known)
+        if request.path == "/v2/_catalog":
+            return self._answer_list(request, "repositories", {repository for repository, _ in self.manifests})
         if found := _UPLOADS.fullmatch(request.path):
             if found["upload"]:
                 return self._go_on(request, found["repository"], found["upload"])
@@ -191,7 +204,32 @@ class UploadRegistry(ScriptedRegistry):
             return registry_error(404, "BLOB_UNKNOWN")
         return Answer(headers={"Docker-Content-Digest": key[1]}, body=content)
 
+    def _answer_list(self, request: Request, key: str, names: Iterable[str]) -> Answer:
+        asked = dict(request.query)
+        rest = sorted(name for name in names if name > asked.get("last", ""))
+        page = rest[: min(int(asked.get("n", "1000")), self.page_names)]
+        headers = {"Content-Type": "application/json"}
+        if len(page) < len(rest):
+            headers["Link"] = f'<{request.path}?{urlencode({"last": page[-1], "n": len(page)})}>; rel="next"'
+        return Answer(headers=headers, body=json.dumps({key: page}).encode())
+
+    def _delete(self, repository: str, name: str) -> Answer:
+        if (repository, name) not in self.manifests:
+            return registry_error(404, "MANIFEST_UNKNOWN")
+        if ":" not in name and not self.deletes_tags:
+            return registry_error(405, "UNSUPPORTED")
+        going = (
+            {name}
+            if ":" not in name
+            else {each for where, each in self.manifests if where == repository and self.tag(repository, each) == name}
+        )
+        for each in going:
+            del self.manifests[repository, each]
+        return Answer(status=202)
+
     def _answer_manifest(self, request: Request, repository: str, name: str) -> Answer:
+        if request.method == "DELETE":
+            return self._delete(repository, name)
         if request.method != "PUT":
             found = self.manifests.get((repository, name))
             if found is None:

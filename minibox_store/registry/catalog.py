@@ -1,0 +1,76 @@
+"""What a registry lists: its repositories, and the tags of one; page by page, as far as it leads.
+
+Nothing of it is trusted. Of a link to the next page only path and query are used, so that no list leads to another
+host; a list has an end, whatever the registry says.
+
+Spec: OCI distribution-spec 1.1, "Listing Tags"; distribution project, "Listing Repositories"; RFC 8288, section 3.
+"""
+
+import re
+from collections.abc import Iterator
+
+from minibox_store.codec import decode_names
+from minibox_store.errors import RegistryError
+from minibox_store.registry.transport import Request, Transport
+from minibox_store.registry.urls import InvalidUrl, Url
+
+# What registries are asked for at most, and what several of them give at most.
+_PAGE_NAMES = 1000
+# Some know no pages.
+_PAGE_BYTES = 16 * 1024 * 1024
+_MOST_NAMES = 1_000_000
+_NEXT = re.compile(r'<([^<>]*)>[^<>,]*;\s*rel="?next"?\s*(?=[;,]|$)', re.IGNORECASE)
+
+
+def iter_tags(transport: Transport, repository: str) -> Iterator[str]:
+    """Yield the tags of a repository, in the registry's order.
+
+    Raises:
+        ManifestUnknown: when there is no such repository.
+        InvalidDocument: when what comes is no list of names.
+        RegistryError: when the registry refuses, fails, or never ends.
+    """
+    return _iter_names(transport, f"/v2/{repository}/tags/list?n={_PAGE_NAMES}", "tags")
+
+
+def iter_repositories(transport: Transport) -> Iterator[str]:
+    """Yield the repositories of a registry, in its order; many registries tell nobody.
+
+    Raises:
+        InvalidDocument, RegistryError: as :func:`iter_tags`.
+    """
+    return _iter_names(transport, f"/v2/_catalog?n={_PAGE_NAMES}", "repositories")
+
+
+def _iter_names(transport: Transport, target: str, key: str) -> Iterator[str]:
+    count, seen = 0, set[str]()
+    while target not in seen:
+        seen.add(target)
+        reply = transport.read(Request(target=target), _PAGE_BYTES)
+        names = decode_names(reply.content, key, limit_bytes=_PAGE_BYTES)
+        count += len(names)
+        if count > _MOST_NAMES:
+            problem = f"it lists more than {_MOST_NAMES} names"
+            raise RegistryError("GET", Url(transport.registry, target).shown, None, (), problem)
+        yield from names
+        following = next_target(Url(transport.registry, target), reply.link)
+        # A page without a name leads nowhere, whatever it says.
+        if following is None or not names:
+            return
+        target = following
+    raise RegistryError("GET", Url(transport.registry, target).shown, None, (), "its list leads back to where it was")
+
+
+def next_target(url: Url, link: str | None) -> str | None:
+    """Return path and query of the page behind the one at ``url``; None where that was the last.
+
+    >>> next_target(Url.parse("https://a.example/v2/_catalog?n=1"), '</v2/_catalog?n=1&last=b>; rel="next"')
+    '/v2/_catalog?n=1&last=b'
+    """
+    found = _NEXT.search(link or "")
+    if found is None:
+        return None
+    try:
+        return url.join(found[1]).target
+    except InvalidUrl as error:
+        raise RegistryError("GET", url.shown, None, (), f"the address of its next page is refused: {error}") from None
