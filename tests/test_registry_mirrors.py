@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from tests.support.scripted_registry import (
     ScriptedRegistry,
     blob_target,
     manifest_target,
+    partial_content,
     ranged,
     registry_error,
     serve_image,
@@ -308,10 +309,12 @@ def test_a_stream_that_nobody_goes_on_with_tells_of_all_that_were_asked(stack: E
     places.mirrors[0].allow("GET", BLOB, Answer(body=CONTENT, cut_after_bytes=700))
     places.mirrors[0].allow("GET", BLOB, registry_error(410, "GONE"), requires={"Range": "bytes=700-"})
     places.home.allow("GET", BLOB, registry_error(404, "BLOB_UNKNOWN"))
-    with open_mirrored(places.reference, places.rule) as repository:
-        stream = repository.open_blob(LAYER)
-        with pytest.raises(BlobNotFound) as caught:
-            read_stream(stream)
+    with (
+        open_mirrored(places.reference, places.rule) as repository,
+        closing(repository.open_blob(LAYER)) as stream,
+        pytest.raises(BlobNotFound) as caught,
+    ):
+        read_stream(stream)
     assert caught.value.asked_before == (f"{places.mirrors[0].host} (410: gone)",)
 
 
@@ -497,6 +500,30 @@ def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
     assert ended[0][0] - cancelled < 1
 
 
+def test_a_head_is_answered_by_the_first_place_that_says_anything(stack: ExitStack) -> None:
+    places = Places(stack, 3)
+    places.mirrors[0].allow("HEAD", MANIFEST, Answer(status=500))
+    places.mirrors[1].allow("HEAD", MANIFEST, Answer(status=404))
+    places.mirrors[2].allow("HEAD", MANIFEST, manifest(ROOT, Docker_Content_Digest=IMAGE.digest))
+    with open_mirrored(places.reference, places.rule) as repository:
+        found = repository.head("1")
+        assert found is not None
+        assert str(found.digest) == IMAGE.digest
+        with pytest.raises(InvalidReference):
+            repository.head("-")
+
+
+def test_a_head_that_no_place_answers_is_none_and_an_error_only_where_all_fail(stack: ExitStack) -> None:
+    places = Places(stack)
+    places.mirrors[0].allow("HEAD", MANIFEST, Answer(status=500))
+    places.home.expect("HEAD", MANIFEST, Answer(status=404), *[Answer(status=500)] * 5)
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert repository.head("1") is None
+        with pytest.raises(RegistryError, match=r"500.*before it") as caught:
+            repository.head("1")
+    assert len(caught.value.asked_before) == 1
+
+
 def test_an_insecure_mirror_is_not_checked_and_what_it_stands_for_is(stack: ExitStack, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "certificate")
     mirror, home = (stack.enter_context(ScriptedRegistry(certificate=certificate)) for _ in range(2))
@@ -650,3 +677,67 @@ def test_a_mirror_that_keeps_silent_is_given_up_on_sooner_than_what_it_stands_fo
         assert repository.resolve("1") == root_of(IMAGE)
     assert time.monotonic() - started < 5
     assert places.mirrors[0].count("GET", MANIFEST) == 2
+
+
+def test_an_unchanged_pull_costs_one_head_at_a_mirror(stack: ExitStack, tmp_path: Path) -> None:
+    places = Places(stack, 2)
+    lacking, mirror = places.mirrors
+    lacking.allow("GET", MANIFEST, registry_error(404, "MANIFEST_UNKNOWN"))
+    lacking.allow("HEAD", MANIFEST, Answer(status=404))
+    serve_image(mirror, REPOSITORY, "1", IMAGE)
+    assert places.pull(tmp_path) == IMAGE.digest
+    before = len(lacking.requests), len(mirror.requests)
+    store = Store(tmp_path / "store", durability="none")
+    client = quick_client(registries=[places.rule])
+    assert str(store.pull(places.reference, client=client, policy="if-newer").digest) == IMAGE.digest
+    assert (len(lacking.requests), len(mirror.requests)) == (before[0] + 1, before[1] + 1)
+    assert mirror.requests[-1].method == "HEAD"
+
+
+def read_range(repository: MirroredRepository, offset: int, size_bytes: int) -> bytes:
+    stream = repository.open_range(LAYER, offset, size_bytes)
+    assert stream is not None
+    with closing(stream):
+        return read_stream(stream)
+
+
+PARTS = [(0, 40_000), (40_000, 30_000), (70_000, len(CONTENT) - 70_000)]
+
+
+def test_ranges_come_from_the_place_whose_turn_it_is_and_go_on_elsewhere(stack: ExitStack) -> None:
+    places = Places(stack)
+    (mirror,) = places.mirrors
+
+    def some(request: Request) -> Answer:
+        # It breaks off in the middle range, and does not go on with it.
+        answer = ranged(CONTENT)(request)
+        wanted = request.header("Range") or ""
+        return replace(answer, cut_after_bytes=100) if wanted.startswith("bytes=40000-") else answer
+
+    mirror.allow("GET", BLOB, some)
+    mirror.allow("GET", BLOB, NO_ANSWER, requires={"Range": re.compile(r"bytes=40100-.*")})
+    places.home.expect("GET", BLOB, ranged(CONTENT), requires={"Range": "bytes=40100-69999"})
+    with open_mirrored(places.reference, places.rule) as repository:
+        for offset, size_bytes in PARTS[:2]:
+            assert read_range(repository, offset, size_bytes) == CONTENT[offset : offset + size_bytes]
+        # Of what the two gave, the mirror's part was wrong: it is asked no more.
+        places.home.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes=70000-{len(CONTENT) - 1}"})
+        assert repository.distrust(LAYER)
+        assert read_range(repository, *PARTS[2]) == CONTENT[70_000:]
+
+
+def test_a_range_that_breaks_is_gone_on_with_by_a_place_without_ranges_too(stack: ExitStack) -> None:
+    places = Places(stack)
+    whole = replace(partial_content(CONTENT, 40_000, 69_999), cut_after_bytes=100)
+    places.mirrors[0].expect("GET", BLOB, whole, NO_ANSWER)
+    places.home.expect("GET", BLOB, Answer(body=CONTENT), Answer(body=CONTENT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_range(repository, 40_000, 30_000) == CONTENT[40_000:70_000]
+
+
+def test_where_the_place_whose_turn_it_is_gives_no_ranges_there_are_none(stack: ExitStack) -> None:
+    places = Places(stack)
+    places.mirrors[0].expect("GET", BLOB, Answer(body=CONTENT))
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert repository.open_range(LAYER, 40_000, 30_000) is None
+        assert places.home.requests == []

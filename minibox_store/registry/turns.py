@@ -127,7 +127,7 @@ class Turns:
         """Take note that a place has answered with a document, and so has it in memory."""
         with self._lock:
             self._holder = digest, place
-        self._tell_use(place)
+        self.tell_use(place)
 
     def begin_anew(self, descriptor: Descriptor) -> None:
         """Take note that a blob is read from its beginning: what was given of it before counts no more."""
@@ -138,7 +138,12 @@ class Turns:
         """Take note that bytes of a blob come from a place."""
         with self._lock:
             self._givers.setdefault(descriptor.digest, set()).add(place)
-        self._tell_use(place)
+        self.tell_use(place)
+
+    def tell_use(self, place: OpenPlace) -> None:
+        """Tell that a place serves, if it is a mirror of which that has not been told."""
+        if place.is_mirror:
+            self._tell(place, UsingMirror(host=place.host))
 
     def note_failure(self, place: OpenPlace, error: StoreError, failed: list[Failed]) -> None:
         """Take note that a place failed; raise the error where all is over, and others would do no better."""
@@ -181,10 +186,6 @@ class Turns:
         if place.distrusted_for or (mirror.pull == "digest-only" and digest is None):
             return False
         return mirror.pull != "tag-only" or self._is_by_tag
-
-    def _tell_use(self, place: OpenPlace) -> None:
-        if place.is_mirror:
-            self._tell(place, UsingMirror(host=place.host))
 
     def _tell(self, place: OpenPlace, event: UsingMirror | MirrorFailed) -> None:
         with self._lock:
