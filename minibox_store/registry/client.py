@@ -47,6 +47,7 @@ Access = Literal["pull", "pull,push", "pull,delete"]
 _MIRROR_ATTEMPTS = 2
 _MIRROR_WAIT_SECONDS = 1.0
 _MIRROR_CONNECT_SECONDS = 5.0
+_MIRROR_SILENCE_SECONDS = 30.0
 
 
 class RegistryClient:
@@ -244,6 +245,7 @@ class RegistryClient:
                 longest_wait_seconds=min(self._policy.longest_wait_seconds, _MIRROR_WAIT_SECONDS),
             )
             client._connect_seconds = min(self._connect_seconds, _MIRROR_CONNECT_SECONDS)
+            client._silence_seconds = min(self._silence_seconds, _MIRROR_SILENCE_SECONDS)
         return client
 
     def _open(

@@ -15,7 +15,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
 from minibox_store.events import Event
-from minibox_store.protocols import BlobStream, RangedSource
+from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.turns import Failed, OpenPlace, Turns
 
@@ -58,17 +58,30 @@ class MirroredRepository:
                 return descriptor
 
     def head(self, name: str) -> Descriptor | None:
-        """Return what :meth:`resolve` would, as the first place that can be asked says; None where that is no answer.
+        """Return what :meth:`resolve` would, by requests that fetch nothing; None where no place has an answer.
 
-        Nothing of what it says is verified, and nothing holds from then on.
+        A place without one, which may not have the image at all, is no failure: the next one is asked. Nothing of what
+        is returned is verified, so it does not hold from then on as an answer to :meth:`resolve` does.
 
         Raises:
             InvalidReference, InvalidDigest: when ``name`` is neither a tag nor a digest.
-            RegistryError: when no place can be asked.
+            RegistryError: when every place fails.
         """
         digest = self._known_digest(name)
-        asked = str(digest or name)
-        return self._turns.ask(lambda place: place.repository.head(asked), digest, [])[0]
+        asked, failed = str(digest or name), list[Failed]()
+        in_turn = self._turns.in_turn(digest)
+        for place in in_turn:
+            try:
+                found = place.repository.head(asked)
+            except StoreError as error:
+                self._turns.note_failure(place, error, failed)
+            else:
+                if found is not None:
+                    self._turns.tell_use(place)
+                    return found
+        if in_turn and len(failed) == len(in_turn):
+            raise self._turns.error_of_all(failed)
+        return None
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on; a stream that is cut goes on by itself, here or elsewhere.
@@ -98,8 +111,7 @@ class MirroredRepository:
         end = offset + size_bytes
 
         def open_range_at(place: OpenPlace, position: int) -> BlobStream | None:
-            ranged = place.repository
-            return ranged.open_range(descriptor, position, end - position) if isinstance(ranged, RangedSource) else None
+            return place.repository.open_range(descriptor, position, end - position)
 
         def open_at(place: OpenPlace, position: int) -> BlobStream:
             return open_range_at(place, position) or place.repository.open_blob(descriptor, position)

@@ -29,14 +29,14 @@ class OpenPlace:
         place: where it is.
         repository: what is asked there.
         is_behind: whether it is a mirror that failed, and is asked after the others.
-        is_distrusted: whether it is a mirror that gave wrong bytes.
+        distrusted_for: what a mirror gave that was wrong; empty where nothing was.
         told: which events there have been of it.
     """
 
     place: Place
     repository: RegistryRepository
     is_behind: bool = False
-    is_distrusted: bool = False
+    distrusted_for: str = ""
     told: set[type] = attrs.field(factory=set)
 
     @property
@@ -96,7 +96,20 @@ class Turns:
                     return question(place), place
                 except StoreError as error:
                     self.note_failure(place, error, failed)
-        raise error_of_all(failed)
+        raise self.error_of_all(failed)
+
+    def error_of_all(self, failed: Sequence[Failed]) -> StoreError:
+        """Return the error of the place that counts, which tells of the others too, also of who was not asked again."""
+        decisive = next((each for each in failed if not each.place.is_mirror), failed[-1])
+        asked = {each.place.host: _problem_of(each.error) for each in failed if each is not decisive}
+        with self._lock:
+            distrusted = [place for place in self.places if place.distrusted_for and place is not decisive.place]
+        others = {**{place.host: place.distrusted_for for place in distrusted}, **asked}
+        if not others:
+            return decisive.error
+        told = decisive.error.after(f"{host} ({problem})" for host, problem in others.items())
+        told.__cause__ = decisive.error.__cause__
+        return told
 
     def in_turn(self, digest: Digest | None) -> list[OpenPlace]:
         """Return whom to ask: who has it in memory, the mirrors, what they stand for, and the mirrors that failed."""
@@ -114,7 +127,7 @@ class Turns:
         """Take note that a place has answered with a document, and so has it in memory."""
         with self._lock:
             self._holder = digest, place
-        self._tell_use(place)
+        self.tell_use(place)
 
     def begin_anew(self, descriptor: Descriptor) -> None:
         """Take note that a blob is read from its beginning: what was given of it before counts no more."""
@@ -125,7 +138,12 @@ class Turns:
         """Take note that bytes of a blob come from a place."""
         with self._lock:
             self._givers.setdefault(descriptor.digest, set()).add(place)
-        self._tell_use(place)
+        self.tell_use(place)
+
+    def tell_use(self, place: OpenPlace) -> None:
+        """Tell that a place serves, if it is a mirror of which that has not been told."""
+        if place.is_mirror:
+            self._tell(place, UsingMirror(host=place.host))
 
     def note_failure(self, place: OpenPlace, error: StoreError, failed: list[Failed]) -> None:
         """Take note that a place failed; raise the error where all is over, and others would do no better."""
@@ -134,7 +152,8 @@ class Turns:
         failed.append(Failed(place, error))
         if place.is_mirror:
             with self._lock:
-                place.is_distrusted |= isinstance(error, ContentMismatch | InvalidDocument)
+                if isinstance(error, ContentMismatch | InvalidDocument):
+                    place.distrusted_for = str(error)
                 place.is_behind |= not isinstance(error, BlobNotFound)
             if place.is_behind:
                 self._tell(place, MirrorFailed(host=place.host, problem=_problem_of(error)))
@@ -149,11 +168,11 @@ class Turns:
             givers = self._givers.pop(descriptor.digest, set())
             wrong = [place for place in givers if place.is_mirror]
             for place in wrong:
-                place.is_distrusted = True
+                place.distrusted_for = f"it gave wrong bytes for {descriptor.digest}"
             if givers and not wrong:
                 self._wrong_at_home.add(descriptor.digest)
         for place in wrong:
-            self._tell(place, MirrorFailed(host=place.host, problem=f"it gave wrong bytes for {descriptor.digest}"))
+            self._tell(place, MirrorFailed(host=place.host, problem=place.distrusted_for))
         return bool(givers) and bool(self.in_turn(descriptor.digest))
 
     def end(self) -> None:
@@ -164,13 +183,9 @@ class Turns:
         mirror = place.place.mirror
         if mirror is None:
             return digest not in self._wrong_at_home
-        if place.is_distrusted or (mirror.pull == "digest-only" and digest is None):
+        if place.distrusted_for or (mirror.pull == "digest-only" and digest is None):
             return False
         return mirror.pull != "tag-only" or self._is_by_tag
-
-    def _tell_use(self, place: OpenPlace) -> None:
-        if place.is_mirror:
-            self._tell(place, UsingMirror(host=place.host))
 
     def _tell(self, place: OpenPlace, event: UsingMirror | MirrorFailed) -> None:
         with self._lock:
@@ -178,17 +193,6 @@ class Turns:
             place.told.add(type(event))
         if is_new:
             self._on_event(event)
-
-
-def error_of_all(failed: Sequence[Failed]) -> StoreError:
-    """Return the error of the place that the others stand for, or of the last one, which tells of the others too."""
-    decisive = next((each for each in failed if not each.place.is_mirror), failed[-1])
-    others = [f"{each.place.host} ({_problem_of(each.error)})" for each in failed if each is not decisive]
-    if not others:
-        return decisive.error
-    told = decisive.error.after(others)
-    told.__cause__ = decisive.error.__cause__
-    return told
 
 
 def _problem_of(error: StoreError) -> str:
