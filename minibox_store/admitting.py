@@ -77,10 +77,10 @@ def choose_incoming(
             on_event(ChoosingPlatform(name=wish.name, platform=platform))
     is_single = media_types.is_manifest(root.media_type)
     if is_single:  # whatever its config will say, it is this one or none
-        _check_policy(source, root, root, wish, limits)
+        check_policy(source, root, root, wish, limits)
     chosen = select_image(source, root, wish.platforms, wish.name, limits)
     if not is_single:
-        _check_policy(source, root, chosen.root, wish, limits)
+        check_policy(source, root, chosen.root, wish, limits)
     if chosen.made_from is not None:
         platforms = tuple(each.descriptor.platform for each in chosen.manifests if each.descriptor.platform is not None)
         on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
@@ -88,9 +88,20 @@ def choose_incoming(
     return chosen
 
 
-def _check_policy(
-    source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits
-) -> None:
+def check_policy(source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits) -> None:
+    """Return if the policy, where there is one, lets in what lies at ``root``; its documents are read for that.
+
+    Args:
+        source: where they are.
+        resolved: what was asked for.
+        root: what of it would be stored.
+        wish: what is asked for, and the policy.
+        limits: how deep and how large the graph may be.
+
+    Raises:
+        PolicyRefused: when it does not.
+        StoreError: as :func:`walk`.
+    """
     policy, seen = wish.policy, SeenNodes()
     if policy is None:
         return
