@@ -27,13 +27,13 @@ from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.mounted_images import MountedImages
 from minibox_store.naming import NamedStore
 from minibox_store.planning import Planning
-from minibox_store.policies import Policy
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
+    from minibox_store.policies import Policy
     from minibox_store.reports import StoreInfo
 
 
@@ -218,7 +218,7 @@ class Store(Pulling, Planning, NamedStore, ExaminedStore, Generations, Upkeep, F
         file: str | os.PathLike[str] | BinaryIO,
         *,
         names: Callable[[str], str | None] | None = None,
-        checked_by: Policy | None = None,
+        checked_by: "Policy | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> tuple[Image, ...]:
