@@ -26,6 +26,7 @@ from minibox_store import (
     MissingLibrary,
     NotFound,
     NothingToDo,
+    PolicyRefused,
     RateLimited,
     RegistryError,
     StoreBusy,
@@ -43,6 +44,7 @@ DISTRIBUTION_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 _STATUSES: Mapping[type[Exception], int] = {
     RegistryManifestUnknown: 404,
     AuthenticationRefused: 403,
+    PolicyRefused: 403,
     RateLimited: 429,
     RegistryError: 502,
     ContentMismatch: 502,
