@@ -44,7 +44,6 @@ DISTRIBUTION_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 _STATUSES: Mapping[type[Exception], int] = {
     RegistryManifestUnknown: 404,
     AuthenticationRefused: 403,
-    PolicyRefused: 403,
     RateLimited: 429,
     RegistryError: 502,
     ContentMismatch: 502,
@@ -60,6 +59,7 @@ _STATUSES: Mapping[type[Exception], int] = {
     StoreDamaged: 500,
     StoreUnavailable: 500,
     CredentialHelperFailed: 500,
+    PolicyRefused: 403,
     Cancelled: 503,
     StoreError: 500,
 }

@@ -1,5 +1,7 @@
 """What comes in, before it comes: which part of an image, and whether the program's policy lets it."""
 
+from typing import TYPE_CHECKING
+
 import attrs
 
 from minibox_store import media_types
@@ -21,7 +23,9 @@ from minibox_store.policies import (
     check_resolved,
 )
 from minibox_store.reference import Reference
-from minibox_store.selecting import ChosenImage, select_image
+
+if TYPE_CHECKING:
+    from minibox_store.selecting import ChosenImage
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +66,7 @@ def digest_in(name: str) -> Digest | None:
 
 def choose_incoming(
     source: RememberingSource, root: Descriptor, wish: Wish, *, limits: Limits, on_event: EventListener
-) -> ChosenImage:
+) -> "ChosenImage":
     """Return what of an image will come in, tell how it was chosen, and see that it may.
 
     The policy is asked before a config is read, but for those by which the platforms of an index's entries become known
@@ -72,6 +76,8 @@ def choose_incoming(
         PolicyRefused: when the policy does not let it in.
         StoreError: as :func:`select_image`.
     """
+    from minibox_store.selecting import select_image
+
     if media_types.is_index(root.media_type):
         for platform in _named(wish.platforms):
             on_event(ChoosingPlatform(name=wish.name, platform=platform))

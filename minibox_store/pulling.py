@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store._file_errors import file_errors
+from minibox_store.admitting import Wish, choose_incoming, digest_in
 from minibox_store.arguments import Verify, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor
@@ -17,12 +18,11 @@ from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import find_name
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
+from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, ImageSource
 from minibox_store.reference import Reference, check_image_name
 
 if TYPE_CHECKING:
-    from minibox_store.admitting import Wish
-    from minibox_store.policies import Policy
     from minibox_store.pulled_trees import TreeTarget
     from minibox_store.registry import RegistryClient
 
@@ -40,7 +40,7 @@ class Pulling:
         *,
         name: str | None = None,
         platform: PlatformChoice = LINUX_AMD64,
-        checked_by: "Policy | None" = None,
+        checked_by: Policy | None = None,
         client: "RegistryClient | None" = None,
         parallel: int = DEFAULT_PARALLEL,
         verify: Verify = "size",
@@ -88,7 +88,6 @@ class Pulling:
             replaced in one step too, just before the name; one that is current stays as it is. An old tree that
             something has mounted stays aside until a prune finds it free.
         """
-        from minibox_store.admitting import Wish
         from minibox_store.registry import RegistryClient
 
         if parallel < 1:
@@ -131,7 +130,7 @@ class Pulling:
         *,
         as_name: str | None = None,
         platform: PlatformChoice = None,
-        checked_by: "Policy | None" = None,
+        checked_by: Policy | None = None,
         verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -158,8 +157,6 @@ class Pulling:
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
-        from minibox_store.admitting import Wish, digest_in
-
         verify_content, wanted = is_content(verify), checked_choice(platform)
         as_name = check_image_name(name if as_name is None else as_name)
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
@@ -179,8 +176,6 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
-        from minibox_store.admitting import choose_incoming
-
         source, name = RememberingSource(source, self._limits), copy.wish.name
         root = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event).root
         found: list[Image] = []
@@ -217,6 +212,6 @@ class _Incoming:
     """What is copied in, to where, and how."""
 
     target: TransactionTarget
-    wish: "Wish"
+    wish: Wish
     parallel: int = DEFAULT_PARALLEL
     unpack: bool = False
