@@ -127,6 +127,7 @@ class Transport:
 
     def with_scope(self, scope: str) -> "Transport":
         """Return a transport over the same connections, whose tokens are good for another scope; it needs no close."""
+        self._settle()
         session = attrs.evolve(self._session, scope=scope)
         return Transport(
             session,
