@@ -13,11 +13,13 @@ from urllib.parse import urlencode
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, IncompleteImage, RateLimited, RegistryError
-from minibox_store.graph import read_content
+from minibox_store.documents import Descriptor, Referrer
+from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument, RateLimited, RegistryError
+from minibox_store.graph import ContentSource, read_content
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
+from minibox_store.referring import read_referrer
+from minibox_store.registry.referrers import read_tagged_list, referrers_tag, with_listed
 from minibox_store.registry.repository import ACCEPT, WritableRepository
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.uploads import BlobUpload, check_digest, has_blob
@@ -99,6 +101,7 @@ class RepositoryWriter:
         self._waiting: tuple[Descriptor, bytes] | None = None
         self._names: dict[str, Descriptor] = {}
         self._transports: dict[str, Transport] = {}
+        self._unlisted: dict[Digest, Referrer] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the repository holds the blob, as far as it says; nobody can promise that it stays.
@@ -145,20 +148,31 @@ class RepositoryWriter:
             raise IncompleteImage(name, (str(descriptor.digest),))
         self._names[name] = descriptor
 
+    def write_referrer(self, descriptor: Descriptor, /) -> None:
+        """Let the registry know what ``descriptor`` refers to, which it does from the document itself.
+
+        Raises:
+            IncompleteImage: when the repository was not made to hold it.
+        """
+        if descriptor.digest not in self._held:
+            raise IncompleteImage(str(descriptor.digest), (str(descriptor.digest),))
+
     def interrupt(self) -> None:
         """End at once, with an error, whatever is sent or waited for. From any thread."""
         self._repository.interrupt()
 
     def finish(self) -> None:
-        """Put the root, by its tags.
+        """Put the root, by its tags; before that, what refers to something into its list, where nobody else does that.
 
         Raises:
             StoreError: when the registry refuses it; the tag stands for what it stood for, unless only the answer
                 was lost.
         """
         waiting = self._waiting
-        if waiting is not None and waiting[0] not in self._names.values():
+        if waiting is not None and (waiting[0] not in self._names.values() or self._refers(*waiting)):
             self._put_document(str(waiting[0].digest), *waiting)
+        for referrer in tuple(self._unlisted.values()):
+            self._list(referrer)
         for name, descriptor in self._names.items():
             if waiting is not None and waiting[0] == descriptor:
                 content = waiting[1]
@@ -194,6 +208,29 @@ class RepositoryWriter:
         )
         with closing(self._transport.open(request, self._transport.attempts())) as answer:
             check_digest(answer, descriptor.digest, f"manifest {name} at {answer.url}")
+            listed_for = answer.header("OCI-Subject")
+        referrer = self._refers(descriptor, content)
+        if referrer is not None and listed_for != str(referrer.subject):
+            with self._guard:
+                self._unlisted[descriptor.digest] = referrer
+
+    def _refers(self, descriptor: Descriptor, content: bytes) -> Referrer | None:
+        return read_referrer(ContentSource(content), descriptor, self._repository.limits)
+
+    def _list(self, referrer: Referrer) -> None:
+        """Add a referrer to the list under a tag that stands for what the registry does not make.
+
+        Two who do so at the same time may lose one of the two entries: the specification knows no better way.
+        """
+        limits = self._repository.limits
+        content = with_listed(read_tagged_list(self._repository, referrer.subject, limits), referrer)
+        if content is None:
+            return
+        tag, digest = referrers_tag(referrer.subject), Digest.of(content)
+        if len(content) > limits.document_bytes:
+            raise InvalidDocument("", f"it would be larger than {limits.document_bytes} bytes", tag)
+        made = Descriptor(media_type=media_types.OCI_INDEX, digest=digest, size_bytes=len(content))
+        self._put_document(tag, made, content)
 
     def _put_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         upload = BlobUpload(self._transport, self._path, descriptor, source, chunk_bytes=self._chunk_bytes)
