@@ -26,6 +26,7 @@ from minibox_store import (
     MissingLibrary,
     NotFound,
     NothingToDo,
+    PolicyRefused,
     RateLimited,
     RegistryBlocked,
     RegistryError,
@@ -60,6 +61,7 @@ _STATUSES: Mapping[type[Exception], int] = {
     StoreDamaged: 500,
     StoreUnavailable: 500,
     CredentialHelperFailed: 500,
+    PolicyRefused: 403,
     Cancelled: 503,
     StoreError: 500,
 }

@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from minibox_store.registry import CredentialsSource as CredentialsSource
     from minibox_store.registry import MachineCredentials as MachineCredentials
     from minibox_store.registry import MirroredRepository as MirroredRepository
+    from minibox_store.registry import Proxies as Proxies
     from minibox_store.registry import RegistryClient as RegistryClient
     from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.registry import login as login
@@ -232,6 +233,7 @@ _MODULES = {
         "CredentialsSource",
         "MachineCredentials",
         "MirroredRepository",
+        "Proxies",
         "RegistryClient",
         "RegistryRepository",
         "login",

@@ -1,5 +1,7 @@
 """What comes in, before it comes: which part of an image, and whether the program's policy lets it."""
 
+from typing import TYPE_CHECKING
+
 import attrs
 
 from minibox_store import media_types
@@ -21,7 +23,9 @@ from minibox_store.policies import (
     check_resolved,
 )
 from minibox_store.reference import Reference
-from minibox_store.selecting import ChosenImage, select_image
+
+if TYPE_CHECKING:
+    from minibox_store.selecting import ChosenImage
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +66,7 @@ def digest_in(name: str) -> Digest | None:
 
 def choose_incoming(
     source: RememberingSource, root: Descriptor, wish: Wish, *, limits: Limits, on_event: EventListener
-) -> ChosenImage:
+) -> "ChosenImage":
     """Return what of an image will come in, tell how it was chosen, and see that it may.
 
     The policy is asked before a config is read, but for those by which the platforms of an index's entries become known
@@ -72,15 +76,17 @@ def choose_incoming(
         PolicyRefused: when the policy does not let it in.
         StoreError: as :func:`select_image`.
     """
+    from minibox_store.selecting import select_image
+
     if media_types.is_index(root.media_type):
         for platform in _named(wish.platforms):
             on_event(ChoosingPlatform(name=wish.name, platform=platform))
     is_single = media_types.is_manifest(root.media_type)
     if is_single:  # whatever its config will say, it is this one or none
-        _check_policy(source, root, root, wish, limits)
+        check_policy(source, root, root, wish, limits)
     chosen = select_image(source, root, wish.platforms, wish.name, limits)
     if not is_single:
-        _check_policy(source, root, chosen.root, wish, limits)
+        check_policy(source, root, chosen.root, wish, limits)
     if chosen.made_from is not None:
         platforms = tuple(each.descriptor.platform for each in chosen.manifests if each.descriptor.platform is not None)
         on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
@@ -88,9 +94,20 @@ def choose_incoming(
     return chosen
 
 
-def _check_policy(
-    source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits
-) -> None:
+def check_policy(source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits) -> None:
+    """Return if the policy, where there is one, lets in what lies at ``root``; its documents are read for that.
+
+    Args:
+        source: where they are.
+        resolved: what was asked for.
+        root: what of it would be stored.
+        wish: what is asked for, and the policy.
+        limits: how deep and how large the graph may be.
+
+    Raises:
+        PolicyRefused: when it does not.
+        StoreError: as :func:`walk`.
+    """
     policy, seen = wish.policy, SeenNodes()
     if policy is None:
         return

@@ -14,6 +14,7 @@ import attrs
 from minibox_store._file_errors import path_errors
 from minibox_store._files import open_regular
 from minibox_store._room import check_room
+from minibox_store.admitting import Wish, check_policy, digest_in
 from minibox_store.archive import ArchiveReader
 from minibox_store.codec import describe_document
 from minibox_store.copying import Cancellation, EventListener, copy_graph
@@ -28,10 +29,11 @@ from minibox_store.errors import (
     InvalidReference,
 )
 from minibox_store.events import ImageCopied, RegisteringName
-from minibox_store.graph import read_content, walk
+from minibox_store.graph import RememberingSource, read_content, walk
 from minibox_store.images import Image
 from minibox_store.layout import Layout
 from minibox_store.limits import Limits
+from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import check_image_name
 from minibox_store.staging import stage_blobs
@@ -45,6 +47,7 @@ def load_archive(
     *,
     describe: Callable[[str, Descriptor, BlobSource], Image],
     names: Callable[[str], str | None] | None,
+    checked_by: Policy | None,
     limits: Limits,
     on_event: EventListener,
     cancellation: Cancellation,
@@ -67,6 +70,9 @@ def load_archive(
         check_image_name(name)
         with _naming_archive():
             root = _staged_root(writer, digest, reader.sizes, limits)
+            wish = Wish(name=name, platforms=None, policy=checked_by, digest=digest_in(archived_name))
+            wish.check()
+            check_policy(RememberingSource(writer, limits), root, root, wish, limits)
             copy_graph(writer, writer, root, limits=limits, cancellation=cancellation)
         found = describe(name, root, writer)  # what fails now changes no name
         on_event(RegisteringName(name=name))

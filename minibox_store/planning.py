@@ -8,11 +8,11 @@ from minibox_store.events import ResolvingName
 from minibox_store.layout import Layout
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
-from minibox_store.policies import Policy
 from minibox_store.reference import Reference
 
 if TYPE_CHECKING:
     from minibox_store.plans import PullPlan
+    from minibox_store.policies import Policy
     from minibox_store.registry import RegistryClient
 
 
@@ -27,7 +27,7 @@ class Planning:
         reference: str,
         *,
         platform: PlatformChoice = LINUX_AMD64,
-        checked_by: Policy | None = None,
+        checked_by: "Policy | None" = None,
         client: "RegistryClient | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,

@@ -96,12 +96,12 @@ class Policy:
                 raise InvalidArgument(name, bound, "it is no number of 0 or more")
 
 
-@attrs.define
 class SeenNodes:
     """What a policy has seen of one image so far."""
 
-    size_bytes: int = 0
-    documents: list[Descriptor] = attrs.field(factory=list)
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self.documents: list[Descriptor] = []
 
 
 def check_reference(policy: Policy, reference: Reference | None, digest: Digest | None, name: str) -> None:

@@ -34,6 +34,7 @@ from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
+    from minibox_store.policies import Policy
     from minibox_store.reports import StoreInfo
 
 
@@ -218,6 +219,7 @@ class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, 
         file: str | os.PathLike[str] | BinaryIO,
         *,
         names: Callable[[str], str | None] | None = None,
+        checked_by: "Policy | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> tuple[Image, ...]:
@@ -227,10 +229,13 @@ class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, 
             file: the archive, not trusted: a path of a regular file, or an open file or pipe, which is read once,
                 forward, and not closed.
             names: given the archive's name, returns the one to use, or None to leave that image out.
+            checked_by: what must hold of the image, as for :meth:`import_image`; ``require_digest`` is of the archive's
+                name. It is asked once the archive was read, and before anything of it is in the store.
             on_event: called for each step of progress, from several threads.
             cancellation: ends it when it is cancelled.
 
         Raises:
+            PolicyRefused: when ``checked_by`` does not let it in.
             InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it.
             InvalidPath: when there is no such file.
             StoreFull: when the whole archive does not fit beside what is there, though the store may have all of it
@@ -249,6 +254,7 @@ class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, 
                 self._layout,
                 describe=self._listing.image,
                 names=names,
+                checked_by=checked_by,
                 limits=self._limits,
                 on_event=on_event,
                 cancellation=cancellation or Cancellation(),

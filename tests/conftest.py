@@ -22,6 +22,7 @@ def away_from_the_credentials_of_this_machine(tmp_path_factory: pytest.TempPathF
         for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
             patch.setenv(name, os.fspath(home))
         patch.setenv("DOCKER_CONFIG", os.fspath(home / ".docker"))
-        for name in ("REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "MINIBOX_REGISTRIES"):
+        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+        for name in ("REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "MINIBOX_REGISTRIES", *proxies):
             patch.delenv(name, raising=False)
         yield home

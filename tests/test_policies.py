@@ -421,3 +421,39 @@ def test_a_pull_that_is_refused_keeps_the_name_and_has_asked_for_documents_alone
         targets = {request.target for request in registry.requests}
     assert targets == {manifest_target("team/app", "1"), manifest_target("team/app", AMD64_IMAGE.digest)}
     assert read_names(root) == {NAME: str(before.digest)}
+
+
+# Archives
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        (Policy(allow_registries=["docker.io"]), "allow_registries"),
+        (Policy(require_digest=True), "require_digest"),
+        (Policy(max_layers=1), "max_layers"),
+        (Policy(max_image_bytes=10), "max_image_bytes"),
+        (Policy(verify=Hook(SignatureError("no signature"))), "verify"),
+    ],
+)
+def test_an_archive_that_is_refused_leaves_nothing_behind(root: Path, policy: Policy, rule: str) -> None:
+    open_store(root / "source").import_image(memory_of({NAME: INDEX}), NAME)
+    open_store(root / "source").save(NAME, root / "app.tar")
+    with pytest.raises(PolicyRefused) as caught:
+        open_store(root / "loaded").load(root / "app.tar", checked_by=policy)
+    assert caught.value.rule == rule
+    assert read_names(root / "loaded") == {}
+    assert stored(root / "loaded") == set()
+    check_invariants(root / "loaded")
+
+
+def test_S27_an_archive_is_let_in_by_the_bytes_that_are_stored(root: Path) -> None:
+    hook = Hook()
+    name = f"app@{INDEX.digest}"
+    open_store(root / "source").import_image(memory_of({name: INDEX}), name)
+    open_store(root / "source").save(name, root / "app.tar")
+    policy = Policy(require_digest=True, max_layers=2, max_image_bytes=INDEX.size_bytes, verify=hook)
+    (loaded,) = open_store(root / "loaded").load(root / "app.tar", names=lambda _: NAME, checked_by=policy)
+    assert (str(loaded.digest), loaded.name) == (INDEX.digest, NAME)
+    assert hook.contents == {digest: INDEX.blobs[digest] for digest in INDEX.document_digests}
+    assert hook.offers[0].name == NAME

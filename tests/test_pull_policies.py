@@ -35,6 +35,7 @@ from tests.support.scripted_registry import (
     redirect,
     registry_error,
     serve_image,
+    unauthorized,
 )
 from tests.support.sources import memory_of
 from tests.support.stores import blob, open_layout, open_store, put, rot
@@ -368,6 +369,20 @@ def test_a_head_that_fails_ends_the_pull(
 
     assert asked(registry, again) == [("HEAD", "manifests/1")] * count
     assert (root / "index.json").read_bytes() == content
+
+
+def test_a_head_that_no_token_opens_is_not_asked_again_as_a_get(root: Path, registry: ScriptedRegistry) -> None:
+    put(root, SINGLE, NAME)
+    scope = pull_scope("team/app")
+    with TokenServer() as tokens:
+        tokens.expect_token("token-1", service="registry", scope=scope)
+        registry.allow("HEAD", TAG, unauthorized(tokens.challenge(service="registry", scope=scope)))
+
+        def again() -> None:
+            with pytest.raises(AuthenticationRefused):
+                pull(root, registry, "if-newer")
+
+        assert asked(registry, again) == [("HEAD", "manifests/1")] * 2
 
 
 def test_a_name_that_the_registry_has_no_more_is_told_of(root: Path, registry: ScriptedRegistry) -> None:

@@ -354,6 +354,22 @@ def test_a_disk_that_takes_no_piece_gets_the_blob_by_one_stream(root: Path, numb
 
 
 @small_pieces
+def test_when_the_file_cannot_be_written_no_lane_works_on_behind_the_error(root: Path) -> None:
+    def linger(offset: int, given_bytes: int) -> None:
+        if offset:
+            time.sleep(0.2)
+
+    with replaced_os() as system:
+        for name in ("copy_file_range", "sendfile", "write"):
+            system.fail(name, errno.EIO, path="/partial/")
+        with pytest.raises(OSError, match="rror"):
+            fetch(root, place(before_read=linger, step_bytes=20_000))
+        assert not [thread.name for thread in threading.enumerate() if thread.name == "minibox-range"]
+    assert find_leftovers(root) == []
+    check_invariants(root)
+
+
+@small_pieces
 def test_a_system_that_gives_no_more_threads_gets_the_blob_all_the_same(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -638,7 +654,7 @@ def test_whatever_a_registry_does_to_ranges_the_image_arrives(root: Path, fault:
     def answer(request: Request) -> Answer:
         asked = request.header("Range")
         is_open = asked is None or asked.endswith("-")
-        if is_open or (which == "later" and "bytes=0-" in (asked or "")):
+        if asked is None or is_open or (which == "later" and "bytes=0-" in asked):
             return ranged(CONTENT)(request)
         return scripted if isinstance(scripted, Answer) else scripted(request)
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,7 @@ from tests.support.certificates import (
     make_certificate,
     write_certificates,
 )
+from tests.support.forks import not_possible, run_forked
 from tests.support.images import build_image
 from tests.support.layouts import read_layout_blobs
 from tests.support.peers import docker_registry, push_image, require_peer, run_peer, skopeo_command, skopeo_environment
@@ -131,6 +133,35 @@ def test_a_link_that_leads_nowhere_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "quay.io").mkdir()
     (tmp_path / "quay.io" / "ca.crt").symlink_to(tmp_path / "nowhere")
     assert CertificateFolders(tmp_path).find("quay.io") == Certificates()
+
+
+def test_a_folder_that_may_not_be_looked_into_is_passed_over_and_a_key_that_may_not_be_read_is_told_of(
+    house: Authority, alice: ClientCertificate
+) -> None:
+    if os.getuid() != 0:
+        not_possible("to become another user needs root")
+    # A folder of pytest's own is for nobody but us.
+    with tempfile.TemporaryDirectory(prefix="certificates-") as top:
+        os.chmod(top, 0o755)
+        hidden, shown = Path(top) / "hidden", Path(top) / "shown"
+        for folder in (hidden, shown):
+            place = write_certificates(folder, "registry.test", authority=house.certificate, client=alice)
+            os.chmod(place / "client.key", 0o600)
+        os.chmod(hidden / "registry.test", 0o700)
+
+        def look() -> None:
+            os.setgroups([])
+            os.setuid(65534)
+            found = CertificateFolders(hidden, shown).find("registry.test")
+            assert found is not None
+            assert found.authorities == (str(shown / "registry.test" / "ca.crt"),)
+            with (
+                open_repository("registry.test/a/b:1", certificates=CertificateFolders(shown)) as repository,
+                pytest.raises(InvalidPath, match=r"client\.key.*permission denied"),
+            ):
+                repository.resolve("1")
+
+        assert run_forked(look) == 0
 
 
 # Real peers

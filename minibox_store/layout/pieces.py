@@ -162,7 +162,7 @@ class PiecesAhead:
 
     def _is_time_to_take(self) -> bool:
         """Whether enough has come of the first piece, or nothing more will."""
-        if not self._pieces:
+        if not self._pieces or not self.working:
             return not self.working
         first = self._pieces[0]
         waiting_bytes = first.come_bytes - first.taken_bytes

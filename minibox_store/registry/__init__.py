@@ -9,6 +9,7 @@ from minibox_store.registry.credentials import Credentials, CredentialsSource
 from minibox_store.registry.logins import login, logout
 from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.mirrors import MirroredRepository
+from minibox_store.registry.proxies import Proxies
 from minibox_store.registry.registries import read_registries_file
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry.target import RepositoryTarget
@@ -21,6 +22,7 @@ __all__ = [
     "CredentialsSource",
     "MachineCredentials",
     "MirroredRepository",
+    "Proxies",
     "RegistryClient",
     "RegistryRepository",
     "RepositoryTarget",

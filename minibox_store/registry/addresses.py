@@ -5,6 +5,8 @@ something else the next time.
 """
 
 import ipaddress
+import re
+import socket
 from collections.abc import Iterator
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -16,6 +18,8 @@ _METADATA = frozenset(
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
+# A name whose last part is a number is no name. Spec: URL Standard, "ends in a number".
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
 def restricted_class(address: str) -> str | None:
@@ -37,6 +41,24 @@ def restricted_class(address: str) -> str | None:
         if found is not None:
             return found
     return None
+
+
+def literal_address(host: str) -> str | None:
+    """Return the address that a host is by its very spelling, in any that resolvers take; None for a name.
+
+    >>> literal_address("2130706433"), literal_address("0x7f.1"), literal_address("registry.example")
+    ('127.0.0.1', '127.0.0.1', None)
+    """
+    text = host.rstrip(".")
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if not _NUMBER.fullmatch(text.rpartition(".")[2]):
+            return None
+    try:
+        return socket.inet_ntoa(socket.inet_aton(text))
+    except OSError:
+        return text  # whatever somebody else makes of it
 
 
 def _class_of(address: _Address) -> str | None:

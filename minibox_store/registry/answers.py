@@ -38,7 +38,7 @@ class Answer:
         """
         self.method = method
         self.url = url
-        self.secrets = secrets
+        self.secrets = (*secrets, *connection.secrets)
         self._connection = connection
         self._pool = pool
         self._response = connection.receive()

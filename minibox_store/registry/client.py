@@ -24,15 +24,17 @@ from minibox_store.registry.certificates import (
 from minibox_store.registry.connections import ConnectionPool
 from minibox_store.registry.credentials import Credentials, CredentialsSource, KnownCredentials
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
-from minibox_store.registry.environment import certificate_folders, process_environment
+from minibox_store.registry.environment import certificate_folders, process_environment, proxy_settings
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
 from minibox_store.registry.machine_credentials import MachineCredentials
 from minibox_store.registry.mirrors import MirroredRepository
+from minibox_store.registry.proxies import Proxies, ProxyRules
 from minibox_store.registry.registries import machine_rules
 from minibox_store.registry.repository import RegistryRepository, WritableRepository
 from minibox_store.registry.retries import RetryPolicy
+from minibox_store.registry.sessions import FindCredentials, Session
 from minibox_store.registry.tokens import TokenCache
-from minibox_store.registry.transport import FindCredentials, Session, Transport
+from minibox_store.registry.transport import Transport
 from minibox_store.registry.trust import Trust
 from minibox_store.registry.turns import OpenPlace
 from minibox_store.registry.urls import Origin
@@ -61,6 +63,9 @@ class RegistryClient:
             TLS, credentials included. Of token servers, and of hosts that they redirect to, it says nothing.
         plain_http: registries that speak HTTP without TLS though they are not on this machine.
         https: registries on this machine that speak TLS, where plain HTTP is the rule.
+        proxies: through whom hosts are reached that are not this machine; nobody where it is None. A proxy resolves
+            the names that it is given, so that of hosts behind one only those that are spelled as addresses can be
+            kept from leading to this machine, or to what answers near it.
         registries: what holds for the images of a registry: where else they are to be had, and what is blocked.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
         ca_file: certificates of authorities to be trusted besides the system's.
@@ -86,6 +91,7 @@ class RegistryClient:
         insecure: Collection[str] = (),
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
+        proxies: Proxies | None = None,
         registries: RegistryRules | Iterable[RegistryRule] = (),
         realms: Mapping[str, Iterable[str]] | None = None,
         ca_file: str | os.PathLike[str] | None = None,
@@ -106,6 +112,7 @@ class RegistryClient:
             certificates = KnownCertificates(dict(certificates or {}))
         self._rules = registries if isinstance(registries, RegistryRules) else RegistryRules(tuple(registries))
         self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=insecure)
+        self._proxy_rules = ProxyRules(proxies or Proxies())
         self._schemes = Schemes.of(plain_http, https, insecure)
         self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
         self._connect_seconds = connect_seconds
@@ -122,16 +129,18 @@ class RegistryClient:
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
         """Return a client that does what the machine is set up for.
 
-        It has the credentials and the certificates of Docker and Podman, and the rules of the file that
-        ``MINIBOX_REGISTRIES`` names.
+        It has the credentials and certificates of Docker and Podman, the proxies that the environment names, and the
+        rules of the file that ``MINIBOX_REGISTRIES`` names.
 
         Raises:
-            InvalidPath, InvalidDocument: when that file cannot be read.
+            InvalidArgument: when the environment names a proxy that is none.
+            InvalidPath, InvalidDocument: when the file of rules cannot be read.
         """
         environment = process_environment()
         return cls(
             credentials=MachineCredentials(environment=environment),
             certificates=CertificateFolders(*certificate_folders(environment)),
+            proxies=Proxies(**proxy_settings(environment)),
             limits=limits,
             registries=machine_rules(environment),
         )
@@ -296,6 +305,8 @@ class RegistryClient:
             tls_context=partial(self._trust.context_for, domain, origin),
             connect_seconds=self._connect_seconds,
             silence_seconds=self._silence_seconds,
+            proxy_for=self._proxy_rules.proxy_for,
+            proxy_context=self._trust.plain_context,
         )
         return session, pool
 

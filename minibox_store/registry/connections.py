@@ -13,11 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HeaderParsingError
+from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
+from urllib3.exceptions import HeaderParsingError, HTTPError
+from urllib3.util import parse_url
 from urllib3.util.response import assert_header_parsing
 
 from minibox_store.registry.dialling import Address, Dialler, Network, OpenLines
+from minibox_store.registry.failures import LineInterrupted, ProxyFailed
+from minibox_store.registry.proxies import Proxy, open_tunnel
 from minibox_store.registry.reading import LineReader
 from minibox_store.registry.urls import Origin
 
@@ -42,8 +45,9 @@ class OutgoingBody(Protocol):
 class _Line:
     """The socket of one connection, as urllib3 asks for it."""
 
-    def __init__(self, origin: Origin, dialler: Dialler, lines: OpenLines) -> None:
+    def __init__(self, origin: Origin, dialler: Dialler, lines: OpenLines, proxy: Proxy | None) -> None:
         self.origin = origin
+        self.proxy = proxy
         self._dialler = dialler
         self._lines = lines
         self._handle: socket.socket | None = None
@@ -51,12 +55,18 @@ class _Line:
 
     def open(self) -> socket.socket:
         self.hang_up()
-        opened, self._handle, self._address = self._dialler.dial(self.origin)
+        proxy = None if self.proxy is None else self.proxy.origin
+        opened, self._handle, self._address = self._dialler.dial(self.origin, proxy)
         return opened
+
+    @property
+    def end(self) -> Origin:
+        """Whom the socket itself is connected to."""
+        return self.origin if self.proxy is None else self.proxy.origin
 
     def reached(self) -> None:
         if self._address is not None:
-            self._dialler.reached(self.origin, self._address)
+            self._dialler.reached(self.origin, self._address if self.proxy is None else None)
 
     def hang_up(self) -> None:
         if self._handle is not None:
@@ -79,7 +89,7 @@ class _PlainConnection(HTTPConnection):
     response_class = Response
 
     def __init__(self, line: _Line, silence_seconds: float) -> None:
-        super().__init__(line.origin.host, line.origin.port, timeout=silence_seconds)
+        super().__init__(line.end.host, line.end.port, timeout=silence_seconds)
         self._line = line
 
     def _new_conn(self) -> socket.socket:
@@ -87,14 +97,41 @@ class _PlainConnection(HTTPConnection):
 
 
 class _TlsConnection(HTTPSConnection):
+    """TLS with the origin, through a line that a proxy opens where there is one; or with a proxy that passes on."""
+
     response_class = Response
 
-    def __init__(self, line: _Line, silence_seconds: float, context: ssl.SSLContext) -> None:
-        super().__init__(line.origin.host, line.origin.port, timeout=silence_seconds, ssl_context=context)
+    def __init__(
+        self, line: _Line, silence_seconds: float, context: ssl.SSLContext, proxy_context: ssl.SSLContext | None
+    ) -> None:
+        proxy = None if line.proxy is None else parse_url(str(line.proxy.origin))
+        super().__init__(
+            line.end.host,
+            line.end.port,
+            timeout=silence_seconds,
+            ssl_context=context,
+            proxy=proxy,
+            proxy_config=None if proxy is None else ProxyConfig(proxy_context, False, None, None),
+        )
         self._line = line
+        if line.proxy is not None and line.origin.scheme == "https":
+            self.set_tunnel(line.origin.host, line.origin.port, scheme=line.proxy.origin.scheme)
 
     def _new_conn(self) -> socket.socket:
         return self._line.open()
+
+    def _connect_tls_proxy(self, hostname: str, sock: socket.socket) -> ssl.SSLSocket:
+        try:
+            return super()._connect_tls_proxy(hostname, sock)
+        except LineInterrupted:
+            raise
+        except (OSError, HTTPError) as error:
+            raise ProxyFailed.because(str(self._line.end), error) from error
+
+    def _tunnel(self) -> None:
+        # Not urllib3's own, which reads a head without end, and makes of a refusal an error that cannot be told apart.
+        assert self._line.proxy is not None
+        open_tunnel(self.sock, self._line.origin, self._line.proxy)
 
 
 class Connection:
@@ -118,7 +155,7 @@ class Connection:
     @property
     def is_usable(self) -> bool:
         """Whether it is open, and the other side has said nothing unasked, such as that it closes."""
-        return self._made.is_connected or self._has_only_tickets()
+        return self._made.is_connected
 
     def connect(self) -> None:
         """Connect, and agree on TLS where that is spoken. Where that has happened, do nothing."""
@@ -126,10 +163,13 @@ class Connection:
             self._made.connect()
             self._line.reached()
 
-    def _has_only_tickets(self) -> bool:
-        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session."""
+    def has_only_tickets(self) -> bool:
+        """Whether all that came is of TLS itself: behind a handshake servers send what would resume the session.
+
+        What is more than that is lost: to be asked of a connection that waits, and is closed where this is not so.
+        """
         opened = self._made.sock
-        if opened is None or self._line.origin.scheme != "https":
+        if opened is None:
             return False
         opened.settimeout(0.0)
         try:
@@ -142,6 +182,16 @@ class Connection:
             opened.settimeout(self._made.timeout)
         return False
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is sent with each request, and no message may show."""
+        return () if self._line.proxy is None else self._line.proxy.secrets
+
+    @property
+    def _passes_on(self) -> Proxy | None:
+        """The proxy that reads each request, and passes it on."""
+        return self._line.proxy if self._line.origin.scheme == "http" else None
+
     def send(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | OutgoingBody | None = None
     ) -> None:
@@ -149,6 +199,8 @@ class Connection:
         self.connect()
         opened: socket.socket = self._made.sock
         opened.settimeout(self._silence_seconds)
+        if self._passes_on is not None:
+            target, headers = f"{self._line.origin}{target}", {**headers, **self._passes_on.headers}
         if body is None or isinstance(body, bytes):
             self._made.request(method, target, body=body, headers=headers)
             return
@@ -166,7 +218,7 @@ class Connection:
     def _send_piece(self, piece: memoryview) -> bool:
         """Send some of a body; return False where the other side does not want it, and has perhaps said why."""
         # Over TLS there may be something to read that is no answer.
-        if self._line.origin.scheme == "http" and not self.is_usable:
+        if "https" not in (self._line.origin.scheme, self._line.end.scheme) and not self.is_usable:
             return False
         opened: socket.socket = self._made.sock
         try:
@@ -181,6 +233,7 @@ class Connection:
         """Return the answer's head; the caller closes it.
 
         Raises:
+            ProxyFailed: when a proxy would not pass the request on for who we are.
             OSError, HTTPException: when none comes, or it is malformed.
         """
         # Not urllib3's own, which would decode the body, and log the URL of an answer whose headers are odd.
@@ -192,6 +245,9 @@ class Connection:
         except HeaderParsingError:
             response.close()
             raise http.client.HTTPException("the head has lines that are no headers") from None
+        if self._passes_on is not None and response.status == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            response.close()
+            raise ProxyFailed.refused(str(self._passes_on.origin), response.status, may_retry=False)
         return response
 
     def close(self) -> None:
@@ -208,6 +264,8 @@ class ConnectionPool:
         network: how it is reached.
         lines: where all that is opened is known.
         tls_context: asked for each connection with TLS.
+        proxy_for: through whom a host is reached; None for no proxy at all.
+        proxy_context: how TLS is spoken with proxies.
         connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
         silence_seconds: how long nothing may come while something should.
     """
@@ -221,12 +279,16 @@ class ConnectionPool:
         tls_context: Callable[[Origin], ssl.SSLContext],
         connect_seconds: float,
         silence_seconds: float,
+        proxy_for: Callable[[Origin], Proxy | None] | None = None,
+        proxy_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         self.lines = lines
         self.silence_seconds = silence_seconds
         self._home = home
         self._dialler = Dialler(home, network, self.lines, connect_seconds)
         self._tls_context = tls_context
+        self._proxy_for = proxy_for
+        self._proxy_context = proxy_context
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = {}
         self._is_closed = False
@@ -239,14 +301,22 @@ class ConnectionPool:
         """
         self.lines.check()
         while not fresh and (waiting := self._pop(origin)) is not None:
-            if waiting.is_usable:
+            if waiting.is_usable or waiting.has_only_tickets():
                 return waiting, True
             waiting.close()
-        line = _Line(origin, self._dialler, self.lines)
+        proxy = None if self._proxy_for is None else self._proxy_for(origin)
+        return self._made(_Line(origin, self._dialler, self.lines, proxy)), False
+
+    def _made(self, line: _Line) -> Connection:
         seconds = self.silence_seconds
-        if origin.scheme == "https":
-            return Connection(line, _TlsConnection(line, seconds, self._tls_context(origin)), seconds), False
-        return Connection(line, _PlainConnection(line, seconds), seconds), False
+        if "https" not in (line.origin.scheme, line.end.scheme):
+            return Connection(line, _PlainConnection(line, seconds), seconds)
+        has_tls_proxy = line.proxy is not None and line.end.scheme == "https"
+        proxy_context = self._proxy_context() if has_tls_proxy and self._proxy_context is not None else None
+        # Where the origin has none the only TLS is that with its proxy.
+        context = self._tls_context(line.origin) if line.origin.scheme == "https" else proxy_context
+        assert context is not None
+        return Connection(line, _TlsConnection(line, seconds, context, proxy_context), seconds)
 
     def meet_home(self) -> None:
         """Connect to the registry if nobody has yet: where it is decides where the hosts may be that it names."""

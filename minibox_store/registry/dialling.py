@@ -11,8 +11,8 @@ from typing import Protocol
 
 import attrs
 
-from minibox_store.registry.addresses import restricted_class
-from minibox_store.registry.failures import AddressRefused, LineInterrupted
+from minibox_store.registry.addresses import literal_address, restricted_class
+from minibox_store.registry.failures import AddressRefused, LineInterrupted, ProxyFailed
 from minibox_store.registry.urls import Origin
 
 
@@ -112,6 +112,10 @@ class Dialler:
     The registry is held to the kind of address it was first reached at, and only that kind is allowed to others: so
     a registry on this machine may redirect to this machine, and one elsewhere may not, whatever its name resolves
     to the next time.
+
+    A proxy may be anywhere, since nobody but the program or its user names it. Behind it names are resolved by the
+    proxy, and where they lead is not known here: a host that is an address by its spelling is still judged, and a
+    registry that is reached by its name counts as one that is at no restricted address.
     """
 
     def __init__(self, home: Origin, network: Network, lines: OpenLines, connect_seconds: float) -> None:
@@ -122,25 +126,44 @@ class Dialler:
         self._home_class: str | None = None
         self._knows_home = False
 
-    def dial(self, origin: Origin) -> tuple[socket.socket, socket.socket, Address]:
+    def dial(self, origin: Origin, proxy: Origin | None = None) -> tuple[socket.socket, socket.socket, Address]:
         """Return a connected socket, its handle among the open lines, and where it leads.
+
+        Args:
+            origin: whom it is for.
+            proxy: whom it leads to instead.
 
         Raises:
             AddressRefused: when no address of the host is allowed.
+            ProxyFailed: when the proxy cannot be connected to.
             OSError: when none can be connected to in time.
         """
         deadline = time.monotonic() + self._connect_seconds
         self._lines.check()
+        if proxy is not None:
+            if not self._may_be_at(origin, _class_by_spelling(origin)):
+                raise _refused(origin)
+            return self._dial_proxy(proxy, deadline)
         found = self._network.resolve(origin.host, origin.port)
-        allowed = [address for address in found if self._is_allowed(origin, address)]
+        kinds = [restricted_class(str(address.sockaddr[0])) for address in found]
+        allowed = [address for address, kind in zip(found, kinds, strict=True) if self._may_be_at(origin, kind)]
         if found and not allowed:
-            raise AddressRefused(
-                f"{origin.host} is at an address of this machine or its network, and the registry is not"
-            )
+            raise _refused(origin)
+        return self._dial_any(allowed, deadline)
+
+    def _dial_proxy(self, proxy: Origin, deadline: float) -> tuple[socket.socket, socket.socket, Address]:
+        try:
+            return self._dial_any(self._network.resolve(proxy.host, proxy.port), deadline)
+        except LineInterrupted:
+            raise
+        except OSError as error:
+            raise ProxyFailed.because(str(proxy), error) from error
+
+    def _dial_any(self, addresses: Sequence[Address], deadline: float) -> tuple[socket.socket, socket.socket, Address]:
         first_error: OSError | None = None
-        for position, address in enumerate(allowed):
+        for position, address in enumerate(addresses):
             # The time is shared, so that a dead first address leaves some for the second.
-            seconds = (deadline - time.monotonic()) / (len(allowed) - position)
+            seconds = (deadline - time.monotonic()) / (len(addresses) - position)
             try:
                 return self._open(address, max(seconds, 0.001))
             except LineInterrupted:
@@ -149,18 +172,23 @@ class Dialler:
                 first_error = first_error or error
         raise first_error or OSError("the host has no address")
 
-    def reached(self, origin: Origin, address: Address) -> None:
-        """Take note that the address proved to be the host's own, by its certificate where TLS is spoken."""
+    def reached(self, origin: Origin, address: Address | None) -> None:
+        """Take note that a host was reached, at an address that proved to be its own by TLS where that is spoken.
+
+        Args:
+            origin: the host.
+            address: None where a proxy leads to it.
+        """
         if origin == self._home and not self._knows_home:
-            self._home_class, self._knows_home = restricted_class(str(address.sockaddr[0])), True
+            known = restricted_class(str(address.sockaddr[0])) if address is not None else _class_by_spelling(origin)
+            self._home_class, self._knows_home = known, True
 
     @property
     def knows_home(self) -> bool:
         """Whether the registry was reached: before that no host may be at a restricted address but itself."""
         return self._knows_home
 
-    def _is_allowed(self, origin: Origin, address: Address) -> bool:
-        kind = restricted_class(str(address.sockaddr[0]))
+    def _may_be_at(self, origin: Origin, kind: str | None) -> bool:
         is_first = origin == self._home and not self._knows_home
         return kind is None or is_first or (self._knows_home and kind == self._home_class)
 
@@ -181,6 +209,15 @@ class Dialler:
             raise
         opened.settimeout(timeout_seconds)
         return opened, handle, address
+
+
+def _class_by_spelling(origin: Origin) -> str | None:
+    literal = literal_address(origin.host)
+    return None if literal is None else restricted_class(literal)
+
+
+def _refused(origin: Origin) -> AddressRefused:
+    return AddressRefused(f"{origin.host} is at an address of this machine or its network, and the registry is not")
 
 
 def _finish_connect(opened: socket.socket, timeout_seconds: float) -> None:

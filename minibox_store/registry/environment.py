@@ -1,4 +1,4 @@
-"""What the environment says: where credentials, certificates and rules lie, and what a credential helper may see.
+"""What the environment says: where credentials, certificates and rules lie, which proxies there are, what helpers see.
 
 The only module of the library that reads the process's environment.
 """
@@ -78,6 +78,25 @@ def registries_path(environment: Mapping[str, str]) -> str | None:
     """Return the absolute path of the file of registries, None where there is none to be read."""
     named = environment.get("MINIBOX_REGISTRIES")
     return os.path.abspath(named) if named else None
+
+
+def proxy_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what ``Proxies`` is made of; the spelling in upper case goes first, and one that is empty is not set.
+
+    HTTP_PROXY does not count in a CGI program: there it is what a request says in a header ``Proxy``.
+
+    Spec: golang.org/x/net/http/httpproxy; CVE-2016-5385 and its kind.
+    """
+    is_cgi = bool(environment.get("REQUEST_METHOD"))
+    names = {
+        "http": ("http_proxy",) if is_cgi else ("HTTP_PROXY", "http_proxy"),
+        "https": ("HTTPS_PROXY", "https_proxy"),
+        "no_proxy": ("NO_PROXY", "no_proxy"),
+    }
+    return {
+        meaning: next(filter(None, (environment.get(name) for name in spellings)), "")
+        for meaning, spellings in names.items()
+    }
 
 
 def helper_environment(environment: Mapping[str, str], program_path: Sequence[str]) -> dict[str, str]:

@@ -73,6 +73,28 @@ class LineInterrupted(OSError):
     """The socket was shut down from this side, on purpose."""
 
 
+class ProxyFailed(OSError):
+    """The proxy cannot be used, or does not lead on: ``status`` is what it answered, None where it did not."""
+
+    def __init__(self, problem: str, *, may_retry: bool, status: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.may_retry = may_retry
+        self.status = status
+
+    @classmethod
+    def because(cls, proxy: str, error: Exception) -> "ProxyFailed":
+        """Return the error for a proxy that cannot be connected to."""
+        problem, may_retry = _problem_of(error)
+        return cls(f"the proxy {proxy} cannot be used: {problem}", may_retry=may_retry)
+
+    @classmethod
+    def refused(cls, proxy: str, status: int, *, may_retry: bool) -> "ProxyFailed":
+        """Return the error for a proxy that answered; nothing of the answer but its status is shown."""
+        told = "wants another login than it got" if status == 407 else f"refuses ({status})"
+        return cls(f"the proxy {proxy} {told}", may_retry=may_retry, status=status)
+
+
 class AddressRefused(OSError):
     """A host resolves to nothing but addresses that it may not send us to."""
 
@@ -85,6 +107,8 @@ def shows_no_tls(error: OSError) -> bool:
     """Whether a failure to connect with TLS may mean that none is spoken there."""
     if isinstance(error, ssl.SSLError):
         return isinstance(error, ssl.SSLEOFError) or _reason(error) in _NO_TLS
+    if isinstance(error, ProxyFailed):
+        return error.status not in (None, 407)  # it tells of the host behind it, or has a rule for ports with TLS
     return isinstance(error, ConnectionRefusedError | ConnectionResetError | BrokenPipeError)
 
 
@@ -106,6 +130,8 @@ def _problem_of(error: Exception) -> tuple[str, bool]:
             return "the connection was interrupted", False
         case AddressRefused():
             return str(error), False
+        case ProxyFailed():
+            return error.problem, error.may_retry
         case LineCut() | http.client.RemoteDisconnected() | ssl.SSLEOFError():
             return "the connection was closed before the answer's end", True
         case TimeoutError():

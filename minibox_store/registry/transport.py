@@ -20,16 +20,14 @@ from minibox_store.limits import Limits
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.challenges import parse_challenges
 from minibox_store.registry.connections import Connection, ConnectionPool, OutgoingBody
-from minibox_store.registry.credentials import Credentials
-from minibox_store.registry.failures import Answerer, Failure, LineInterrupted, Refusal, foreign_errors, shows_no_tls
+from minibox_store.registry.failures import Answerer, Failure, Refusal, foreign_errors
 from minibox_store.registry.notices import Notices, read_rate_limit
 from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
+from minibox_store.registry.sessions import Session, meet
 from minibox_store.registry.tokens import Authorizer, TokenCache
-from minibox_store.registry.urls import InvalidUrl, Origin, Url
+from minibox_store.registry.urls import InvalidUrl, Url
 
 USER_AGENT = "minibox-store/0.1.0"
-
-FindCredentials = Callable[[Callable[[], None]], Credentials | None]
 
 _MAX_HOPS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -78,19 +76,6 @@ class Reply:
     content_type: str | None
     content_digest: str | None
     link: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Session:
-    """Whom a transport talks to, and as whom: the registry, the scope, and what may see the credentials.
-
-    Credentials are looked for when the registry first asks for them, with what raises once nobody waits any more.
-    """
-
-    registry: Origin
-    scope: str
-    find_credentials: FindCredentials
-    realms: frozenset[Origin]
 
 
 class Transport:
@@ -142,6 +127,7 @@ class Transport:
 
     def with_scope(self, scope: str) -> "Transport":
         """Return a transport over the same connections, whose tokens are good for another scope; it needs no close."""
+        self._settle()
         session = attrs.evolve(self._session, scope=scope)
         return Transport(
             session,
@@ -248,26 +234,11 @@ class Transport:
         if self._plain is None:
             return
         with self._settling, foreign_errors("GET", str(self.registry)):
-            if self._plain is None:
-                return
-            try:
-                self._pool.meet_home()
-            except OSError as error:
-                if not shows_no_tls(error):
-                    raise
-                self._change_to_plain_http(self._plain, error)
-            self._plain = None
-
-    def _change_to_plain_http(self, plain: Callable[[], tuple[Session, ConnectionPool]], error: OSError) -> None:
-        session, pool = plain()
-        try:
-            pool.meet_home()
-        except LineInterrupted:
-            raise
-        except OSError:
-            raise error from None  # nobody is there, with TLS or without
-        self._pool.close()
-        self._begin(session, pool)
+            if self._plain is not None:
+                plain = meet(self._pool, self._plain)
+                if plain is not None:
+                    self._begin(*plain)
+                self._plain = None
 
     def _ask(self, request: Request) -> Answer:
         url = request.place or Url(self.registry, request.target)
