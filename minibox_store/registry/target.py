@@ -22,6 +22,9 @@ from minibox_store.registry.repository import ACCEPT, WritableRepository
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.uploads import BlobUpload, check_digest, has_blob
 
+# By which registries know what comes under a tag; under another digest it is there when it was put there too.
+_OF_TAGS = "sha256"
+
 FindMounts = Callable[[Digest], Sequence[str]]
 
 
@@ -164,6 +167,8 @@ class RepositoryWriter:
                 content = waiting[1]
             else:
                 content = read_content(self._repository, descriptor, self._repository.limits)
+            if descriptor.digest.algorithm != _OF_TAGS:
+                self._put_document(str(descriptor.digest), descriptor, content)
             self._put_document(name, descriptor, content)
 
     def _hold(self, descriptor: Descriptor) -> None:
