@@ -1,5 +1,6 @@
 """Pushing: what is sent, in which order, how a broken line is mended, and what stays as it was when it is not."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from minibox_store.errors import (
     ImageNotFound,
     IncompleteImage,
     InvalidArgument,
+    InvalidDocument,
     InvalidReference,
     PlatformNotFound,
     RateLimited,
@@ -28,7 +30,15 @@ from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, R
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
 from tests.support.answers import Answer, basic_credentials, redirect, registry_error, unauthorized
-from tests.support.images import BuiltImage, build_image, build_image_over, build_index, random_layer
+from tests.support.images import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    BuiltImage,
+    build_image,
+    build_image_over,
+    build_index,
+    random_layer,
+)
 from tests.support.registries import NamedNetwork, quick_client
 from tests.support.scripted_registry import ScriptedServer, TokenServer
 from tests.support.stores import blob, open_store, put, rot
@@ -164,6 +174,53 @@ def test_where_a_blob_cannot_be_taken_from_there_it_is_sent(
     assert posts == (len(IMAGE.blobs) - 1) * (3 if refusal == "refuses" else 2)
 
 
+# What refers to something else
+
+SIGNATURE = build_image(
+    [{"signature": b"s"}], subject=SMALL.root, annotations={"org.example.by": "alice"}, salt="signature"
+)
+OTHER_SIGNATURE = build_image([{"signature": b"t"}], subject=SMALL.root, salt="other signature")
+LIST = f"sha256-{SMALL.digest.partition(':')[2]}"
+
+
+@pytest.fixture
+def signed(tmp_path: Path, store: Store) -> Store:
+    put(tmp_path / "store", SIGNATURE, "signature:1")
+    put(tmp_path / "store", OTHER_SIGNATURE, "other:1")
+    return store
+
+
+def test_a_registry_that_knows_of_subjects_lists_referrers_itself(signed: Store, registry: UploadRegistry) -> None:
+    push(signed, registry, "signature:1")
+    assert registry.tag("team/app", "1") == SIGNATURE.digest
+    assert registry.tag("team/app", LIST) is None
+    assert not [each for each in registry.sent("GET") if LIST in each]
+
+
+def test_where_a_registry_lists_no_referrers_they_are_listed_under_a_tag(
+    signed: Store, registry: UploadRegistry
+) -> None:
+    registry.knows_subjects = False
+    for name in ("signature:1", "other:1", "signature:1"):
+        push(signed, registry, name)
+    media_type, content = registry.manifests["team/app", LIST]
+    listed = json.loads(content)
+    assert media_type == listed["mediaType"] == OCI_INDEX
+    kind = {"artifactType": OCI_CONFIG}
+    assert listed["manifests"] == [
+        {**SIGNATURE.root, **kind, "annotations": {"org.example.by": "alice"}},
+        {**OTHER_SIGNATURE.root, **kind},
+    ]
+
+
+def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: UploadRegistry) -> None:
+    signed.push("small:1", registry.reference("team/app", LIST), client=quick_client())
+    registry.knows_subjects = False
+    with pytest.raises(InvalidDocument, match="no list of referrers"):
+        push(signed, registry, "signature:1")
+    assert registry.tag("team/app", LIST) == SMALL.digest
+
+
 # Chunks
 
 
@@ -237,7 +294,7 @@ def test_an_upload_that_is_cut_ever_again_and_gets_nowhere_fails(store: Store, r
     assert caught.value.method == "PUT"
     assert caught.value.status is None
     assert registry.tag("team/app", "1") is None
-    assert 100 - len(registry.cuts) <= 3 * 3
+    assert 100 - len(registry.cuts) <= 3 * (3 + 4)
 
 
 def test_a_blob_whose_answer_got_lost_is_not_sent_again(store: Store, registry: UploadRegistry) -> None:

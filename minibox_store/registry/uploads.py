@@ -27,6 +27,8 @@ _BUFFER_BYTES = MEBIBYTE
 # Where a registry, or what stands before it, finds a body too large without saying what it would take.
 _FIRST_CHUNK_BYTES = 32 * MEBIBYTE
 _SMALLEST_CHUNK_BYTES = 64 * 1024
+# Many lose all of an upload whose line was cut: how often that counts as getting on, besides the usual tries.
+_MOST_LOSSES = 4
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NO_HEADERS: Mapping[str, str] = {}
@@ -87,7 +89,11 @@ def check_digest(answer: Answer, digest: Digest, what: str) -> None:
 
 
 class BlobReader:
-    """The bytes of a blob, read from any offset on, and hashed as they are read for the first time. For one thread."""
+    """The bytes of a blob, read from any offset on, and hashed as they are read for the first time. For one thread.
+
+    Attributes:
+        given_bytes: how many were given away, those that were asked for again counted again.
+    """
 
     def __init__(self, source: BlobSource, descriptor: Descriptor) -> None:
         self._source = source
@@ -96,6 +102,7 @@ class BlobReader:
         self._buffer = memoryview(bytearray(min(_BUFFER_BYTES, descriptor.size_bytes + 1)))
         self._stream: BlobStream | None = None
         self._position = 0
+        self.given_bytes = 0
 
     @property
     def seen_bytes(self) -> int:
@@ -115,6 +122,7 @@ class BlobReader:
             except Exception as error:
                 raise SourceFailed(error) from error
             if piece:
+                self.given_bytes += len(piece)
                 yield piece
             offset += len(piece)
             if offset == end:
@@ -189,6 +197,7 @@ class BlobUpload:
         self._offset = 0
         self._is_in_doubt = False
         self._is_first = True
+        self._losses = 0
 
     def begin_at(self, answer: Answer, request: Request) -> None:
         """Go on with an upload that the registry has begun by its answer to a request.
@@ -213,7 +222,7 @@ class BlobUpload:
         attempts = self._transport.attempts()
         with closing(self._reader):
             while True:
-                before = self._offset
+                before, given_bytes = self._offset, self._reader.given_bytes
                 try:
                     if self._is_ready():
                         self._send()
@@ -221,9 +230,14 @@ class BlobUpload:
                 except SourceFailed as failed:
                     raise failed.error from failed.error.__cause__
                 except Failure as failure:
-                    if self._offset > before:
+                    if self._offset > before or (self._reader.given_bytes > given_bytes and self._may_lose()):
                         attempts.advanced()
                     attempts.failed(self._judged(failure))
+
+    def _may_lose(self) -> bool:
+        """Whether a registry may once more keep nothing of what it has got: it took its time, and was of no use."""
+        self._losses += 1
+        return self._losses <= _MOST_LOSSES
 
     def _is_ready(self) -> bool:
         """See that an upload is open, and how far it is; return False where the registry has the blob by now."""

@@ -243,11 +243,11 @@ class UploadRegistry(ScriptedRegistry):
         missing = [each for each in self._needed(document, media_type) if not self._has(repository, each)]
         if missing:
             return registry_error(400, "MANIFEST_BLOB_UNKNOWN", f"{missing[0]} is missing")
-        algorithm = name.partition(":")[0] if ":" in name else "sha256"
-        digest = digest_of(request.body, algorithm)
+        digest = digest_of(request.body, name.partition(":")[0] if ":" in name else "sha256")
         if ":" in name and name != digest:
             return registry_error(400, "DIGEST_INVALID")
-        self.manifests[repository, digest] = self.manifests[repository, name] = (media_type, request.body)
+        self.manifests[repository, name] = (media_type, request.body)
+        self.manifests[repository, digest] = (media_type, request.body)
         headers = {"Location": f"/v2/{repository}/manifests/{digest}", "Docker-Content-Digest": digest}
         if "subject" in document and self.knows_subjects:
             headers["OCI-Subject"] = document["subject"]["digest"]
