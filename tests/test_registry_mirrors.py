@@ -474,6 +474,8 @@ def test_what_is_blocked_is_refused_before_a_name_is_even_looked_up() -> None:
             open_it(Reference.parse("bad.example/team/app:1"))
     with pytest.raises(RegistryBlocked):
         client.check_credentials("bad.example", Credentials("me", "secret"))
+    with pytest.raises(RegistryBlocked):
+        client.open_registry("bad.example")
     assert network.asked == []
 
 
@@ -756,3 +758,19 @@ def test_where_the_place_whose_turn_it_is_gives_no_ranges_there_are_none(stack: 
     with open_mirrored(places.reference, places.rule) as repository:
         assert repository.open_range(LAYER, 40_000, 30_000) is None
         assert places.home.requests == []
+
+
+def test_what_a_rule_says_of_a_host_holds_for_whatever_is_done_there(stack: ExitStack) -> None:
+    registry = stack.enter_context(ScriptedRegistry())
+    registry.allow("GET", "/v2/", Answer(body=b"{}"))
+    network = NamedNetwork({"plain.example": [[PUBLIC_ADDRESS]]}, {"plain.example": registry.port})
+    rule = RegistryRule(prefix="plain.example", insecure=True)
+    client = quick_client(registries=[rule], network=network)
+    client.check_credentials("plain.example", Credentials("me", "secret"))
+    for opened in (
+        client.open_registry("plain.example"),
+        client.open_origin(Reference.parse("plain.example/team/app"), access="pull,push"),
+    ):
+        with opened:
+            opened.check_access()
+    assert registry.count("GET", "/v2/") == 3
