@@ -5,8 +5,10 @@ loses them when that fails; and the end of a connection is to it the end of a li
 """
 
 import io
+import math
 import socket
 import ssl
+import time
 
 from minibox_store.registry.failures import LineCut
 
@@ -41,6 +43,7 @@ class LineReader(io.BufferedIOBase):
         if self._sock is not None and self._silence_seconds is not None:
             self._sock.settimeout(min(_TICK_SECONDS, self._silence_seconds))
         self.is_patient = True
+        self._lines_until: float | None = None
         self._buffer = bytearray(_BUFFER_BYTES)
         self._start = 0
         self._end = 0
@@ -54,12 +57,16 @@ class LineReader(io.BufferedIOBase):
 
         Raises:
             LineCut: when the connection ends before the line.
+            TimeoutError: when lines, one after the other, take as a whole longer than nothing may come: they are never
+                so long that a slow line would need it.
         """
         limit = _BUFFER_BYTES if size is None or size < 0 else size
         line = bytearray()
         while len(line) < limit and not line.endswith(b"\n"):
-            if self._start == self._end and not self._fill():
-                raise LineCut
+            if self._start == self._end:
+                if not self._fill():
+                    raise LineCut
+                self._check_lines()
             end = min(self._end, self._start + limit - len(line))
             found = self._buffer.find(b"\n", self._start, end)
             end = end if found < 0 else found + 1
@@ -73,6 +80,7 @@ class LineReader(io.BufferedIOBase):
         Raises:
             NothingYet: when nothing comes for a moment, unless it is patient.
         """
+        self._lines_until = None
         if self._start == self._end:
             if len(view) >= _BUFFER_BYTES:
                 return self._receive(view, is_patient=self.is_patient)
@@ -91,6 +99,13 @@ class LineReader(io.BufferedIOBase):
         self._start = self._end = 0
         self._end = self._receive(memoryview(self._buffer), is_patient=is_patient)
         return self._end > 0
+
+    def _check_lines(self) -> None:
+        now = time.monotonic()
+        if self._lines_until is None:
+            self._lines_until = now + (self._silence_seconds or math.inf)
+        elif now > self._lines_until:
+            raise TimeoutError
 
     def _receive(self, view: memoryview, *, is_patient: bool) -> int:
         if self._sock is None:
