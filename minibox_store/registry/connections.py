@@ -7,6 +7,7 @@ Spec: RFC 9112, section 9.
 """
 
 import http.client
+import select
 import socket
 import ssl
 import threading
@@ -149,17 +150,25 @@ class Connection:
 
     def _send_piece(self, piece: memoryview) -> bool:
         """Send some of a body; return False where the other side does not want it, and has perhaps said why."""
-        # Over TLS there may be something to read that is no answer.
-        if self._line.origin.scheme == "http" and not self.is_usable:
-            return False
         opened: socket.socket = self._made.sock
         try:
             # Each step may take the time of silence, where sendall would give it to the whole piece.
             while piece:
+                if type(opened) is socket.socket and self._is_answered(opened):
+                    return False
                 piece = piece[opened.send(piece) :]
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def _is_answered(self, opened: socket.socket) -> bool:
+        """Wait until more can be sent, or an answer has come: over TLS there may be something to read that is none."""
+        waiting = select.poll()
+        waiting.register(opened, select.POLLIN | select.POLLOUT)
+        found = waiting.poll(self._silence_seconds * 1000)
+        if not found:
+            raise TimeoutError
+        return bool(found[0][1] & select.POLLIN)
 
     def receive(self) -> Response:
         """Return the answer's head; the caller closes it.
