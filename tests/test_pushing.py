@@ -1,6 +1,7 @@
 """Pushing: what is sent, in which order, how a broken line is mended, and what stays as it was when it is not."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from minibox_store.errors import (
     RateLimited,
     RegistryError,
     StoreDamaged,
+    StoreUnavailable,
 )
 from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName, render_line
 from minibox_store.platforms import Platform
@@ -500,6 +502,34 @@ def test_a_blob_that_has_rotted_in_the_store_is_not_pushed(
     assert ("team/app", IMAGE.layer_digests[1]) not in registry.blobs
 
 
+def test_a_file_that_became_shorter_is_told_of(tmp_path: Path, store: Store, registry: UploadRegistry) -> None:
+    path = blob(tmp_path / "store", IMAGE.layer_digests[1])
+
+    def shorten(_: object) -> Answer:
+        path.chmod(0o600)
+        os.truncate(path, 1000)
+        return Answer(status=202, headers={"Location": f"{UPLOADS}x"})
+
+    for digest in (IMAGE.layer_digests[0], IMAGE.config_digest):
+        registry.blobs["team/app", digest] = IMAGE.blobs[digest]
+    registry.expect("POST", UPLOADS, shorten)
+    with pytest.raises(StoreUnavailable, match="shorter"):
+        push(store, registry)
+    assert registry.tag("team/app", "1") is None
+
+
+def test_a_registry_that_finds_right_bytes_wrong_is_told_of(store: Store, registry: UploadRegistry) -> None:
+    place = f"{UPLOADS}x"
+    registry.allow("POST", UPLOADS, Answer(status=202, headers={"Location": place}))
+    refused = [
+        registry.allow("PUT", f"{place}?digest={digest}", registry_error(400, "DIGEST_INVALID"))
+        for digest in (*IMAGE.layer_digests, IMAGE.config_digest)
+    ]
+    with pytest.raises(RegistryError, match="DIGEST_INVALID"):
+        push(store, registry)
+    assert max(len(each.requests) for each in refused) == 3
+
+
 def test_what_is_not_there_is_not_pushed(tmp_path: Path, store: Store, registry: UploadRegistry) -> None:
     with pytest.raises(ImageNotFound):
         push(store, registry, "nothing:1")
@@ -541,6 +571,40 @@ def test_a_cancel_ends_a_push_that_waits_for_the_registry(store: Store, registry
     assert time.monotonic() - begun < 1.0
     hold.set()
     assert [type(error) for error in caught] == [Cancelled]
+
+
+@pytest.mark.parametrize("ended_by", ["a cancel", "the time of silence"])
+def test_a_registry_that_reads_no_more_is_not_waited_for_without_end(
+    tmp_path: Path, registry: UploadRegistry, ended_by: str
+) -> None:
+    image = build_image([random_layer(32 << 20)])
+    put(tmp_path, image, "app:1")
+    registry.stalls, cancellation = threading.Event(), Cancellation()
+    timer = threading.Timer(0.5, cancellation.cancel)
+    seconds = 30.0
+    if ended_by == "a cancel":
+        timer.start()
+    else:
+        seconds = 0.5
+    client = quick_client(silence_seconds=seconds, attempts=2)
+    begun = time.monotonic()
+    with pytest.raises(Cancelled if ended_by == "a cancel" else RegistryError):
+        push(open_store(tmp_path), registry, client=client, cancellation=cancellation)
+    assert time.monotonic() - begun < 10.0
+    registry.stalls.set()
+    timer.cancel()
+
+
+def test_a_blob_is_there_though_where_it_is_kept_no_head_is_answered(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry)
+    sent_bytes = registry.body_bytes
+    with ScriptedServer() as kept:
+        for digest in (*IMAGE.layer_digests, IMAGE.config_digest):
+            for method in ("HEAD", "GET"):
+                registry.allow(method, f"/v2/team/app/blobs/{digest}", redirect(f"{kept.url}/{digest[7:]}?signature=x"))
+            kept.allow("GET", f"/{digest[7:]}?signature=x", Answer(body=IMAGE.blobs[digest]))
+        push(store, registry)
+    assert registry.body_bytes == sent_bytes + len(IMAGE.blobs[IMAGE.digest])
 
 
 def test_one_upload_that_fails_ends_those_that_wait(store: Store, registry: UploadRegistry) -> None:
