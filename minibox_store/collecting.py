@@ -12,8 +12,8 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.graph import Identity, walk
+from minibox_store.documents import Descriptor, Identity, LayoutIndex
+from minibox_store.graph import walk_documents
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
 from minibox_store.reports import Removal
@@ -45,8 +45,8 @@ class Marks:
         """
         if root.digest in self.absent:  # a root may not be absent; and it may have come since
             self.forget([self.absent[root.digest]])
-        for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
-            if node.document is None and media_types.is_document(node.descriptor.media_type):
+        for node in walk_documents(source, root, limits=self.limits, seen=self._seen):
+            if node.content is None and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor
 
     def forget(self, absent: Iterable[Descriptor]) -> None:

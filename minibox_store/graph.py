@@ -11,16 +11,14 @@ from typing import NamedTuple
 import attrs
 
 from minibox_store import media_types
-from minibox_store.codec import decode_config, decode_document
+from minibox_store.codec import decode_config, decode_document, decode_links
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor, Document, Index, Manifest, Node, children
+from minibox_store.documents import Descriptor, Document, Identity, Index, Manifest, Node, children, identity
 from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
 from minibox_store.protocols import BlobSource, BlobStream, Interruptible
 
-# A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
-Identity = tuple[str, int, str]
 Seen = MutableSet[Identity]
 
 # A manifest for one platform, or an index.
@@ -174,7 +172,44 @@ def walk(
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong.
     """
-    seen = set() if seen is None else seen
+
+    def read(node: Node, may_be_absent: bool) -> _Pending | None:
+        found = _read_document(source, node.descriptor, limits, may_be_absent and allow_absent_manifests)
+        if found is None:
+            return None
+        return _Pending(node._replace(document=found[0], content=found[1]), iter(children(found[0])))
+
+    return _walk(root, read, limits, set() if seen is None else seen, on_unreadable)
+
+
+def walk_documents(source: BlobSource, root: Descriptor, *, limits: Limits, seen: set[Identity]) -> Iterator[Node]:
+    """Do as :func:`walk`, absent manifests allowed, for whoever asks no more than what there is.
+
+    Leaves are added to ``seen``, and not yielded. Documents are, with their content and without their value; one that
+    is absent has neither. A root that is a leaf is yielded.
+    """
+
+    def read(node: Node, may_be_absent: bool) -> _Pending | None:
+        content = _content_of(source, node.descriptor, limits, may_be_absent)
+        if content is None:
+            return None
+        name = str(node.descriptor.digest)
+        links = decode_links(content, node.descriptor.media_type, name, limits=limits)
+        _check_layers(links.layers, name, limits)
+        seen.update(links.leaves)
+        below = [Node(each, "manifest", 1, 1) for each in links.documents]
+        return _Pending(node._replace(content=content), iter(below))
+
+    return _walk(root, read, limits, seen, None)
+
+
+def _walk(
+    root: Descriptor,
+    read: Callable[[Node, bool], _Pending | None],
+    limits: Limits,
+    seen: Seen,
+    on_unreadable: UnreadableListener | None,
+) -> Iterator[Node]:
     documents = 0
     stack = [_Pending(None, iter((Node(descriptor=root, role="manifest", position=1, total=1),)))]
     while stack:
@@ -186,33 +221,22 @@ def walk(
             seen.add(key)
             if key[2]:  # the type of a document
                 documents += 1
-                read = None
+                opened = None
                 try:
                     _check_bounds(root, documents, len(stack), limits)
-                    read = _read_document(source, descriptor, limits, allow_absent_manifests and len(stack) > 1)
+                    opened = read(node, len(stack) > 1)
                 except (StoreError, OSError) as error:
                     if on_unreadable is None:
                         raise
                     on_unreadable(descriptor, error)
-                if read is not None:
-                    parent = node._replace(document=read[0], content=read[1])
-                    stack.append(_Pending(parent, iter(children(read[0]))))
+                if opened is not None:
+                    stack.append(opened)
                     break
             yield node
         else:
             done = stack.pop().node
             if done is not None:
                 yield done
-
-
-def identity(descriptor: Descriptor) -> Identity:
-    """Return what tells a blob from another in a walk: its digest, its size and, of a document, its type.
-
-    Of the digest it has the hexadecimal part, which tells the algorithm by its length: a walk compares these more than
-    anything else, and nothing is compared faster than a text.
-    """
-    is_document = media_types.is_document(descriptor.media_type)
-    return descriptor.digest.hex, descriptor.size_bytes, descriptor.media_type if is_document else ""
 
 
 def _check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:
@@ -225,18 +249,28 @@ def _check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) 
 def _read_document(
     source: BlobSource, descriptor: Descriptor, limits: Limits, may_be_absent: bool
 ) -> tuple[Document, bytes] | None:
+    content = _content_of(source, descriptor, limits, may_be_absent)
+    if content is None:
+        return None
+    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
+    if isinstance(document, Manifest):
+        _check_layers(len(document.layers), str(descriptor.digest), limits)
+    return document, content
+
+
+def _content_of(source: BlobSource, descriptor: Descriptor, limits: Limits, may_be_absent: bool) -> bytes | None:
     try:
         content = source.read(descriptor) if isinstance(source, RememberingSource) else None
-        if content is None:
-            content = read_content(source, descriptor, limits)
+        return read_content(source, descriptor, limits) if content is None else content
     except BlobNotFound:
         if may_be_absent:
             return None
         raise
-    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
-    if isinstance(document, Manifest) and len(document.layers) > limits.layers:
-        raise InvalidDocument("layers", f"there are more than {limits.layers}", str(descriptor.digest))
-    return document, content
+
+
+def _check_layers(count: int, document: str, limits: Limits) -> None:
+    if count > limits.layers:
+        raise InvalidDocument("layers", f"there are more than {limits.layers}", document)
 
 
 def select_manifest(
