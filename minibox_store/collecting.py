@@ -67,9 +67,10 @@ def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:
 
 
 class StoredBlob(NamedTuple):
-    """A file under ``blobs/``: its path below the root, its size in bytes, and how old it is."""
+    """A file under ``blobs/``: its folder's path below the root, its name, its size in bytes, and how old it is."""
 
-    path: str
+    folder: str
+    name: str
     size_bytes: int
     age_seconds: float
 
@@ -78,9 +79,9 @@ def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[
     """Return the removal of each blob whose name is not among those of the blobs that are alive."""
     reason = "no image in the index needs it"
     return [
-        Removal(kind="blob", path=path, size_bytes=size_bytes, reason=reason, age_seconds=age_seconds)
-        for path, size_bytes, age_seconds in blobs
-        if file_name(path) not in live_names
+        Removal(kind="blob", path=f"{folder}/{name}", size_bytes=size_bytes, reason=reason, age_seconds=age_seconds)
+        for folder, name, size_bytes, age_seconds in blobs
+        if name not in live_names
     ]
 
 

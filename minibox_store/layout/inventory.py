@@ -7,6 +7,7 @@ is held by it, or its name is in the index.
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import attrs
 
@@ -159,15 +160,13 @@ def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
 
 def live_pins(paths: LayoutPaths) -> dict[str, Digest]:
     """Return the blobs that the transactions of living processes hold, by what their files are called."""
-    transactions = [entry.path for entry in iter_entries(paths.ingest) if entry.is_dir(follow_symlinks=False)]
+    folders = (entry for entry in iter_entries(paths.ingest) if entry.is_dir(follow_symlinks=False))
+    transactions = [f"{paths.ingest}/{folder.name}" for folder in folders]
     names = (each.name for path in transactions if is_alive(path) for each in iter_entries(path))
     return {digest.hex: digest for name in names if (digest := pinned_digest(name)) is not None}
 
 
 def iter_entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in a folder; nothing where there is none."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except FileNotFoundError:
-        return
+    """Yield what is in a folder; nothing where there is none. Each is asked before the next one comes, by its name."""
+    with suppress(FileNotFoundError), _files.opened_directory(folder) as opened, os.scandir(opened) as entries:
+        yield from entries
