@@ -95,6 +95,8 @@ if TYPE_CHECKING:
     from minibox_store.registry import RegistryRepository as RegistryRepository
     from minibox_store.registry import login as login
     from minibox_store.registry import logout as logout
+    from minibox_store.removals import PruneReport as PruneReport
+    from minibox_store.removals import Removal as Removal
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -102,8 +104,6 @@ if TYPE_CHECKING:
     from minibox_store.reports import LostName as LostName
     from minibox_store.reports import MendedBlob as MendedBlob
     from minibox_store.reports import Need as Need
-    from minibox_store.reports import PruneReport as PruneReport
-    from minibox_store.reports import Removal as Removal
     from minibox_store.reports import RepairReport as RepairReport
     from minibox_store.reports import StoreInfo as StoreInfo
     from minibox_store.reports import StoreUsage as StoreUsage
@@ -196,6 +196,7 @@ _MODULES = {
         "login",
         "logout",
     ),
+    "removals": ("PruneReport", "Removal"),
     "reports": (
         "Finding",
         "FindingKind",
@@ -204,8 +205,6 @@ _MODULES = {
         "LostName",
         "MendedBlob",
         "Need",
-        "PruneReport",
-        "Removal",
         "RepairReport",
         "StoreInfo",
         "StoreUsage",

@@ -6,7 +6,7 @@ a mark. What is alive is found by the same walk that copies images.
 
 from collections.abc import Callable, Container, Iterable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import attrs
 
@@ -16,7 +16,7 @@ from minibox_store.documents import Descriptor, Identity, LayoutIndex
 from minibox_store.graph import walk_documents
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import Removal
+from minibox_store.removals import Removal
 
 
 @attrs.define
@@ -66,13 +66,8 @@ def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:
         marks.add_root(source, entry.descriptor)
 
 
-class StoredBlob(NamedTuple):
-    """A file under ``blobs/``: its folder's path below the root, its name, its size in bytes, and how old it is."""
-
-    folder: str
-    name: str
-    size_bytes: int
-    age_seconds: float
+# A file under ``blobs/``: its folder's path below the root, its name, its size in bytes, and its age in seconds.
+StoredBlob = tuple[str, str, int, float]
 
 
 def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[Removal]:

@@ -16,14 +16,14 @@ from minibox_store.digest import HEX_LENGTHS, is_hexadecimal
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
-from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
 from minibox_store.layout.marking import Marking
 from minibox_store.layout.needs import Needs
+from minibox_store.layout.pins import live_pins
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import names_of
-from minibox_store.reports import PruneReport, Removal
+from minibox_store.removals import PruneReport, Removal
 
 _BATCH = 1000
 _SIDECAR = ".index.json"
@@ -147,7 +147,7 @@ class Sweep:
         live_names = self._marking.live_names
         for algorithm, length in HEX_LENGTHS.items():
             folder = f"blobs/{algorithm}"
-            for entry in iter_entries(self._paths.blobs(algorithm)):
+            for entry in _iter_opened(self._paths.blobs(algorithm)):
                 # Most blobs are alive: they are passed over before anything is asked about them.
                 name = entry.name
                 if name in live_names:
@@ -162,7 +162,7 @@ class Sweep:
                         continue
                     if spares_new:
                         self._youth.note(f"{folder}/{name}", status)
-                    yield StoredBlob(folder, name, status.st_size, age_seconds(status, now_seconds))
+                    yield folder, name, status.st_size, age_seconds(status, now_seconds)
 
     def _is_dead_sidecar(self, entry: os.DirEntry[str], length: int) -> bool:
         layer = entry.name.removesuffix(_SIDECAR)
@@ -175,6 +175,7 @@ class Sweep:
             plan = [removal for removal in plan if file_name(removal.path) not in pins]
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
+        planned_by = self._marking.live_names
         for batch in self._locked_batches(plan):
             try:
                 self._marking.mark_new_roots()
@@ -189,6 +190,9 @@ class Sweep:
                 self._durable_index = self._marking.marked
             live_names, pins = self._marking.live_names, live_pins(self._paths)
             spares_new = self._youth.keep_newer_than_seconds > 0
+            if live_names is planned_by and not pins and not spares_new:
+                self._remove(batch)  # what was not alive in the plan is not alive now
+                continue
             self._remove(
                 removal
                 for removal in batch
@@ -294,3 +298,9 @@ class Sweep:
                     self._errors.append(f"{removal.path}: {error.strerror}")
                 else:
                     self._removed.append(removal)
+
+
+def _iter_opened(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder, which stays open meanwhile: to ask about an entry then takes no way from the root."""
+    with suppress(FileNotFoundError), _files.opened_directory(folder) as opened, os.scandir(opened) as entries:
+        yield from entries

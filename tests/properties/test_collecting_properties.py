@@ -173,8 +173,8 @@ def test_what_is_planned_is_what_cannot_be_reached(graph: Graph) -> None:
     marks = Marks()
     mark_index(marks, graph.memory(), graph.index())
     paths = {relative_path(Digest.parse(digest)): digest for digest in graph.present}
-    stored = [
-        StoredBlob(folder, name, len(graph.blobs[digest]), age)
+    stored: list[StoredBlob] = [
+        (folder, name, len(graph.blobs[digest]), age)
         for age, (path, digest) in enumerate(paths.items())
         for folder, _, name in [path.rpartition("/")]
     ]
