@@ -683,4 +683,4 @@ def test_several_platforms_that_are_there_cost_one_head(
     assert [method for method, _ in requests] == ["HEAD"]
     assert again == [first]
     pull(root, registry, "if-newer", platform=Platform.parse("linux/s390x"))
-    assert annotations(root)["dev.minibox.store.source-platform"] == "linux/s390x"
+    assert annotations(root)["platform"] == "linux/s390x"
