@@ -86,13 +86,13 @@ if TYPE_CHECKING:
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
+    from minibox_store.offers import OfferedImage as OfferedImage
     from minibox_store.plans import PlannedBlob as PlannedBlob
     from minibox_store.plans import PlannedManifest as PlannedManifest
     from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
-    from minibox_store.policies import OfferedImage as OfferedImage
     from minibox_store.policies import Policy as Policy
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
@@ -118,6 +118,7 @@ if TYPE_CHECKING:
     from minibox_store.registry import logout as logout
     from minibox_store.registry import read_registries_file as read_registries_file
     from minibox_store.registry_rules import Mirror as Mirror
+    from minibox_store.registry_rules import RegistryPlace as RegistryPlace
     from minibox_store.registry_rules import RegistryRule as RegistryRule
     from minibox_store.registry_rules import RegistryRules as RegistryRules
     from minibox_store.remote import catalog as catalog
@@ -125,6 +126,8 @@ if TYPE_CHECKING:
     from minibox_store.remote import delete as delete
     from minibox_store.remote import referrers as referrers
     from minibox_store.remote import tags as tags
+    from minibox_store.removals import PruneReport as PruneReport
+    from minibox_store.removals import Removal as Removal
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -132,8 +135,6 @@ if TYPE_CHECKING:
     from minibox_store.reports import LostName as LostName
     from minibox_store.reports import MendedBlob as MendedBlob
     from minibox_store.reports import Need as Need
-    from minibox_store.reports import PruneReport as PruneReport
-    from minibox_store.reports import Removal as Removal
     from minibox_store.reports import RepairReport as RepairReport
     from minibox_store.reports import StoreInfo as StoreInfo
     from minibox_store.reports import StoreUsage as StoreUsage
@@ -224,9 +225,10 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
+    "offers": ("OfferedImage",),
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
     "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
-    "policies": ("OfferedImage", "Policy"),
+    "policies": ("Policy",),
     "protocols": (
         "BlobSource",
         "BlobStage",
@@ -253,8 +255,9 @@ _MODULES = {
         "logout",
         "read_registries_file",
     ),
-    "registry_rules": ("Mirror", "RegistryRule", "RegistryRules"),
+    "registry_rules": ("Mirror", "RegistryPlace", "RegistryRule", "RegistryRules"),
     "remote": ("catalog", "copy", "delete", "referrers", "tags"),
+    "removals": ("PruneReport", "Removal"),
     "reports": (
         "Finding",
         "FindingKind",
@@ -263,8 +266,6 @@ _MODULES = {
         "LostName",
         "MendedBlob",
         "Need",
-        "PruneReport",
-        "Removal",
         "RepairReport",
         "StoreInfo",
         "StoreUsage",

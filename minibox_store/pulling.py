@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store._file_errors import file_errors
-from minibox_store.admitting import Wish, check_referrers, choose_incoming, digest_in
 from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor, Referrer
@@ -18,13 +17,14 @@ from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice, describe_choice
-from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, ImageSource, Referrers
-from minibox_store.pull_policies import HeldImage, find_held, recalled, resolve_newer
 from minibox_store.reference import Reference, check_image_name
 from minibox_store.referring import gather_referrers
 
 if TYPE_CHECKING:
+    from minibox_store.admitting import Wish
+    from minibox_store.policies import Policy
+    from minibox_store.pull_policies import HeldImage
     from minibox_store.pulled_trees import TreeTarget
     from minibox_store.registry import RegistryClient
     from minibox_store.selecting import ChosenImage
@@ -43,7 +43,7 @@ class Pulling:
         *,
         name: str | None = None,
         platform: PlatformChoice = LINUX_AMD64,
-        checked_by: Policy | None = None,
+        checked_by: "Policy | None" = None,
         client: "RegistryClient | None" = None,
         policy: PullPolicy = "always",
         parallel: int = DEFAULT_PARALLEL,
@@ -65,7 +65,8 @@ class Pulling:
             checked_by: what must hold of an image for it to come in: asked about the reference before anything is sent,
                 and about the image before a config or layer is fetched.
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
-                Podman keep on this machine (``MachineCredentials``).
+                Podman keep on this machine (``MachineCredentials``), and by way of the mirrors of the file that
+                ``MINIBOX_REGISTRIES`` names.
             policy: ``"always"`` asks the registry, and brings what it has. ``"if-newer"`` asks by one HEAD for the
                 digest, and brings nothing where the store has what that stands for. ``"if-missing"`` does not ask where
                 the store has the name, whatever the tag stands for by now. Only an image that is whole, for the
@@ -91,8 +92,10 @@ class Pulling:
             InvalidArgument: for a platform, or anything else, that none may be.
             PlatformNotFound: when the image is not offered for a platform.
             PolicyRefused: when ``checked_by`` does not let it in.
-            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
-            InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
+            RegistryBlocked: when a rule of the client blocks it; nothing is sent then.
+            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached. Where it has
+                mirrors, ``asked_before`` says what was wrong with each of them.
+            InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read, or rules cannot.
             ContentMismatch, InvalidDocument: when it sends something else than it announced.
             InvalidArchive: when a layer cannot be unpacked, or not within the bounds.
             MissingLibrary: when a layer is compressed by what nothing installed reads.
@@ -105,6 +108,8 @@ class Pulling:
             replaced in one step too, just before the name; one that is current stays as it is. An old tree that
             something has mounted stays aside until a prune finds it free.
         """
+        from minibox_store.admitting import Wish
+        from minibox_store.pull_policies import find_held, resolve_newer
         from minibox_store.registry import RegistryClient
 
         if parallel < 1:
@@ -129,7 +134,7 @@ class Pulling:
             copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
             if referrers:
                 copy = attrs.evolve(copy, listing=repository)
-            held = None if policy == "always" else find_held(self._layout, name, parsed, wanted)
+            held = None if policy == "always" else find_held(self._layout, wish)
             if held is None or policy == "if-newer":
                 on_event(ResolvingName(name=name))
                 root = resolve_newer(repository, parsed, held)
@@ -162,7 +167,7 @@ class Pulling:
         *,
         as_name: str | None = None,
         platform: PlatformChoice = None,
-        checked_by: Policy | None = None,
+        checked_by: "Policy | None" = None,
         verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -189,6 +194,8 @@ class Pulling:
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
+        from minibox_store.admitting import Wish, digest_in
+
         verify_content, wanted = is_content(verify), checked_choice(platform)
         as_name = check_image_name(name if as_name is None else as_name)
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
@@ -203,12 +210,14 @@ class Pulling:
     def _keep(
         self,
         source: BlobSource,
-        held: HeldImage,
+        held: "HeldImage",
         copy: "_Incoming",
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
         """Return an image that the store has, once it has its tree, and is read, where that is wanted."""
+        from minibox_store.admitting import choose_incoming
+        from minibox_store.pull_policies import recalled
         from minibox_store.pulled_trees import base_layers_of
 
         lacks_tree = copy.unpack and base_layers_of(self._layout).find(held.name, held.root.digest) is None
@@ -231,6 +240,8 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
+        from minibox_store.admitting import choose_incoming
+
         source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
         name = copy.wish.name
         chosen = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event)
@@ -263,6 +274,8 @@ class Pulling:
     def _referrers_of(
         self, source: RememberingSource, chosen: "ChosenImage", copy: "_Incoming", on_event: EventListener
     ) -> tuple[Referrer, ...]:
+        from minibox_store.admitting import check_referrers
+
         if copy.listing is None:
             return ()
         made = () if chosen.made_from is None else (chosen.root.digest,)
@@ -290,7 +303,7 @@ class _Incoming:
     """What is copied in, to where, and how; where there is a ``listing``, with what that says refers to it."""
 
     target: TransactionTarget
-    wish: Wish
+    wish: "Wish"
     parallel: int = DEFAULT_PARALLEL
     unpack: bool = False
     listing: Referrers | None = None

@@ -1,5 +1,6 @@
 """That the benchmarks run, and measure what they say. How fast anything is decides no test."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -214,6 +215,25 @@ def test_a_root_filesystem_is_of_the_files_of_this_machine_and_the_same_each_tim
     assert sum(file.size_bytes for file in choose_files(200, 2 * MIB, with_usr=False)) <= 2 * MIB
 
 
+def test_a_root_filesystem_has_directories_filled_as_they_are_here_and_scattered_files_have_not() -> None:
+    def filled(*, scattered: bool) -> list[int]:
+        chosen = choose_files(200, 2 * MIB, with_usr=False, scattered=scattered)
+        assert len({file.name for file in chosen}) == 200
+        assert sum(file.size_bytes for file in chosen) <= 2 * MIB
+        here = {os.path.dirname(file.path): 0 for file in chosen}
+        for file in chosen:
+            here[os.path.dirname(file.path)] += 1
+        whole = [folder for folder, count in here.items() if count == len(os.listdir(folder)) - folders_in(folder)]
+        return [len(here), len(whole)]
+
+    def folders_in(folder: str) -> int:
+        return sum(entry.is_dir() for entry in os.scandir(folder))
+
+    together, whole = filled(scattered=False)
+    assert whole >= together - 1  # the last one is cut off
+    assert filled(scattered=True)[0] > 2 * together
+
+
 def test_a_tree_that_is_not_whole_is_no_measurement(tmp_path: Path) -> None:
     (tmp_path / "tree/folder").mkdir(parents=True)
     (tmp_path / "tree/folder/file").touch()
@@ -238,6 +258,11 @@ def test_the_growth_of_unpacking_is_told_for_each_shape(capsys: pytest.CaptureFi
 def test_what_a_look_inside_takes_is_told_beside_an_unpacking(capsys: pytest.CaptureFixture[str]) -> None:
     require_fuse()
     printed = run_quickly(capsys, "inside", "mount")
-    for row in ("first byte of a file in a gzip layer of ", "mount to the first byte of a file, 300 files", "ls -lR "):
+    mounted = ("mount to the first byte of a file, 300 files in ", "ls -lR over the mount, 300 files in ")
+    for row in (
+        "first byte of a file in a gzip layer of ",
+        *mounted,
+        "ls -lR, two files to a directory: 300 files in ",
+    ):
         (line,) = (line for line in printed.splitlines() if line.startswith(f"| {row}"))
         assert float(line.split(" | ")[-3].split()[0]) > 0

@@ -6,8 +6,8 @@ from minibox_store import _files
 from minibox_store.collecting import Marks, mark_index
 from minibox_store.documents import LayoutIndex, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
-from minibox_store.layout.inventory import live_pins
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.pins import live_pins
 from minibox_store.layout_index import name_of
 
 _ATTEMPTS = 5

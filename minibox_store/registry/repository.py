@@ -24,7 +24,7 @@ from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
 from minibox_store.registry.downloads import BlobDownload, RangeDownload
-from minibox_store.registry.referrers import list_referrers, listed_in, read_tagged_list
+from minibox_store.registry.referrer_lists import list_referrers, read_list
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
@@ -156,7 +156,7 @@ class RegistryRepository:
             if found is not None:
                 return found
             self._lists_referrers = False
-        return listed_in(read_tagged_list(self, descriptor.digest, self._limits))
+        return read_list(self, descriptor.digest).manifests
 
     def check_access(self) -> None:
         """See that the registry lets us in.

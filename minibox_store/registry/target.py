@@ -12,17 +12,20 @@ from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlencode
 
 from minibox_store import media_types
+from minibox_store.codec import decode_document
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Referrer
-from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument, RateLimited, RegistryError
-from minibox_store.graph import ContentSource, read_content
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, IncompleteImage, RateLimited, RegistryError
+from minibox_store.graph import read_content
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
-from minibox_store.referring import read_referrer
-from minibox_store.registry.referrers import read_tagged_list, referrers_tag, with_listed
+from minibox_store.registry.referrer_lists import describe_referrer, read_list, referrers_tag, with_referrer
 from minibox_store.registry.repository import ACCEPT, WritableRepository
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.uploads import BlobUpload, check_digest, has_blob
+
+# By which registries know what comes under a tag; under another digest it is there when it was put there too.
+_OF_TAGS = "sha256"
 
 FindMounts = Callable[[Digest], Sequence[str]]
 
@@ -101,7 +104,6 @@ class RepositoryWriter:
         self._waiting: tuple[Descriptor, bytes] | None = None
         self._names: dict[str, Descriptor] = {}
         self._transports: dict[str, Transport] = {}
-        self._unlisted: dict[Digest, Referrer] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the repository holds the blob, as far as it says; nobody can promise that it stays.
@@ -149,7 +151,7 @@ class RepositoryWriter:
         self._names[name] = descriptor
 
     def write_referrer(self, descriptor: Descriptor, /) -> None:
-        """Let the registry know what ``descriptor`` refers to, which it does from the document itself.
+        """Do no more than was done as it was put there: what a document refers to stands in itself.
 
         Raises:
             IncompleteImage: when the repository was not made to hold it.
@@ -162,22 +164,22 @@ class RepositoryWriter:
         self._repository.interrupt()
 
     def finish(self) -> None:
-        """Put the root, by its tags; before that, what refers to something into its list, where nobody else does that.
+        """Put the root, by its tags.
 
         Raises:
             StoreError: when the registry refuses it; the tag stands for what it stood for, unless only the answer
                 was lost.
         """
         waiting = self._waiting
-        if waiting is not None and (waiting[0] not in self._names.values() or self._refers(*waiting)):
+        if waiting is not None and waiting[0] not in self._names.values():
             self._put_document(str(waiting[0].digest), *waiting)
-        for referrer in tuple(self._unlisted.values()):
-            self._list(referrer)
         for name, descriptor in self._names.items():
             if waiting is not None and waiting[0] == descriptor:
                 content = waiting[1]
             else:
                 content = read_content(self._repository, descriptor, self._repository.limits)
+            if descriptor.digest.algorithm != _OF_TAGS:
+                self._put_document(str(descriptor.digest), descriptor, content)
             self._put_document(name, descriptor, content)
 
     def _hold(self, descriptor: Descriptor) -> None:
@@ -208,29 +210,21 @@ class RepositoryWriter:
         )
         with closing(self._transport.open(request, self._transport.attempts())) as answer:
             check_digest(answer, descriptor.digest, f"manifest {name} at {answer.url}")
-            listed_for = answer.header("OCI-Subject")
-        referrer = self._refers(descriptor, content)
-        if referrer is not None and listed_for != str(referrer.subject):
-            with self._guard:
-                self._unlisted[descriptor.digest] = referrer
+            knows_subjects = answer.header("OCI-Subject") is not None
+        if not knows_subjects and b'"subject"' in content:
+            self._list_referrer(descriptor, content)
 
-    def _refers(self, descriptor: Descriptor, content: bytes) -> Referrer | None:
-        return read_referrer(ContentSource(content), descriptor, self._repository.limits)
-
-    def _list(self, referrer: Referrer) -> None:
-        """Add a referrer to the list under a tag that stands for what the registry does not make.
-
-        Two who do so at the same time may lose one of the two entries: the specification knows no better way.
-        """
+    def _list_referrer(self, descriptor: Descriptor, content: bytes) -> None:
+        """Let those who look for the referrers of what a manifest refers to find it, without the registry's help."""
         limits = self._repository.limits
-        content = with_listed(read_tagged_list(self._repository, referrer.subject, limits), referrer)
-        if content is None:
+        document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
+        if document.subject is None:
             return
-        tag, digest = referrers_tag(referrer.subject), Digest.of(content)
-        if len(content) > limits.document_bytes:
-            raise InvalidDocument("", f"it would be larger than {limits.document_bytes} bytes", tag)
-        made = Descriptor(media_type=media_types.OCI_INDEX, digest=digest, size_bytes=len(content))
-        self._put_document(tag, made, content)
+        subject = document.subject.digest
+        listed = with_referrer(read_list(self._repository, subject), describe_referrer(descriptor, document))
+        if listed is not None:
+            described = Descriptor(media_type=media_types.OCI_INDEX, digest=Digest.of(listed), size_bytes=len(listed))
+            self._put_document(referrers_tag(subject), described, listed)
 
     def _put_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         upload = BlobUpload(self._transport, self._path, descriptor, source, chunk_bytes=self._chunk_bytes)

@@ -139,9 +139,12 @@ class Answers(Generic[Node]):
 
         Nothing is kept of it: whoever may look may open a directory as often as the system lets him.
         """
-        dots = [(b".", self.status(path)), (b"..", self.status(path.rpartition("/")[0] or "/"))][offset:]
         names = self._ask(path, lambda node: self._image.children(node, max(0, offset - 2)))
-        return itertools.chain(dots, ((os.fsencode(name), child.status) for name, child in names))
+        told = ((os.fsencode(name), child.status) for name, child in names)
+        if offset >= 2:  # the kernel asks again until nothing comes
+            return told
+        dots = [(b".", self.status(path)), (b"..", self.status(path.rpartition("/")[0] or "/"))]
+        return itertools.chain(dots[offset:], told)
 
     def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
         """Return an extended attribute."""

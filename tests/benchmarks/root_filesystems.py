@@ -10,7 +10,7 @@ import stat
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,6 +26,8 @@ _GZIP = 16 + zlib.MAX_WBITS
 _USUAL_LEVEL = 6
 # How far the files that were chosen may run ahead of their part of all bytes.
 _AHEAD_BYTES = 4 * 1024 * 1024
+# Which part of all files one directory may have: a machine with all manuals has more than ten thousand in one.
+_LARGEST_PART = 10
 
 Adds = Callable[[tarfile.TarFile], None]
 
@@ -39,32 +41,48 @@ class Chosen:
     size_bytes: int
 
 
-def choose_files(count: int, total_bytes: int, *, with_usr: bool = True) -> list[Chosen]:
+def choose_files(count: int, total_bytes: int, *, with_usr: bool = True, scattered: bool = False) -> list[Chosen]:
     """Return so many files of about so many bytes together, of this Python installation and, with it, /usr, by name.
 
-    The same machine gives the same choice: the files are taken in the order of the digests of their names. What cannot
-    be read is passed over.
+    They are those of whole directories, each with all that lies directly in it, so that the directories are filled as
+    those of a root filesystem are; the last one is cut off where there are enough. The same machine gives the same
+    choice: the directories are taken in the order of the digests of their names. What cannot be read is passed over,
+    and so is a directory with so many files or bytes that too little room were left for others.
+
+    Args:
+        count: how many files.
+        total_bytes: the most that they may have together.
+        with_usr: whether /usr is looked through.
+        scattered: choose each file by itself, as if it were a directory: then there is hardly a directory of the
+            machine that is not there, and few have more than two files. No root filesystem is like that.
 
     Raises:
         BenchmarkFailed: when there are not so many.
     """
     chosen: list[Chosen] = []
     taken_bytes = 0
-    for _, name, path in sorted(_installed_files(with_usr)):
-        size_bytes = _size_of(path)
-        allowed_bytes = min(total_bytes * (len(chosen) + 1) // count + _AHEAD_BYTES, total_bytes)
-        if size_bytes is None or taken_bytes + size_bytes > allowed_bytes:
+    for _, folder in sorted(_installed_files(with_usr, scattered).items()):
+        files = [
+            Chosen(name=name, path=path, size_bytes=size)
+            for name, path in folder
+            if (size := _size_of(path)) is not None
+        ]
+        size_bytes = sum(file.size_bytes for file in files)
+        allowed_bytes = min(total_bytes * (len(chosen) + len(files)) // count + _AHEAD_BYTES, total_bytes)
+        if len(files) > count // _LARGEST_PART or taken_bytes + size_bytes > allowed_bytes:
             continue
-        chosen.append(Chosen(name=name, path=path, size_bytes=size_bytes))
+        chosen += files
         taken_bytes += size_bytes
-        if len(chosen) == count:
-            return sorted(chosen, key=lambda file: file.name)
+        if len(chosen) >= count:
+            return sorted(chosen[:count], key=lambda file: file.name)
     raise BenchmarkFailed(f"this machine has {len(chosen)} files to choose from, not {count}")
 
 
-def write_root_filesystem(root: Path, *, files: int, layers: int, total_bytes: int, with_usr: bool = True) -> int:
+def write_root_filesystem(
+    root: Path, *, files: int, layers: int, total_bytes: int, with_usr: bool = True, scattered: bool = False
+) -> int:
     """Write a layout with an image of this machine's files in gzip layers, and return how many entries it has."""
-    chosen = choose_files(files, total_bytes, with_usr=with_usr)
+    chosen = choose_files(files, total_bytes, with_usr=with_usr, scattered=scattered)
     seen: set[str] = set()
     cuts = [files * number // layers for number in range(layers + 1)]
     # They are written one after the other, and each knows which directories those below it have made.
@@ -94,17 +112,23 @@ def add_directory(tar: tarfile.TarFile, name: str) -> None:
     tar.addfile(member)
 
 
-def _installed_files(with_usr: bool) -> Iterator[tuple[bytes, str, str]]:
-    """Yield of all that is no directory the digest of its name in the image, that name, and its path."""
+def _installed_files(with_usr: bool, scattered: bool) -> dict[bytes, list[tuple[str, str]]]:
+    """Return what is no directory, its name in the image and its path; by the digest of its directory's name.
+
+    Where they are to be scattered, it is the digest of its own name.
+    """
+    found: dict[bytes, list[tuple[str, str]]] = {}
     bases = {"opt/python": os.path.realpath(sys.base_prefix), **({"usr": "/usr"} if with_usr else {})}
     for below, base in bases.items():
         for folder, subfolders, names in os.walk(base):
             # The installation may be below /usr, and is a base by itself.
             subfolders[:] = [each for each in subfolders if os.path.join(folder, each) not in bases.values()]
-            for file in names:
-                path = os.path.join(folder, file)
-                name = f"{below}{path.removeprefix(base)}"
-                yield hashlib.sha256(os.fsencode(name)).digest(), name, path
+            named = f"{below}{folder.removeprefix(base)}"
+            for file in sorted(names):
+                name = f"{named}/{file}"
+                key = hashlib.sha256(os.fsencode(name if scattered else named)).digest()
+                found.setdefault(key, []).append((name, os.path.join(folder, file)))
+    return found
 
 
 def _size_of(path: str) -> int | None:

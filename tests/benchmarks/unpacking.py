@@ -70,7 +70,7 @@ def measure_unpack_growth(scene: Scene) -> Iterator[Row]:
         yield growth_row(f"unpack, {shape.text}", f"{place.kind}, none", seconds, per=per, bar=LINEAR)
 
 
-def write_unpacked(layout: Path, sizes: Sizes) -> int:
+def write_unpacked(layout: Path, sizes: Sizes, *, scattered: bool = False) -> int:
     """Write the root filesystem as a layout, and return how many entries it has."""
     return write_root_filesystem(
         layout,
@@ -78,6 +78,7 @@ def write_unpacked(layout: Path, sizes: Sizes) -> int:
         layers=sizes.unpacked_layers,
         total_bytes=sizes.unpacked_bytes,
         with_usr=sizes.unpacked_usr,
+        scattered=scattered,
     )
 
 

@@ -5,6 +5,7 @@ Spec: OCI distribution-spec 1.1, "Push"; what is scripted over it goes before.
 
 import json
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -12,7 +13,7 @@ from urllib.parse import parse_qs, urlencode
 
 from tests.support.answers import Answer, Request, Scripted, registry_error
 from tests.support.certificates import Certificate
-from tests.support.images import INDEX_TYPES, BuiltImage, Document, digest_of
+from tests.support.images import INDEX_TYPES, OCI_INDEX, BuiltImage, Document, digest_of
 from tests.support.scripted_registry import ScriptedRegistry
 from tests.support.wire import read_body, read_head
 
@@ -20,6 +21,8 @@ _UPLOADS = re.compile(r"/v2/(?P<repository>.+)/blobs/uploads/(?P<upload>[^/]*)")
 _BLOB = re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<digest>[^/]+)")
 _MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<name>[^/]+)")
 _TAGS = re.compile(r"/v2/(?P<repository>.+)/tags/list")
+_STALLING_BYTES = 16 << 20
+_REFERRERS = re.compile(r"/v2/(?P<repository>.+)/referrers/(?P<digest>[^/]+)")
 _CHUNK = re.compile(r"(\d+)-(\d+)")
 
 
@@ -41,12 +44,14 @@ class UploadRegistry(ScriptedRegistry):
         keeps_cut: whether what came before a cut stays in the upload.
         forgets_cut: whether an upload that was cut is unknown afterwards.
         largest_body_bytes: what is larger is refused with 413.
+        refuses_unread: whether it says so before it has read any of that, and goes on to read nothing.
+        stalls: until then nothing is read of what is larger than what a line holds.
         least_chunk_bytes: what OCI-Chunk-Min-Length says; a smaller chunk that is not the last is refused.
         most_taken_bytes: of a chunk no more is taken, and Range says so.
         takes_whole: whether a PUT may have the whole blob in it.
         mounts: whether blobs are taken from other repositories.
         location: what Location says of an upload, with ``{path}`` for the path.
-        knows_subjects: whether it says OCI-Subject.
+        knows_subjects: whether it says OCI-Subject, and lists what refers to something.
         page_names: how many names a list has at most before it leads to the next page.
         deletes_tags: whether a tag alone may be deleted.
     """
@@ -62,6 +67,9 @@ class UploadRegistry(ScriptedRegistry):
         self.keeps_cut = True
         self.forgets_cut = False
         self.largest_body_bytes: int | None = None
+        self.refuses_unread = False
+        self.stalls: threading.Event | None = None
+        self._unread: set[int] = set()
         self.least_chunk_bytes: int | None = None
         self.most_taken_bytes: int | None = None
         self.takes_whole = True
@@ -78,6 +86,17 @@ class UploadRegistry(ScriptedRegistry):
         found |= {name: content for (where, name), (_, content) in self.manifests.items() if where == repository}
         return image.blobs.items() <= found.items()
 
+    def put(self, repository: str, *images: BuiltImage, tag: str | None = None) -> None:
+        """Let it have images, however they came there, the last one under a tag."""
+        for image in images:
+            for digest, content in image.blobs.items():
+                if digest in image.document_digests:
+                    self.manifests[repository, digest] = (image.media_types[digest], content)
+                else:
+                    self.blobs[repository, digest] = content
+        if tag is not None:
+            self.manifests[repository, tag] = self.manifests[repository, images[-1].digest]
+
     def tag(self, repository: str, tag: str) -> str | None:
         """Return the digest that a tag stands for."""
         found = self.manifests.get((repository, tag))
@@ -88,10 +107,24 @@ class UploadRegistry(ScriptedRegistry):
         return [f"{each.method} {each.path}" for each in self.requests if not methods or each.method in methods]
 
     def _read(self, stream: BinaryIO, client_port: int) -> Request | None:
+        if client_port in self._unread:
+            # It stays open, and nobody looks at what comes, until the client has left.
+            if b" HTTP/1.1\r\n" in stream.read():
+                self._note_problem("a request follows one that was not sent to its end")
+            return None
         request = read_head(stream, client_port)
         if request is None:
             return None
         length = int(request.header("Content-Length") or 0)
+        if self.refuses_unread and self.largest_body_bytes is not None and length > self.largest_body_bytes:
+            self._unread.add(client_port)
+            return request
+        if self.stalls is not None and request.method == "PUT" and length > _STALLING_BYTES:
+            with self._changed:
+                self.requests.append(request)
+                self._changed.notify_all()
+            self.wait_while_held(self.stalls)
+            return None
         with self._changed:
             is_upload = request.method in ("PUT", "PATCH") and _UPLOADS.fullmatch(request.path)
             cut = self.cuts.pop(0) if is_upload and length and self.cuts else None
@@ -136,6 +169,8 @@ class UploadRegistry(ScriptedRegistry):
             return self._begin(request, found["repository"])
         if found := _BLOB.fullmatch(request.path):
             return self._answer_blob(request, (found["repository"], found["digest"]))
+        if found := _REFERRERS.fullmatch(request.path):
+            return self._answer_referrers(request, found["repository"], found["digest"])
         if found := _MANIFEST.fullmatch(request.path):
             return self._answer_manifest(request, found["repository"], found["name"])
         return super()._choose(request)
@@ -169,7 +204,8 @@ class UploadRegistry(ScriptedRegistry):
             return Answer(status=204, headers=self._state(name))
         if query.get("_state") != [f"at-{len(upload.content)}"]:
             return registry_error(404, "BLOB_UPLOAD_INVALID", "the state is another one")
-        if self.largest_body_bytes is not None and len(request.body) > self.largest_body_bytes:
+        length = int(request.header("Content-Length") or 0)
+        if self.largest_body_bytes is not None and length > self.largest_body_bytes:
             return Answer(status=413, body=b"<html>too large</html>")
         if request.method == "PATCH":
             return self._patch(request, upload, name)
@@ -213,6 +249,25 @@ class UploadRegistry(ScriptedRegistry):
             headers["Link"] = f'<{request.path}?{urlencode({"last": page[-1], "n": len(page)})}>; rel="next"'
         return Answer(headers=headers, body=json.dumps({key: page}).encode())
 
+    def _answer_referrers(self, request: Request, repository: str, subject: str) -> Answer:
+        if not self.knows_subjects:
+            return Answer(status=404, headers={"Content-Type": "text/plain"}, body=b"404 page not found")
+        found = {}
+        for (where, name), (media_type, content) in self.manifests.items():
+            document = json.loads(content)
+            if where == repository and ":" in name and document.get("subject", {}).get("digest") == subject:
+                kind = document.get("artifactType") or document["config"]["mediaType"]
+                listed = {"mediaType": media_type, "digest": name, "size": len(content), "artifactType": kind}
+                found[name] = {**listed, "annotations": document.get("annotations", {})}
+        asked = dict(request.query)
+        rest = [entry for name, entry in sorted(found.items()) if name > asked.get("last", "")]
+        page = rest[: self.page_names]
+        headers = {"Content-Type": OCI_INDEX}
+        if len(page) < len(rest):
+            headers["Link"] = f'<{request.path}?{urlencode({"last": page[-1]["digest"]})}>; rel="next"'
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page}
+        return Answer(headers=headers, body=json.dumps(document).encode())
+
     def _delete(self, repository: str, name: str) -> Answer:
         if (repository, name) not in self.manifests:
             return registry_error(404, "MANIFEST_UNKNOWN")
@@ -243,11 +298,11 @@ class UploadRegistry(ScriptedRegistry):
         missing = [each for each in self._needed(document, media_type) if not self._has(repository, each)]
         if missing:
             return registry_error(400, "MANIFEST_BLOB_UNKNOWN", f"{missing[0]} is missing")
-        algorithm = name.partition(":")[0] if ":" in name else "sha256"
-        digest = digest_of(request.body, algorithm)
+        digest = digest_of(request.body, name.partition(":")[0] if ":" in name else "sha256")
         if ":" in name and name != digest:
             return registry_error(400, "DIGEST_INVALID")
-        self.manifests[repository, digest] = self.manifests[repository, name] = (media_type, request.body)
+        self.manifests[repository, name] = (media_type, request.body)
+        self.manifests[repository, digest] = (media_type, request.body)
         headers = {"Location": f"/v2/{repository}/manifests/{digest}", "Docker-Content-Digest": digest}
         if "subject" in document and self.knows_subjects:
             headers["OCI-Subject"] = document["subject"]["digest"]

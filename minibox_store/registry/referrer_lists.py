@@ -1,9 +1,12 @@
-"""Lists of what refers to a manifest: those that a registry makes, and where it makes none those under a tag.
+"""Lists of referrers: those that a registry makes, and where it makes none those under a tag, kept by who pushes.
 
 Nothing of them is trusted. Of a link to the next page only path and query are used; a list has an end, whatever the
 registry says.
 
-Spec: OCI distribution-spec 1.1, "Listing Referrers", "Referrers Tag Schema" and "Pushing Manifests with Subject".
+A registry that knows of subjects says so when a manifest with one is put there; else the list is read, added to and
+put back. Of two who do so at the same time one may be lost: the protocol has nothing against it.
+
+Spec: OCI distribution-spec 1.1, "Listing Referrers", "Pushing Manifests with Subject" and "Referrers Tag Schema".
 """
 
 import attrs
@@ -11,7 +14,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_document, encode_document
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Document, Index, Referrer
+from minibox_store.documents import Descriptor, Document, Index, Manifest
 from minibox_store.errors import InvalidDocument, ManifestUnknown, RegistryError
 from minibox_store.graph import read_content
 from minibox_store.limits import Limits
@@ -20,6 +23,8 @@ from minibox_store.registry.catalog import next_target
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.urls import Url
 
+_ALGORITHM_LENGTH = 32
+_ENCODED_LENGTH = 64
 # How registries answer that know no such list: those that came before it do not know the path.
 _NO_LIST = frozenset({400, 404, 405, 406, 501})
 _MOST_PAGES = 256
@@ -65,45 +70,42 @@ def list_referrers(
 
 
 def referrers_tag(subject: Digest) -> str:
-    """Return the tag under which what refers to a manifest is listed, where the registry makes no such lists.
+    """Return the tag under which the referrers of a manifest are listed.
 
-    >>> referrers_tag(Digest.of(b""))
-    'sha256-e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'
+    >>> referrers_tag(Digest.parse("sha256:" + "ab" * 32))[:11]
+    'sha256-abab'
     """
-    return f"{subject.algorithm}-{subject.hex[:64]}"
+    return f"{subject.algorithm[:_ALGORITHM_LENGTH]}-{subject.hex[:_ENCODED_LENGTH]}"
 
 
-def read_tagged_list(source: ImageSource, subject: Digest, limits: Limits) -> Document | None:
-    """Return what stands under the tag of a list; None where nothing does.
+def describe_referrer(descriptor: Descriptor, document: Document) -> Descriptor:
+    """Return how a manifest that refers to another one stands in a list: by its type, and with its annotations."""
+    kind = document.artifact_type
+    if kind is None and isinstance(document, Manifest):
+        kind = document.config.media_type
+    return attrs.evolve(descriptor, artifact_type=kind, annotations=document.annotations, platform=None, urls=())
+
+
+def read_list(repository: ImageSource, subject: Digest) -> Index:
+    """Return the referrers of a manifest as they are listed under its tag; none where there is no such tag.
 
     Raises:
-        ContentMismatch, InvalidDocument, RegistryError: as a repository's ``resolve``.
+        InvalidDocument: when something else is there.
     """
+    tag = referrers_tag(subject)
     try:
-        found = source.resolve(referrers_tag(subject))
+        found = repository.resolve(tag)
     except ManifestUnknown:
+        return Index(media_type=media_types.OCI_INDEX, manifests=())
+    content = read_content(repository, found)
+    listed = decode_document(content, found.media_type, tag)
+    if not isinstance(listed, Index) or found.media_type != media_types.OCI_INDEX:
+        raise InvalidDocument("mediaType", f"{found.media_type} is no list of referrers", tag)
+    return listed
+
+
+def with_referrer(listed: Index, referrer: Descriptor) -> bytes | None:
+    """Return the document of a list with one more in it; None where it is there already."""
+    if any(each.digest == referrer.digest for each in listed.manifests):
         return None
-    content = read_content(source, found, limits)
-    return decode_document(content, found.media_type, str(found.digest), limits=limits)
-
-
-def listed_in(document: Document | None) -> tuple[Descriptor, ...]:
-    """Return what a list under a tag has; what is no list has nothing."""
-    return document.manifests if isinstance(document, Index) and document.media_type == media_types.OCI_INDEX else ()
-
-
-def with_listed(document: Document | None, referrer: Referrer) -> bytes | None:
-    """Return the list with one more referrer; None where it has that.
-
-    Raises:
-        InvalidDocument: when what stands there is no list, which is not for us to replace.
-    """
-    if document is None:
-        document = Index(media_type=media_types.OCI_INDEX, manifests=())
-    if not isinstance(document, Index) or document.media_type != media_types.OCI_INDEX:
-        problem = "it is no image index, and so no list of referrers"
-        raise InvalidDocument("mediaType", problem, referrers_tag(referrer.subject))
-    if any(each.digest == referrer.descriptor.digest for each in document.manifests):
-        return None
-    entry = attrs.evolve(referrer.descriptor, artifact_type=referrer.artifact_type, annotations=referrer.annotations)
-    return encode_document(attrs.evolve(document, manifests=(*document.manifests, entry)))
+    return encode_document(attrs.evolve(listed, manifests=(*listed.manifests, referrer)))
