@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import attrs
 
 from minibox_store.documents import Descriptor, Node
-from minibox_store.errors import Cancelled
+from minibox_store.errors import Cancelled, InvalidArgument
 from minibox_store.events import (
     BlobAdvanced,
     BlobPresent,
@@ -331,6 +331,7 @@ def copy_image(
     ``when_whole`` is called when the target holds all of it, before a name is written: what fails then changes none.
 
     Raises:
+        InvalidArgument: when there are ``referrers``, and the target keeps none.
         Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
         StoreFull: before a byte has moved, when the target has not the room for what it lacks.
 
@@ -342,6 +343,8 @@ def copy_image(
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.
     with cancellation.interrupting(source), cancellation.interrupting(target), target.open_writer() as writer:
+        if referrers and not isinstance(writer, ReferrerWriter):
+            raise InvalidArgument("referrers", len(referrers), "the target keeps none")
         _check_room(source, writer, (*referrers, root), limits, cancellation)
         for each in (*referrers, root):
             copy_graph(
@@ -354,7 +357,7 @@ def copy_image(
                 cancellation=cancellation,
             )
         for referrer in referrers:
-            assert isinstance(writer, ReferrerWriter)
+            assert isinstance(writer, ReferrerWriter)  # as was seen above
             writer.write_referrer(referrer)
         if when_whole is not None:
             when_whole()
