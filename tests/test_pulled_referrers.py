@@ -13,6 +13,7 @@ from minibox_store import (
     IncompleteImage,
     InvalidDocument,
     Limits,
+    NothingToDo,
     Platform,
     Policy,
     PolicyRefused,
@@ -33,6 +34,7 @@ from tests.support.os_proxy import DIED, replaced_os
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import blob_target, manifest_target
 from tests.support.snapshots import snapshot
+from tests.support.sources import descriptors_of, root_of
 from tests.support.stores import blob, open_layout, open_store, put
 from tests.support.upload_registry import UploadRegistry
 
@@ -465,6 +467,32 @@ def test_a_name_that_comes_between_the_marks_and_the_first_batch_keeps_what_refe
         report = sweep.collect()
     assert report.removed == ()
     assert kept(root).keys() == digests(*ALONG)
+
+
+def test_an_image_that_a_transaction_comes_to_hold_after_the_marks_keeps_what_refers_to_it(
+    root: Path, registry: UploadRegistry
+) -> None:
+    pull(root, registry)
+    open_store(root).remove(NAME)
+    layout = open_layout(root)
+    sweep = Sweep(layout, build_cache=False, dry_run=False)
+    with sweep.holding_locks():
+        sweep.mark()
+        with layout.open_writer() as writer:
+            assert all(writer.has_blob(each) for each in descriptors_of(IMAGE))
+            sweep.collect()
+            assert stored(root) == blobs(IMAGE, *ALONG)
+            assert kept(root).keys() == digests(*ALONG)
+            writer.write_name("late:1", root_of(IMAGE))
+    assert collect(root) == set()
+
+
+def test_what_went_for_want_of_its_subject_is_no_change_to_undo(root: Path, registry: UploadRegistry) -> None:
+    pull(root, registry)
+    open_store(root).remove(NAME)
+    open_store(root).prune()
+    with pytest.raises(NothingToDo):
+        open_store(root).undo()
 
 
 @pytest.mark.parametrize("position", range(0, 60, 3))
