@@ -293,6 +293,35 @@ def test_an_archive_has_the_image_alone(root: Path, registry: UploadRegistry, tm
     assert stored(tmp_path / "other") == set(IMAGE.blobs)
 
 
+def test_a_push_has_what_refers_to_the_chosen_manifest_there_before_the_tag(
+    root: Path, registry: UploadRegistry
+) -> None:
+    pull(root, registry, platform=None)
+    with UploadRegistry() as target:
+        arm = Platform.parse("linux/arm64")
+        place = target.reference("team/app", "arm")
+        open_store(root).push(NAME, place, platform=arm, referrers=True, client=quick_client())
+        assert target.sent("PUT")[-1] == "PUT /v2/team/app/manifests/arm"
+        assert target.holds("team/app", ARM)
+        assert [each for each in EVERY if target.holds("team/app", each)] == [OF_ARM]
+        open_store(root).push(NAME, target.reference("team/alone", "1"), client=quick_client())
+        assert not any(target.holds("team/alone", each) for each in EVERY)
+        open_store(root).push(NAME, target.reference("team/all", "1"), referrers=True, client=quick_client())
+        assert all(target.holds("team/all", each) for each in EVERY)
+
+
+def test_a_push_of_which_a_referrer_lacks_a_blob_sends_nothing(root: Path, registry: UploadRegistry) -> None:
+    pull(root, registry)
+    path = blob(root, BILL.layer_digests[0])
+    content = path.read_bytes()
+    path.unlink()
+    with UploadRegistry() as target:
+        with pytest.raises(IncompleteImage):
+            open_store(root).push(NAME, target.reference("team/app", "1"), referrers=True, client=quick_client())
+        assert target.requests == []
+    path.write_bytes(content)
+
+
 # What goes
 
 

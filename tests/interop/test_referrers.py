@@ -91,6 +91,25 @@ def test_other_tools_read_a_store_that_keeps_what_refers_to_an_image(tmp_path: P
     assert stored(root) >= {digest for image in (IMAGE, SIGNED, BILL, SIGNED_BILL) for digest in image.blobs}
 
 
+def test_a_push_takes_along_what_a_pull_has_brought(tmp_path: Path, registry: DockerRegistry) -> None:
+    store = open_store(tmp_path / "store")
+    store.pull(registry.reference("team/app", "1"), name="app:1", platform=None, referrers=True, client=quick_client())
+    target = registry.reference("team/pushed", "1")
+    store.push("app:1", target, referrers=True, client=quick_client())
+    for subject, expected in ((IMAGE, [SIGNED, BILL]), (BILL, [SIGNED_BILL]), (INDEX, [OLD_FORM])):
+        reference = registry.reference("team/pushed", digest=subject.digest)
+        found = minibox_store.referrers(reference, client=quick_client())
+        assert sorted(str(each.descriptor.digest) for each in found) == digests(*expected)
+    assert fetched(tmp_path / "fetched", target) == INDEX.blobs
+
+
+def fetched(folder: Path, reference: str) -> dict[str, bytes]:
+    """Return what skopeo gets for a reference."""
+    flags = ("--all", "--preserve-digests", "--src-tls-verify=false")
+    run_skopeo("copy", *flags, f"docker://{reference}", f"oci:{folder}:x")
+    return read_layout_blobs(folder)
+
+
 def test_a_copy_takes_along_what_refers_to_an_image(registry: DockerRegistry) -> None:
     source, target = registry.reference("team/app", "1"), registry.reference("team/copied", "1")
     minibox_store.copy(source, target, referrers=True, client=quick_client())
