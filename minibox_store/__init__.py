@@ -84,13 +84,13 @@ if TYPE_CHECKING:
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
+    from minibox_store.offers import OfferedImage as OfferedImage
     from minibox_store.plans import PlannedBlob as PlannedBlob
     from minibox_store.plans import PlannedManifest as PlannedManifest
     from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
-    from minibox_store.policies import OfferedImage as OfferedImage
     from minibox_store.policies import Policy as Policy
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
@@ -211,9 +211,10 @@ _MODULES = {
     "limits": ("Limits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
+    "offers": ("OfferedImage",),
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
     "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
-    "policies": ("OfferedImage", "Policy"),
+    "policies": ("Policy",),
     "protocols": (
         "BlobSource",
         "BlobStage",

@@ -13,15 +13,7 @@ from minibox_store.events import ChoosingPlatform, IndexMade, ManifestChosen
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.limits import Limits
 from minibox_store.platforms import Platform, WantedPlatforms
-from minibox_store.policies import (
-    OfferedImage,
-    Policy,
-    SeenNodes,
-    check_node,
-    check_offer,
-    check_reference,
-    check_resolved,
-)
+from minibox_store.policies import Policy
 from minibox_store.reference import Reference
 
 if TYPE_CHECKING:
@@ -53,6 +45,8 @@ class Wish:
             PolicyRefused: when it may not.
         """
         if self.policy is not None:
+            from minibox_store.offers import check_reference
+
             check_reference(self.policy, self.reference, self.digest, self.name)
 
 
@@ -108,9 +102,12 @@ def check_policy(source: RememberingSource, resolved: Descriptor, root: Descript
         PolicyRefused: when it does not.
         StoreError: as :func:`walk`.
     """
-    policy, seen = wish.policy, SeenNodes()
+    policy = wish.policy
     if policy is None:
         return
+    from minibox_store.offers import OfferedImage, SeenNodes, check_node, check_offer, check_resolved
+
+    seen = SeenNodes()
     check_resolved(policy, resolved, wish.digest, wish.name)
     for node in walk(source, root, limits=limits):
         check_node(policy, seen, node, wish.name)

@@ -32,10 +32,17 @@ class StoreError(Exception):
 
     def after(self, asked: Iterable[str]) -> "StoreError":
         """Return this error, of the same class, as one that came after other places had been asked in vain."""
-        return _told_after(type(self), self._arguments(), tuple(asked))
+        error = type(self)(*self._arguments())
+        error.__setstate__({"_asked_before": tuple(asked)})
+        return error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _told_after, (type(self), self._arguments(), self.asked_before)
+        said = {"_asked_before": self.asked_before} if self.asked_before else None
+        return type(self), self._arguments(), said
+
+    def __setstate__(self, state: dict[str, object] | None) -> None:
+        # No field: those of each class are its own, and an error is frozen once it is made.
+        self.__dict__.update(state or {})
 
     def _arguments(self) -> tuple[object, ...]:
         fields: tuple[attrs.Attribute[object], ...] = getattr(type(self), "__attrs_attrs__", ())
@@ -47,14 +54,6 @@ class StoreError(Exception):
     def __str__(self) -> str:
         before = f"; before it: {'; '.join(self.asked_before[:_SHOWN_ITEMS])}" if self.asked_before else ""
         return one_line(self._sentence() + before)
-
-
-def _told_after(kind: type[StoreError], arguments: tuple[object, ...], asked: tuple[str, ...]) -> StoreError:
-    error = kind(*arguments)
-    if asked:
-        # No field: those of each class are its own, and an error is frozen once it is made.
-        error.__dict__["_asked_before"] = asked
-    return error
 
 
 class InvalidInput(StoreError, ValueError):

@@ -62,7 +62,8 @@ class Pulling:
             checked_by: what must hold of an image for it to come in: asked about the reference before anything is sent,
                 and about the image before a config or layer is fetched.
             client: how registries are spoken to; where it is None, over TLS, with the credentials that Docker and
-                Podman keep on this machine (``MachineCredentials``).
+                Podman keep on this machine (``MachineCredentials``), and by way of the mirrors of the file that
+                ``MINIBOX_REGISTRIES`` names.
             policy: ``"always"`` asks the registry, and brings what it has. ``"if-newer"`` asks by one HEAD for the
                 digest, and brings nothing where the store has what that stands for. ``"if-missing"`` does not ask where
                 the store has the name, whatever the tag stands for by now. Only an image that is whole, for the
@@ -83,8 +84,10 @@ class Pulling:
             InvalidArgument: for a platform, or anything else, that none may be.
             PlatformNotFound: when the image is not offered for a platform.
             PolicyRefused: when ``checked_by`` does not let it in.
-            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached.
-            InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
+            RegistryBlocked: when a rule of the client blocks it; nothing is sent then.
+            RegistryError: when the registry does not know the image, refuses, fails, or cannot be reached. Where it has
+                mirrors, ``asked_before`` says what was wrong with each of them.
+            InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read, or rules cannot.
             ContentMismatch, InvalidDocument: when it sends something else than it announced.
             InvalidArchive: when a layer cannot be unpacked, or not within the bounds.
             MissingLibrary: when a layer is compressed by what nothing installed reads.

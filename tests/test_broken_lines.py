@@ -1,8 +1,10 @@
 """Lines that break, from a registry to the store: nothing that has come is fetched twice, nothing wrong is kept."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -124,6 +126,41 @@ def test_what_has_come_is_given_though_the_registry_has_become_silent(
             assert CONTENT.endswith(rest := read_stream(stream))
             assert came + len(rest) == len(CONTENT)
             stream.close()
+
+
+@pytest.mark.parametrize("part", ["status line", "headers", "chunk"])
+def test_a_head_that_drips_has_to_come_within_the_time_of_silence(part: str) -> None:
+    beginning = {
+        "status line": b"",
+        "headers": b"HTTP/1.1 200 OK\r\n",
+        "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    }[part]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ended = threading.Event()
+
+        def drip() -> None:
+            while not ended.is_set():
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client, suppress(OSError):
+                    client.recv(4096)
+                    client.sendall(beginning)
+                    while not ended.wait(0.1):
+                        client.sendall(b"1" if part == "chunk" else b"H")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        reference = f"127.0.0.1:{listener.getsockname()[1]}/team/app:1"
+        with open_repository(reference, silence_seconds=0.5, attempts=1) as repository:
+            started = time.monotonic()
+            with pytest.raises(RegistryError, match="in time"):
+                read_all(repository, LAYER)
+            assert time.monotonic() - started < 5
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 # What has come stays

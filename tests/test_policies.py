@@ -25,7 +25,7 @@ from minibox_store import (
     Reference,
     Store,
 )
-from minibox_store.policies import check_reference
+from minibox_store.offers import check_reference
 from tests.support.images import BuiltImage, build_image, build_index, digest_of
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.layouts import blob_path
@@ -134,11 +134,22 @@ def test_a_reference_is_allowed_by_its_whole_host_and_by_whole_segments(
     [
         *("quay.io", ["quay"], ["*"], ["*.example.org"], ["quay.io/"], ["quay.io/Team"], ["https://quay.io"], [""]),
         *(["/a"], ["index.docker.io"], ["quay.io/a/../b"], ["quay.io/team:1"], ["quay.io//a"], ["quay.io", "q y"]),
+        *([None], [5]),
     ],
 )
 def test_a_place_that_no_reference_can_name_is_refused_as_the_policy_is_made(allowed: Any) -> None:
     with pytest.raises(InvalidArgument, match="invalid allow_registries"):
         Policy(allow_registries=allowed)
+
+
+def test_what_is_allowed_once_does_not_change_with_the_list_that_it_was_given_in() -> None:
+    allowed = ["quay.io"]
+    policies = [Policy(allow_registries=allowed), Policy(allow_registries=iter(["quay.io"]))]  # type: ignore[arg-type]  # as a caller may
+    allowed[:] = ["docker.io"]
+    for policy in policies * 2:
+        check_reference(policy, Reference.parse("quay.io/team/app:1"), None, NAME)
+        with pytest.raises(PolicyRefused):
+            check_reference(policy, Reference.parse("alpine"), None, NAME)
 
 
 @pytest.mark.parametrize("field", ["max_image_bytes", "max_layers"])

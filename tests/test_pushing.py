@@ -1,5 +1,7 @@
 """Pushing: what is sent, in which order, how a broken line is mended, and what stays as it was when it is not."""
 
+import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,17 +20,27 @@ from minibox_store.errors import (
     ImageNotFound,
     IncompleteImage,
     InvalidArgument,
+    InvalidDocument,
     InvalidReference,
     PlatformNotFound,
     RateLimited,
     RegistryError,
     StoreDamaged,
+    StoreUnavailable,
 )
 from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName, render_line
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
 from tests.support.answers import Answer, basic_credentials, redirect, registry_error, unauthorized
-from tests.support.images import BuiltImage, build_image, build_image_over, build_index, random_layer
+from tests.support.images import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    BuiltImage,
+    build_image,
+    build_image_over,
+    build_index,
+    random_layer,
+)
 from tests.support.registries import NamedNetwork, quick_client
 from tests.support.scripted_registry import ScriptedServer, TokenServer
 from tests.support.stores import blob, open_store, put, rot
@@ -164,6 +176,53 @@ def test_where_a_blob_cannot_be_taken_from_there_it_is_sent(
     assert posts == (len(IMAGE.blobs) - 1) * (3 if refusal == "refuses" else 2)
 
 
+# What refers to something else
+
+SIGNATURE = build_image(
+    [{"signature": b"s"}], subject=SMALL.root, annotations={"org.example.by": "alice"}, salt="signature"
+)
+OTHER_SIGNATURE = build_image([{"signature": b"t"}], subject=SMALL.root, salt="other signature")
+LIST = f"sha256-{SMALL.digest.partition(':')[2]}"
+
+
+@pytest.fixture
+def signed(tmp_path: Path, store: Store) -> Store:
+    put(tmp_path / "store", SIGNATURE, "signature:1")
+    put(tmp_path / "store", OTHER_SIGNATURE, "other:1")
+    return store
+
+
+def test_a_registry_that_knows_of_subjects_lists_referrers_itself(signed: Store, registry: UploadRegistry) -> None:
+    push(signed, registry, "signature:1")
+    assert registry.tag("team/app", "1") == SIGNATURE.digest
+    assert registry.tag("team/app", LIST) is None
+    assert not [each for each in registry.sent("GET") if LIST in each]
+
+
+def test_where_a_registry_lists_no_referrers_they_are_listed_under_a_tag(
+    signed: Store, registry: UploadRegistry
+) -> None:
+    registry.knows_subjects = False
+    for name in ("signature:1", "other:1", "signature:1"):
+        push(signed, registry, name)
+    media_type, content = registry.manifests["team/app", LIST]
+    listed = json.loads(content)
+    assert media_type == listed["mediaType"] == OCI_INDEX
+    kind = {"artifactType": OCI_CONFIG}
+    assert listed["manifests"] == [
+        {**SIGNATURE.root, **kind, "annotations": {"org.example.by": "alice"}},
+        {**OTHER_SIGNATURE.root, **kind},
+    ]
+
+
+def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: UploadRegistry) -> None:
+    signed.push("small:1", registry.reference("team/app", LIST), client=quick_client())
+    registry.knows_subjects = False
+    with pytest.raises(InvalidDocument, match="no list of referrers"):
+        push(signed, registry, "signature:1")
+    assert registry.tag("team/app", LIST) == SMALL.digest
+
+
 # Chunks
 
 
@@ -192,6 +251,18 @@ def test_a_registry_that_takes_no_body_so_large_gets_smaller_ones(store: Store, 
     assert max(chunk_sizes(registry)) > 0
 
 
+def test_a_body_that_is_refused_while_it_is_sent_is_sent_no_further(tmp_path: Path, registry: UploadRegistry) -> None:
+    image = build_image([random_layer(32 << 20)])
+    put(tmp_path, image, "app:1")
+    registry.largest_body_bytes = 8 << 20
+    registry.refuses_unread = True
+    begun = time.monotonic()
+    push(open_store(tmp_path), registry, client=quick_client(silence_seconds=20.0))
+    assert time.monotonic() - begun < 15.0
+    assert registry.holds("team/app", image)
+    assert chunk_sizes(registry) == [8 << 20] * 4
+
+
 def test_a_registry_that_takes_no_blob_in_its_last_request_gets_it_before(
     store: Store, registry: UploadRegistry
 ) -> None:
@@ -204,6 +275,8 @@ def test_a_registry_that_takes_less_than_it_was_sent_gets_the_rest(store: Store,
     registry.most_taken_bytes = 70_000
     push(store, registry, chunk_bytes=100_000)
     assert registry.holds("team/app", IMAGE)
+    assert registry.sent("GET") == ["GET /v2/"]  # nothing was in doubt
+    assert not [request for request in registry.requests if request.status in (404, 416) and request.method == "PATCH"]
 
 
 # Lines that break
@@ -237,7 +310,7 @@ def test_an_upload_that_is_cut_ever_again_and_gets_nowhere_fails(store: Store, r
     assert caught.value.method == "PUT"
     assert caught.value.status is None
     assert registry.tag("team/app", "1") is None
-    assert 100 - len(registry.cuts) <= 3 * 3
+    assert 100 - len(registry.cuts) <= 3 * (3 + 4)
 
 
 def test_a_blob_whose_answer_got_lost_is_not_sent_again(store: Store, registry: UploadRegistry) -> None:
@@ -364,32 +437,29 @@ def test_a_token_that_may_read_the_other_repository_is_one_of_its_own(store: Sto
         registry.challenge = tokens.challenge(service="registry", scope=scope)
         tokens.expect_token("the-token", service="registry", scope=scope)
         both = f"/token?service=registry&scope={scope}&scope=repository:team/first:pull"
-        tokens.allow("GET", both, registry_error(401, "UNAUTHORIZED", "that one is not yours"))
+        refused = tokens.allow("GET", both, registry_error(401, "UNAUTHORIZED", "that one is not yours"))
         registry.authorization = "Bearer the-token"
         push(store, registry, "small:1", client=quick_client(realms={registry.host: [tokens.url]}), parallel=1)
+    assert refused.requests
     assert registry.holds("team/app", SMALL)
 
 
-def test_no_secret_is_told_of_s28(store: Store, registry: UploadRegistry) -> None:
+@pytest.mark.parametrize("secret", [ALICE[1], basic_credentials(*ALICE).partition(" ")[2], "secret-signature"])
+def test_no_secret_is_told_of_s28(store: Store, registry: UploadRegistry, secret: str) -> None:
     registry.authorization = basic_credentials(*ALICE)
     registry.location = "{path}&signature=secret-signature"
     said: list[str] = []
     client = quick_client(credentials={registry.host: Credentials(*ALICE)})
-    secrets = (ALICE[1], registry.authorization.partition(" ")[2], "secret-signature")
-    body = f'{{"errors": [{{"code": "DENIED", "message": "no: {" ".join(secrets)}"}}]}}'.encode()
-
-    def refuse(_: object) -> Answer:
-        return Answer(status=403, body=body)
-
     push(store, registry, client=client, on_event=lambda event: said.append(repr(event) + str(render_line(event))))
     registry.blobs.clear()
-    registry.allow("POST", UPLOADS, Answer(status=202, headers={"Location": f"{UPLOADS}x?signature=secret-signature"}))
+    place = f"{UPLOADS}x?signature=secret-signature"
+    registry.allow("POST", UPLOADS, Answer(status=202, headers={"Location": place}))
     for digest in (*IMAGE.layer_digests, IMAGE.config_digest):
-        registry.allow("PUT", f"{UPLOADS}x?signature=secret-signature&digest={digest}", refuse)
-    with pytest.raises(AuthenticationRefused) as caught:
+        registry.allow("PUT", f"{place}&digest={digest}", registry_error(403, "DENIED", f"because of {secret}"))
+    with pytest.raises(AuthenticationRefused, match="because of") as caught:
         push(store, registry, client=client, on_event=lambda event: said.append(repr(event)))
     said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__)]
-    assert not [text for text in said for secret in secrets if secret in text]
+    assert not [text for text in said if secret in text]
 
 
 # What fails
@@ -430,6 +500,34 @@ def test_a_blob_that_has_rotted_in_the_store_is_not_pushed(
     assert caught.value.path == str(path)
     assert registry.tag("team/app", "1") is None
     assert ("team/app", IMAGE.layer_digests[1]) not in registry.blobs
+
+
+def test_a_file_that_became_shorter_is_told_of(tmp_path: Path, store: Store, registry: UploadRegistry) -> None:
+    path = blob(tmp_path / "store", IMAGE.layer_digests[1])
+
+    def shorten(_: object) -> Answer:
+        path.chmod(0o600)
+        os.truncate(path, 1000)
+        return Answer(status=202, headers={"Location": f"{UPLOADS}x"})
+
+    for digest in (IMAGE.layer_digests[0], IMAGE.config_digest):
+        registry.blobs["team/app", digest] = IMAGE.blobs[digest]
+    registry.expect("POST", UPLOADS, shorten)
+    with pytest.raises(StoreUnavailable, match="shorter"):
+        push(store, registry)
+    assert registry.tag("team/app", "1") is None
+
+
+def test_a_registry_that_finds_right_bytes_wrong_is_told_of(store: Store, registry: UploadRegistry) -> None:
+    place = f"{UPLOADS}x"
+    registry.allow("POST", UPLOADS, Answer(status=202, headers={"Location": place}))
+    refused = [
+        registry.allow("PUT", f"{place}?digest={digest}", registry_error(400, "DIGEST_INVALID"))
+        for digest in (*IMAGE.layer_digests, IMAGE.config_digest)
+    ]
+    with pytest.raises(RegistryError, match="DIGEST_INVALID"):
+        push(store, registry)
+    assert max(len(each.requests) for each in refused) == 3
 
 
 def test_what_is_not_there_is_not_pushed(tmp_path: Path, store: Store, registry: UploadRegistry) -> None:
@@ -473,6 +571,40 @@ def test_a_cancel_ends_a_push_that_waits_for_the_registry(store: Store, registry
     assert time.monotonic() - begun < 1.0
     hold.set()
     assert [type(error) for error in caught] == [Cancelled]
+
+
+@pytest.mark.parametrize("ended_by", ["a cancel", "the time of silence"])
+def test_a_registry_that_reads_no_more_is_not_waited_for_without_end(
+    tmp_path: Path, registry: UploadRegistry, ended_by: str
+) -> None:
+    image = build_image([random_layer(32 << 20)])
+    put(tmp_path, image, "app:1")
+    registry.stalls, cancellation = threading.Event(), Cancellation()
+    timer = threading.Timer(0.5, cancellation.cancel)
+    seconds = 30.0
+    if ended_by == "a cancel":
+        timer.start()
+    else:
+        seconds = 0.5
+    client = quick_client(silence_seconds=seconds, attempts=2)
+    begun = time.monotonic()
+    with pytest.raises(Cancelled if ended_by == "a cancel" else RegistryError):
+        push(open_store(tmp_path), registry, client=client, cancellation=cancellation)
+    assert time.monotonic() - begun < 10.0
+    registry.stalls.set()
+    timer.cancel()
+
+
+def test_a_blob_is_there_though_where_it_is_kept_no_head_is_answered(store: Store, registry: UploadRegistry) -> None:
+    push(store, registry)
+    sent_bytes = registry.body_bytes
+    with ScriptedServer() as kept:
+        for digest in (*IMAGE.layer_digests, IMAGE.config_digest):
+            for method in ("HEAD", "GET"):
+                registry.allow(method, f"/v2/team/app/blobs/{digest}", redirect(f"{kept.url}/{digest[7:]}?signature=x"))
+            kept.allow("GET", f"/{digest[7:]}?signature=x", Answer(body=IMAGE.blobs[digest]))
+        push(store, registry)
+    assert registry.body_bytes == sent_bytes + len(IMAGE.blobs[IMAGE.digest])
 
 
 def test_one_upload_that_fails_ends_those_that_wait(store: Store, registry: UploadRegistry) -> None:

@@ -387,6 +387,18 @@ def test_another_size_than_announced_is_wrong_bytes_before_one_is_read(stack: Ex
         assert read_all(repository, LAYER) == CONTENT
 
 
+def test_a_mirror_that_announces_what_is_not_so_is_not_asked_again_even_where_nobody_else_serves(
+    stack: ExitStack,
+) -> None:
+    places = Places(stack)
+    places.mirrors[0].expect("GET", BLOB, Answer(body=CONTENT + b"?"))
+    places.home.expect("GET", BLOB, *[registry_error(404, "BLOB_UNKNOWN")] * 2)
+    with open_mirrored(places.reference, places.rule) as repository:
+        for _ in range(2):
+            with pytest.raises(BlobNotFound, match=f"{places.mirrors[0].host} .*does not match"):
+                repository.open_blob(LAYER)
+
+
 def test_a_mirror_for_digests_is_not_asked_what_a_tag_stands_for(stack: ExitStack, tmp_path: Path) -> None:
     places = Places(stack, pull="digest-only")
     places.home.expect("GET", MANIFEST, manifest(ROOT))
@@ -462,6 +474,8 @@ def test_what_is_blocked_is_refused_before_a_name_is_even_looked_up() -> None:
             open_it(Reference.parse("bad.example/team/app:1"))
     with pytest.raises(RegistryBlocked):
         client.check_credentials("bad.example", Credentials("me", "secret"))
+    with pytest.raises(RegistryBlocked):
+        client.open_registry("bad.example")
     assert network.asked == []
 
 
@@ -476,16 +490,16 @@ def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
     for digest in [IMAGE.config_digest, *IMAGE.layer_digests]:
         body = IMAGE.blobs[digest]
         places.mirrors[0].allow("GET", blob_target(REPOSITORY, digest), Answer(body=body))
-    places.mirrors[0].allow(
-        "GET", layer, Answer(body=IMAGE.blobs[IMAGE.layer_digests[0]], hold=held, hold_after_bytes=5)
-    )
+    places.mirrors[0].allow("GET", layer, Answer(body=IMAGE.blobs[IMAGE.layer_digests[0]], hold=held))
     cancellation = Cancellation()
     ended: list[tuple[float, BaseException]] = []
 
     def pull() -> None:
         try:
             client = quick_client(registries=[places.rule], silence_seconds=60)
-            Store(tmp_path / "store").pull(places.reference, client=client, cancellation=cancellation)
+            Store(tmp_path / "store").pull(
+                places.reference, client=client, cancellation=cancellation, on_event=places.events.append
+            )
         except Cancelled as error:
             ended.append((time.monotonic(), error))
 
@@ -498,6 +512,8 @@ def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
     thread.join(5)
     assert ended
     assert ended[0][0] - cancelled < 1
+    # Nor is it told that the mirror failed: it did not.
+    assert places.told() == [UsingMirror(host=places.mirrors[0].host)]
 
 
 def test_a_head_is_answered_by_the_first_place_that_says_anything(stack: ExitStack) -> None:
@@ -530,8 +546,9 @@ def test_an_insecure_mirror_is_not_checked_and_what_it_stands_for_is(stack: Exit
     serve_image(mirror, REPOSITORY, "1", IMAGE)
     reference = home.reference(REPOSITORY, "1")
     insecure = RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host, insecure=True)])
-    with open_mirrored(reference, insecure, https=[home.host]) as repository:
-        assert repository.resolve("1") == root_of(IMAGE)
+    client = quick_client(registries=[insecure], https=[home.host, mirror.host])
+    with client.open_repository(Reference.parse(reference)) as mirrored:
+        assert mirrored.resolve("1") == root_of(IMAGE)
     checked = RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host)])
     with (
         open_mirrored(reference, checked, https=[home.host, mirror.host]) as repository,
@@ -541,7 +558,6 @@ def test_an_insecure_mirror_is_not_checked_and_what_it_stands_for_is(stack: Exit
     ):
         repository.resolve("1")
     # The rule for one name says nothing of the same host under another.
-    client = quick_client(registries=[insecure], https=[home.host, mirror.host])
     with (
         client.open_repository(Reference.parse(mirror.reference(REPOSITORY, "1"))) as repository,
         pytest.raises(RegistryError, match="its certificate is not trusted"),
@@ -558,11 +574,12 @@ def test_where_a_rule_says_insecure_plain_http_will_do(stack: ExitStack, as_mirr
     location = None if as_mirror else "plain.example"
     rule = RegistryRule(prefix="named.example", location=location, insecure=not as_mirror, mirrors=mirrors)
     reference = Reference.parse("named.example/team/app:1")
-    with quick_client(registries=[rule], network=network).open_repository(reference) as repository:
+    client = quick_client(registries=[rule], network=network)
+    with client.open_repository(reference) as repository:
         assert repository.resolve("1") == root_of(IMAGE)
-    secure = RegistryRule(prefix="named.example", location="plain.example")
+    # By its own name it is as secure as any other.
     with (
-        quick_client(registries=[secure], network=network).open_repository(reference) as repository,
+        client.open_repository(Reference.parse("plain.example/team/app:1")) as repository,
         pytest.raises(RegistryError, match="GET https:"),
     ):
         repository.resolve("1")
@@ -741,3 +758,19 @@ def test_where_the_place_whose_turn_it_is_gives_no_ranges_there_are_none(stack: 
     with open_mirrored(places.reference, places.rule) as repository:
         assert repository.open_range(LAYER, 40_000, 30_000) is None
         assert places.home.requests == []
+
+
+def test_what_a_rule_says_of_a_host_holds_for_whatever_is_done_there(stack: ExitStack) -> None:
+    registry = stack.enter_context(ScriptedRegistry())
+    registry.allow("GET", "/v2/", Answer(body=b"{}"))
+    network = NamedNetwork({"plain.example": [[PUBLIC_ADDRESS]]}, {"plain.example": registry.port})
+    rule = RegistryRule(prefix="plain.example", insecure=True)
+    client = quick_client(registries=[rule], network=network)
+    client.check_credentials("plain.example", Credentials("me", "secret"))
+    for opened in (
+        client.open_registry("plain.example"),
+        client.open_origin(Reference.parse("plain.example/team/app"), access="pull,push"),
+    ):
+        with opened:
+            opened.check_access()
+    assert registry.count("GET", "/v2/") == 3

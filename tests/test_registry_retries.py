@@ -119,6 +119,7 @@ def test_the_registry_may_ask_for_a_pause_up_to_a_bound(asked: float, tries: int
         ("", None),
         ("0", 0.0),
         (" 60 ", 60.0),
+        ("60\x1f", 60.0),
         ("-1", None),
         ("1.5", None),
         ("9" * 5000, None),

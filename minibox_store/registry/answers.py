@@ -11,6 +11,7 @@ import time
 from minibox_store.registry.bodies import Body, ChunkedBody, FixedBody, UntilCloseBody
 from minibox_store.registry.connections import Connection, ConnectionPool
 from minibox_store.registry.failures import Failure, foreign_errors
+from minibox_store.registry.reading import NothingYet
 
 # A buffer that is not full by then is given to the caller as it is: on a slow line bytes are seen as they come.
 _FILL_SECONDS = 0.5
@@ -65,7 +66,7 @@ class Answer:
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``, or what of it comes within half a second; return how many bytes, 0 at the end.
 
-        Only where a server is silent in the middle of the line between two chunks it takes longer.
+        Only where a server is silent in the line between two chunks it takes longer.
 
         Raises:
             Failure: when the connection breaks; what came before has been returned by then.
@@ -80,12 +81,13 @@ class Answer:
                 self._pool.lines.check()
                 while filled < len(buffer):
                     # What is in hand is not kept back until more comes: that may be never.
-                    if filled and not self._response.reader.wait(until - time.monotonic()):
-                        break
+                    self._response.reader.is_patient = not filled
                     count = self._body.read_some(buffer[filled:])
                     filled += count
                     if not count or time.monotonic() > until:
                         break
+        except NothingYet:
+            return filled
         except Failure as failure:
             if not filled:
                 raise

@@ -188,16 +188,19 @@ class RegistryClient:
 
         Raises:
             InvalidReference: when ``registry`` is none.
+            RegistryBlocked: when a rule blocks all of it.
         """
         anything = Reference(domain=registry, repository="any/repository", tag="any")
         find = partial(self._credentials.find, registry, anything.repository)
-        return self._open(anything, "registry:catalog:*", find, self._cache)
+        place = self._rules.named_place(anything)
+        return self._towards(place)._open(anything, "registry:catalog:*", find, self._cache)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
 
         Raises:
             InvalidReference: when ``registry`` is none.
+            RegistryBlocked: when a rule blocks all of it.
             AuthenticationRefused: when the registry, or its token server, refuses them.
             RegistryError: when it cannot be reached or fails.
         """

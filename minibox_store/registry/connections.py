@@ -6,7 +6,10 @@ queries in its log) is what this project does itself or wants none of, so the po
 Spec: RFC 9112, section 9.
 """
 
+import errno
 import http.client
+import os
+import select
 import socket
 import ssl
 import threading
@@ -18,8 +21,9 @@ from urllib3.exceptions import HeaderParsingError, HTTPError
 from urllib3.util import parse_url
 from urllib3.util.response import assert_header_parsing
 
+from minibox_store.protocols import FileRange
 from minibox_store.registry.dialling import Address, Dialler, Network, OpenLines
-from minibox_store.registry.failures import LineInterrupted, ProxyFailed
+from minibox_store.registry.failures import LineInterrupted, ProxyFailed, SourceFailed
 from minibox_store.registry.proxies import Proxy, open_tunnel
 from minibox_store.registry.reading import LineReader
 from minibox_store.registry.urls import Origin
@@ -39,6 +43,10 @@ class OutgoingBody(Protocol):
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield all of it, from its beginning each time this is called; each piece is used up before the next."""
+        ...
+
+    def ranges(self) -> Iterator[FileRange] | None:
+        """Return all of it as ranges of an open file, which the kernel may send; None where it lies in none."""
         ...
 
 
@@ -208,26 +216,58 @@ class Connection:
         for name, value in {**headers, "Content-Length": str(body.size_bytes)}.items():
             self._made.putheader(name, value)
         self._made.endheaders()
-        for piece in body.pieces():
-            if not self._send_piece(piece):
-                self.is_spent = True
-                return
+        ranges = body.ranges() if type(opened) is socket.socket else None
+        is_sent = map(self._send_piece, body.pieces()) if ranges is None else map(self._send_range, ranges)
+        if not all(is_sent):
+            self.is_spent = True
+            return
         # Whoever has got all of it hashes and stores it before there is an answer.
         opened.settimeout(self._silence_seconds + body.size_bytes / _KEPT_BYTES_PER_SECOND)
 
     def _send_piece(self, piece: memoryview) -> bool:
         """Send some of a body; return False where the other side does not want it, and has perhaps said why."""
-        # Over TLS there may be something to read that is no answer.
-        if "https" not in (self._line.origin.scheme, self._line.end.scheme) and not self.is_usable:
-            return False
         opened: socket.socket = self._made.sock
         try:
             # Each step may take the time of silence, where sendall would give it to the whole piece.
             while piece:
+                if type(opened) is socket.socket and self._is_answered(opened):
+                    return False
                 piece = piece[opened.send(piece) :]
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def _send_range(self, found: FileRange) -> bool:
+        """The same for some of a file, which does not come by here."""
+        opened: socket.socket = self._made.sock
+        offset, end = found.offset, found.offset + found.size_bytes
+        try:
+            while offset < end:
+                if self._is_answered(opened):
+                    return False
+                try:
+                    count = os.sendfile(opened.fileno(), found.file_descriptor, offset, end - offset)
+                except BlockingIOError:
+                    continue
+                if not count:
+                    raise SourceFailed(OSError(errno.EIO, "the file became shorter while it was read"))
+                offset += count
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise SourceFailed(error) from error
+        return True
+
+    def _is_answered(self, opened: socket.socket) -> bool:
+        """Wait until more can be sent, or an answer has come: over TLS there may be something to read that is none."""
+        waiting = select.poll()
+        waiting.register(opened, select.POLLIN | select.POLLOUT)
+        found = waiting.poll(self._silence_seconds * 1000)
+        if not found:
+            raise TimeoutError
+        return bool(found[0][1] & select.POLLIN)
 
     def receive(self) -> Response:
         """Return the answer's head; the caller closes it.

@@ -69,6 +69,14 @@ class Failure(Exception):
     only_once: bool = False
 
 
+class SourceFailed(Exception):
+    """What went wrong with the source of a body, on its way through what takes care of connections."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class LineInterrupted(OSError):
     """The socket was shut down from this side, on purpose."""
 

@@ -99,7 +99,7 @@ def parse_retry_after(text: str | None, date: str | None = None) -> float | None
     if text is None:
         return None
     if _SECONDS.fullmatch(text.strip()):
-        return float(text)
+        return float(text.strip())
     until = parse_date(text)
     if until is None:
         return None

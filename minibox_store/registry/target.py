@@ -12,15 +12,20 @@ from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlencode
 
 from minibox_store import media_types
+from minibox_store.codec import decode_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, IncompleteImage, RateLimited, RegistryError
 from minibox_store.graph import read_content
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
+from minibox_store.registry.referrer_lists import describe_referrer, read_list, referrers_tag, with_referrer
 from minibox_store.registry.repository import ACCEPT, WritableRepository
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.uploads import BlobUpload, check_digest, has_blob
+
+# By which registries know what comes under a tag; under another digest it is there when it was put there too.
+_OF_TAGS = "sha256"
 
 FindMounts = Callable[[Digest], Sequence[str]]
 
@@ -164,6 +169,8 @@ class RepositoryWriter:
                 content = waiting[1]
             else:
                 content = read_content(self._repository, descriptor, self._repository.limits)
+            if descriptor.digest.algorithm != _OF_TAGS:
+                self._put_document(str(descriptor.digest), descriptor, content)
             self._put_document(name, descriptor, content)
 
     def _hold(self, descriptor: Descriptor) -> None:
@@ -194,6 +201,21 @@ class RepositoryWriter:
         )
         with closing(self._transport.open(request, self._transport.attempts())) as answer:
             check_digest(answer, descriptor.digest, f"manifest {name} at {answer.url}")
+            knows_subjects = answer.header("OCI-Subject") is not None
+        if not knows_subjects and b'"subject"' in content:
+            self._list_referrer(descriptor, content)
+
+    def _list_referrer(self, descriptor: Descriptor, content: bytes) -> None:
+        """Let those who look for the referrers of what a manifest refers to find it, without the registry's help."""
+        limits = self._repository.limits
+        document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
+        if document.subject is None:
+            return
+        subject = document.subject.digest
+        listed = with_referrer(read_list(self._repository, subject), describe_referrer(descriptor, document))
+        if listed is not None:
+            described = Descriptor(media_type=media_types.OCI_INDEX, digest=Digest.of(listed), size_bytes=len(listed))
+            self._put_document(referrers_tag(subject), described, listed)
 
     def _put_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         upload = BlobUpload(self._transport, self._path, descriptor, source, chunk_bytes=self._chunk_bytes)

@@ -1,32 +1,33 @@
 """One blob on its way to a registry: begun, sent, and gone on with where the line was cut.
 
 All of it goes in one request, unless chunks are asked for, by the caller or by a registry that takes no body so large.
-After a cut the registry is asked what it has, and gets the rest; where it does not say, the upload begins anew. The
-bytes of the source are not trusted: the last of them are held back until all have been hashed.
+After a cut the registry is asked what it has, and gets the rest; where it does not say, the upload begins anew.
 
 Spec: OCI distribution-spec 1.1, "Pushing Blobs".
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 
 import attrs
 
-from minibox_store.digest import Digest, Verifier
+from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDigest, RegistryError
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.protocols import BlobSource
 from minibox_store.registry.answers import Answer
-from minibox_store.registry.failures import RETRIED_STATUSES, Failure
+from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed
+from minibox_store.registry.outgoing import BlobPart, BlobReader
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.urls import Url
 
-_BUFFER_BYTES = MEBIBYTE
 # Where a registry, or what stands before it, finds a body too large without saying what it would take.
 _FIRST_CHUNK_BYTES = 32 * MEBIBYTE
 _SMALLEST_CHUNK_BYTES = 64 * 1024
+# Many lose all of an upload whose line was cut: how often that counts as getting on, besides the usual tries.
+_MOST_LOSSES = 4
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NO_HEADERS: Mapping[str, str] = {}
@@ -34,14 +35,6 @@ _OCTETS: Mapping[str, str] = {"Content-Type": "application/octet-stream"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DONE = (200, 201, 204)
 _TAKEN = (200, 201, 202, 204)
-
-
-class SourceFailed(Exception):
-    """What went wrong with the source of a blob, on its way through what takes care of connections."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 def has_blob(transport: Transport, repository: str, descriptor: Descriptor) -> bool:
@@ -86,79 +79,6 @@ def check_digest(answer: Answer, digest: Digest, what: str) -> None:
         raise ContentMismatch(what, str(digest), repr(announced[:80]))
 
 
-class BlobReader:
-    """The bytes of a blob, read from any offset on, and hashed as they are read for the first time. For one thread."""
-
-    def __init__(self, source: BlobSource, descriptor: Descriptor) -> None:
-        self._source = source
-        self._descriptor = descriptor
-        self._verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-        self._buffer = memoryview(bytearray(min(_BUFFER_BYTES, descriptor.size_bytes + 1)))
-        self._stream: BlobStream | None = None
-        self._position = 0
-
-    @property
-    def seen_bytes(self) -> int:
-        """How many bytes have ever been read."""
-        return self._verifier.seen_bytes
-
-    def pieces(self, offset: int, size_bytes: int) -> Iterator[memoryview]:
-        """Yield some of the bytes; the blob's last ones only once all of it is known to be right.
-
-        Raises:
-            SourceFailed: with ContentMismatch when the bytes are short, long or others, or what the source raised.
-        """
-        end = offset + size_bytes
-        while True:
-            try:
-                piece = self._next(offset, end)
-            except Exception as error:
-                raise SourceFailed(error) from error
-            if piece:
-                yield piece
-            offset += len(piece)
-            if offset == end:
-                return
-
-    def close(self) -> None:
-        """Close the source's stream. A second call does nothing."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def _next(self, offset: int, end: int) -> memoryview:
-        if self._stream is None or self._position != offset:
-            self.close()
-            self._stream = self._source.open_blob(self._descriptor, offset)
-            self._position = offset
-        piece = self._buffer[: self._stream.readinto(self._buffer[: min(len(self._buffer), end - offset)])]
-        self._position += len(piece)
-        if not piece and offset < end:
-            expected, actual = f"{self._descriptor.size_bytes} bytes", f"{offset} bytes"
-            raise ContentMismatch(str(self._descriptor.digest), expected, actual)
-        # What is read again after a cut was hashed before.
-        fresh_bytes = max(0, self._position - self._verifier.seen_bytes)
-        self._verifier.update(piece[len(piece) - fresh_bytes :])
-        if self._position == self._descriptor.size_bytes:
-            excess = memoryview(bytearray(1))
-            self._verifier.update(excess[: self._stream.readinto(excess)])
-            self._verifier.finish()
-        return piece
-
-
-@attrs.frozen
-class _Part:
-    """Some of a blob, as the body of a request."""
-
-    reader: BlobReader
-    offset: int
-    size_bytes: int
-
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield it, from its beginning each time."""
-        return self.reader.pieces(self.offset, self.size_bytes)
-
-
 class BlobUpload:
     """The upload of one blob. For one thread.
 
@@ -189,6 +109,7 @@ class BlobUpload:
         self._offset = 0
         self._is_in_doubt = False
         self._is_first = True
+        self._losses = 0
 
     def begin_at(self, answer: Answer, request: Request) -> None:
         """Go on with an upload that the registry has begun by its answer to a request.
@@ -213,7 +134,7 @@ class BlobUpload:
         attempts = self._transport.attempts()
         with closing(self._reader):
             while True:
-                before = self._offset
+                before, given_bytes = self._offset, self._reader.given_bytes
                 try:
                     if self._is_ready():
                         self._send()
@@ -221,9 +142,15 @@ class BlobUpload:
                 except SourceFailed as failed:
                     raise failed.error from failed.error.__cause__
                 except Failure as failure:
-                    if self._offset > before:
+                    is_lost = self._reader.given_bytes > given_bytes and _status_of(failure) is None
+                    if self._offset > before or (is_lost and self._may_lose()):
                         attempts.advanced()
                     attempts.failed(self._judged(failure))
+
+    def _may_lose(self) -> bool:
+        """Whether a registry may once more keep nothing of what it has got: it took its time, and was of no use."""
+        self._losses += 1
+        return self._losses <= _MOST_LOSSES
 
     def _is_ready(self) -> bool:
         """See that an upload is open, and how far it is; return False where the registry has the blob by now."""
@@ -247,7 +174,7 @@ class BlobUpload:
                     return False
                 self._go_on(answer, request, taken)
         except Failure as failure:
-            status = failure.error.status if isinstance(failure.error, RegistryError) else None
+            status = _status_of(failure)
             if status is None or status in RETRIED_STATUSES:
                 raise
             return False
@@ -271,7 +198,7 @@ class BlobUpload:
             while self._offset < size_bytes:
                 self._send_chunk()
         rest_bytes = size_bytes - self._offset
-        rest = _Part(self._reader, self._offset, rest_bytes) if rest_bytes or not size_bytes else None
+        rest = BlobPart(self._reader, self._offset, rest_bytes) if rest_bytes or not size_bytes else None
         query = [("digest", str(self._descriptor.digest))]
         with closing(self._transport.ask(self._request("PUT", _DONE, rest, _OCTETS, query))) as answer:
             check_digest(answer, self._descriptor.digest, f"blob {self._descriptor.digest} at {answer.url}")
@@ -281,7 +208,7 @@ class BlobUpload:
         count = min(rest_bytes, max(self._chunk_bytes or rest_bytes, self._least_bytes))
         end = start + count
         headers = {**_OCTETS, "Content-Range": f"{start}-{end - 1}"}
-        request = self._request("PATCH", _TAKEN, _Part(self._reader, start, count), headers)
+        request = self._request("PATCH", _TAKEN, BlobPart(self._reader, start, count), headers)
         with closing(self._transport.ask(request)) as answer:
             taken = _taken_bytes(answer)
             # Some take no more than they can store at once.
@@ -291,7 +218,7 @@ class BlobUpload:
         self,
         method: str,
         accepts: tuple[int, ...],
-        body: _Part | None = None,
+        body: BlobPart | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
         query: Sequence[tuple[str, str]] = (),
     ) -> Request:
@@ -302,8 +229,7 @@ class BlobUpload:
 
     def _judged(self, failure: Failure) -> Failure:
         """Return what a failure of a registry means here, and change what is to be done about it."""
-        error = failure.error
-        status = error.status if isinstance(error, RegistryError) else None
+        status = _status_of(failure)
         if self._place is None or status is None:
             return failure
         if status == 413 and self._takes_smaller():
@@ -314,9 +240,10 @@ class BlobUpload:
         if status == 416:
             return attrs.evolve(failure, may_retry=True)
         if status in (400, 404):
-            # The upload is unknown by now, or is not what we think that it is.
+            # The upload is unknown by now, or is not what we think that it is: then we shall see whose fault it is.
             self._place = None
-            return attrs.evolve(failure, may_retry=True, only_once=True)
+            is_unseen = status == 400 and self._reader.distrust()
+            return attrs.evolve(failure, may_retry=True, only_once=not is_unseen)
         return failure
 
     def _takes_smaller(self) -> bool:
@@ -327,6 +254,10 @@ class BlobUpload:
             return False
         self._chunk_bytes, self._place = smaller, None
         return True
+
+
+def _status_of(failure: Failure) -> int | None:
+    return failure.error.status if isinstance(failure.error, RegistryError) else None
 
 
 def _taken_bytes(answer: Answer) -> int | None:

@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,21 @@ from minibox_store import _files
 from minibox_store.archive import ArchiveFile
 from minibox_store.copying import copy_graph
 from minibox_store.documents import Descriptor
-from minibox_store.errors import StoreBusy
+from minibox_store.errors import IncompleteImage, StoreBusy
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout, opening_image
 from minibox_store.layout.sweeping import Sweep
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import BlobSource, BlobStage, ImageSource, ImageTarget, ImageWriter
+from minibox_store.reference import Reference
+from minibox_store.registry import RepositoryTarget
 from tests.support.archives import read_archive
 from tests.support.images import BuiltImage
 from tests.support.layouts import read_layout_blobs, read_layout_names
+from tests.support.registries import quick_client
 from tests.support.sources import memory_of, root_of
 from tests.support.system_calls import Failing, OtherOs
+from tests.support.upload_registry import UploadRegistry
 
 Blobs = dict[str, bytes]
 
@@ -32,7 +38,7 @@ Blobs = dict[str, bytes]
 class TargetEnd:
     """A target, and how a test sees what it holds.
 
-    ``collect`` takes away all that no name needs. ``holds_many`` is whether it holds more than one image.
+    ``holds_many`` is whether it holds more than one image. ``close`` ends what it runs on.
     """
 
     target: ImageTarget
@@ -40,6 +46,7 @@ class TargetEnd:
     read_blobs: Callable[[], Blobs]
     forget: Callable[[str], None]
     holds_many: bool = True
+    close: Callable[[], None] = lambda: None
 
 
 def memory_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TargetEnd:
@@ -101,11 +108,69 @@ def archive_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TargetEnd:
     )
 
 
+class _Tagged:
+    """A repository whose tags stand for names that are no tags."""
+
+    def __init__(self, target: RepositoryTarget) -> None:
+        self._target = target
+        self.names: dict[str, str] = {}
+
+    @contextmanager
+    def open_writer(self) -> Iterator["_TaggedWriter"]:
+        with self._target.open_writer() as writer:
+            yield _TaggedWriter(writer, self.names)
+
+
+class _TaggedWriter:
+    def __init__(self, writer: ImageWriter, names: dict[str, str]) -> None:
+        self._writer = writer
+        self._names = names
+        self.has_blob = writer.has_blob
+        self.write_blob = writer.write_blob
+
+    def write_name(self, name: str, descriptor: Descriptor) -> None:
+        tag = re.sub(r"[:/]", "_", name)
+        self._names[tag] = name
+        try:
+            self._writer.write_name(tag, descriptor)
+        except IncompleteImage as error:
+            raise IncompleteImage(name, error.missing) from error
+
+
+def repository_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TargetEnd:
+    """Return a repository of a registry."""
+    stack = ExitStack()
+    registry = stack.enter_context(UploadRegistry())
+    reference = Reference.parse(registry.reference("team/app"))
+    tagged = _Tagged(RepositoryTarget(partial(quick_client().open_origin, reference, access="pull,push")))
+
+    def read_blobs() -> Blobs:
+        named = {digest for digest in tagged_digests().values() if not digest.startswith("sha256:")}
+        documents = {name: content for (_, name), (_, content) in registry.manifests.items() if ":" in name}
+        # What goes by another digest is known by the usual one as well.
+        usual = {digest_text(documents[digest]) for digest in named}
+        kept = {digest: content for digest, content in documents.items() if digest not in usual}
+        return {digest: content for (_, digest), content in registry.blobs.items()} | kept
+
+    def tagged_digests() -> dict[str, str]:
+        contents = {content: name for (_, name), (_, content) in sorted(registry.manifests.items()) if ":" in name}
+        return {name: contents[content] for (_, name), (_, content) in registry.manifests.items() if ":" not in name}
+
+    def read_names() -> dict[str, str]:
+        return {tagged.names[tag]: digest for tag, digest in tagged_digests().items()}
+
+    def forget(name: str) -> None:
+        del registry.manifests["team/app", re.sub(r"[:/]", "_", name)]
+
+    return TargetEnd(tagged, read_names, read_blobs, forget, close=stack.close)
+
+
 TARGETS = {
     "memory": memory_target,
     "layout": layout_target,
     "layout without hard links": layout_without_links_target,
     "archive": archive_target,
+    "repository": repository_target,
 }
 
 MakeSource = Callable[[Path, Mapping[str, BuiltImage], str], AbstractContextManager[BlobSource]]
@@ -214,7 +279,7 @@ def open_stage(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, stack: 
     return StageEnd(transaction, transaction, kept_bytes, end, opened.close)
 
 
-STAGES = [kind for kind in TARGETS if kind != "archive"]
+STAGES = [kind for kind in TARGETS if kind not in ("archive", "repository")]
 
 
 def digest_text(content: bytes, algorithm: str = "sha256") -> str:

@@ -1,9 +1,9 @@
 """What every ImageTarget promises: nothing is named before it is complete, nothing is kept that is wrong."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -50,13 +50,15 @@ HOLDING_MANY = [kind for kind in TARGETS if kind != "archive"]
 
 
 @pytest.fixture(params=TARGETS)
-def end(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TargetEnd:
-    return TARGETS[request.param](tmp_path, monkeypatch)
+def end(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TargetEnd]:
+    with closing(TARGETS[request.param](tmp_path, monkeypatch)) as opened:
+        yield opened
 
 
 @pytest.fixture(params=HOLDING_MANY)
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TargetEnd:
-    return TARGETS[request.param](tmp_path, monkeypatch)
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TargetEnd]:
+    with closing(TARGETS[request.param](tmp_path, monkeypatch)) as opened:
+        yield opened
 
 
 def write_all(writer: ImageWriter, image: BuiltImage, source: BlobSource | None = None) -> None:

@@ -19,7 +19,7 @@ from tests.support.sources import copy_into, descriptor_of, descriptors_of
 from tests.support.stores import mounted
 from tests.support.system_calls import OtherOs
 
-CHECKING = [kind for kind in TARGETS if kind != "memory"]
+CHECKING = [kind for kind in TARGETS if kind not in ("memory", "repository")]
 HOLDING = [kind for kind in CHECKING if kind != "archive"]
 FREE_BYTES = 1 << 20
 

@@ -11,7 +11,7 @@ from minibox_store import Store
 from minibox_store.errors import AuthenticationRefused
 from minibox_store.registry import Credentials
 from tests.support.certificates import make_certificate
-from tests.support.images import build_image, build_index, build_layer, random_layer
+from tests.support.images import OCI_CONFIG, build_image, build_index, build_layer, random_layer
 from tests.support.layouts import read_layout_blobs
 from tests.support.peers import DockerRegistry, docker_registry, require_peer, run_peer, run_skopeo
 from tests.support.processes import plain_environment
@@ -77,6 +77,18 @@ def test_podman_makes_an_image_of_what_was_pushed(store: Store, registry: Docker
         run_peer([*command, "rmi", reference], environment)
     assert seen["Digest"] == IMAGE.digest
     assert seen["RootFS"]["Layers"] == [layer.diff_id for layer in LAYERS]
+
+
+def test_a_registry_that_knows_no_subjects_gets_a_list_of_referrers(tmp_path: Path, registry: DockerRegistry) -> None:
+    signature = build_image([{"signature": b"s"}], subject=DOCKER.root)
+    put(tmp_path, signature, "signature:1")
+    reference = registry.reference("team/signed", "signature")
+    open_store(tmp_path).push("signature:1", reference, client=quick_client())
+    tag = DOCKER.digest.replace(":", "-")
+    listed = json.loads(
+        run_skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{registry.host}/team/signed:{tag}")
+    )
+    assert listed["manifests"] == [{**signature.root, "artifactType": OCI_CONFIG}]
 
 
 def test_a_push_and_a_pull_are_inverse(tmp_path: Path, store: Store, registry: DockerRegistry) -> None:

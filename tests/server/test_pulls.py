@@ -108,6 +108,25 @@ def test_a_pull_tells_each_step_on_a_line_of_its_own(tmp_path: Path, registry: S
     assert read_layout_blobs(tmp_path / "data") == image.blobs
 
 
+def test_what_a_registry_warns_of_is_a_line_that_it_cannot_break(tmp_path: Path, registry: ScriptedRegistry) -> None:
+    image = build_image()
+    warned = [
+        ("Content-Type", image.media_type),
+        ("Warning", '299 - "this tag goes away\x0b[pull] Done", 299 - "and this is \x7f not all"'),
+        ("RateLimit-Limit", "100;w=21600"),
+        ("RateLimit-Remaining", "99;w=21600"),
+    ]
+    serve_image(registry, "team/app", "1", image)
+    registry.allow("GET", manifest_target("team/app", "1"), Answer(headers=warned, body=image.blobs[image.digest]))
+    lines = pull(tmp_path / "data", registry.reference("team/app", "1"))
+    assert lines[1:3] == [
+        f"[pull] warning from {registry.host}: this tag goes away\\x0b[pull] Done",
+        f"[pull] warning from {registry.host}: and this is \\x7f not all",
+    ]
+    assert lines.count("[pull] Done") == 1
+    assert not [line for line in lines if "21600" in line]
+
+
 def test_a_pull_by_several_threads_ends_with_done_and_tells_every_layer(
     tmp_path: Path, registry: ScriptedRegistry
 ) -> None:

@@ -5,6 +5,7 @@ Spec: OCI distribution-spec 1.1, "Push"; what is scripted over it goes before.
 
 import json
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -20,6 +21,7 @@ _UPLOADS = re.compile(r"/v2/(?P<repository>.+)/blobs/uploads/(?P<upload>[^/]*)")
 _BLOB = re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<digest>[^/]+)")
 _MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<name>[^/]+)")
 _TAGS = re.compile(r"/v2/(?P<repository>.+)/tags/list")
+_STALLING_BYTES = 16 << 20
 _CHUNK = re.compile(r"(\d+)-(\d+)")
 
 
@@ -41,6 +43,8 @@ class UploadRegistry(ScriptedRegistry):
         keeps_cut: whether what came before a cut stays in the upload.
         forgets_cut: whether an upload that was cut is unknown afterwards.
         largest_body_bytes: what is larger is refused with 413.
+        refuses_unread: whether it says so before it has read any of that, and goes on to read nothing.
+        stalls: until then nothing is read of what is larger than what a line holds.
         least_chunk_bytes: what OCI-Chunk-Min-Length says; a smaller chunk that is not the last is refused.
         most_taken_bytes: of a chunk no more is taken, and Range says so.
         takes_whole: whether a PUT may have the whole blob in it.
@@ -62,6 +66,9 @@ class UploadRegistry(ScriptedRegistry):
         self.keeps_cut = True
         self.forgets_cut = False
         self.largest_body_bytes: int | None = None
+        self.refuses_unread = False
+        self.stalls: threading.Event | None = None
+        self._unread: set[int] = set()
         self.least_chunk_bytes: int | None = None
         self.most_taken_bytes: int | None = None
         self.takes_whole = True
@@ -88,10 +95,24 @@ class UploadRegistry(ScriptedRegistry):
         return [f"{each.method} {each.path}" for each in self.requests if not methods or each.method in methods]
 
     def _read(self, stream: BinaryIO, client_port: int) -> Request | None:
+        if client_port in self._unread:
+            # It stays open, and nobody looks at what comes, until the client has left.
+            if b" HTTP/1.1\r\n" in stream.read():
+                self._note_problem("a request follows one that was not sent to its end")
+            return None
         request = read_head(stream, client_port)
         if request is None:
             return None
         length = int(request.header("Content-Length") or 0)
+        if self.refuses_unread and self.largest_body_bytes is not None and length > self.largest_body_bytes:
+            self._unread.add(client_port)
+            return request
+        if self.stalls is not None and request.method == "PUT" and length > _STALLING_BYTES:
+            with self._changed:
+                self.requests.append(request)
+                self._changed.notify_all()
+            self.wait_while_held(self.stalls)
+            return None
         with self._changed:
             is_upload = request.method in ("PUT", "PATCH") and _UPLOADS.fullmatch(request.path)
             cut = self.cuts.pop(0) if is_upload and length and self.cuts else None
@@ -169,7 +190,8 @@ class UploadRegistry(ScriptedRegistry):
             return Answer(status=204, headers=self._state(name))
         if query.get("_state") != [f"at-{len(upload.content)}"]:
             return registry_error(404, "BLOB_UPLOAD_INVALID", "the state is another one")
-        if self.largest_body_bytes is not None and len(request.body) > self.largest_body_bytes:
+        length = int(request.header("Content-Length") or 0)
+        if self.largest_body_bytes is not None and length > self.largest_body_bytes:
             return Answer(status=413, body=b"<html>too large</html>")
         if request.method == "PATCH":
             return self._patch(request, upload, name)
@@ -243,11 +265,11 @@ class UploadRegistry(ScriptedRegistry):
         missing = [each for each in self._needed(document, media_type) if not self._has(repository, each)]
         if missing:
             return registry_error(400, "MANIFEST_BLOB_UNKNOWN", f"{missing[0]} is missing")
-        algorithm = name.partition(":")[0] if ":" in name else "sha256"
-        digest = digest_of(request.body, algorithm)
+        digest = digest_of(request.body, name.partition(":")[0] if ":" in name else "sha256")
         if ":" in name and name != digest:
             return registry_error(400, "DIGEST_INVALID")
-        self.manifests[repository, digest] = self.manifests[repository, name] = (media_type, request.body)
+        self.manifests[repository, name] = (media_type, request.body)
+        self.manifests[repository, digest] = (media_type, request.body)
         headers = {"Location": f"/v2/{repository}/manifests/{digest}", "Docker-Content-Digest": digest}
         if "subject" in document and self.knows_subjects:
             headers["OCI-Subject"] = document["subject"]["digest"]
