@@ -116,12 +116,15 @@ if TYPE_CHECKING:
     from minibox_store.registry import logout as logout
     from minibox_store.registry import read_registries_file as read_registries_file
     from minibox_store.registry_rules import Mirror as Mirror
+    from minibox_store.registry_rules import RegistryPlace as RegistryPlace
     from minibox_store.registry_rules import RegistryRule as RegistryRule
     from minibox_store.registry_rules import RegistryRules as RegistryRules
     from minibox_store.remote import catalog as catalog
     from minibox_store.remote import copy as copy
     from minibox_store.remote import delete as delete
     from minibox_store.remote import tags as tags
+    from minibox_store.removals import PruneReport as PruneReport
+    from minibox_store.removals import Removal as Removal
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -129,8 +132,6 @@ if TYPE_CHECKING:
     from minibox_store.reports import LostName as LostName
     from minibox_store.reports import MendedBlob as MendedBlob
     from minibox_store.reports import Need as Need
-    from minibox_store.reports import PruneReport as PruneReport
-    from minibox_store.reports import Removal as Removal
     from minibox_store.reports import RepairReport as RepairReport
     from minibox_store.reports import StoreInfo as StoreInfo
     from minibox_store.reports import StoreUsage as StoreUsage
@@ -241,8 +242,9 @@ _MODULES = {
         "logout",
         "read_registries_file",
     ),
-    "registry_rules": ("Mirror", "RegistryRule", "RegistryRules"),
+    "registry_rules": ("Mirror", "RegistryPlace", "RegistryRule", "RegistryRules"),
     "remote": ("catalog", "copy", "delete", "tags"),
+    "removals": ("PruneReport", "Removal"),
     "reports": (
         "Finding",
         "FindingKind",
@@ -251,8 +253,6 @@ _MODULES = {
         "LostName",
         "MendedBlob",
         "Need",
-        "PruneReport",
-        "Removal",
         "RepairReport",
         "StoreInfo",
         "StoreUsage",

@@ -297,12 +297,13 @@ def sync_regular(path: str) -> None:
 
 def sync_directory(path: str, *, dir_fd: int | None = None) -> None:
     """Return when the names in a directory will survive a loss of power."""
-    with _opened_directory(path, dir_fd) as descriptor:
+    with opened_directory(path, dir_fd) as descriptor:
         os.fsync(descriptor)
 
 
 @contextmanager
-def _opened_directory(path: str, dir_fd: int | None) -> Iterator[int]:
+def opened_directory(path: str, dir_fd: int | None = None) -> Iterator[int]:
+    """Keep a directory open for the block: what begins there is found by a shorter way."""
     descriptor = os.open(path, _DIRECTORY, dir_fd=dir_fd)
     try:
         yield descriptor
@@ -328,7 +329,7 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
         name = "file"
     temporary = os.path.join(folder, f".{name}.{fresh_name()}.tmp")
     # Opened first: behind the replacement nothing may fail any more but the disk itself.
-    with _opened_directory(folder or ".", dir_fd) if durable else contextlib.nullcontext() as directory:
+    with opened_directory(folder or ".", dir_fd) if durable else contextlib.nullcontext() as directory:
         descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
         try:
             yield descriptor

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor, Node
+from minibox_store.documents import Descriptor, Node, identity
 from minibox_store.errors import (
     BlobNotFound,
     ContentMismatch,
@@ -22,7 +22,7 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreError,
 )
-from minibox_store.graph import identity, is_of_the_blob
+from minibox_store.graph import is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource

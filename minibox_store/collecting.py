@@ -6,17 +6,17 @@ a mark. What is alive is found by the same walk that copies images.
 
 from collections.abc import Callable, Container, Iterable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.graph import Identity, walk
+from minibox_store.documents import Descriptor, Identity, LayoutIndex
+from minibox_store.graph import walk_documents
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import Removal
+from minibox_store.removals import Removal
 
 
 @attrs.define
@@ -45,8 +45,8 @@ class Marks:
         """
         if root.digest in self.absent:  # a root may not be absent; and it may have come since
             self.forget([self.absent[root.digest]])
-        for node in walk(source, root, limits=self.limits, seen=self._seen, allow_absent_manifests=True):
-            if node.document is None and media_types.is_document(node.descriptor.media_type):
+        for node in walk_documents(source, root, limits=self.limits, seen=self._seen):
+            if node.content is None and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor
 
     def forget(self, absent: Iterable[Descriptor]) -> None:
@@ -66,21 +66,17 @@ def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:
         marks.add_root(source, entry.descriptor)
 
 
-class StoredBlob(NamedTuple):
-    """A file under ``blobs/``: its path below the root, its size in bytes, and how old it is."""
-
-    path: str
-    size_bytes: int
-    age_seconds: float
+# A file under ``blobs/``: its folder's path below the root, its name, its size in bytes, and its age in seconds.
+StoredBlob = tuple[str, str, int, float]
 
 
 def plan_blobs(blobs: Iterable[StoredBlob], live_names: Container[str]) -> list[Removal]:
     """Return the removal of each blob whose name is not among those of the blobs that are alive."""
     reason = "no image in the index needs it"
     return [
-        Removal(kind="blob", path=path, size_bytes=size_bytes, reason=reason, age_seconds=age_seconds)
-        for path, size_bytes, age_seconds in blobs
-        if file_name(path) not in live_names
+        Removal(kind="blob", path=f"{folder}/{name}", size_bytes=size_bytes, reason=reason, age_seconds=age_seconds)
+        for folder, name, size_bytes, age_seconds in blobs
+        if name not in live_names
     ]
 
 

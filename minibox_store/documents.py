@@ -8,10 +8,14 @@ from typing import Literal, NamedTuple
 
 import attrs
 
+from minibox_store import media_types
 from minibox_store.digest import Digest
 from minibox_store.platforms import Platform
 
 Role = Literal["manifest", "config", "layer"]
+
+# A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
+Identity = tuple[str, int, str]
 
 REFERENCE_TYPE_ANNOTATION = "vnd.docker.reference.type"
 
@@ -36,6 +40,16 @@ class Descriptor:
     def is_attestation(self) -> bool:
         """Whether this entry of an index describes another entry (BuildKit), and is no image to run."""
         return REFERENCE_TYPE_ANNOTATION in self.annotations
+
+
+def identity(descriptor: Descriptor) -> Identity:
+    """Return what tells a blob from another in a walk: its digest, its size and, of a document, its type.
+
+    Of the digest it has the hexadecimal part, which tells the algorithm by its length: a walk compares these more than
+    anything else, and nothing is compared faster than a text.
+    """
+    is_document = media_types.is_document(descriptor.media_type)
+    return descriptor.digest.hex, descriptor.size_bytes, descriptor.media_type if is_document else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -183,3 +197,15 @@ def children(document: Document) -> tuple[Node, ...]:
     total = len(document.layers)
     config = Node(document.config, "config", 1, 1)
     return (config, *[Node(each, "layer", position, total) for position, each in enumerate(document.layers, 1)])
+
+
+class Links(NamedTuple):
+    """What a document points at, and no more: for whoever asks what there is, and not what it is like.
+
+    ``leaves`` are the blobs that have nothing below them; ``documents``, in order, may have; ``layers`` is how many a
+    manifest names.
+    """
+
+    leaves: list[Identity]
+    documents: list[Descriptor]
+    layers: int

@@ -51,9 +51,9 @@ class ExaminedStore:
 
         Spec: OCI image-spec 1.1, manifest.md, image-index.md, config.md.
         """
-        from minibox_store.graph import select_manifest
         from minibox_store.inspecting import describe_manifests
         from minibox_store.inspection import ImageDetails
+        from minibox_store.manifest_choice import select_manifest
 
         def choose(source: "RememberingSource", root: Descriptor, found: str) -> Descriptor:
             if platform is None:

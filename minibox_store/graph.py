@@ -1,4 +1,4 @@
-"""The walk over an image's graph, children first: the only one there is. And the choice of one manifest from it.
+"""The walk over an image's graph, children first: the only one there is.
 
 Pull, push, save, load, collection, checking and sizing all see an image through :func:`walk`. A document is
 verified and decoded before anything that it names is believed.
@@ -8,26 +8,16 @@ import errno
 from collections.abc import Callable, Iterator, MutableSet
 from typing import NamedTuple
 
-import attrs
-
-from minibox_store import media_types
-from minibox_store.codec import decode_config, decode_document
+from minibox_store.codec import decode_document, decode_links
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor, Document, Index, Manifest, Node, children
-from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, PlatformNotFound, StoreError
+from minibox_store.documents import Descriptor, Document, Identity, Manifest, Node, children, identity
+from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.platforms import Platform, choose_platform
 from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible, RangedSource
 
-# A blob by all that is said of it: said otherwise, it is looked at again, and found to be wrong.
-Identity = tuple[str, int, str]
 Seen = MutableSet[Identity]
 
-# A manifest for one platform, or an index.
-_Named = set[tuple[Digest, Platform | None]]
-
 UnreadableListener = Callable[[Descriptor, Exception], None]
-OddConfigListener = Callable[[InvalidDocument], None]
 
 
 # What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
@@ -205,7 +195,44 @@ def walk(
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong.
     """
-    seen = set() if seen is None else seen
+
+    def read(node: Node, may_be_absent: bool) -> _Pending | None:
+        found = read_document(source, node.descriptor, limits, may_be_absent and allow_absent_manifests)
+        if found is None:
+            return None
+        return _Pending(node._replace(document=found[0], content=found[1]), iter(children(found[0])))
+
+    return _walk(root, read, limits, set() if seen is None else seen, on_unreadable)
+
+
+def walk_documents(source: BlobSource, root: Descriptor, *, limits: Limits, seen: set[Identity]) -> Iterator[Node]:
+    """Do as :func:`walk`, absent manifests allowed, for whoever asks no more than what there is.
+
+    Leaves are added to ``seen``, and not yielded. Documents are, with their content and without their value; one that
+    is absent has neither. A root that is a leaf is yielded.
+    """
+
+    def read(node: Node, may_be_absent: bool) -> _Pending | None:
+        content = _content_of(source, node.descriptor, limits, may_be_absent)
+        if content is None:
+            return None
+        name = str(node.descriptor.digest)
+        links = decode_links(content, node.descriptor.media_type, name, limits=limits)
+        _check_layers(links.layers, name, limits)
+        seen.update(links.leaves)
+        below = [Node(each, "manifest", 1, 1) for each in links.documents]
+        return _Pending(node._replace(content=content), iter(below))
+
+    return _walk(root, read, limits, seen, None)
+
+
+def _walk(
+    root: Descriptor,
+    read: Callable[[Node, bool], _Pending | None],
+    limits: Limits,
+    seen: Seen,
+    on_unreadable: UnreadableListener | None,
+) -> Iterator[Node]:
     documents = 0
     stack = [_Pending(None, iter((Node(descriptor=root, role="manifest", position=1, total=1),)))]
     while stack:
@@ -217,17 +244,16 @@ def walk(
             seen.add(key)
             if key[2]:  # the type of a document
                 documents += 1
-                read = None
+                opened = None
                 try:
-                    _check_bounds(root, documents, len(stack), limits)
-                    read = _read_document(source, descriptor, limits, allow_absent_manifests and len(stack) > 1)
+                    check_bounds(root, documents, len(stack), limits)
+                    opened = read(node, len(stack) > 1)
                 except (StoreError, OSError) as error:
                     if on_unreadable is None:
                         raise
                     on_unreadable(descriptor, error)
-                if read is not None:
-                    parent = node._replace(document=read[0], content=read[1])
-                    stack.append(_Pending(parent, iter(children(read[0]))))
+                if opened is not None:
+                    stack.append(opened)
                     break
             yield node
         else:
@@ -236,136 +262,45 @@ def walk(
                 yield done
 
 
-def identity(descriptor: Descriptor) -> Identity:
-    """Return what tells a blob from another in a walk: its digest, its size and, of a document, its type.
+def check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:
+    """Return if one more document, so deep below a root, may be read.
 
-    Of the digest it has the hexadecimal part, which tells the algorithm by its length: a walk compares these more than
-    anything else, and nothing is compared faster than a text.
+    Raises:
+        InvalidDocument: when not.
     """
-    is_document = media_types.is_document(descriptor.media_type)
-    return descriptor.digest.hex, descriptor.size_bytes, descriptor.media_type if is_document else ""
-
-
-def _check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:
     if documents > limits.documents:
         raise InvalidDocument("", f"the image has more than {limits.documents} documents", str(root.digest))
     if depth > limits.depth:
         raise InvalidDocument("", f"the image is nested more than {limits.depth} deep", str(root.digest))
 
 
-def _read_document(
+def read_document(
     source: BlobSource, descriptor: Descriptor, limits: Limits, may_be_absent: bool
 ) -> tuple[Document, bytes] | None:
+    """Return a document and its verified bytes; None where it is absent and may be.
+
+    Raises:
+        BlobNotFound, ContentMismatch, InvalidDocument: when it is missing or wrong, or has more layers than may be.
+    """
+    content = _content_of(source, descriptor, limits, may_be_absent)
+    if content is None:
+        return None
+    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
+    if isinstance(document, Manifest):
+        _check_layers(len(document.layers), str(descriptor.digest), limits)
+    return document, content
+
+
+def _content_of(source: BlobSource, descriptor: Descriptor, limits: Limits, may_be_absent: bool) -> bytes | None:
     try:
         content = source.read(descriptor) if isinstance(source, RememberingSource) else None
-        if content is None:
-            content = read_content(source, descriptor, limits)
+        return read_content(source, descriptor, limits) if content is None else content
     except BlobNotFound:
         if may_be_absent:
             return None
         raise
-    document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
-    if isinstance(document, Manifest) and len(document.layers) > limits.layers:
-        raise InvalidDocument("layers", f"there are more than {limits.layers}", str(descriptor.digest))
-    return document, content
 
 
-def select_manifest(
-    source: RememberingSource, root: Descriptor, platform: Platform, name: str, limits: Limits = DEFAULT_LIMITS
-) -> Descriptor:
-    """Return the descriptor of the one manifest for ``platform`` at or below ``root``, nested indexes included.
-
-    Attestations, and entries for the platform ``unknown/unknown``, are never chosen. There is no fallback.
-
-    Args:
-        source: where the documents are; it keeps those that were read, for the copy that follows.
-        root: a manifest or an index.
-        platform: what is wanted; the variants that it may run count too, the best first.
-        name: how an error calls the image.
-        limits: how deep and how large the graph may be.
-
-    Raises:
-        PlatformNotFound: with the platforms that are on offer.
-        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed; and
-            for a config that says what none may, where nothing else fits: nobody knows whether that one would.
-
-    Spec: OCI image-spec 1.1, image-index.md, "platform"; config.md for a manifest whose entry has none.
-    """
-    if not media_types.is_document(root.media_type):
-        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
-    offered: list[Descriptor] = []
-    odd: list[InvalidDocument] = []
-    if media_types.is_manifest(root.media_type):
-        offered.append(_with_platform(source, root, limits, odd.append))
-        if offered[0].platform is None and not odd:
-            return offered[0]
-    else:
-        offered.extend(manifests_below(source, root, limits, odd.append))
-    chosen = choose_platform([each.platform for each in offered], platform)
-    if chosen is None and odd:
-        raise odd[0]
-    if chosen is None:
-        available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
-        raise PlatformNotFound(name, str(platform), tuple(available))
-    return root if offered[chosen].digest == root.digest else offered[chosen]
-
-
-def manifests_below(
-    source: RememberingSource, root: Descriptor, limits: Limits, on_odd_config: OddConfigListener
-) -> Iterator[Descriptor]:
-    """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
-
-    Attestations are left out, and what an index names again: a manifest counts once for each platform. One whose
-    config says what none may has none, and hides no other: ``on_odd_config`` is told.
-
-    Raises:
-        BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
-    """
-    stack = [iter((root,))]
-    documents = 0
-    seen: _Named = set()
-    while stack:
-        descriptor = next(stack[-1], None)
-        if descriptor is None:
-            stack.pop()
-        elif descriptor.is_attestation or _is_named_again(descriptor, seen):
-            continue
-        elif media_types.is_index(descriptor.media_type):
-            documents += 1
-            _check_bounds(root, documents, len(stack), limits)
-            read = _read_document(source, descriptor, limits, False)
-            if read is not None and isinstance(read[0], Index):
-                stack.append(iter(read[0].manifests))
-        elif media_types.is_manifest(descriptor.media_type):
-            if descriptor.platform is None:
-                documents += 1
-                _check_bounds(root, documents, len(stack), limits)
-                descriptor = _with_platform(source, descriptor, limits, on_odd_config)
-                if descriptor.platform is not None and _is_named_again(descriptor, seen):
-                    continue
-            yield descriptor
-
-
-def _is_named_again(descriptor: Descriptor, seen: _Named) -> bool:
-    """Whether a manifest was named for this platform before, or an index for whatever; from now on it was."""
-    platform = descriptor.platform if media_types.is_manifest(descriptor.media_type) else None
-    key = descriptor.digest, platform and platform.normalised()
-    is_again = key in seen
-    seen.add(key)
-    return is_again
-
-
-def _with_platform(
-    source: RememberingSource, descriptor: Descriptor, limits: Limits, on_odd_config: OddConfigListener
-) -> Descriptor:
-    """Return the manifest's descriptor with the platform that its config names, if it names one."""
-    read = _read_document(source, descriptor, limits, False)
-    if read is None or not isinstance(read[0], Manifest) or not media_types.is_config(read[0].config.media_type):
-        return descriptor
-    config = read[0].config
-    try:
-        platform = decode_config(source.read(config), str(config.digest), limits=limits).platform
-    except InvalidDocument as odd:
-        on_odd_config(odd)
-        return descriptor
-    return attrs.evolve(descriptor, platform=platform)
+def _check_layers(count: int, document: str, limits: Limits) -> None:
+    if count > limits.layers:
+        raise InvalidDocument("layers", f"there are more than {limits.layers}", document)

@@ -10,8 +10,8 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Node, children
-from minibox_store.graph import Identity, UnreadableListener, identity, walk
+from minibox_store.documents import Descriptor, Identity, Node, children, identity
+from minibox_store.graph import UnreadableListener, walk
 from minibox_store.layout_index import name_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource

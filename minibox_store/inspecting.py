@@ -10,11 +10,12 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_document, decode_image_config
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Document, ImageConfig, Index, Manifest
+from minibox_store.documents import Descriptor, Document, Identity, ImageConfig, Index, Manifest, identity
 from minibox_store.errors import InvalidDocument
-from minibox_store.graph import Identity, RememberingSource, identity, manifests_below, select_manifest, walk
+from minibox_store.graph import RememberingSource, walk
 from minibox_store.inspection import LayerDetails, ManifestDetails
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.manifest_choice import manifests_below, select_manifest
 from minibox_store.platforms import LINUX_AMD64, Platform
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import attrs
 
+from minibox_store.admitting import Wish
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (
@@ -57,18 +58,21 @@ class Headed(Protocol):
         ...
 
 
-def find_held(layout: Layout, name: str, reference: Reference, wanted: WantedPlatforms) -> HeldImage | None:
-    """Return the store's image, if it may be what a pull of ``reference`` as ``name`` would bring; None where not.
+def find_held(layout: Layout, wish: Wish) -> HeldImage | None:
+    """Return the store's image, if it may be what a pull would bring; None where not.
 
-    Every document of it is verified; of the layers the size is looked at.
+    Every document of it is verified; of the layers the size is looked at. Where a policy wants to verify what the
+    registry has, an image that was chosen from it does not do: the store has no index to be shown.
     """
     try:
-        with opening_image(layout, name) as image:
+        with opening_image(layout, wish.name) as image:
             provenance = provenance_of(image.root)
             digests = {image.root.digest} if provenance is None else {image.root.digest, provenance.digest}
-            if reference.digest is not None and reference.digest not in digests:
+            if wish.digest is not None and wish.digest not in digests:
                 return None
-            if not _is_for(image, wanted, layout):
+            if len(digests) > 1 and wish.policy is not None and wish.policy.verify is not None:
+                return None
+            if not _is_for(image, wish.platforms, layout):
                 return None
             return HeldImage(name=image.name, root=image.root, digests=frozenset(digests))
     except (ImageNotFound, IncompleteImage, StoreDamaged):

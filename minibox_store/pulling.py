@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store._file_errors import file_errors
-from minibox_store.admitting import Wish, choose_incoming, digest_in
 from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor
@@ -18,12 +17,13 @@ from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice, describe_choice
-from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, ImageSource
-from minibox_store.pull_policies import HeldImage, find_held, recalled, resolve_newer
 from minibox_store.reference import Reference, check_image_name
 
 if TYPE_CHECKING:
+    from minibox_store.admitting import Wish
+    from minibox_store.policies import Policy
+    from minibox_store.pull_policies import HeldImage
     from minibox_store.pulled_trees import TreeTarget
     from minibox_store.registry import RegistryClient
 
@@ -41,7 +41,7 @@ class Pulling:
         *,
         name: str | None = None,
         platform: PlatformChoice = LINUX_AMD64,
-        checked_by: Policy | None = None,
+        checked_by: "Policy | None" = None,
         client: "RegistryClient | None" = None,
         policy: PullPolicy = "always",
         parallel: int = DEFAULT_PARALLEL,
@@ -100,6 +100,8 @@ class Pulling:
             replaced in one step too, just before the name; one that is current stays as it is. An old tree that
             something has mounted stays aside until a prune finds it free.
         """
+        from minibox_store.admitting import Wish
+        from minibox_store.pull_policies import find_held, resolve_newer
         from minibox_store.registry import RegistryClient
 
         if parallel < 1:
@@ -122,7 +124,7 @@ class Pulling:
             origin = f"{parsed.domain}/{parsed.repository}"
             target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content, ranges=ranges)
             copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
-            held = None if policy == "always" else find_held(self._layout, name, parsed, wanted)
+            held = None if policy == "always" else find_held(self._layout, wish)
             if held is None or policy == "if-newer":
                 on_event(ResolvingName(name=name))
                 root = resolve_newer(repository, parsed, held)
@@ -153,7 +155,7 @@ class Pulling:
         *,
         as_name: str | None = None,
         platform: PlatformChoice = None,
-        checked_by: Policy | None = None,
+        checked_by: "Policy | None" = None,
         verify: Verify = "size",
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -180,6 +182,8 @@ class Pulling:
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
+        from minibox_store.admitting import Wish, digest_in
+
         verify_content, wanted = is_content(verify), checked_choice(platform)
         as_name = check_image_name(name if as_name is None else as_name)
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
@@ -194,12 +198,14 @@ class Pulling:
     def _keep(
         self,
         source: BlobSource,
-        held: HeldImage,
+        held: "HeldImage",
         copy: "_Incoming",
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
         """Return an image that the store has, once it has its tree, and is read, where that is wanted."""
+        from minibox_store.admitting import choose_incoming
+        from minibox_store.pull_policies import recalled
         from minibox_store.pulled_trees import base_layers_of
 
         lacks_tree = copy.unpack and base_layers_of(self._layout).find(held.name, held.root.digest) is None
@@ -222,6 +228,8 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
+        from minibox_store.admitting import choose_incoming
+
         source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
         name = copy.wish.name
         root = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event).root
@@ -259,6 +267,6 @@ class _Incoming:
     """What is copied in, to where, and how."""
 
     target: TransactionTarget
-    wish: Wish
+    wish: "Wish"
     parallel: int = DEFAULT_PARALLEL
     unpack: bool = False

@@ -127,7 +127,7 @@ class RegistryRule:
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class RegistryPlace:
     """Somewhere that an image is to be had.
 
     Attributes:
@@ -165,7 +165,7 @@ class RegistryRules:
         fits = [(fit, rule) for rule in self.rules if (fit := rule.fit(domain, repository)) is not None]
         return max(fits, key=lambda each: each[0])[1] if fits else None
 
-    def places(self, reference: Reference) -> tuple[Place, ...]:
+    def places(self, reference: Reference) -> tuple[RegistryPlace, ...]:
         """Return where an image is read from: the mirrors in their order, and last what they stand for.
 
         Raises:
@@ -174,12 +174,12 @@ class RegistryRules:
         """
         rule = self._allowed(reference)
         if rule is None:
-            return (Place(reference=reference),)
+            return (RegistryPlace(reference=reference),)
         there = reference if rule.location is None else _moved(reference, rule, rule.location)
-        last = Place(reference=there, insecure=rule.insecure, realms=rule.realms)
+        last = RegistryPlace(reference=there, insecure=rule.insecure, realms=rule.realms)
         return (*(self._mirror(reference, rule, mirror) for mirror in rule.mirrors), last)
 
-    def named_place(self, reference: Reference) -> Place:
+    def named_place(self, reference: Reference) -> RegistryPlace:
         """Return the very place that a name says, which is where things are changed.
 
         Raises:
@@ -187,15 +187,15 @@ class RegistryRules:
         """
         return self._as_named(reference, self._allowed(reference))
 
-    def _mirror(self, reference: Reference, rule: RegistryRule, mirror: Mirror) -> Place:
+    def _mirror(self, reference: Reference, rule: RegistryRule, mirror: Mirror) -> RegistryPlace:
         there = _moved(reference, rule, mirror.location)
         named = self._as_named(there, self.find(there.domain, there.repository))
         return attrs.evolve(named, insecure=mirror.insecure or named.insecure, mirror=mirror)
 
-    def _as_named(self, reference: Reference, rule: RegistryRule | None) -> Place:
+    def _as_named(self, reference: Reference, rule: RegistryRule | None) -> RegistryPlace:
         if rule is None or rule.moves:
-            return Place(reference=reference)
-        return Place(reference=reference, insecure=rule.insecure, realms=rule.realms)
+            return RegistryPlace(reference=reference)
+        return RegistryPlace(reference=reference, insecure=rule.insecure, realms=rule.realms)
 
     def _allowed(self, reference: Reference) -> RegistryRule | None:
         rule = self.find(reference.domain, reference.repository)

@@ -12,8 +12,9 @@ from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener,
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
-from minibox_store.graph import RememberingSource, select_manifest
+from minibox_store.graph import RememberingSource
 from minibox_store.limits import DEFAULT_LIMITS
+from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
 from minibox_store.reference import Reference
 from minibox_store.sending import check_sending, naming, tags_to_write

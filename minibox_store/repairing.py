@@ -15,9 +15,8 @@ import attrs
 from minibox_store import _files, _signatures
 from minibox_store.checking import check_images
 from minibox_store.copying import Cancellation, EventListener
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Identity, identity
 from minibox_store.errors import IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
-from minibox_store.graph import Identity, identity
 from minibox_store.image_map import ImageMap
 from minibox_store.layout import Layout
 from minibox_store.layout.inventory import Inventory

@@ -13,8 +13,9 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document, encode_document
 from minibox_store.documents import Descriptor, Index
 from minibox_store.errors import InvalidDocument, PlatformNotFound
-from minibox_store.graph import RememberingSource, manifests_below, select_manifest
+from minibox_store.graph import RememberingSource
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.manifest_choice import manifests_below, select_manifest
 from minibox_store.platforms import Platform, WantedPlatforms, choose_platform
 
 

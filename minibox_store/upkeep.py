@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
     from minibox_store.protocols import BlobSource
     from minibox_store.registry import RegistryClient
-    from minibox_store.reports import PruneReport, RepairReport
+    from minibox_store.removals import PruneReport
+    from minibox_store.reports import RepairReport
 
 _PARALLEL = 2
 

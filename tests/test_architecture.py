@@ -24,12 +24,12 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "rate_limits", "reports", "summaries", "unpacked", "file_status", "plans"),
+    *("limits", "rate_limits", "removals", "reports", "summaries", "unpacked", "file_status", "plans"),
     *("registry_rules", "sentences"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
-    *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers"),
+    *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers", "manifest_choice"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}

@@ -8,15 +8,9 @@ import pytest
 
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, PlatformNotFound
-from minibox_store.graph import (
-    ContentSource,
-    RememberingSource,
-    manifests_below,
-    read_content,
-    select_manifest,
-    walk,
-)
+from minibox_store.graph import ContentSource, RememberingSource, read_content, walk
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.manifest_choice import manifests_below, select_manifest
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
 from minibox_store.platforms import LINUX_AMD64, Platform

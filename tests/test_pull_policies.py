@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibox_store import Event, Image, ImagePresent, Platform, Store, render_line
+from minibox_store import (
+    Digest,
+    Event,
+    Image,
+    ImagePresent,
+    Platform,
+    PlatformChoice,
+    Policy,
+    PolicyRefused,
+    Store,
+    render_line,
+)
 from minibox_store.arguments import PullPolicy
 from minibox_store.errors import (
     AuthenticationRefused,
@@ -632,3 +643,44 @@ def happen(what: str, root: Path) -> None:
         manifest = next((blob(root, str(each.digest)) for each in store.images()), None)
         if manifest is not None:
             manifest.unlink()
+
+
+# ---- with a policy of the program, and several platforms
+
+
+@pytest.mark.parametrize("policy", ["if-newer", "if-missing"])
+def test_a_policy_is_asked_about_an_image_that_is_there_too(
+    policy: PullPolicy, root: Path, registry: ScriptedRegistry
+) -> None:
+    serve(registry, SINGLE)
+    pull(root, registry)
+    seen: list[bytes] = []
+    pull(root, registry, policy, checked_by=Policy(verify=lambda offer: seen.append(offer.content)))
+    assert seen == [SINGLE.blobs[SINGLE.digest]]
+    with pytest.raises(PolicyRefused, match="max_layers"):
+        pull(root, registry, policy, checked_by=Policy(max_layers=0))
+
+
+@pytest.mark.parametrize("policy", ["if-newer", "if-missing"])
+def test_S27_what_is_verified_is_what_the_registry_has_where_the_store_has_less(
+    policy: PullPolicy, root: Path, registry: ScriptedRegistry
+) -> None:
+    serve(registry, INDEX)
+    pull(root, registry)
+    seen: list[Digest] = []
+    pull(root, registry, policy, checked_by=Policy(verify=lambda offer: seen.append(offer.resolved.digest)))
+    assert list(map(str, seen)) == [INDEX.digest]
+
+
+@pytest.mark.parametrize("platform", ["all", [Platform.parse("linux/amd64"), Platform.parse("linux/arm64")]])
+def test_several_platforms_that_are_there_cost_one_head(
+    platform: PlatformChoice, root: Path, registry: ScriptedRegistry
+) -> None:
+    serve(registry, GROWN)
+    first = pull(root, registry, platform=platform)
+    again: list[Image] = []
+    requests = asked(registry, lambda: again.append(pull(root, registry, "if-newer", platform=platform)))
+    assert [method for method, _ in requests] == ["HEAD"]
+    assert again == [first]
+    pull(root, registry, "if-newer", platform=Platform.parse("linux/s390x"))
+    assert annotations(root)["platform"] == "linux/s390x"

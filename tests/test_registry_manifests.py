@@ -15,8 +15,9 @@ from minibox_store.errors import (
     InvalidReference,
     RegistryError,
 )
-from minibox_store.graph import RememberingSource, select_manifest, walk
+from minibox_store.graph import RememberingSource, walk
 from minibox_store.limits import Limits
+from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import LINUX_AMD64
 from tests.support.images import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, build_image, build_index
 from tests.support.registries import open_repository

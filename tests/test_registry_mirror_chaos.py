@@ -1,10 +1,12 @@
 """Whatever several places do, a pull ends in the very image or in one error, and where the last one is honest, well."""
 
+import os
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from tests.test_registry_chaos import FAULTS, Fault, honest
 
 IMAGE = build_image([{"a": b"b" * 3000}, {"c": b"d"}])
 DEADLINE_SECONDS = 20.0
+EXAMPLES = 1500 if os.environ.get("MINIBOX_DEEP") == "1" else 60
 
 Script = dict[str, list[Fault]]
 SCRIPTS: st.SearchStrategy[Script] = st.fixed_dictionaries(
@@ -40,7 +43,8 @@ def serve(registry: ScriptedRegistry, script: Script, ends_well: bool) -> None:
             registry.allow("GET", f"{name}?x", *answers)
 
 
-@settings(max_examples=60)
+@pytest.mark.timeout(600)
+@settings(max_examples=EXAMPLES)
 @given(mirrors=st.lists(st.tuples(SCRIPTS, st.booleans()), min_size=1, max_size=2), home=st.none() | SCRIPTS)
 def test_a_pull_from_places_with_any_faults_ends_in_the_image_or_in_one_error(
     mirrors: list[tuple[Script, bool]], home: Script | None

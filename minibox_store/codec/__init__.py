@@ -24,6 +24,7 @@ from minibox_store.codec.layout_files import (
     encode_layout_index,
     encode_layout_marker,
 )
+from minibox_store.codec.links import decode_links
 from minibox_store.codec.manifests import (
     decode_config,
     decode_document,
@@ -48,6 +49,7 @@ __all__ = [
     "decode_labels",
     "decode_layout_index",
     "decode_layout_marker",
+    "decode_links",
     "decode_names",
     "decode_registry_errors",
     "decode_summaries",

@@ -96,12 +96,25 @@ def decode_document(
 
     Spec: OCI image-spec 1.1, manifest.md and image-index.md; descriptor.md, "mediaType".
     """
+    return structure_document(load_document(content, media_type, document, limits), document)
+
+
+def load_document(content: bytes, media_type: str, document: str, limits: Limits) -> dict[str, object]:
+    """Return the JSON object that a document is, its type always in it; raises as :func:`decode_document`.
+
+    Of its fields nothing is known yet but that they are not those of two kinds.
+    """
     value = load_object(content, document, limits.document_bytes)
     actual = _media_type_of(value, document)
     if media_type != actual:
         raise InvalidDocument("mediaType", f"it is {actual}, but was announced as {media_type}", document)
-    cls: type[Document] = Index if media_types.is_index(media_type) else Manifest
-    return structure({**value, "mediaType": media_type}, cls, document)
+    return {**value, "mediaType": media_type}
+
+
+def structure_document(value: dict[str, object], document: str) -> Document:
+    """Return the manifest or index that a loaded object is; raises InvalidDocument where a field is wrong."""
+    cls: type[Document] = Index if value["mediaType"] in media_types.INDEXES else Manifest
+    return structure(value, cls, document)
 
 
 def describe_document(content: bytes, document: str = "manifest", *, limits: Limits = DEFAULT_LIMITS) -> Descriptor:

@@ -9,7 +9,7 @@ import time
 
 import attrs
 
-from minibox_store.reports import Removal
+from minibox_store.removals import Removal
 
 
 def age_seconds(status: os.stat_result, now_seconds: float | None = None) -> float:

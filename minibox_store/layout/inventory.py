@@ -16,8 +16,8 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.image_map import ImageMap
 from minibox_store.layout.layout import Layout
-from minibox_store.layout.leftovers import is_alive
-from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
+from minibox_store.layout.paths import ALGORITHMS, pinned_digest, relative_path
+from minibox_store.layout.pins import iter_entries, live_pins
 from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled_stream
 from minibox_store.layout_index import name_of
@@ -155,19 +155,3 @@ def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
             continue  # the name has gone meanwhile, and its blobs with it
         return inventory, images
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
-
-
-def live_pins(paths: LayoutPaths) -> dict[str, Digest]:
-    """Return the blobs that the transactions of living processes hold, by what their files are called."""
-    transactions = [entry.path for entry in iter_entries(paths.ingest) if entry.is_dir(follow_symlinks=False)]
-    names = (each.name for path in transactions if is_alive(path) for each in iter_entries(path))
-    return {digest.hex: digest for name in names if (digest := pinned_digest(name)) is not None}
-
-
-def iter_entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in a folder; nothing where there is none."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except FileNotFoundError:
-        return

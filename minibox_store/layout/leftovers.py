@@ -17,7 +17,7 @@ from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
 from minibox_store.mounts import served_points
-from minibox_store.reports import Removal
+from minibox_store.removals import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}

@@ -6,29 +6,27 @@ project does not know is left alone.
 """
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Ledger, StoredBlob, TreeSweeper, file_name, plan_blobs, sweep_no_trees
-from minibox_store.digest import HEX_LENGTHS
+from minibox_store.digest import HEX_LENGTHS, is_hexadecimal
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
-from minibox_store.layout.inventory import iter_entries, live_pins
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import Broom
 from minibox_store.layout.marking import Marking
 from minibox_store.layout.needs import Needs
+from minibox_store.layout.pins import live_pins
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import names_of
-from minibox_store.reports import PruneReport, Removal
+from minibox_store.removals import PruneReport, Removal
 
 _BATCH = 1000
 _SIDECAR = ".index.json"
-_is_hex = re.compile("[0-9a-f]+").fullmatch
 
 
 class Sweep:
@@ -110,11 +108,9 @@ class Sweep:
         if not self.dry_run:
             self._marking.view_plainly()
         with collector_at_rest():
-            blobs, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
+            plan, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
         broom = Broom(self._layout, self._removed, self._errors, dry_run=self.dry_run)
         broom.sweep_transactions()
-        with collector_at_rest():
-            plan = plan_blobs(blobs, self._marking.live_names)
         self._sweep_blobs(plan)
         self._sweep_sidecars(sidecars)
         self._sweep_derived()
@@ -140,35 +136,37 @@ class Sweep:
 
     # ---- blobs
 
-    def _look(self) -> tuple[list[StoredBlob], list[str]]:
-        """Return the blobs that are not alive, and the path of each sidecar of a layer that is not."""
+    def _look(self) -> tuple[list[Removal], list[str]]:
+        """Return the removals of the blobs that are not alive, and the path of each sidecar of a layer that is not."""
+        sidecars: list[str] = []
+        return plan_blobs(self._iter_dead(sidecars), self._marking.live_names), sidecars
+
+    def _iter_dead(self, sidecars: list[str]) -> Iterator[StoredBlob]:
         now_seconds = time.time()
         spares_new = self._youth.keep_newer_than_seconds > 0
         live_names = self._marking.live_names
-        blobs, sidecars = [], []
         for algorithm, length in HEX_LENGTHS.items():
-            folder = f"blobs/{algorithm}/"
-            for entry in iter_entries(self._paths.blobs(algorithm)):
+            folder = f"blobs/{algorithm}"
+            for entry in _iter_opened(self._paths.blobs(algorithm)):
                 # Most blobs are alive: they are passed over before anything is asked about them.
                 name = entry.name
                 if name in live_names:
                     continue
                 if len(name) != length:
                     if algorithm == "sha256" and self._is_dead_sidecar(entry, length):
-                        sidecars.append(folder + name)
-                elif _is_hex(name) and not entry.is_dir(follow_symlinks=False):
+                        sidecars.append(f"{folder}/{name}")
+                elif is_hexadecimal(name) and not entry.is_dir(follow_symlinks=False):
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
                     if spares_new:
-                        self._youth.note(folder + name, status)
-                    blobs.append(StoredBlob(folder + name, status.st_size, age_seconds(status, now_seconds)))
-        return blobs, sidecars
+                        self._youth.note(f"{folder}/{name}", status)
+                    yield folder, name, status.st_size, age_seconds(status, now_seconds)
 
     def _is_dead_sidecar(self, entry: os.DirEntry[str], length: int) -> bool:
         layer = entry.name.removesuffix(_SIDECAR)
-        is_sidecar = layer != entry.name and len(layer) == length and _is_hex(layer) is not None
+        is_sidecar = layer != entry.name and len(layer) == length and is_hexadecimal(layer)
         return is_sidecar and layer not in self._marking.live_names and not entry.is_dir(follow_symlinks=False)
 
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
@@ -177,6 +175,7 @@ class Sweep:
             plan = [removal for removal in plan if file_name(removal.path) not in pins]
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
+        planned_by = self._marking.live_names
         for batch in self._locked_batches(plan):
             try:
                 self._marking.mark_new_roots()
@@ -189,13 +188,18 @@ class Sweep:
             if self._durable_index is not self._marking.marked:
                 self._layout.sync_index()
                 self._durable_index = self._marking.marked
-            pins = live_pins(self._paths)
+            live_names, pins = self._marking.live_names, live_pins(self._paths)
             spares_new = self._youth.keep_newer_than_seconds > 0
-            for removal in batch:
-                name = file_name(removal.path)
-                if name in self._marking.live_names or name in pins or (spares_new and self._is_new(removal)):
-                    continue
-                self._remove(removal)
+            if live_names is planned_by and not pins and not spares_new:
+                self._remove(batch)  # what was not alive in the plan is not alive now
+                continue
+            self._remove(
+                removal
+                for removal in batch
+                if (name := file_name(removal.path)) not in live_names
+                and name not in pins
+                and not (spares_new and self._is_new(removal))
+            )
 
     def _is_new(self, removal: Removal) -> bool:
         reason = self._youth.reason_to_keep(removal)
@@ -216,7 +220,7 @@ class Sweep:
                 return
 
     def _sweep_sidecars(self, paths: Sequence[str]) -> None:
-        gone = {removal.path for removal in self._removed if removal.kind == "blob"}
+        gone = {removal.path for removal in self._removed if removal.kind == "blob"} if paths else ()
         plan = []
         for path in paths:
             layer = path.removesuffix(_SIDECAR)
@@ -238,10 +242,8 @@ class Sweep:
             self._removed.extend(plan)
             return
         for batch in self._locked_batches(plan):
-            for removal in batch:
-                # The layer may have come back since.
-                if not self._is_there(removal.path.removesuffix(_SIDECAR)):
-                    self._remove(removal)
+            # The layer may have come back since.
+            self._remove(each for each in batch if not self._is_there(each.path.removesuffix(_SIDECAR)))
 
     def _sweep_derived(self) -> None:
         """Remove what was made of images that are gone: trees, mounts, and indexes of layers."""
@@ -284,12 +286,21 @@ class Sweep:
     def _is_there(self, path: str) -> bool:
         return os.path.lexists(f"{self._paths.root}/{path}")
 
-    def _remove(self, removal: Removal) -> None:
-        try:
-            _files.remove_file(f"{self._paths.root}/{removal.path}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._errors.append(f"{removal.path}: {error.strerror}")
-            return
-        self._removed.append(removal)
+    def _remove(self, removals: Iterable[Removal]) -> None:
+        # By paths from the open root: the way to that is long, and would be gone for each of very many.
+        with _files.opened_directory(self._paths.root) as root:
+            for removal in removals:
+                try:
+                    _files.remove_file(removal.path, dir_fd=root)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._errors.append(f"{removal.path}: {error.strerror}")
+                else:
+                    self._removed.append(removal)
+
+
+def _iter_opened(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder, which stays open meanwhile: to ask about an entry then takes no way from the root."""
+    with suppress(FileNotFoundError), _files.opened_directory(folder) as opened, os.scandir(opened) as entries:
+        yield from entries

@@ -38,7 +38,7 @@ from minibox_store.registry.transport import Transport
 from minibox_store.registry.trust import Trust
 from minibox_store.registry.turns import OpenPlace
 from minibox_store.registry.urls import Origin
-from minibox_store.registry_rules import Place, RegistryRule, RegistryRules
+from minibox_store.registry_rules import RegistryPlace, RegistryRule, RegistryRules
 
 OnEvent = Callable[[Event], None]
 Access = Literal["pull", "pull,push", "pull,delete"]
@@ -210,10 +210,10 @@ class RegistryClient:
         with self._towards(place)._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
-    def _open_place(self, place: Place, access: Access, on_event: OnEvent | None) -> WritableRepository:
+    def _open_place(self, place: RegistryPlace, access: Access, on_event: OnEvent | None) -> WritableRepository:
         return self._towards(place)._open_as(place, place, access, self._cache, on_event)
 
-    def _open_mirror(self, place: Place, home: Place, on_event: OnEvent | None) -> WritableRepository:
+    def _open_mirror(self, place: RegistryPlace, home: RegistryPlace, on_event: OnEvent | None) -> WritableRepository:
         """Return what is at a mirror; it is shown the credentials for ``home`` where the rule says so."""
         is_sharing = place.mirror is not None and place.mirror.credentials == "shared"
         client = self._towards(place, also=self._realms_of(home) if is_sharing else frozenset(), is_mirror=True)
@@ -222,18 +222,18 @@ class RegistryClient:
         return client._open_as(place, home if is_sharing else place, "pull", cache, on_event)
 
     def _open_as(
-        self, place: Place, owner: Place, access: Access, cache: TokenCache, on_event: OnEvent | None
+        self, place: RegistryPlace, owner: RegistryPlace, access: Access, cache: TokenCache, on_event: OnEvent | None
     ) -> WritableRepository:
         find = partial(self._credentials.find, owner.reference.domain, owner.reference.repository)
         scope = f"repository:{place.reference.repository}:{access}"
         return self._open(place.reference, scope, find, cache, on_event)
 
-    def _realms_of(self, place: Place) -> frozenset[Origin]:
+    def _realms_of(self, place: RegistryPlace) -> frozenset[Origin]:
         domain = place.reference.domain
         return self._realms.get(domain, frozenset()) | token_origins(domain, place.realms, self._schemes)
 
     def _towards(
-        self, place: Place, *, also: frozenset[Origin] = frozenset(), is_mirror: bool = False
+        self, place: RegistryPlace, *, also: frozenset[Origin] = frozenset(), is_mirror: bool = False
     ) -> "RegistryClient":
         """Return this client as it is towards one place: with what the rules say of that one, and of no other."""
         client, domain = copy.copy(self), place.reference.domain

@@ -16,7 +16,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, RegistryError, StoreError
 from minibox_store.events import Event, MirrorFailed, UsingMirror
 from minibox_store.registry.repository import RegistryRepository
-from minibox_store.registry_rules import Place
+from minibox_store.registry_rules import RegistryPlace
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,7 @@ class OpenPlace:
         told: which events there have been of it.
     """
 
-    place: Place
+    place: RegistryPlace
     repository: RegistryRepository
     is_behind: bool = False
     distrusted_for: str = ""

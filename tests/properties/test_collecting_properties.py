@@ -173,7 +173,11 @@ def test_what_is_planned_is_what_cannot_be_reached(graph: Graph) -> None:
     marks = Marks()
     mark_index(marks, graph.memory(), graph.index())
     paths = {relative_path(Digest.parse(digest)): digest for digest in graph.present}
-    stored = [StoredBlob(path, len(graph.blobs[digest]), age) for age, (path, digest) in enumerate(paths.items())]
+    stored: list[StoredBlob] = [
+        (folder, name, len(graph.blobs[digest]), age)
+        for age, (path, digest) in enumerate(paths.items())
+        for folder, _, name in [path.rpartition("/")]
+    ]
     plan = plan_blobs(stored, marks.live_names())
     assert {paths[removal.path] for removal in plan} == set(graph.present) - graph.reachable()
     for removal in plan:

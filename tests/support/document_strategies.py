@@ -91,7 +91,11 @@ def image_configs() -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def nearly_configs(draw: st.DrawFn) -> dict[str, Any]:
     """Configs of which one part, at any depth, is something else."""
-    value = draw(image_configs())
+    return _with_another_part(draw, draw(image_configs()))
+
+
+def _with_another_part(draw: st.DrawFn, value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object after one part of it, at any depth, was replaced in its place."""
     inner: Any = value
     while True:
         keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
@@ -102,6 +106,25 @@ def nearly_configs(draw: st.DrawFn) -> dict[str, Any]:
             inner[key] = draw(json_values)
             return value
         inner = inner[key]
+
+
+def plain_documents() -> st.SearchStrategy[dict[str, Any]]:
+    """Manifests and indexes as JSON, whose descriptors say what they must, and few any more."""
+    needed = {"mediaType": _MEDIA_TYPES, "digest": digests().map(str), "size": _SIZES}
+    plain = st.fixed_dictionaries(needed)
+    more = {"annotations": _ANNOTATIONS, "data": texts, "platform": st.just({"os": "linux", "architecture": "arm"})}
+    several = st.lists(plain, max_size=4) | st.lists(plain | st.fixed_dictionaries(needed, optional=more), max_size=4)
+    optional = {"subject": plain, "annotations": _ANNOTATIONS, "artifactType": texts}
+    version = {"schemaVersion": st.just(2)}
+    manifests = {**version, "mediaType": st.sampled_from(MANIFESTS), "config": plain, "layers": several}
+    indexes = {**version, "mediaType": st.sampled_from(INDEXES), "manifests": several}
+    return st.fixed_dictionaries(manifests, optional=optional) | st.fixed_dictionaries(indexes, optional=optional)
+
+
+@st.composite
+def nearly_plain_documents(draw: st.DrawFn) -> dict[str, Any]:
+    """Plain documents of which one part, at any depth, is something else, or is not there."""
+    return _with_another_part(draw, draw(plain_documents()))
 
 
 _KEYS = (
