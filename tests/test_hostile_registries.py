@@ -5,16 +5,21 @@ Each rule is tested in depth where a pull meets it; here stands that no other ro
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minibox_store import Mirror, RegistryRule, Store, remote
-from minibox_store.errors import RegistryError, StoreError
+from minibox_store.digest import Digest
+from minibox_store.errors import InvalidDigest, RegistryError, StoreError
 from minibox_store.events import Event, render_line
+from minibox_store.layout.paths import LayoutPaths
 from minibox_store.registry import Credentials
 from tests.support.answers import Answer, Request, Scripted, basic_credentials, redirect, registry_error
 from tests.support.certificates import make_certificate
@@ -33,6 +38,7 @@ from tests.support.scripted_registry import (
     serve_image,
 )
 from tests.support.stores import layer_of, open_store, put
+from tests.support.strategies import digests
 from tests.support.upload_registry import UploadRegistry
 
 MEBIBYTE = 1 << 20
@@ -225,6 +231,45 @@ def test_s3_an_upload_that_begins_with_tls_does_not_go_on_without(go: Road, road
         with pytest.raises(RegistryError, match="goes on at is refused"):
             go(road, registry, **options)
         assert not plain.requests
+
+
+# S4: what is no digest
+
+
+@pytest.mark.parametrize("road", ["pull", "copy from", "mirror"])
+@pytest.mark.parametrize(
+    "digest", ["sha256:../../x", "sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "\0"]
+)
+def test_s4_what_is_no_digest_is_asked_for_nowhere_and_goes_nowhere(
+    go: Road, registry: UploadRegistry, honest: UploadRegistry, road: str, digest: str
+) -> None:
+    document = IMAGE.document()
+    document["layers"][1]["digest"] = digest
+    content = json.dumps(document).encode()
+    registry.manifests["team/app", "1"] = registry.manifests["team/app", digest_of(content)] = (
+        IMAGE.media_type,
+        content,
+    )
+    going_on(lambda: go(road, registry), road)
+    assert not [request for request in registry.requests if "/blobs/" in request.path and road != "mirror"]
+    assert not [request for request in registry.requests if digest in request.target or ".." in request.target]
+    assert honest.tag("copies/app", "1") is None
+
+
+WORDS = ["sha256", "sha512", ":", "..", "/", "\\", "\0", ".", "a" * 64, "A" * 64, "\u0660" * 64]
+NEARLY_DIGESTS = st.text(max_size=80) | st.lists(st.sampled_from(WORDS)).map("".join) | digests().map(str)
+
+
+@given(text=NEARLY_DIGESTS)
+def test_s4_no_text_leads_out_of_the_folders_of_a_store(text: str) -> None:
+    paths = LayoutPaths("/store")
+    try:
+        digest = Digest.parse(text)
+    except InvalidDigest:
+        return
+    for path, folder in ((paths.blob(digest), "/store/blobs"), (paths.partial(digest), "/store/ingest/partial")):
+        assert os.path.normpath(path) == path
+        assert path.startswith(f"{folder}/")
 
 
 # S5: documents of two meanings

@@ -32,8 +32,10 @@ from tests.support.stores import open_store, put
 from tests.support.upload_registry import UploadRegistry
 from tests.test_registry_chaos import FAULTS, LOCATIONS, RAW, STATUSES, Fault, honest
 
-KIBIBYTE, MEBIBYTE = 1 << 10, 1 << 20
 DEEP = os.environ.get("MINIBOX_DEEP") == "1"
+pytestmark = pytest.mark.timeout(3600 if DEEP else 300)
+
+KIBIBYTE, MEBIBYTE = 1 << 10, 1 << 20
 IMAGE = build_image([{"a": b"b" * 3000}, random_layer(256 * KIBIBYTE, salt="chaos")], salt="chaos")
 KEPT = build_image(salt="kept")
 DEADLINE_SECONDS = 20.0
@@ -269,7 +271,7 @@ def check_sent(send: Callable[[MoodyRegistry], object], mood: Mood) -> None:
             assert registry.holds("copies/app", IMAGE)
 
 
-@settings(max_examples=2000 if DEEP else 60)
+@settings(max_examples=2000 if DEEP else 100)
 @given(mood=MOODS, chunk_bytes=st.sampled_from([None, 100_000]))
 def test_a_push_arrives_or_ends_in_one_error_and_the_tag_never_stands_for_less(
     mood: Mood, chunk_bytes: int | None
