@@ -279,9 +279,9 @@ def test_what_comes_over_lines_is_told_with_what_it_is_compared_with(capsys: pyt
         for row in run_quickly(capsys, "slow-line", "cut", "push", "unchanged").splitlines()
         if row.startswith("| pu")
     }
-    for measured in ("pull, 1 x 8 MiB, 20 MiB/s for each connection", "push, 8 x 1 MiB"):
-        assert rows[measured][3].startswith("skopeo copy ")
-        assert float(rows[measured][-3]) > 0
+    for name in ("pull, 1 x 8 MiB, 20 MiB/s for each connection", "push, 8 x 1 MiB"):
+        assert rows[name][3].startswith("skopeo copy ")
+        assert float(rows[name][-3]) > 0
     # All of it came, and with heads and documents a little more, though it was cut.
     assert 1 <= float(rows["pull, 8 x 1 MiB, cut 10 times: bytes on the wire"][-3]) < 2
     assert rows["pull of what is there, `if-newer`, 8 x 1 MiB: requests"][-3] == "1.0 requests"

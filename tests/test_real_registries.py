@@ -206,7 +206,7 @@ def test_ghcr_and_nexus_see_one_accept_of_four_types_without_weights_and_nobody_
 # GHCR, S3, CloudFront: where blobs are kept
 
 
-def test_s3_refuses_a_head_and_a_blob_that_a_get_finds_is_not_pushed_again(tmp_path: Path) -> None:
+def test_cloudfront_refuses_a_head_and_a_blob_that_a_get_finds_is_not_pushed_again(tmp_path: Path) -> None:
     put(tmp_path / "store", IMAGE, "app:1")
     with UploadRegistry() as registry, ScriptedServer() as storage:
         storage.expect("GET", "/signed?X-Amz-Signature=s", Answer(body=LAYER_CONTENT), forbids=["Authorization"])
@@ -220,7 +220,7 @@ def test_s3_refuses_a_head_and_a_blob_that_a_get_finds_is_not_pushed_again(tmp_p
         assert registry.sent("POST") == [f"POST {UPLOADS}"] * 2
 
 
-def test_s3_cuts_a_download_whose_signed_address_runs_out_meanwhile_and_the_registry_gives_another(
+def test_cloudfront_cuts_a_download_whose_signed_address_runs_out_meanwhile_and_the_registry_gives_another(
     store: Store, registry: ScriptedRegistry, storage: ScriptedServer
 ) -> None:
     serve_image(registry, REPOSITORY, "1", IMAGE)

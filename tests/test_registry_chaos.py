@@ -104,6 +104,14 @@ def endless(framing: str) -> Fault:
     )
 
 
+def drip(pieces: int, pause_seconds: float) -> Fault:
+    def fault(content: bytes, media_type: str) -> Answer:
+        headers, drip_bytes = {"Content-Type": media_type}, max(1, len(content) // pieces)
+        return Answer(headers=headers, body=content, drip_bytes=drip_bytes, drip_seconds=pause_seconds)
+
+    return fault
+
+
 def constant(answer: Answer) -> Fault:
     return lambda content, media_type: answer
 
@@ -145,6 +153,9 @@ FAULTS: st.SearchStrategy[Fault] = st.one_of(
             headers={"Content-Type": media_type, "Docker-Content-Digest": "sha256:" + "0" * 64}, body=content
         )
     ),
+    st.builds(drip, st.integers(1, 20), st.sampled_from([0.001, 0.02])),
+    # Slower than a document may come.
+    st.builds(drip, st.just(8), st.just(0.3)),
     st.just(honest),
 )
 
