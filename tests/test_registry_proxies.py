@@ -503,3 +503,22 @@ def test_an_insecure_registry_with_tls_is_reached_through_a_proxy_unchecked(cert
         with open_repository(REFERENCE, **behind(proxy, insecure=["registry.test"])) as repository:
             assert read_all(repository, LAYER) == CONTENT
         assert proxy.asked == ["CONNECT registry.test:443"]
+
+
+def test_that_a_registry_is_insecure_says_nothing_of_a_proxy_with_tls(
+    certificate: Certificate, house: Authority, tmp_path: Path
+) -> None:
+    with (
+        ScriptedRegistry(certificate=make_certificate(tmp_path)) as registry,
+        ForwardingProxy({"registry.test:443": registry.port}, login=LOGIN, certificate=certificate) as proxy,
+    ):
+        registry.expect("GET", BLOB, Answer(body=CONTENT))
+        insecure = behind(proxy, insecure=["registry.test"])
+        with open_repository(REFERENCE, **insecure, ca_file=house.certificate) as repository:
+            assert read_all(repository, LAYER) == CONTENT
+        with (
+            open_repository(REFERENCE, **insecure) as repository,
+            pytest.raises(RegistryError, match=r"the proxy .* its certificate is not trusted"),
+        ):
+            repository.open_blob(LAYER)
+        assert proxy.asked == ["CONNECT registry.test:443"]
