@@ -68,6 +68,7 @@ THREADS = {
     "minibox_store/pulled_trees.py": "layers are unpacked while later ones are still downloaded",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",
     "minibox_store/layout/pieces.py": "a registry that gives each connection a rate gives several of them more",
+    "minibox_store/registry/dialling.py": "nothing ends a look-up of a name that the system does: it is left to itself",
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
     "minibox_store/rootfs/serving.py": "one waits for the end of who mounted, while the other waits in libfuse",
 }

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from minibox_store.copying import Cancellation, copy_graph
 from minibox_store.errors import Cancelled, RegistryError
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import ImageSource, Interruptible
-from minibox_store.registry import RegistryRepository
+from minibox_store.registry import Proxies, RegistryRepository
+from minibox_store.registry.dialling import Address, SystemNetwork
 from tests.support.certificates import make_certificate
 from tests.support.images import OCI_LAYER, build_image
 from tests.support.registries import open_repository
@@ -120,6 +121,49 @@ def test_reading_a_blob_is_interrupted(framing: str) -> None:
 def test_connecting_is_interrupted() -> None:
     with full_listener() as port, open_patient(f"127.0.0.1:{port}/team/app:1") as repository:
         assert_interrupted(repository, lambda: repository.resolve("1"), lambda: time.sleep(0.2))
+
+
+class SilentNetwork(SystemNetwork):
+    """A network whose servers of names do not answer until ``answers`` is set."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+
+    def resolve(self, host: str, port: int) -> Sequence[Address]:
+        """Wait as the system's resolver would, which nothing interrupts."""
+        self.answers.wait(20)
+        return super().resolve("127.0.0.1", port)
+
+
+@contextmanager
+def silent_network() -> Iterator[SilentNetwork]:
+    network = SilentNetwork()
+    yield network
+    network.answers.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("looking up "):
+            thread.join(5)
+
+
+@pytest.mark.parametrize("proxies", [None, Proxies(https="http://proxy.test:3128")])
+def test_looking_a_name_up_is_interrupted(proxies: Proxies | None) -> None:
+    with (
+        silent_network() as network,
+        open_patient("registry.test/team/app:1", network=network, proxies=proxies) as repository,
+    ):
+        assert_interrupted(repository, lambda: repository.resolve("1"), lambda: time.sleep(0.2))
+
+
+def test_looking_a_name_up_is_a_part_of_connecting_and_has_its_deadline() -> None:
+    options = {"connect_seconds": 0.3, "attempts": 2}
+    with (
+        silent_network() as network,
+        open_repository("registry.test/team/app:1", network=network, **options) as repository,
+    ):
+        started = time.monotonic()
+        with pytest.raises(RegistryError, match="address was not found: no answer came in time"):
+            repository.resolve("1")
+        assert 0.6 <= time.monotonic() - started < 3
 
 
 def test_connecting_has_a_deadline() -> None:

@@ -247,6 +247,23 @@ def test_s2_a_redirect_to_a_restricted_address_is_not_given_to_the_proxy(address
         assert proxy.asked == [f"GET http://registry.test{BLOB}"]
 
 
+def test_a_redirect_to_a_name_that_tls_cannot_take_is_refused_before_the_proxy_is_asked(
+    certificate: Certificate, house: Authority
+) -> None:
+    name = f"{'a' * 64}.test"
+    with (
+        ScriptedRegistry(certificate=certificate) as registry,
+        ForwardingProxy({f"{each}:443": registry.port for each in ("registry.test", name)}) as proxy,
+    ):
+        registry.expect("GET", BLOB, redirect(f"https://{name}/1"))
+        with (
+            open_repository(REFERENCE, **behind(proxy, ca_file=house.certificate)) as repository,
+            pytest.raises(RegistryError, match="no valid host"),
+        ):
+            repository.open_blob(LAYER)
+        assert proxy.asked == ["CONNECT registry.test:443"]
+
+
 def test_s2_a_registry_that_is_at_such_an_address_may_send_to_its_kind_alone() -> None:
     with ScriptedRegistry() as registry, ScriptedServer() as storage:
         ports = {"169.254.7.7:5000": registry.port, "169.254.9.9:80": storage.port}
@@ -485,4 +502,23 @@ def test_an_insecure_registry_with_tls_is_reached_through_a_proxy_unchecked(cert
         registry.expect("GET", BLOB, Answer(body=CONTENT))
         with open_repository(REFERENCE, **behind(proxy, insecure=["registry.test"])) as repository:
             assert read_all(repository, LAYER) == CONTENT
+        assert proxy.asked == ["CONNECT registry.test:443"]
+
+
+def test_that_a_registry_is_insecure_says_nothing_of_a_proxy_with_tls(
+    certificate: Certificate, house: Authority, tmp_path: Path
+) -> None:
+    with (
+        ScriptedRegistry(certificate=make_certificate(tmp_path)) as registry,
+        ForwardingProxy({"registry.test:443": registry.port}, login=LOGIN, certificate=certificate) as proxy,
+    ):
+        registry.expect("GET", BLOB, Answer(body=CONTENT))
+        insecure = behind(proxy, insecure=["registry.test"])
+        with open_repository(REFERENCE, **insecure, ca_file=house.certificate) as repository:
+            assert read_all(repository, LAYER) == CONTENT
+        with (
+            open_repository(REFERENCE, **insecure) as repository,
+            pytest.raises(RegistryError, match=r"the proxy .* its certificate is not trusted"),
+        ):
+            repository.open_blob(LAYER)
         assert proxy.asked == ["CONNECT registry.test:443"]

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from minibox_store.errors import StoreError
+from minibox_store.errors import AuthenticationRefused, StoreError
+from minibox_store.events import Event, RegistryWarning
+from minibox_store.reference import Reference
 from minibox_store.registry import Credentials
 from minibox_store.registry.failures import without_secrets
 from minibox_store.registry.tokens import Grant
 from tests.support.images import build_image
-from tests.support.registries import open_repository
+from tests.support.registries import open_repository, quick_client
 from tests.support.scripted_registry import (
     NO_ANSWER,
     Answer,
@@ -116,6 +118,26 @@ def test_s28_no_secret_reaches_a_log_or_an_error(script: str, caplog: pytest.Log
             read_all(repository, LAYER)
         shown = told_by(caught.value) + caplog.text + repr(repository) + repr(vars(repository))
     assert not [secret for secret in PLANTED if secret in shown], shown
+
+
+def test_s28_a_signed_query_of_the_registry_itself_is_shown_no_more_than_that_of_another_host() -> None:
+    told, signed = list[Event](), f"/signed?X-Amz-Signature={SIGNATURE}"
+
+    def answer(request: Request) -> Answer:
+        warning = {"Warning": f'299 - "asked for {request.target}"'}
+        return registry_error(403, "DENIED", f"cannot take {request.target}", headers=warning)
+
+    with ScriptedRegistry() as registry:
+        registry.expect("GET", BLOB, redirect(signed))
+        registry.expect("GET", signed, answer)
+        reference = Reference.parse(registry.reference("team/app", "1"))
+        with (
+            quick_client().open_repository(reference, on_event=told.append) as repository,
+            pytest.raises(AuthenticationRefused, match="cannot take") as caught,
+        ):
+            read_all(repository, LAYER)
+    assert [type(event) for event in told] == [RegistryWarning]
+    assert SIGNATURE not in told_by(caught.value) + repr(told)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500])

@@ -24,6 +24,7 @@ from tests.support.strategies import references
         ("http://[::1]:5000/v2/", Origin("http", "::1", 5000), "/v2/"),
         ("https://[2001:DB8:0::1]/", Origin("https", "2001:db8::1", 443), "/"),
         ("  https://a/ü b  ", Origin("https", "a", 443), "/%FC%20b"),
+        (f"https://{'a' * 63}.example./", Origin("https", f"{'a' * 63}.example.", 443), "/"),
     ],
 )
 def test_a_url_is_an_origin_and_a_target(text: str, origin: Origin, target: str) -> None:
@@ -44,6 +45,8 @@ def test_a_url_is_an_origin_and_a_target(text: str, origin: Origin, target: str)
         "https://user:password@host/",
         "https://good.example\\@evil.example/",
         "https://good.example\\.evil.example/",
+        f"https://{'a' * 64}.example/",
+        f"https://{'.'.join(['a' * 63] * 4)}/",
         "https://host:0/",
         "https://host:65536/",
         "https://host:-1/",

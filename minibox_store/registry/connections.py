@@ -16,14 +16,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
-from urllib3.exceptions import HeaderParsingError, HTTPError
-from urllib3.util import parse_url
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HeaderParsingError
 from urllib3.util.response import assert_header_parsing
 
 from minibox_store.protocols import FileRange
 from minibox_store.registry.dialling import Address, Dialler, Network, OpenLines
-from minibox_store.registry.failures import LineInterrupted, ProxyFailed, SourceFailed
+from minibox_store.registry.failures import ProxyFailed, SourceFailed
 from minibox_store.registry.proxies import Proxy, open_tunnel
 from minibox_store.registry.reading import LineReader
 from minibox_store.registry.urls import Origin
@@ -94,52 +93,55 @@ class Response(http.client.HTTPResponse):
 
 
 class _PlainConnection(HTTPConnection):
+    """No TLS with the origin; but with a proxy that passes on there may be."""
+
     response_class = Response
 
-    def __init__(self, line: _Line, silence_seconds: float) -> None:
+    def __init__(self, line: _Line, silence_seconds: float, proxy_context: ssl.SSLContext | None) -> None:
         super().__init__(line.end.host, line.end.port, timeout=silence_seconds)
         self._line = line
+        self._proxy_context = proxy_context
 
     def _new_conn(self) -> socket.socket:
-        return self._line.open()
+        opened = self._line.open()
+        return opened if self._proxy_context is None else _with_tls(opened, self._line.end, self._proxy_context)
 
 
 class _TlsConnection(HTTPSConnection):
-    """TLS with the origin, through a line that a proxy opens where there is one; or with a proxy that passes on."""
+    """TLS with the origin, through a line that a proxy opens where there is one."""
 
     response_class = Response
 
     def __init__(
         self, line: _Line, silence_seconds: float, context: ssl.SSLContext, proxy_context: ssl.SSLContext | None
     ) -> None:
-        proxy = None if line.proxy is None else parse_url(str(line.proxy.origin))
-        super().__init__(
-            line.end.host,
-            line.end.port,
-            timeout=silence_seconds,
-            ssl_context=context,
-            proxy=proxy,
-            proxy_config=None if proxy is None else ProxyConfig(proxy_context, False, None, None),
-        )
+        super().__init__(line.end.host, line.end.port, timeout=silence_seconds, ssl_context=context)
         self._line = line
-        if line.proxy is not None and line.origin.scheme == "https":
-            self.set_tunnel(line.origin.host, line.origin.port, scheme=line.proxy.origin.scheme)
+        self._proxy_context = proxy_context
+        if line.proxy is not None:
+            self.set_tunnel(line.origin.host, line.origin.port, scheme=line.end.scheme)
 
     def _new_conn(self) -> socket.socket:
         return self._line.open()
 
     def _connect_tls_proxy(self, hostname: str, sock: socket.socket) -> ssl.SSLSocket:
-        try:
-            return super()._connect_tls_proxy(hostname, sock)
-        except LineInterrupted:
-            raise
-        except (OSError, HTTPError) as error:
-            raise ProxyFailed.because(str(self._line.end), error) from error
+        # Not urllib3's own, of which some versions hold the proxy to what was asked for of the origin.
+        assert self._proxy_context is not None
+        return _with_tls(sock, self._line.end, self._proxy_context)
 
     def _tunnel(self) -> None:
         # Not urllib3's own, which reads a head without end, and makes of a refusal an error that cannot be told apart.
         assert self._line.proxy is not None
         open_tunnel(self.sock, self._line.origin, self._line.proxy)
+
+
+def _with_tls(opened: socket.socket, proxy: Origin, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Agree with a proxy on TLS; raises ProxyFailed when it cannot be trusted, or speaks none."""
+    try:
+        return context.wrap_socket(opened, server_hostname=proxy.host.rstrip("."))
+    except OSError as error:
+        opened.close()
+        raise ProxyFailed.because(str(proxy), error) from error
 
 
 class Connection:
@@ -349,14 +351,11 @@ class ConnectionPool:
 
     def _made(self, line: _Line) -> Connection:
         seconds = self.silence_seconds
-        if "https" not in (line.origin.scheme, line.end.scheme):
-            return Connection(line, _PlainConnection(line, seconds), seconds)
         has_tls_proxy = line.proxy is not None and line.end.scheme == "https"
         proxy_context = self._proxy_context() if has_tls_proxy and self._proxy_context is not None else None
-        # Where the origin has none the only TLS is that with its proxy.
-        context = self._tls_context(line.origin) if line.origin.scheme == "https" else proxy_context
-        assert context is not None
-        return Connection(line, _TlsConnection(line, seconds, context, proxy_context), seconds)
+        if line.origin.scheme == "http":
+            return Connection(line, _PlainConnection(line, seconds, proxy_context), seconds)
+        return Connection(line, _TlsConnection(line, seconds, self._tls_context(line.origin), proxy_context), seconds)
 
     def meet_home(self) -> None:
         """Connect to the registry if nobody has yet: where it is decides where the hosts may be that it names."""

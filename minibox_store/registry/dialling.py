@@ -15,6 +15,8 @@ from minibox_store.registry.addresses import literal_address, restricted_class
 from minibox_store.registry.failures import AddressRefused, LineInterrupted, ProxyFailed
 from minibox_store.registry.urls import Origin
 
+_POLL_SECONDS = 0.1
+
 
 @attrs.frozen
 class Address:
@@ -106,6 +108,23 @@ class OpenLines:
         return not self._interrupted.wait(seconds)
 
 
+class _LookingUp(threading.Thread):
+    """Asks a network for the addresses of one host."""
+
+    def __init__(self, network: Network, origin: Origin) -> None:
+        super().__init__(name=f"looking up {origin.host}", daemon=True)
+        self._network = network
+        self._origin = origin
+        self.found: Sequence[Address] = ()
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            self.found = self._network.resolve(self._origin.host, self._origin.port)
+        except OSError as error:
+            self.error = error
+
+
 class Dialler:
     """Connects to the addresses that are allowed: all for the registry itself, for other hosts no restricted one.
 
@@ -144,7 +163,7 @@ class Dialler:
             if not self._may_be_at(origin, _class_by_spelling(origin)):
                 raise _refused(origin)
             return self._dial_proxy(proxy, deadline)
-        found = self._network.resolve(origin.host, origin.port)
+        found = self._resolve(origin, deadline)
         kinds = [restricted_class(str(address.sockaddr[0])) for address in found]
         allowed = [address for address, kind in zip(found, kinds, strict=True) if self._may_be_at(origin, kind)]
         if found and not allowed:
@@ -153,11 +172,30 @@ class Dialler:
 
     def _dial_proxy(self, proxy: Origin, deadline: float) -> tuple[socket.socket, socket.socket, Address]:
         try:
-            return self._dial_any(self._network.resolve(proxy.host, proxy.port), deadline)
+            return self._dial_any(self._resolve(proxy, deadline), deadline)
         except LineInterrupted:
             raise
         except OSError as error:
             raise ProxyFailed.because(str(proxy), error) from error
+
+    def _resolve(self, origin: Origin, deadline: float) -> Sequence[Address]:
+        """Look a name up in a thread of its own, since nothing ends what the system's resolver does.
+
+        Where its servers are silent it may go on for half a minute; the thread is left to that.
+        """
+        if literal_address(origin.host) is not None:
+            return self._network.resolve(origin.host, origin.port)
+        looking_up = _LookingUp(self._network, origin)
+        looking_up.start()
+        while looking_up.is_alive():
+            self._lines.check()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise socket.gaierror(socket.EAI_AGAIN, "no answer came in time")
+            looking_up.join(min(left, _POLL_SECONDS))
+        if looking_up.error is not None:
+            raise looking_up.error
+        return looking_up.found
 
     def _dial_any(self, addresses: Sequence[Address], deadline: float) -> tuple[socket.socket, socket.socket, Address]:
         first_error: OSError | None = None

@@ -244,13 +244,16 @@ class Transport:
         url = request.place or Url(self.registry, request.target)
         is_home = url.origin == self.registry
         for _ in range(_MAX_HOPS + 1):
-            answer = self._heeded(self._authorized(request, url)) if is_home else self._elsewhere(request, url)
+            # Elsewhere without authorization, and for good.
+            answer = self._heeded(self._authorized(request, url)) if is_home else self._send(request, url)
             followed = _REDIRECTS if request.method in ("GET", "HEAD") else _REDIRECTS_THAT_KEEP
             if answer.status not in followed or not request.follows:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
             with closing(answer):
                 url = self._next_hop(answer, url)
+            # An address that was given may be a secret itself, also one of the registry's own.
+            request = attrs.evolve(request, secrets=(*request.secrets, *url.query_values))
             is_home = is_home and url.origin == self.registry
         raise RegistryError(request.method, self.shown(request), None, (), f"more than {_MAX_HOPS} redirects")
 
@@ -290,10 +293,6 @@ class Transport:
         if better is None:
             raise refusal.failure()
         return self._send(request, url, better)
-
-    def _elsewhere(self, request: Request, url: Url) -> Answer:
-        """Ask a host that was redirected to: without authorization, by an address that may be a secret itself."""
-        return self._send(attrs.evolve(request, secrets=url.query_values), url)
 
     def _accepted(self, request: Request, answer: Answer, *, is_home: bool) -> Answer:
         try:

@@ -17,9 +17,12 @@ _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>\?[^#]*)?(?:\#.*)?"
 )
 _AUTHORITY = re.compile(
-    r"(?P<host> \[[0-9A-Fa-f:.]+\] | [A-Za-z0-9_-]+ (?: \. [A-Za-z0-9_-]+ )* \.? ) (?: : (?P<port>[0-9]{1,5}) )?",
+    r"(?P<host> \[[0-9A-Fa-f:.]+\] | [A-Za-z0-9_-]{1,63} (?: \. [A-Za-z0-9_-]{1,63} )* \.? )"
+    r"(?: : (?P<port>[0-9]{1,5}) )?",
     re.VERBOSE,
 )
+# More no name has, and TLS takes no longer one. Spec: RFC 1035, section 2.3.4.
+_HOST_LENGTH = 253
 _MAX_LENGTH = 16 * 1024
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_VISIBLE = re.compile(r"[^!-~]+")
@@ -55,7 +58,7 @@ class Origin:
         if "@" in authority:
             raise InvalidUrl("it carries a user")
         found = _AUTHORITY.fullmatch(authority)
-        if found is None:
+        if found is None or len(found["host"].rstrip(".")) > _HOST_LENGTH:
             raise InvalidUrl("it has no valid host and port")
         host = found["host"].lower()
         if host.startswith("["):
