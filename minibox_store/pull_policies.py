@@ -24,8 +24,8 @@ from minibox_store.errors import (
 from minibox_store.graph import RememberingSource, read_content, walk
 from minibox_store.layout import Layout, OpenedImage, opening_image
 from minibox_store.layout_index import provenance_of
-from minibox_store.media_types import is_config
-from minibox_store.platforms import WantedPlatforms, describe_choice
+from minibox_store.media_types import is_config, is_manifest
+from minibox_store.platforms import Platform, WantedPlatforms, describe_choice
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
 from minibox_store.selecting import select_image
@@ -83,7 +83,9 @@ def _is_for(image: OpenedImage, wanted: WantedPlatforms, layout: Layout) -> bool
     provenance = provenance_of(image.root)
     if provenance is not None and provenance.digest != image.root.digest:
         # Something was chosen, and for an older variant perhaps, where there is a better one for the one asked for.
-        return (provenance.platform or "") == describe_choice(wanted)
+        # A choice of several gives an index, also where these are one: the words for it do not tell it from that one.
+        is_one = isinstance(wanted, Platform)
+        return is_manifest(image.root.media_type) == is_one and (provenance.platform or "") == describe_choice(wanted)
     source = RememberingSource(image, layout.limits)
     try:
         return select_image(source, image.root, wanted, image.name, layout.limits).root.digest == image.root.digest

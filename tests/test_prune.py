@@ -17,6 +17,7 @@ import pytest
 
 from minibox_store import IncompleteImage, PruneReport, Removal, StoreDamaged, StoreError, StoreUnavailable
 from minibox_store.layout import sweeping
+from minibox_store.layout.marking import Marking
 from tests.support.derived import hex_of
 from tests.support.forks import forked, run_alone, run_forked, sleep_for_ever
 from tests.support.images import (
@@ -926,6 +927,25 @@ def test_S29_an_unreadable_manifest_below_an_index_stops_everything(root: Path, 
     with pytest.raises(StoreDamaged, match=child.removeprefix("sha256:")):
         open_store(root).prune()
     assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_S29_what_could_not_be_read_once_is_not_passed_over_when_it_is_asked_for_again(root: Path, how: str) -> None:
+    marking = Marking(open_layout(root))
+    marking.begin(lambda index: index)
+    put(root, MULTI, "multi:1")
+    put(root, DEAD, "late:1")
+    harm(blob(root, DEAD.digest), how)
+    for _ in range(3):
+        with pytest.raises((StoreDamaged, IncompleteImage), match=DEAD.digest.removeprefix("sha256:")):
+            marking.mark_new_roots()
+    if how == "a folder":
+        blob(root, DEAD.digest).rmdir()
+    else:
+        blob(root, DEAD.digest).unlink(missing_ok=True)
+    blob(root, DEAD.digest).write_bytes(DEAD.blobs[DEAD.digest])
+    marking.mark_new_roots()
+    assert {hex_of(digest) for image in (IMAGE, MULTI, DEAD) for digest in image.blobs} <= marking.live_names
 
 
 @pytest.mark.parametrize(

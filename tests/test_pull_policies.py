@@ -577,6 +577,13 @@ def test_one_manifest_of_an_index_costs_two_gets(root: Path, registry: ScriptedR
 
 IMAGES = {"index": INDEX, "moved": MOVED, "grown": GROWN, "single": SINGLE}
 PLATFORMS = {"linux/amd64": Platform.parse("linux/amd64"), "linux/arm64": Platform.parse("linux/arm64"), "all": None}
+CHOICES: dict[str, PlatformChoice] = {
+    "as it is": None,
+    "all": "all",
+    "one": PLATFORMS["linux/amd64"],
+    "one of several": [Platform.parse("linux/amd64")],
+    "two": [Platform.parse("linux/amd64"), Platform.parse("linux/arm64")],
+}
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(sorted(IMAGES)),
@@ -684,3 +691,17 @@ def test_several_platforms_that_are_there_cost_one_head(
     assert again == [first]
     pull(root, registry, "if-newer", platform=Platform.parse("linux/s390x"))
     assert annotations(root)["platform"] == "linux/s390x"
+
+
+@pytest.mark.parametrize("policy", ["if-newer", "if-missing"])
+@pytest.mark.parametrize("image", [INDEX, GROWN])
+def test_what_one_choice_of_platforms_brought_stands_in_for_no_other_that_brings_something_else(
+    image: BuiltImage, policy: PullPolicy, tmp_path: Path, registry: ScriptedRegistry
+) -> None:
+    serve(registry, image)
+    brought = {each: pull(tmp_path / each, registry, platform=choice).digest for each, choice in CHOICES.items()}
+    for before, first in CHOICES.items():
+        for each, choice in CHOICES.items():
+            pull(tmp_path / "store", registry, platform=first)
+            pulled = pull(tmp_path / "store", registry, policy, platform=choice)
+            assert pulled.digest == brought[each], f"{each} after {before}"

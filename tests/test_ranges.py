@@ -21,10 +21,11 @@ from minibox_store import (
     RegistryError,
 )
 from minibox_store.copying import ObservedSource
-from minibox_store.documents import Node
+from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import BlobNotFound
 from minibox_store.layout import pieces, ranged_fetch
-from minibox_store.protocols import RangedSource
+from minibox_store.layout.pace import Pace, Sight
+from minibox_store.protocols import BlobStream, RangedSource
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.filled import take_room
 from tests.support.forks import forked, kill, sleep_for_ever
@@ -44,7 +45,15 @@ from tests.support.scripted_registry import (
     registry_error,
     serve_image,
 )
-from tests.support.sources import LyingSource, RangedPlace, descriptor_for, memory_of, read_stream, root_of
+from tests.support.sources import (
+    LyingSource,
+    PiecewiseStream,
+    RangedPlace,
+    descriptor_for,
+    memory_of,
+    read_stream,
+    root_of,
+)
 from tests.support.stores import blob, layer_of, mounted, open_layout, open_store
 
 KIBIBYTE, MEBIBYTE = 1 << 10, 1 << 20
@@ -300,6 +309,49 @@ def test_a_range_that_ends_before_it_should_is_not_waited_for(root: Path) -> Non
     fetch(root, source)
     assert source.opened == [2_000_000]
     check_fetched(root)
+
+
+@small_pieces
+@pytest.mark.parametrize("is_cut_once", [True, False])
+def test_a_stream_that_ends_before_the_pieces_ahead_of_it_begin_is_gone_on_with_and_then_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, is_cut_once: bool
+) -> None:
+    has_begun = threading.Event()
+    cut = 1_000_000
+
+    class Short(RangedPlace):
+        def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+            content = CONTENT[offset:] if self.opened and is_cut_once else CONTENT[offset:cut]
+            self.opened.append(offset)
+            return EndingStream(content)
+
+    class EndingStream(PiecewiseStream):
+        """Lets lanes begin before it ends."""
+
+        def readinto(self, buffer: memoryview, /) -> int:
+            count = super().readinto(buffer[:100_000])
+            if not count:
+                assert has_begun.wait(15)
+            return count
+
+    def begin(offset: int, given_bytes: int) -> None:
+        has_begun.set()
+
+    def look(pace: Pace, sight: Sight) -> int:
+        pace.lanes = 2 if sight.received_bytes else 1
+        return pace.lanes
+
+    monkeypatch.setattr(Pace, "look", look)
+    source = Short(memory_of({"x": IMAGE}), before_read=begin)
+    if is_cut_once:
+        fetch(root, source, ranges=None)
+        check_fetched(root)
+    else:
+        with pytest.raises(ContentMismatch, match=str(LAYER.digest)):
+            fetch(root, source, ranges=None)
+        assert find_leftovers(root) == []
+    assert has_begun.is_set()
+    assert source.opened == [0, cut]
 
 
 @small_pieces

@@ -70,9 +70,12 @@ class Marking:
                     for descriptor in come:
                         self._marks.add_root(self._layout, descriptor)
                     dead = mark_index(self._marks, self._layout, self._view(index), self._read_held)
-            except BlobNotFound as error:
-                # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
+            except BaseException as error:
+                # A walk that stopped half-way has marked half of a graph: such marks are worth nothing, neither now nor
+                # when somebody asks again.
                 self._forget()
+                if not isinstance(error, BlobNotFound):
+                    raise
                 if self._layout.read_index() != index:
                     continue  # the name has gone meanwhile, and its blobs with it
                 raise IncompleteImage(_name_of_missing(index, error.digest), (error.digest,)) from error

@@ -93,7 +93,8 @@ class RangedFetch:
                 self._begin_ahead(self._verifier.seen_bytes)
             else:
                 self._fetch_watched()
-            if self._ahead is not None:
+            # A stream may end too soon, and leave a gap before the pieces: then they are of no use.
+            if self._ahead is not None and self._verifier.seen_bytes == self._ahead.begins_at:
                 self._ahead.take(self._opened, self._verifier, self._look)
                 self.used_ranges = self._ahead.received_bytes > 0
         finally:
