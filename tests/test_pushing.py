@@ -223,6 +223,15 @@ def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: 
     assert registry.tag("team/app", LIST) == SMALL.digest
 
 
+def test_a_referrer_that_cannot_be_listed_leaves_the_tag_as_it_was(signed: Store, registry: UploadRegistry) -> None:
+    push(signed, registry, "small:1")
+    registry.knows_subjects = False
+    registry.allow("PUT", f"/v2/team/app/manifests/{LIST}", registry_error(403, "DENIED"))
+    with pytest.raises(AuthenticationRefused, match="DENIED"):
+        push(signed, registry, "signature:1")
+    assert registry.tag("team/app", "1") == SMALL.digest
+
+
 # Chunks
 
 
