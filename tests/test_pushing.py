@@ -370,6 +370,18 @@ def test_an_upload_may_go_on_at_another_host_which_sees_no_credentials_s1_s3(sto
         elsewhere.assert_no_credentials()
 
 
+def test_an_upload_that_is_begun_elsewhere_goes_on_there(store: Store) -> None:
+    with UploadRegistry() as registry, UploadRegistry() as elsewhere:
+        elsewhere.blobs = registry.blobs
+        elsewhere.takes_whole = False
+        registry.authorization = basic_credentials(*ALICE)
+        registry.allow("POST", UPLOADS, redirect(f"{elsewhere.url}{UPLOADS}", status=307))
+        push(store, registry, client=quick_client(credentials={registry.host: Credentials(*ALICE)}))
+        assert registry.holds("team/app", IMAGE)
+        assert {request.method for request in elsewhere.requests} == {"POST", "PATCH", "PUT"}
+        elsewhere.assert_no_credentials()
+
+
 def test_an_upload_does_not_go_on_at_this_machine_for_a_registry_elsewhere_s2(store: Store) -> None:
     with UploadRegistry(hostname="registry.example") as registry, ScriptedServer() as near:
         registry.location = f"{near.url}{{path}}"

@@ -236,7 +236,7 @@ class RepositoryWriter:
         try:
             with closing(transport.open(request, transport.attempts())) as answer:
                 if answer.status == 202:
-                    upload.begin_at(answer, request)
+                    upload.begin_at(answer)
                 return answer.status == 201
         except RegistryError as refused:
             # That the other repository may not be read is no reason against writing to this one.

@@ -180,13 +180,13 @@ class Transport:
         except StoreError as error:
             raise Failure(error) from error.__cause__
 
-    def place_of(self, answer: Answer, request: Request) -> Url:
-        """Return where an answer says that it goes on.
+    def place_of(self, answer: Answer) -> Url:
+        """Return where an answer says that it goes on: seen from who gave it, who may be behind redirects.
 
         Raises:
             RegistryError: when it does not say so, or it is no place to go on at.
         """
-        return self._next_hop(answer, request.place or Url(self.registry, request.target), "goes on at")
+        return self._next_hop(answer, "goes on at")
 
     def read(self, request: Request, limit_bytes: int, size_bytes: int | None = None) -> Reply:
         """Return an accepted answer with its body, or the body's first ``limit_bytes`` and one more.
@@ -250,7 +250,7 @@ class Transport:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
             with closing(answer):
-                url = self._next_hop(answer, url)
+                url = self._next_hop(answer)
             is_home = is_home and url.origin == self.registry
         raise RegistryError(request.method, self.shown(request), None, (), f"more than {_MAX_HOPS} redirects")
 
@@ -263,8 +263,8 @@ class Transport:
             raise
         return answer
 
-    def _next_hop(self, answer: Answer, url: Url, what: str = "redirects to") -> Url:
-        location = answer.header("Location")
+    def _next_hop(self, answer: Answer, what: str = "redirects to") -> Url:
+        location, url = answer.header("Location"), answer.place
         try:
             if location is None:
                 raise InvalidUrl("there is none")
@@ -368,7 +368,7 @@ class Transport:
         method, secrets = request.method, request.secrets
         try:
             connection.send(method, url.target, headers, request.body)
-            return Answer(method=method, url=url.shown, secrets=secrets, connection=connection, pool=self._pool)
+            return Answer(method=method, place=url, secrets=secrets, connection=connection, pool=self._pool)
         except BaseException:
             connection.close()
             raise

@@ -111,13 +111,13 @@ class BlobUpload:
         self._is_first = True
         self._losses = 0
 
-    def begin_at(self, answer: Answer, request: Request) -> None:
-        """Go on with an upload that the registry has begun by its answer to a request.
+    def begin_at(self, answer: Answer) -> None:
+        """Go on with an upload that the registry has begun by an answer.
 
         Raises:
             RegistryError: when the answer does not say where.
         """
-        self._place = self._transport.place_of(answer, request)
+        self._place = self._transport.place_of(answer)
         least = answer.header("OCI-Chunk-Min-Length") or ""
         self._least_bytes = int(least) if _LENGTH.fullmatch(least) else 0
         self._offset = 0
@@ -161,7 +161,7 @@ class BlobUpload:
                 return False  # it was only the answer that got lost
             request = Request(target=f"/v2/{self._repository}/blobs/uploads/", method="POST", accepts=(202,))
             with closing(self._transport.ask(request)) as answer:
-                self.begin_at(answer, request)
+                self.begin_at(answer)
         return True
 
     def _is_known(self) -> bool:
@@ -172,7 +172,7 @@ class BlobUpload:
                 taken = _taken_bytes(answer)
                 if taken is None or taken > self._reader.seen_bytes:
                     return False
-                self._go_on(answer, request, taken)
+                self._go_on(answer, taken)
         except Failure as failure:
             status = _status_of(failure)
             if status is None or status in RETRIED_STATUSES:
@@ -181,10 +181,10 @@ class BlobUpload:
         self._is_in_doubt = False
         return True
 
-    def _go_on(self, answer: Answer, request: Request, offset: int) -> None:
+    def _go_on(self, answer: Answer, offset: int) -> None:
         self._offset = offset
         if answer.header("Location") is not None:
-            self._place = self._transport.place_of(answer, request)
+            self._place = self._transport.place_of(answer)
 
     def _send(self) -> None:
         """Send what the registry has not got yet.
@@ -212,7 +212,7 @@ class BlobUpload:
         with closing(self._transport.ask(request)) as answer:
             taken = _taken_bytes(answer)
             # Some take no more than they can store at once.
-            self._go_on(answer, request, taken if taken is not None and start < taken < end else end)
+            self._go_on(answer, taken if taken is not None and start < taken < end else end)
 
     def _request(
         self,
