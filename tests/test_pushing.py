@@ -31,7 +31,7 @@ from minibox_store.errors import (
 from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName, render_line
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
-from tests.support.answers import Answer, basic_credentials, redirect, registry_error, unauthorized
+from tests.support.answers import Answer, Request, basic_credentials, redirect, registry_error, unauthorized
 from tests.support.images import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -320,6 +320,28 @@ def test_an_upload_that_is_cut_ever_again_and_gets_nowhere_fails(store: Store, r
     assert caught.value.status is None
     assert registry.tag("team/app", "1") is None
     assert 100 - len(registry.cuts) <= 3 * (3 + 4)
+
+
+def test_an_upload_that_gets_on_and_loses_it_all_ever_again_fails(store: Store, registry: UploadRegistry) -> None:
+    """Each second time nothing is taken; else all of it, in chunks, and it is lost at the end."""
+    begun: list[str] = []
+
+    def refuse(request: Request) -> Answer | None:
+        upload = request.path.rpartition("/")[2]
+        if not upload.startswith("upload-") or len(begun) > 100:
+            return None
+        if request.method == "PATCH" and upload not in begun:
+            begun.append(upload)
+            return Answer(status=503) if len(begun) % 2 else None
+        if request.method == "GET":
+            return registry_error(404, "BLOB_UPLOAD_UNKNOWN")
+        return Answer(status=503) if request.method == "PUT" else None
+
+    registry.refuses = refuse
+    with pytest.raises(RegistryError) as caught:
+        push(store, registry, "small:1", chunk_bytes=100, parallel=1)
+    assert caught.value.status == 503
+    assert len(begun) < 30
 
 
 def test_a_blob_whose_answer_got_lost_is_not_sent_again(store: Store, registry: UploadRegistry) -> None:

@@ -107,8 +107,9 @@ class BlobUpload:
         self._least_bytes = 0
         self._place: Url | None = None
         self._offset = 0
+        self._furthest = 0
         self._is_in_doubt = False
-        self._is_first = True
+        self._begun = 0
         self._losses = 0
 
     def begin_at(self, answer: Answer) -> None:
@@ -121,7 +122,11 @@ class BlobUpload:
         least = answer.header("OCI-Chunk-Min-Length") or ""
         self._least_bytes = int(least) if _LENGTH.fullmatch(least) else 0
         self._offset = 0
-        self._is_in_doubt = self._is_first = False
+        self._is_in_doubt = False
+        # What comes of one that was begun anew counts like what came before, but not for ever.
+        if self._begun <= _MOST_LOSSES:
+            self._furthest = 0
+        self._begun += 1
 
     def run(self) -> None:
         """Let the registry hold the blob.
@@ -134,7 +139,7 @@ class BlobUpload:
         attempts = self._transport.attempts()
         with closing(self._reader):
             while True:
-                before, given_bytes = self._offset, self._reader.given_bytes
+                given_bytes = self._reader.given_bytes
                 try:
                     if self._is_ready():
                         self._send()
@@ -143,9 +148,13 @@ class BlobUpload:
                     raise failed.error from failed.error.__cause__
                 except Failure as failure:
                     is_lost = self._reader.given_bytes > given_bytes and _status_of(failure) is None
-                    if self._offset > before or (is_lost and self._may_lose()):
+                    if self._has_come_further() or (is_lost and self._may_lose()):
                         attempts.advanced()
                     attempts.failed(self._judged(failure))
+
+    def _has_come_further(self) -> bool:
+        before, self._furthest = self._furthest, max(self._furthest, self._offset)
+        return self._furthest > before
 
     def _may_lose(self) -> bool:
         """Whether a registry may once more keep nothing of what it has got: it took its time, and was of no use."""
@@ -157,7 +166,7 @@ class BlobUpload:
         if self._place is not None and self._is_in_doubt and not self._is_known():
             self._place = None
         if self._place is None:
-            if not self._is_first and has_blob(self._transport, self._repository, self._descriptor):
+            if self._begun and has_blob(self._transport, self._repository, self._descriptor):
                 return False  # it was only the answer that got lost
             request = Request(target=f"/v2/{self._repository}/blobs/uploads/", method="POST", accepts=(202,))
             with closing(self._transport.ask(request)) as answer:
