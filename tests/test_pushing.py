@@ -260,6 +260,17 @@ def test_a_registry_that_takes_no_body_so_large_gets_smaller_ones(store: Store, 
     assert max(chunk_sizes(registry)) > 0
 
 
+@pytest.mark.parametrize("attempts", [1, 5])
+def test_every_size_down_to_the_smallest_is_tried_however_few_tries_there_are(
+    tmp_path: Path, registry: UploadRegistry, attempts: int
+) -> None:
+    image = build_image([random_layer(20 << 20)])
+    put(tmp_path / "store", image, "large:1")
+    registry.largest_body_bytes = 64 << 10
+    push(open_store(tmp_path / "store"), registry, "large:1", client=quick_client(attempts=attempts))
+    assert registry.holds("team/app", image)
+
+
 def test_a_body_that_is_refused_while_it_is_sent_is_sent_no_further(tmp_path: Path, registry: UploadRegistry) -> None:
     image = build_image([random_layer(32 << 20)])
     put(tmp_path, image, "app:1")

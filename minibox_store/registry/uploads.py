@@ -147,6 +147,8 @@ class BlobUpload:
                 except SourceFailed as failed:
                     raise failed.error from failed.error.__cause__
                 except Failure as failure:
+                    if self._asks_otherwise(failure):
+                        continue
                     is_lost = self._reader.given_bytes > given_bytes and _status_of(failure) is None
                     if self._has_come_further() or (is_lost and self._may_lose()):
                         attempts.advanced()
@@ -236,16 +238,21 @@ class BlobUpload:
         secrets, place = self._place.query_values, self._place.with_query(query) if query else self._place
         return Request(place=place, method=method, accepts=accepts, body=body, headers=headers, secrets=secrets)
 
+    def _asks_otherwise(self, failure: Failure) -> bool:
+        """Whether the registry wants the blob in other requests, and gets it so now: that is no try that failed."""
+        status = _status_of(failure)
+        if self._place is None:
+            return False
+        if status in (405, 501) and self._chunk_bytes is None:
+            self._chunk_bytes, self._place = self._descriptor.size_bytes, None
+            return True
+        return status == 413 and self._takes_smaller()
+
     def _judged(self, failure: Failure) -> Failure:
         """Return what a failure of a registry means here, and change what is to be done about it."""
         status = _status_of(failure)
         if self._place is None or status is None:
             return failure
-        if status == 413 and self._takes_smaller():
-            return attrs.evolve(failure, may_retry=True)
-        if status in (405, 501) and self._chunk_bytes is None:
-            self._chunk_bytes, self._place = self._descriptor.size_bytes, None
-            return attrs.evolve(failure, may_retry=True)
         if status == 416:
             return attrs.evolve(failure, may_retry=True)
         if status in (400, 404):
