@@ -17,13 +17,21 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document, describe_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, ManifestUnknown, RegistryError
+from minibox_store.errors import (
+    ContentMismatch,
+    InvalidDigest,
+    InvalidDocument,
+    ManifestUnknown,
+    RateLimited,
+    RegistryError,
+)
 from minibox_store.graph import ContentStream
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
 from minibox_store.registry.downloads import BlobDownload, RangeDownload
+from minibox_store.registry.failures import Failure
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
@@ -260,10 +268,8 @@ class WritableRepository(RegistryRepository):
 
         Spec: OCI distribution-spec 1.1, "Deleting tags" and "Deleting Manifests".
         """
-        target = f"/v2/{self.reference.repository}/manifests/{name}"
-        request = Request(target=target, method="DELETE", accepts=(200, 202, 204))
         try:
-            self.transport.open(request, self.transport.attempts()).close()
+            self._delete(name)
         except ManifestUnknown:
             raise
         except RegistryError as refused:
@@ -272,6 +278,20 @@ class WritableRepository(RegistryRepository):
             digest = self.resolve(name).digest
             problem = f"it takes no tag away alone; by {digest} the manifest goes, and every tag of it"
             raise RegistryError("DELETE", refused.url, refused.status, refused.codes, problem) from None
+
+    def _delete(self, name: str) -> None:
+        target = f"/v2/{self.reference.repository}/manifests/{name}"
+        request = Request(target=target, method="DELETE", accepts=(200, 202, 204))
+        attempts, may_be_gone = self.transport.attempts(), False
+        while True:
+            try:
+                self.transport.ask(request).close()
+                return
+            except Failure as failure:
+                if may_be_gone and isinstance(failure.error, ManifestUnknown):
+                    return  # it was only the answer that got lost
+                may_be_gone |= not isinstance(failure.error, RateLimited)
+                attempts.failed(failure)
 
 
 def _announced_descriptor(reply: Reply) -> Descriptor | None:

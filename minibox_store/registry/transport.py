@@ -358,8 +358,8 @@ class Transport:
                 raise
             except (OSError, HTTPException):
                 # A server may close what has long been idle in the very moment in which it is used again. Of what is
-                # read while it is sent, though, it may have kept some.
-                if not was_used or not isinstance(request.body, bytes | None):
+                # read while it is sent, though, it may have kept some, and what it took away is gone.
+                if not was_used or request.method == "DELETE" or not isinstance(request.body, bytes | None):
                     raise
             connection, _ = self._pool.take(url.origin, fresh=True)
             return self._exchange(connection, request, url, headers)
