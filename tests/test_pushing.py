@@ -519,6 +519,21 @@ def test_no_secret_is_told_of_s28(store: Store, registry: UploadRegistry, secret
 # What fails
 
 
+@pytest.mark.parametrize("repeated", [ALICE[1], basic_credentials(*ALICE), basic_credentials(*ALICE)[6:]])
+def test_a_header_that_repeats_a_secret_is_not_quoted_s28(
+    store: Store, registry: UploadRegistry, repeated: str
+) -> None:
+    registry.authorization = basic_credentials(*ALICE)
+    client = quick_client(credentials={registry.host: Credentials(*ALICE)})
+    registry.allow("PUT", "/v2/team/app/manifests/1", Answer(status=201, headers={"Docker-Content-Digest": repeated}))
+    with pytest.raises(ContentMismatch) as caught:
+        push(store, registry, "small:1", client=client)
+    told = str(caught.value)
+    assert "***" in told
+    assert ALICE[1] not in told
+    assert basic_credentials(*ALICE)[6:] not in told
+
+
 def test_a_push_that_fails_leaves_the_tag_as_it_was(store: Store, registry: UploadRegistry) -> None:
     push(store, registry, "small:1")
     layer = IMAGE.layer_digests[1]

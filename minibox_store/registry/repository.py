@@ -31,7 +31,7 @@ from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
 from minibox_store.registry.downloads import BlobDownload, RangeDownload
-from minibox_store.registry.failures import Failure
+from minibox_store.registry.failures import Failure, quoted
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
@@ -227,7 +227,7 @@ class RegistryRepository:
         reply = self._transport.read(self._manifest_request(name, descriptor.digest), size, size)
         announced = media_types.essence(reply.content_type or "")
         if announced not in (descriptor.media_type, *media_types.GENERIC):
-            problem = f"it is served as {_shown(announced)}, where {descriptor.media_type} was expected"
+            problem = f"it is served as {quoted(announced, reply.secrets)}, where {descriptor.media_type} was expected"
             raise InvalidDocument("mediaType", problem, name)
         return reply.content
 
@@ -313,7 +313,7 @@ def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:
         try:
             announced = Digest.parse(reply.content_digest)
         except InvalidDigest:
-            raise ContentMismatch(f"manifest {name}", "a digest", _shown(reply.content_digest)) from None
+            raise ContentMismatch(f"manifest {name}", "a digest", quoted(reply.content_digest, reply.secrets)) from None
     wanted = asked or announced
     actual = Digest.of(reply.content, wanted.algorithm if wanted is not None else "sha256")
     if wanted is not None and actual != wanted:
@@ -329,9 +329,5 @@ def _checked_type(reply: Reply, name: str, limits: Limits) -> str:
     if announced in media_types.GENERIC:
         announced = describe_document(reply.content, name, limits=limits).media_type
     if not media_types.is_document(announced):
-        raise InvalidDocument("mediaType", f"{_shown(announced)} is no manifest or index", name)
+        raise InvalidDocument("mediaType", f"{quoted(announced, reply.secrets)} is no manifest or index", name)
     return decode_document(reply.content, announced, name, limits=limits).media_type
-
-
-def _shown(text: str) -> str:
-    return repr(text[:80])

@@ -68,6 +68,7 @@ class Reply:
 
     Attributes:
         length_bytes: what was announced; of a HEAD's answer, what a GET would give.
+        secrets: what no message may show, should a header repeat it.
     """
 
     status: int
@@ -76,6 +77,7 @@ class Reply:
     content_type: str | None
     content_digest: str | None
     link: str | None = None
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
 
 
 class Transport:
@@ -218,6 +220,7 @@ class Transport:
                         content_type=answer.header("Content-Type"),
                         content_digest=answer.header("Docker-Content-Digest"),
                         link=", ".join(answer.headers("Link")) or None,
+                        secrets=answer.secrets,
                     )
             attempts.failed(broken)
 
@@ -305,6 +308,7 @@ class Transport:
         except BaseException:
             answer.close()
             raise
+        answer.secrets = (*answer.secrets, *self._authorizer.secrets())
         return answer
 
     def _refusal(self, answer: Answer, blob: Digest | None, answerer: Answerer = "registry") -> Refusal:

@@ -18,7 +18,7 @@ from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDigest, R
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource
 from minibox_store.registry.answers import Answer
-from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed
+from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed, quoted
 from minibox_store.registry.outgoing import BlobPart, BlobReader
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.urls import Url
@@ -76,7 +76,7 @@ def check_digest(answer: Answer, digest: Digest, what: str) -> None:
     except InvalidDigest:
         is_other = True
     if is_other:
-        raise ContentMismatch(what, str(digest), repr(announced[:80]))
+        raise ContentMismatch(what, str(digest), quoted(announced, answer.secrets))
 
 
 class BlobUpload:
