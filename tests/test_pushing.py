@@ -31,7 +31,7 @@ from minibox_store.errors import (
 from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName, render_line
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
-from tests.support.answers import Answer, basic_credentials, redirect, registry_error, unauthorized
+from tests.support.answers import Answer, Request, basic_credentials, redirect, registry_error, unauthorized
 from tests.support.images import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -223,6 +223,15 @@ def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: 
     assert registry.tag("team/app", LIST) == SMALL.digest
 
 
+def test_a_referrer_that_cannot_be_listed_leaves_the_tag_as_it_was(signed: Store, registry: UploadRegistry) -> None:
+    push(signed, registry, "small:1")
+    registry.knows_subjects = False
+    registry.allow("PUT", f"/v2/team/app/manifests/{LIST}", registry_error(403, "DENIED"))
+    with pytest.raises(AuthenticationRefused, match="DENIED"):
+        push(signed, registry, "signature:1")
+    assert registry.tag("team/app", "1") == SMALL.digest
+
+
 # Chunks
 
 
@@ -249,6 +258,17 @@ def test_a_registry_that_takes_no_body_so_large_gets_smaller_ones(store: Store, 
     push(store, registry)
     assert registry.holds("team/app", IMAGE)
     assert max(chunk_sizes(registry)) > 0
+
+
+@pytest.mark.parametrize("attempts", [1, 5])
+def test_every_size_down_to_the_smallest_is_tried_however_few_tries_there_are(
+    tmp_path: Path, registry: UploadRegistry, attempts: int
+) -> None:
+    image = build_image([random_layer(20 << 20)])
+    put(tmp_path / "store", image, "large:1")
+    registry.largest_body_bytes = 64 << 10
+    push(open_store(tmp_path / "store"), registry, "large:1", client=quick_client(attempts=attempts))
+    assert registry.holds("team/app", image)
 
 
 def test_a_body_that_is_refused_while_it_is_sent_is_sent_no_further(tmp_path: Path, registry: UploadRegistry) -> None:
@@ -313,6 +333,28 @@ def test_an_upload_that_is_cut_ever_again_and_gets_nowhere_fails(store: Store, r
     assert 100 - len(registry.cuts) <= 3 * (3 + 4)
 
 
+def test_an_upload_that_gets_on_and_loses_it_all_ever_again_fails(store: Store, registry: UploadRegistry) -> None:
+    """Each second time nothing is taken; else all of it, in chunks, and it is lost at the end."""
+    begun: list[str] = []
+
+    def refuse(request: Request) -> Answer | None:
+        upload = request.path.rpartition("/")[2]
+        if not upload.startswith("upload-") or len(begun) > 100:
+            return None
+        if request.method == "PATCH" and upload not in begun:
+            begun.append(upload)
+            return Answer(status=503) if len(begun) % 2 else None
+        if request.method == "GET":
+            return registry_error(404, "BLOB_UPLOAD_UNKNOWN")
+        return Answer(status=503) if request.method == "PUT" else None
+
+    registry.refuses = refuse
+    with pytest.raises(RegistryError) as caught:
+        push(store, registry, "small:1", chunk_bytes=100, parallel=1)
+    assert caught.value.status == 503
+    assert len(begun) < 30
+
+
 def test_a_blob_whose_answer_got_lost_is_not_sent_again(store: Store, registry: UploadRegistry) -> None:
     push(store, registry, "small:1")
     layer = IMAGE.layer_digests[1]
@@ -358,6 +400,18 @@ def test_an_upload_may_go_on_at_another_host_which_sees_no_credentials_s1_s3(sto
         push(store, registry, client=quick_client(credentials={registry.host: Credentials(*ALICE)}))
         assert registry.holds("team/app", IMAGE)
         assert {request.method for request in elsewhere.requests} == {"PUT"}
+        elsewhere.assert_no_credentials()
+
+
+def test_an_upload_that_is_begun_elsewhere_goes_on_there(store: Store) -> None:
+    with UploadRegistry() as registry, UploadRegistry() as elsewhere:
+        elsewhere.blobs = registry.blobs
+        elsewhere.takes_whole = False
+        registry.authorization = basic_credentials(*ALICE)
+        registry.allow("POST", UPLOADS, redirect(f"{elsewhere.url}{UPLOADS}", status=307))
+        push(store, registry, client=quick_client(credentials={registry.host: Credentials(*ALICE)}))
+        assert registry.holds("team/app", IMAGE)
+        assert {request.method for request in elsewhere.requests} == {"POST", "PATCH", "PUT"}
         elsewhere.assert_no_credentials()
 
 
@@ -463,6 +517,21 @@ def test_no_secret_is_told_of_s28(store: Store, registry: UploadRegistry, secret
 
 
 # What fails
+
+
+@pytest.mark.parametrize("repeated", [ALICE[1], basic_credentials(*ALICE), basic_credentials(*ALICE)[6:]])
+def test_a_header_that_repeats_a_secret_is_not_quoted_s28(
+    store: Store, registry: UploadRegistry, repeated: str
+) -> None:
+    registry.authorization = basic_credentials(*ALICE)
+    client = quick_client(credentials={registry.host: Credentials(*ALICE)})
+    registry.allow("PUT", "/v2/team/app/manifests/1", Answer(status=201, headers={"Docker-Content-Digest": repeated}))
+    with pytest.raises(ContentMismatch) as caught:
+        push(store, registry, "small:1", client=client)
+    told = str(caught.value)
+    assert "***" in told
+    assert ALICE[1] not in told
+    assert basic_credentials(*ALICE)[6:] not in told
 
 
 def test_a_push_that_fails_leaves_the_tag_as_it_was(store: Store, registry: UploadRegistry) -> None:

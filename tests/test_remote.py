@@ -26,7 +26,7 @@ from minibox_store.errors import (
 from minibox_store.events import Event, ImageCopied
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
-from tests.support.answers import Answer, basic_credentials, ranged, registry_error
+from tests.support.answers import NO_ANSWER, Answer, Request, basic_credentials, ranged, registry_error
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedServer, TokenServer, serve_image
@@ -350,6 +350,26 @@ def test_where_no_tag_can_be_deleted_alone_nothing_is_and_the_digest_is_told(sou
     assert source.tag("team/app", "1") == INDEX.digest
     remote.delete(source.reference("team/app", digest=INDEX.digest), client=quick_client())
     assert remote.tags(source.reference("team/app"), client=quick_client()) == ()
+
+
+@pytest.mark.parametrize("how", ["unavailable", "cut", "cut on a connection in use"])
+def test_what_was_deleted_when_only_the_answer_was_lost_is_no_error(source: UploadRegistry, how: str) -> None:
+    target = "/v2/team/app/manifests/1"
+
+    def lose(request: Request) -> Answer | None:
+        if request.method != "DELETE" or ("team/app", "1") not in source.manifests:
+            return None
+        del source.manifests["team/app", "1"]
+        return Answer(status=503) if how == "unavailable" else NO_ANSWER
+
+    if how == "cut on a connection in use":
+        source.authorization = basic_credentials(*ALICE)
+    source.refuses = lose
+    client = quick_client(credentials={source.host: Credentials(*ALICE)})
+    remote.delete(source.reference("team/app", "1"), client=client)
+    assert source.count("DELETE", target) >= 2
+    with pytest.raises(ManifestUnknown):
+        remote.delete(source.reference("team/app", "1"), client=client)
 
 
 def test_the_functions_are_public() -> None:

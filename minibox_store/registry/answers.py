@@ -12,6 +12,7 @@ from minibox_store.registry.bodies import Body, ChunkedBody, FixedBody, UntilClo
 from minibox_store.registry.connections import Connection, ConnectionPool
 from minibox_store.registry.failures import Failure, foreign_errors
 from minibox_store.registry.reading import NothingYet
+from minibox_store.registry.urls import Url
 
 # A buffer that is not full by then is given to the caller as it is: on a slow line bytes are seen as they come.
 _FILL_SECONDS = 0.5
@@ -20,9 +21,10 @@ _LENGTH = re.compile(r"[0-9]{1,20}")
 
 
 class Answer:
-    """What came back for a request, from ``url`` (without its query). The caller closes it.
+    """What came back for a request. The caller closes it.
 
     Attributes:
+        place: who answered, behind all redirects.
         status: three digits.
         secrets: what was sent for it, and no message may show.
         length_bytes: of the body, where it was announced.
@@ -30,7 +32,7 @@ class Answer:
     """
 
     def __init__(
-        self, *, method: str, url: str, secrets: tuple[str, ...], connection: Connection, pool: ConnectionPool
+        self, *, method: str, place: Url, secrets: tuple[str, ...], connection: Connection, pool: ConnectionPool
     ) -> None:
         """Wait for the answer on a connection that the request was sent on.
 
@@ -38,7 +40,7 @@ class Answer:
             OSError, HTTPException: when none comes.
         """
         self.method = method
-        self.url = url
+        self.place = place
         self.secrets = (*secrets, *connection.secrets)
         self._connection = connection
         self._pool = pool
@@ -53,6 +55,11 @@ class Answer:
         self.ends_with_connection = self._body.ends_with_connection
         self._broken: Failure | None = None
         self._is_closed = False
+
+    @property
+    def url(self) -> str:
+        """Return who answered, as messages may show it: without the query."""
+        return self.place.shown
 
     def header(self, name: str) -> str | None:
         """Return a header's value, the first where there are several; not trusted."""

@@ -39,6 +39,8 @@ _WORDS_BYTES = 200
 _SECRET_LENGTH = 4
 # That much of a secret in a message is enough to cut the message off.
 _TELLING_LENGTH = 16
+# More of a header is no help.
+_QUOTED_LENGTH = 80
 # What openssl calls an answer that is not TLS.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"})
 # What a server says of who should prove himself by a certificate. Spec: RFC 8446, section 6.2.
@@ -231,6 +233,11 @@ def without_secrets(text: str, secrets: Iterable[str]) -> str:
         if position >= 0:
             text = text[:position] + "***"
     return text
+
+
+def quoted(text: str, secrets: Iterable[str]) -> str:
+    """Return how a message quotes a header that is not what it should be; it may repeat one of ``secrets``."""
+    return repr(without_secrets(text, secrets)[:_QUOTED_LENGTH])
 
 
 def _phrase(status: int) -> str:

@@ -17,13 +17,21 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document, describe_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidDocument, ManifestUnknown, RegistryError
+from minibox_store.errors import (
+    ContentMismatch,
+    InvalidDigest,
+    InvalidDocument,
+    ManifestUnknown,
+    RateLimited,
+    RegistryError,
+)
 from minibox_store.graph import ContentStream
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
 from minibox_store.registry.downloads import BlobDownload, RangeDownload
+from minibox_store.registry.failures import Failure, quoted
 from minibox_store.registry.referrer_lists import list_referrers, read_list
 from minibox_store.registry.transport import Reply, Request, Transport
 
@@ -239,7 +247,7 @@ class RegistryRepository:
         reply = self._transport.read(self._manifest_request(name, descriptor.digest), size, size)
         announced = media_types.essence(reply.content_type or "")
         if announced not in (descriptor.media_type, *media_types.GENERIC):
-            problem = f"it is served as {_shown(announced)}, where {descriptor.media_type} was expected"
+            problem = f"it is served as {quoted(announced, reply.secrets)}, where {descriptor.media_type} was expected"
             raise InvalidDocument("mediaType", problem, name)
         return reply.content
 
@@ -280,10 +288,8 @@ class WritableRepository(RegistryRepository):
 
         Spec: OCI distribution-spec 1.1, "Deleting tags" and "Deleting Manifests".
         """
-        target = f"/v2/{self.reference.repository}/manifests/{name}"
-        request = Request(target=target, method="DELETE", accepts=(200, 202, 204))
         try:
-            self.transport.open(request, self.transport.attempts()).close()
+            self._delete(name)
         except ManifestUnknown:
             raise
         except RegistryError as refused:
@@ -292,6 +298,20 @@ class WritableRepository(RegistryRepository):
             digest = self.resolve(name).digest
             problem = f"it takes no tag away alone; by {digest} the manifest goes, and every tag of it"
             raise RegistryError("DELETE", refused.url, refused.status, refused.codes, problem) from None
+
+    def _delete(self, name: str) -> None:
+        target = f"/v2/{self.reference.repository}/manifests/{name}"
+        request = Request(target=target, method="DELETE", accepts=(200, 202, 204))
+        attempts, may_be_gone = self.transport.attempts(), False
+        while True:
+            try:
+                self.transport.ask(request).close()
+                return
+            except Failure as failure:
+                if may_be_gone and isinstance(failure.error, ManifestUnknown):
+                    return  # it was only the answer that got lost
+                may_be_gone |= not isinstance(failure.error, RateLimited)
+                attempts.failed(failure)
 
 
 def _announced_descriptor(reply: Reply) -> Descriptor | None:
@@ -313,7 +333,7 @@ def _checked_digest(reply: Reply, asked: Digest | None, name: str) -> Digest:
         try:
             announced = Digest.parse(reply.content_digest)
         except InvalidDigest:
-            raise ContentMismatch(f"manifest {name}", "a digest", _shown(reply.content_digest)) from None
+            raise ContentMismatch(f"manifest {name}", "a digest", quoted(reply.content_digest, reply.secrets)) from None
     wanted = asked or announced
     actual = Digest.of(reply.content, wanted.algorithm if wanted is not None else "sha256")
     if wanted is not None and actual != wanted:
@@ -329,9 +349,5 @@ def _checked_type(reply: Reply, name: str, limits: Limits) -> str:
     if announced in media_types.GENERIC:
         announced = describe_document(reply.content, name, limits=limits).media_type
     if not media_types.is_document(announced):
-        raise InvalidDocument("mediaType", f"{_shown(announced)} is no manifest or index", name)
+        raise InvalidDocument("mediaType", f"{quoted(announced, reply.secrets)} is no manifest or index", name)
     return decode_document(reply.content, announced, name, limits=limits).media_type
-
-
-def _shown(text: str) -> str:
-    return repr(text[:80])

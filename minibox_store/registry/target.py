@@ -178,9 +178,10 @@ class RepositoryWriter:
                 content = waiting[1]
             else:
                 content = read_content(self._repository, descriptor, self._repository.limits)
-            if descriptor.digest.algorithm != _OF_TAGS:
+            # What comes of a subject may fail as well: that must not happen behind the tag.
+            if descriptor.digest.algorithm != _OF_TAGS or _may_refer(content):
                 self._put_document(str(descriptor.digest), descriptor, content)
-            self._put_document(name, descriptor, content)
+            self._put(name, descriptor, content)
 
     def _hold(self, descriptor: Descriptor) -> None:
         with self._guard:
@@ -201,6 +202,12 @@ class RepositoryWriter:
         return False
 
     def _put_document(self, name: str, descriptor: Descriptor, content: bytes) -> None:
+        knows_subjects = self._put(name, descriptor, content)
+        if not knows_subjects and _may_refer(content):
+            self._list_referrer(descriptor, content)
+
+    def _put(self, name: str, descriptor: Descriptor, content: bytes) -> bool:
+        """Put a document; return whether the registry takes note by itself of what it refers to."""
         request = Request(
             target=f"/v2/{self._path}/manifests/{name}",
             method="PUT",
@@ -210,9 +217,7 @@ class RepositoryWriter:
         )
         with closing(self._transport.open(request, self._transport.attempts())) as answer:
             check_digest(answer, descriptor.digest, f"manifest {name} at {answer.url}")
-            knows_subjects = answer.header("OCI-Subject") is not None
-        if not knows_subjects and b'"subject"' in content:
-            self._list_referrer(descriptor, content)
+            return answer.header("OCI-Subject") is not None
 
     def _list_referrer(self, descriptor: Descriptor, content: bytes) -> None:
         """Let those who look for the referrers of what a manifest refers to find it, without the registry's help."""
@@ -240,7 +245,7 @@ class RepositoryWriter:
         try:
             with closing(transport.open(request, transport.attempts())) as answer:
                 if answer.status == 202:
-                    upload.begin_at(answer, request)
+                    upload.begin_at(answer)
                 return answer.status == 201
         except RegistryError as refused:
             # That the other repository may not be read is no reason against writing to this one.
@@ -255,6 +260,10 @@ class RepositoryWriter:
                 scope = f"repository:{self._path}:pull,push repository:{origin}:pull"
                 self._transports[origin] = self._transport.with_scope(scope)
             return self._transports[origin]
+
+
+def _may_refer(content: bytes) -> bool:
+    return b'"subject"' in content
 
 
 def _is_for_others(descriptor: Descriptor) -> bool:

@@ -68,6 +68,7 @@ class Reply:
 
     Attributes:
         length_bytes: what was announced; of a HEAD's answer, what a GET would give.
+        secrets: what no message may show, should a header repeat it.
     """
 
     status: int
@@ -76,6 +77,7 @@ class Reply:
     content_type: str | None
     content_digest: str | None
     link: str | None = None
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
 
 
 class Transport:
@@ -180,13 +182,13 @@ class Transport:
         except StoreError as error:
             raise Failure(error) from error.__cause__
 
-    def place_of(self, answer: Answer, request: Request) -> Url:
-        """Return where an answer says that it goes on.
+    def place_of(self, answer: Answer) -> Url:
+        """Return where an answer says that it goes on: seen from who gave it, who may be behind redirects.
 
         Raises:
             RegistryError: when it does not say so, or it is no place to go on at.
         """
-        return self._next_hop(answer, request.place or Url(self.registry, request.target), "goes on at")
+        return self._next_hop(answer, "goes on at")
 
     def read(self, request: Request, limit_bytes: int, size_bytes: int | None = None) -> Reply:
         """Return an accepted answer with its body, or the body's first ``limit_bytes`` and one more.
@@ -218,6 +220,7 @@ class Transport:
                         content_type=answer.header("Content-Type"),
                         content_digest=answer.header("Docker-Content-Digest"),
                         link=", ".join(answer.headers("Link")) or None,
+                        secrets=answer.secrets,
                     )
             attempts.failed(broken)
 
@@ -251,7 +254,7 @@ class Transport:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
             with closing(answer):
-                url = self._next_hop(answer, url)
+                url = self._next_hop(answer)
             # An address that was given may be a secret itself, also one of the registry's own.
             request = attrs.evolve(request, secrets=(*request.secrets, *url.query_values))
             is_home = is_home and url.origin == self.registry
@@ -266,8 +269,8 @@ class Transport:
             raise
         return answer
 
-    def _next_hop(self, answer: Answer, url: Url, what: str = "redirects to") -> Url:
-        location = answer.header("Location")
+    def _next_hop(self, answer: Answer, what: str = "redirects to") -> Url:
+        location, url = answer.header("Location"), answer.place
         try:
             if location is None:
                 raise InvalidUrl("there is none")
@@ -304,6 +307,7 @@ class Transport:
         except BaseException:
             answer.close()
             raise
+        answer.secrets = (*answer.secrets, *self._authorizer.secrets())
         return answer
 
     def _refusal(self, answer: Answer, blob: Digest | None, answerer: Answerer = "registry") -> Refusal:
@@ -357,8 +361,8 @@ class Transport:
                 raise
             except (OSError, HTTPException):
                 # A server may close what has long been idle in the very moment in which it is used again. Of what is
-                # read while it is sent, though, it may have kept some.
-                if not was_used or not isinstance(request.body, bytes | None):
+                # read while it is sent, though, it may have kept some, and what it took away is gone.
+                if not was_used or request.method == "DELETE" or not isinstance(request.body, bytes | None):
                     raise
             connection, _ = self._pool.take(url.origin, fresh=True)
             return self._exchange(connection, request, url, headers)
@@ -367,7 +371,7 @@ class Transport:
         method, secrets = request.method, request.secrets
         try:
             connection.send(method, url.target, headers, request.body)
-            return Answer(method=method, url=url.shown, secrets=secrets, connection=connection, pool=self._pool)
+            return Answer(method=method, place=url, secrets=secrets, connection=connection, pool=self._pool)
         except BaseException:
             connection.close()
             raise

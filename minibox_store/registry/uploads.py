@@ -18,7 +18,7 @@ from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDigest, R
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource
 from minibox_store.registry.answers import Answer
-from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed
+from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed, quoted
 from minibox_store.registry.outgoing import BlobPart, BlobReader
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.urls import Url
@@ -76,7 +76,7 @@ def check_digest(answer: Answer, digest: Digest, what: str) -> None:
     except InvalidDigest:
         is_other = True
     if is_other:
-        raise ContentMismatch(what, str(digest), repr(announced[:80]))
+        raise ContentMismatch(what, str(digest), quoted(announced, answer.secrets))
 
 
 class BlobUpload:
@@ -107,21 +107,26 @@ class BlobUpload:
         self._least_bytes = 0
         self._place: Url | None = None
         self._offset = 0
+        self._furthest = 0
         self._is_in_doubt = False
-        self._is_first = True
+        self._begun = 0
         self._losses = 0
 
-    def begin_at(self, answer: Answer, request: Request) -> None:
-        """Go on with an upload that the registry has begun by its answer to a request.
+    def begin_at(self, answer: Answer) -> None:
+        """Go on with an upload that the registry has begun by an answer.
 
         Raises:
             RegistryError: when the answer does not say where.
         """
-        self._place = self._transport.place_of(answer, request)
+        self._place = self._transport.place_of(answer)
         least = answer.header("OCI-Chunk-Min-Length") or ""
         self._least_bytes = int(least) if _LENGTH.fullmatch(least) else 0
         self._offset = 0
-        self._is_in_doubt = self._is_first = False
+        self._is_in_doubt = False
+        # What comes of one that was begun anew counts like what came before, but not for ever.
+        if self._begun <= _MOST_LOSSES:
+            self._furthest = 0
+        self._begun += 1
 
     def run(self) -> None:
         """Let the registry hold the blob.
@@ -134,7 +139,7 @@ class BlobUpload:
         attempts = self._transport.attempts()
         with closing(self._reader):
             while True:
-                before, given_bytes = self._offset, self._reader.given_bytes
+                given_bytes = self._reader.given_bytes
                 try:
                     if self._is_ready():
                         self._send()
@@ -142,10 +147,16 @@ class BlobUpload:
                 except SourceFailed as failed:
                     raise failed.error from failed.error.__cause__
                 except Failure as failure:
+                    if self._asks_otherwise(failure):
+                        continue
                     is_lost = self._reader.given_bytes > given_bytes and _status_of(failure) is None
-                    if self._offset > before or (is_lost and self._may_lose()):
+                    if self._has_come_further() or (is_lost and self._may_lose()):
                         attempts.advanced()
                     attempts.failed(self._judged(failure))
+
+    def _has_come_further(self) -> bool:
+        before, self._furthest = self._furthest, max(self._furthest, self._offset)
+        return self._furthest > before
 
     def _may_lose(self) -> bool:
         """Whether a registry may once more keep nothing of what it has got: it took its time, and was of no use."""
@@ -157,11 +168,11 @@ class BlobUpload:
         if self._place is not None and self._is_in_doubt and not self._is_known():
             self._place = None
         if self._place is None:
-            if not self._is_first and has_blob(self._transport, self._repository, self._descriptor):
+            if self._begun and has_blob(self._transport, self._repository, self._descriptor):
                 return False  # it was only the answer that got lost
             request = Request(target=f"/v2/{self._repository}/blobs/uploads/", method="POST", accepts=(202,))
             with closing(self._transport.ask(request)) as answer:
-                self.begin_at(answer, request)
+                self.begin_at(answer)
         return True
 
     def _is_known(self) -> bool:
@@ -172,7 +183,7 @@ class BlobUpload:
                 taken = _taken_bytes(answer)
                 if taken is None or taken > self._reader.seen_bytes:
                     return False
-                self._go_on(answer, request, taken)
+                self._go_on(answer, taken)
         except Failure as failure:
             status = _status_of(failure)
             if status is None or status in RETRIED_STATUSES:
@@ -181,10 +192,10 @@ class BlobUpload:
         self._is_in_doubt = False
         return True
 
-    def _go_on(self, answer: Answer, request: Request, offset: int) -> None:
+    def _go_on(self, answer: Answer, offset: int) -> None:
         self._offset = offset
         if answer.header("Location") is not None:
-            self._place = self._transport.place_of(answer, request)
+            self._place = self._transport.place_of(answer)
 
     def _send(self) -> None:
         """Send what the registry has not got yet.
@@ -212,7 +223,7 @@ class BlobUpload:
         with closing(self._transport.ask(request)) as answer:
             taken = _taken_bytes(answer)
             # Some take no more than they can store at once.
-            self._go_on(answer, request, taken if taken is not None and start < taken < end else end)
+            self._go_on(answer, taken if taken is not None and start < taken < end else end)
 
     def _request(
         self,
@@ -227,16 +238,21 @@ class BlobUpload:
         secrets, place = self._place.query_values, self._place.with_query(query) if query else self._place
         return Request(place=place, method=method, accepts=accepts, body=body, headers=headers, secrets=secrets)
 
+    def _asks_otherwise(self, failure: Failure) -> bool:
+        """Whether the registry wants the blob in other requests, and gets it so now: that is no try that failed."""
+        status = _status_of(failure)
+        if self._place is None:
+            return False
+        if status in (405, 501) and self._chunk_bytes is None:
+            self._chunk_bytes, self._place = self._descriptor.size_bytes, None
+            return True
+        return status == 413 and self._takes_smaller()
+
     def _judged(self, failure: Failure) -> Failure:
         """Return what a failure of a registry means here, and change what is to be done about it."""
         status = _status_of(failure)
         if self._place is None or status is None:
             return failure
-        if status == 413 and self._takes_smaller():
-            return attrs.evolve(failure, may_retry=True)
-        if status in (405, 501) and self._chunk_bytes is None:
-            self._chunk_bytes, self._place = self._descriptor.size_bytes, None
-            return attrs.evolve(failure, may_retry=True)
         if status == 416:
             return attrs.evolve(failure, may_retry=True)
         if status in (400, 404):

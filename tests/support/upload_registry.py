@@ -6,7 +6,7 @@ Spec: OCI distribution-spec 1.1, "Push"; what is scripted over it goes before.
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from urllib.parse import parse_qs, urlencode
@@ -54,6 +54,7 @@ class UploadRegistry(ScriptedRegistry):
         knows_subjects: whether it says OCI-Subject, and lists what refers to something.
         page_names: how many names a list has at most before it leads to the next page.
         deletes_tags: whether a tag alone may be deleted.
+        refuses: what it answers to a request instead; None for what it would answer.
     """
 
     def __init__(self, *, certificate: Certificate | None = None, hostname: str = "127.0.0.1") -> None:
@@ -78,6 +79,7 @@ class UploadRegistry(ScriptedRegistry):
         self.knows_subjects = True
         self.page_names = 1000
         self.deletes_tags = True
+        self.refuses: Callable[[Request], Answer | None] = lambda _: None
         self.body_bytes = 0
 
     def holds(self, repository: str, image: BuiltImage) -> bool:
@@ -154,6 +156,8 @@ class UploadRegistry(ScriptedRegistry):
         if self.authorization is not None and request.header("Authorization") != self.authorization:
             headers = {"WWW-Authenticate": self.challenge}
             return registry_error(401, "UNAUTHORIZED", "authentication required", headers=headers)
+        if (refusal := self.refuses(request)) is not None:
+            return refusal
         if request.path == "/v2/":
             return Answer(body=b"{}")
         if found := _TAGS.fullmatch(request.path):
