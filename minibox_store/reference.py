@@ -31,6 +31,8 @@ from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDigest, InvalidReference
 
 DOCKER_HUB = "docker.io"
+# Where its API is; as a domain of references it is a registry like any other.
+DOCKER_HUB_API = "registry-1.docker.io"
 DEFAULT_TAG = "latest"
 
 _DOCKER_HUB_OLD = "index.docker.io"

@@ -3,6 +3,7 @@
 A prefix is a host, a host and the first segments of a path, or ``*.domain``, which is every host below that domain,
 whatever its port. It is compared by whole segments, never as the beginning of a text. Of those that fit the one with
 the longest path counts, then one that names the host itself, then the one with the longest domain; no other has a say.
+What is said of Docker Hub holds for images that are named by the host of its API too.
 
 The name of an image stays what it is. A rule says who is asked for it: its mirrors in their order, and at last the
 place that the rule's ``location`` names, or the registry of the name itself.
@@ -18,7 +19,7 @@ from typing import Literal
 import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidReference, RegistryBlocked
-from minibox_store.reference import DOCKER_HUB, Reference
+from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API, Reference
 
 WhoseCredentials = Literal["own", "shared"]
 AskedFor = Literal["all", "digest-only", "tag-only"]
@@ -118,7 +119,7 @@ class RegistryRule:
         if host.startswith(_WILDCARD):
             if not _without_port(domain).endswith(host[1:]):
                 return None
-        elif host != domain:
+        elif host != domain and (host, domain) != (DOCKER_HUB, DOCKER_HUB_API):
             return None
         segments = path.split("/") if path else []
         if repository.split("/")[: len(segments)] != segments:

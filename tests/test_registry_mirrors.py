@@ -201,6 +201,27 @@ def test_where_no_place_serves_the_error_is_that_of_the_last_and_tells_of_all(st
     )
 
 
+def test_two_mirrors_on_one_host_are_told_of_each_by_its_repository(stack: ExitStack) -> None:
+    mirror, home = (stack.enter_context(ScriptedRegistry()) for _ in range(2))
+    for path in ("one", "other"):
+        mirror.allow(
+            "GET", manifest_target(f"{path}/{REPOSITORY}", "1"), registry_error(500, "UNKNOWN", f"{path} fails")
+        )
+    home.allow("GET", MANIFEST, registry_error(404, "MANIFEST_UNKNOWN"))
+    rule = RegistryRule(
+        prefix=home.host, mirrors=[Mirror(location=f"{mirror.host}/{path}") for path in ("one", "other")]
+    )
+    with (
+        open_mirrored(home.reference(REPOSITORY, "1"), rule) as repository,
+        pytest.raises(ManifestUnknown) as caught,
+    ):
+        repository.resolve("1")
+    assert caught.value.asked_before == (
+        f"{mirror.host}/one/{REPOSITORY} (500: one fails)",
+        f"{mirror.host}/other/{REPOSITORY} (500: other fails)",
+    )
+
+
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [

@@ -1,5 +1,6 @@
 """Redirects are followed a few times: never with credentials, out of TLS, or to this machine by stealth."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,23 @@ def test_s9_a_redirect_without_a_body_leaves_the_connection_for_the_next_request
         with open_repository(registry.reference(REPOSITORY, "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
         assert len({request.client_port for request in registry.requests}) == 1
+
+
+def test_a_registry_that_sends_each_request_to_another_host_leaves_few_connections_open() -> None:
+    names = [f"storage-{number}.test" for number in range(40)]
+    with ScriptedRegistry() as registry, ScriptedServer() as storage:
+        ports = {"registry.test": registry.port, **dict.fromkeys(names, storage.port)}
+        network = NamedNetwork({name: [[PUBLIC_ADDRESS]] for name in ports}, ports)
+        storage.allow("GET", "/blob", Answer(body=CONTENT))
+        with open_repository("registry.test/team/app:1", network=network, plain_http=ports) as repository:
+            before = len(os.listdir("/proc/self/fd"))
+            for name in names:
+                registry.expect("GET", BLOB, redirect(f"http://{name}/blob"))
+                assert read_all(repository, LAYER) == CONTENT
+            # Each has a handle besides its socket, and the server's own ends lie in this process too.
+            left = len(os.listdir("/proc/self/fd")) - before
+        assert len(network.connected) == 1 + len(names)
+    assert left < 2 * len(names)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "zstd", "br", "x"])

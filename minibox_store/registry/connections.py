@@ -28,6 +28,8 @@ from minibox_store.registry.reading import LineReader
 from minibox_store.registry.urls import Origin
 
 _IDLE_PER_ORIGIN = 8
+# A registry may send each request to another host.
+_IDLE = 16
 # How slowly a registry may put away what was sent to it.
 _KEPT_BYTES_PER_SECOND = 8 * 1024 * 1024
 
@@ -332,7 +334,7 @@ class ConnectionPool:
         self._proxy_for = proxy_for
         self._proxy_context = proxy_context
         self._lock = threading.Lock()
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: list[Connection] = []
         self._is_closed = False
 
     def take(self, origin: Origin, *, fresh: bool = False) -> tuple[Connection, bool]:
@@ -370,23 +372,26 @@ class ConnectionPool:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection, whose last answer has been read to its end, for the next request."""
+        surplus: Connection | None = connection
         with self._lock:
-            idle = self._idle.setdefault(connection.origin, [])
-            if not self._is_closed and not connection.is_spent and len(idle) < _IDLE_PER_ORIGIN:
-                idle.append(connection)
-                return
-        connection.close()
+            count = sum(each.origin == connection.origin for each in self._idle)
+            if not self._is_closed and not connection.is_spent and count < _IDLE_PER_ORIGIN:
+                self._idle.append(connection)
+                surplus = self._idle.pop(0) if len(self._idle) > _IDLE else None
+        if surplus is not None:
+            surplus.close()
 
     def close(self) -> None:
         """Close what waits, and whatever is given back from now on."""
         with self._lock:
             self._is_closed = True
-            waiting = [connection for idle in self._idle.values() for connection in idle]
-            self._idle.clear()
+            waiting, self._idle = self._idle, []
         for connection in waiting:
             connection.close()
 
     def _pop(self, origin: Origin) -> Connection | None:
         with self._lock:
-            idle = self._idle.get(origin)
-            return idle.pop() if idle else None
+            for position in reversed(range(len(self._idle))):
+                if self._idle[position].origin == origin:
+                    return self._idle.pop(position)
+            return None

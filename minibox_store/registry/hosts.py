@@ -10,22 +10,21 @@ from collections.abc import Collection, Iterable
 import attrs
 
 from minibox_store.errors import InvalidReference
-from minibox_store.reference import DOCKER_HUB
+from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
 
 # Docker Hub goes by many names; asking docker.io itself for an image gives 403 or 404.
-_DOCKER_HUB_API = "registry-1.docker.io"
-_API_HOSTS = {DOCKER_HUB: _DOCKER_HUB_API}
+_API_HOSTS = {DOCKER_HUB: DOCKER_HUB_API}
 # Of registries whose token servers are hosts of their own, the ones that are known for it.
 _TOKEN_HOSTS = {
-    **dict.fromkeys((DOCKER_HUB, _DOCKER_HUB_API), ("auth.docker.io",)),
+    **dict.fromkeys((DOCKER_HUB, DOCKER_HUB_API), ("auth.docker.io",)),
     "registry.gitlab.com": ("gitlab.com",),
     "registry.digitalocean.com": ("api.digitalocean.com",),
     "registry.suse.com": ("scc.suse.com",),
 }
 _CREDENTIALS_KEYS = dict.fromkeys(
-    (DOCKER_HUB, _DOCKER_HUB_API),
-    (DOCKER_HUB, "index.docker.io", _DOCKER_HUB_API, "https://index.docker.io/v1/"),
+    (DOCKER_HUB, DOCKER_HUB_API),
+    (DOCKER_HUB, "index.docker.io", DOCKER_HUB_API, "https://index.docker.io/v1/"),
 )
 
 

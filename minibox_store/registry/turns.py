@@ -101,15 +101,20 @@ class Turns:
     def error_of_all(self, failed: Sequence[Failed]) -> StoreError:
         """Return the error of the place that counts, which tells of the others too, also of who was not asked again."""
         decisive = next((each for each in failed if not each.place.is_mirror), failed[-1])
-        asked = {each.place.host: _problem_of(each.error) for each in failed if each is not decisive}
+        asked = {each.place: _problem_of(each.error) for each in failed if each is not decisive}
         with self._lock:
             distrusted = [place for place in self.places if place.distrusted_for and place is not decisive.place]
-        others = {**{place.host: place.distrusted_for for place in distrusted}, **asked}
+        others = {**{place: place.distrusted_for for place in distrusted}, **asked}
         if not others:
             return decisive.error
-        told = decisive.error.after(f"{host} ({problem})" for host, problem in others.items())
+        told = decisive.error.after(f"{self._name_of(place)} ({problem})" for place, problem in others.items())
         told.__cause__ = decisive.error.__cause__
         return told
+
+    def _name_of(self, place: OpenPlace) -> str:
+        """Return the host of a place, and the repository there where another place is on the same host."""
+        is_alone = all(each is place or each.host != place.host for each in self.places)
+        return place.host if is_alone else f"{place.host}/{place.place.reference.repository}"
 
     def in_turn(self, digest: Digest | None) -> list[OpenPlace]:
         """Return whom to ask: who has it in memory, the mirrors, what they stand for, and the mirrors that failed."""
