@@ -163,10 +163,13 @@ class ObservedSource:
         self._pause = pause
         self._guard = threading.Lock()
         self._done_bytes = 0
+        self._refusal: BaseException | None = None
         self.was_opened = False
 
     def check(self) -> None:
-        """Raise :class:`Cancelled` if the work has stopped."""
+        """Raise :class:`Cancelled` if the work has stopped; what the listener has raised, if it ever has."""
+        if self._refusal is not None:
+            raise self._refusal
         if self._stopped():
             raise Cancelled
 
@@ -175,7 +178,7 @@ class ObservedSource:
         if not self.was_opened:
             self.was_opened = True
             node = self._node
-            self._on_event(
+            self._tell(
                 BlobStarted(
                     descriptor=node.descriptor,
                     role=node.role,
@@ -191,7 +194,15 @@ class ObservedSource:
             self._done_bytes += count
             if count:
                 done_bytes, size_bytes = self._done_bytes, descriptor.size_bytes
-                self._on_event(BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=size_bytes))
+                self._tell(BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=size_bytes))
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except BaseException as error:
+            # A target that goes on in another way, whatever a source raises, takes no bytes after this one.
+            self._refusal = error
+            raise
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on, observed: all that is before them is there."""

@@ -14,7 +14,7 @@ from minibox_store.graph import RememberingSource, walk
 from minibox_store.layout import Layout
 from minibox_store.plans import PlannedBlob, PlannedManifest, PullPlan
 from minibox_store.platforms import Platform, describe_choice
-from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.protocols import BlobSource, BlobStream, Distrusting
 from minibox_store.selecting import ChosenImage
 
 
@@ -77,6 +77,9 @@ class _AskedSource:
             self.manifest_requests += media_types.is_document(descriptor.media_type)
             self.size_bytes += descriptor.size_bytes
         return self._source.open_blob(descriptor, offset)
+
+    def distrust(self, descriptor: Descriptor, /) -> bool:
+        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
 
 
 def _plan_blob(layout: Layout, node: Node, asked: _AskedSource, *, is_made: bool) -> PlannedBlob:

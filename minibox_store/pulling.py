@@ -201,7 +201,7 @@ class Pulling:
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
         wish.check()
         cancellation = cancellation or Cancellation()
-        with file_errors(self._layout.paths.root):
+        with file_errors(self._layout.paths.root), cancellation.interrupting(source):
             root = source.resolve(name)
             target = TransactionTarget(self._layout, verify_content=verify_content)
             copy = _Incoming(target=target, wish=wish)

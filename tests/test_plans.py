@@ -20,12 +20,14 @@ from minibox_store import (
     InvalidDocument,
     InvalidReference,
     ManifestUnknown,
+    Mirror,
     Platform,
     PlatformChoice,
     PlatformNotFound,
     Policy,
     PolicyRefused,
     PullPlan,
+    RegistryRule,
     StoreDamaged,
     StoreUnavailable,
     render_line,
@@ -412,6 +414,23 @@ def test_a_registry_that_fails_ends_the_plan_with_the_error_of_a_pull(
         registry.expect("GET", manifest_target("team/app", "1"), answer)
         with pytest.raises(error):
             open_store(tmp_path / "none").plan_pull(registry.reference("team/app", "1"), client=quick_client())
+
+
+def test_a_plan_asks_the_next_place_for_a_document_that_a_mirror_has_wrong_as_the_pull_does(root: Path) -> None:
+    with ScriptedRegistry() as mirror, ScriptedRegistry() as home:
+        for registry in (mirror, home):
+            serve_image(registry, "team/app", "1", INDEX)
+        content = SINGLE.blobs[SINGLE.digest]
+        wrong = Answer(headers={"Content-Type": SINGLE.media_type}, body=content[::-1])
+        mirror.allow("GET", manifest_target("team/app", SINGLE.digest), wrong)
+        rule = RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host)])
+        reference, store = home.reference("team/app", "1"), open_store(root)
+        # A policy has to see the manifest before anything is copied, and the plan all of it.
+        for policy in (None, Policy(max_layers=9)):
+            plan = store.plan_pull(reference, checked_by=policy, client=quick_client(registries=[rule]))
+            pulled = store.pull(reference, checked_by=policy, client=quick_client(registries=[rule]))
+            assert plan.root.digest == pulled.digest
+            assert str(plan.root.digest) == SINGLE.digest
 
 
 def test_a_plan_that_waits_for_a_registry_is_cancelled_within_a_second(tmp_path: Path) -> None:

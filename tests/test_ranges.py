@@ -354,6 +354,35 @@ def test_a_stream_that_ends_before_the_pieces_ahead_of_it_begin_is_gone_on_with_
     assert source.opened == [0, cut]
 
 
+class Enough(BaseException):
+    """What a program raises that wants no more."""
+
+
+@small_pieces
+@pytest.mark.parametrize("ranges", [1, RANGES])
+@pytest.mark.parametrize("error", [Cancelled(), ValueError("no more"), Enough()])
+def test_what_a_listener_raises_once_ends_the_fetch_however_the_bytes_come(
+    root: Path, ranges: int, error: BaseException
+) -> None:
+    told: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BlobAdvanced):
+            told.append(event.done_bytes)
+            if len(told) == 12:
+                raise error
+
+    node = Node(descriptor=LAYER, role="layer", position=1, total=1)
+    place_of_all = place(step_bytes=10_000)
+    source = ObservedSource(place_of_all, node, listen, lambda: False, Cancellation())
+    with pytest.raises(type(error)) as caught, open_layout(root).open_writer(ranges=ranges) as writer:
+        writer.write_blob(LAYER, source)
+    assert caught.value is error
+    assert len(place_of_all.opened) == (ranges == 1)
+    assert CONTENT.startswith(partial_of(root).read_bytes())
+    assert find_leftovers(root) == []
+
+
 @small_pieces
 def test_a_source_without_ranges_is_asked_for_one_once(root: Path) -> None:
     class Plain(RangedPlace):

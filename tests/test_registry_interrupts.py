@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minibox_store import Policy
 from minibox_store.copying import Cancellation, copy_graph
 from minibox_store.errors import Cancelled, RegistryError
 from minibox_store.memory import MemoryImages
@@ -17,7 +18,7 @@ from minibox_store.protocols import ImageSource, Interruptible
 from minibox_store.registry import Proxies, RegistryRepository
 from minibox_store.registry.dialling import Address, SystemNetwork
 from tests.support.certificates import make_certificate
-from tests.support.images import OCI_LAYER, build_image
+from tests.support.images import OCI_LAYER, build_image, build_index
 from tests.support.registries import open_repository
 from tests.support.scripted_registry import (
     Answer,
@@ -31,6 +32,7 @@ from tests.support.scripted_registry import (
     unauthorized,
 )
 from tests.support.sources import descriptor_for, descriptors_of, read_all, read_stream, root_of
+from tests.support.stores import open_store
 
 IMAGE = build_image()
 CONTENT = bytes(100_000)
@@ -279,6 +281,33 @@ def test_a_copy_that_is_cancelled_ends_within_a_second_though_the_registry_is_si
             cancellation.cancel()
             thread.join(5)
             assert ended_at[0] - cancelled_at < 1
+        held.set()
+
+
+@pytest.mark.parametrize("waits_for", ["the tag", "a document"])
+def test_an_import_that_is_cancelled_before_it_copies_ends_within_a_second_too(tmp_path: Path, waits_for: str) -> None:
+    held = threading.Event()
+    index = build_index([IMAGE])
+    target = manifest_target("team/app", "1" if waits_for == "the tag" else IMAGE.digest)
+    waited_for = index if waits_for == "the tag" else IMAGE
+    headers = {"Content-Type": waited_for.media_type}
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", index)
+        registry.allow("GET", target, Answer(headers=headers, body=waited_for.blobs[waited_for.digest], hold=held))
+        cancellation, cancelled_at = Cancellation(), list[float]()
+
+        def cancel() -> None:
+            registry.wait_for("GET", target)
+            cancelled_at.append(time.monotonic())
+            cancellation.cancel()
+
+        thread = threading.Thread(target=cancel, daemon=True)
+        thread.start()
+        policy = Policy(max_layers=9)  # which has to see the documents before anything is copied
+        with open_patient(registry.reference("team/app", "1")) as repository, pytest.raises(Cancelled):
+            open_store(tmp_path).import_image(repository, "1", checked_by=policy, cancellation=cancellation)
+        assert time.monotonic() - cancelled_at[0] < 1
+        thread.join()
         held.set()
 
 

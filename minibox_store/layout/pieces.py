@@ -103,7 +103,7 @@ class PiecesAhead:
         self.working = 0
         self._is_stopped = False
         self.received_bytes = 0
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def work(self, lanes: int) -> None:
         """Let so many lanes work from now on; one that is too many ends with the piece that it has."""
@@ -179,7 +179,7 @@ class PiecesAhead:
             buffer = memoryview(bytearray(_BUFFER_BYTES))
             while (piece := self._begin_piece()) is not None:
                 self._fetch(piece, buffer)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the blob is gone on with in another way
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the blob is gone on with in another way
             with self._changed:
                 self.failure = self.failure or error
                 if piece is not None:
