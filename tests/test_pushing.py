@@ -283,6 +283,17 @@ def test_a_body_that_is_refused_while_it_is_sent_is_sent_no_further(tmp_path: Pa
     assert chunk_sizes(registry) == [8 << 20] * 4
 
 
+@pytest.mark.parametrize("told", ["100 Continue", "102 Processing", "103 Early Hints\r\nLink: </x>; rel=preload"])
+@pytest.mark.parametrize("chunk_bytes", [None, 300_000])
+def test_what_is_said_before_the_answer_is_none(
+    store: Store, registry: UploadRegistry, told: str, chunk_bytes: int | None
+) -> None:
+    registry.interim = f"HTTP/1.1 {told}\r\n\r\n".encode()
+    push(store, registry, chunk_bytes=chunk_bytes)
+    assert registry.holds("team/app", IMAGE)
+    assert len(registry.sent("PUT")) == len(IMAGE.blobs)
+
+
 def test_a_registry_that_takes_no_blob_in_its_last_request_gets_it_before(
     store: Store, registry: UploadRegistry
 ) -> None:
