@@ -230,6 +230,13 @@ class Connection:
                 piece = piece[opened.send(piece) :]
         except (BrokenPipeError, ConnectionResetError):
             return False
+        except TimeoutError:
+            # Over TLS, too, that nothing is read any more may have been answered.
+            waiting = select.poll()
+            waiting.register(opened, select.POLLIN)
+            if not waiting.poll(0):
+                raise
+            return False
         return True
 
     def _send_range(self, found: FileRange) -> bool:

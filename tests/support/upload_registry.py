@@ -99,6 +99,9 @@ class UploadRegistry(ScriptedRegistry):
         return [f"{each.method} {each.path}" for each in self.requests if not methods or each.method in methods]
 
     def _read(self, stream: BinaryIO, client_port: int) -> Request | None:
+        if client_port in self._unread and self.stalls is not None:
+            self.wait_while_held(self.stalls)
+            return None
         if client_port in self._unread:
             # It stays open, and nobody looks at what comes, until the client has left.
             if b" HTTP/1.1\r\n" in stream.read():
