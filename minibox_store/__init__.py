@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minibox_store.documents import ImageConfig as ImageConfig
     from minibox_store.documents import Index as Index
     from minibox_store.documents import Manifest as Manifest
+    from minibox_store.documents import Referrer as Referrer
     from minibox_store.errors import AuthenticationRefused as AuthenticationRefused
     from minibox_store.errors import BlobNotFound as BlobNotFound
     from minibox_store.errors import Cancelled as Cancelled
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from minibox_store.events import MirrorFailed as MirrorFailed
     from minibox_store.events import NothingToUnpack as NothingToUnpack
     from minibox_store.events import RateLimitSeen as RateLimitSeen
+    from minibox_store.events import ReferrerFound as ReferrerFound
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import RegistryWarning as RegistryWarning
     from minibox_store.events import ResolvingName as ResolvingName
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     from minibox_store.remote import catalog as catalog
     from minibox_store.remote import copy as copy
     from minibox_store.remote import delete as delete
+    from minibox_store.remote import referrers as referrers
     from minibox_store.remote import tags as tags
     from minibox_store.removals import PruneReport as PruneReport
     from minibox_store.removals import Removal as Removal
@@ -150,7 +153,16 @@ _MODULES = {
     "codec": ("encode_document",),
     "copying": ("Cancellation", "EventListener", "copy_image"),
     "digest": ("Digest",),
-    "documents": ("ConfigSummary", "Descriptor", "Document", "HistoryEntry", "ImageConfig", "Index", "Manifest"),
+    "documents": (
+        "ConfigSummary",
+        "Descriptor",
+        "Document",
+        "HistoryEntry",
+        "ImageConfig",
+        "Index",
+        "Manifest",
+        "Referrer",
+    ),
     "errors": (
         "AuthenticationRefused",
         "BlobNotFound",
@@ -198,6 +210,7 @@ _MODULES = {
         "MirrorFailed",
         "NothingToUnpack",
         "RateLimitSeen",
+        "ReferrerFound",
         "RegisteringName",
         "RegistryWarning",
         "ResolvingName",
@@ -243,7 +256,7 @@ _MODULES = {
         "read_registries_file",
     ),
     "registry_rules": ("Mirror", "RegistryPlace", "RegistryRule", "RegistryRules"),
-    "remote": ("catalog", "copy", "delete", "tags"),
+    "remote": ("catalog", "copy", "delete", "referrers", "tags"),
     "removals": ("PruneReport", "Removal"),
     "reports": (
         "Finding",

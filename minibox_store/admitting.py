@@ -1,5 +1,6 @@
 """What comes in, before it comes: which part of an image, and whether the program's policy lets it."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -7,7 +8,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.copying import EventListener
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidReference
 from minibox_store.events import ChoosingPlatform, IndexMade, ManifestChosen
 from minibox_store.graph import RememberingSource, walk
@@ -120,6 +121,22 @@ def check_policy(source: RememberingSource, resolved: Descriptor, root: Descript
         read=source.read,
     )
     check_offer(policy, offer)
+
+
+def check_referrers(source: RememberingSource, referrers: Iterable[Referrer], wish: Wish, limits: Limits) -> None:
+    """Return if what comes along with an image may: its bounds hold for all of that together, as for one more image.
+
+    Raises:
+        PolicyRefused: when it may not.
+        StoreError: as :func:`walk`.
+    """
+    from minibox_store.offers import SeenNodes, check_node
+
+    seen = SeenNodes()
+    for referrer in referrers if wish.policy is not None else ():
+        for node in walk(source, referrer.descriptor, limits=limits):
+            assert wish.policy is not None
+            check_node(wish.policy, seen, node, f"{referrer.descriptor.digest}, which refers to {wish.name}")
 
 
 def _named(wanted: WantedPlatforms) -> tuple[Platform, ...]:

@@ -12,10 +12,12 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Identity, LayoutIndex
+from minibox_store.documents import Descriptor, Identity, LayoutIndex, Referrer
 from minibox_store.graph import walk_documents
+from minibox_store.layout_index import is_referrer
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
+from minibox_store.referring import keep_living, read_referrer
 from minibox_store.removals import Removal
 
 
@@ -56,14 +58,49 @@ class Marks:
             self._seen -= {key for key in self._seen if key[0] == descriptor.digest.hex}
 
 
-def mark_index(marks: Marks, source: BlobSource, index: LayoutIndex) -> None:
+def mark_index(
+    marks: Marks, source: BlobSource, index: LayoutIndex, read_held: Callable[[], Container[str]] = frozenset
+) -> tuple[Referrer, ...]:
     """Mark from every entry of an index, named or not; entries that were marked before cost nothing.
 
+    Those that are kept for what they refer to alone are marked where that is alive; the others are returned.
+
+    Args:
+        marks: are added to.
+        source: where documents are read from.
+        index: what is kept.
+        read_held: returns what the files of the blobs are called that are alive though no entry says so.
+
     Raises:
-        BlobNotFound, ContentMismatch, InvalidDocument: when a document cannot be read.
+        BlobNotFound, ContentMismatch, InvalidDocument: when a document cannot be read, also that of a referrer.
     """
+    referrers: list[Descriptor] = []
     for entry in index.entries:
-        marks.add_root(source, entry.descriptor)
+        if is_referrer(entry.descriptor):
+            referrers.append(entry.descriptor)
+        else:
+            marks.add_root(source, entry.descriptor)
+    return () if not referrers else _mark_referrers(marks, source, referrers, read_held())
+
+
+def _mark_referrers(
+    marks: Marks, source: BlobSource, descriptors: Iterable[Descriptor], held: Container[str]
+) -> tuple[Referrer, ...]:
+    known: list[Referrer] = []
+    for descriptor in descriptors:
+        found = read_referrer(source, descriptor, marks.limits)
+        if found is not None:
+            known.append(found)
+        else:  # it refers to nothing, and so nobody knows when it should go
+            marks.add_root(source, descriptor)
+    live_names = marks.live_names()
+
+    def keep(descriptor: Descriptor) -> None:
+        marks.add_root(source, descriptor)
+        live_names.add(descriptor.digest.hex)
+
+    dead = keep_living(known, lambda digest: digest.hex in live_names or digest.hex in held, keep)
+    return tuple(dead)
 
 
 # A file under ``blobs/``: its folder's path below the root, its name, its size in bytes, and its age in seconds.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import attrs
 
 from minibox_store.documents import Descriptor, Node
-from minibox_store.errors import Cancelled
+from minibox_store.errors import Cancelled, InvalidArgument
 from minibox_store.events import (
     BlobAdvanced,
     BlobPresent,
@@ -34,6 +34,7 @@ from minibox_store.protocols import (
     Interruptible,
     RangedSource,
     RangeStream,
+    ReferrerWriter,
     RoomChecking,
     Waiting,
 )
@@ -67,6 +68,8 @@ class Cancellation:
     def cancel(self) -> None:
         """Cancel. A second call does nothing."""
         with self._lock:
+            if self._event.is_set():
+                return  # also where what is interrupted cancels in its turn
             self._event.set()
             blocked = [entry.source for entry in self._open if entry]
         for source in blocked:
@@ -320,33 +323,44 @@ def copy_image(
     on_event: EventListener = ignore_events,
     cancellation: Cancellation | None = None,
     when_whole: Callable[[], object] | None = None,
+    referrers: Iterable[Descriptor] = (),
 ) -> None:
     """Copy the graph below ``root`` to ``target`` and let ``names`` stand for it there, in one transaction.
+
+    What of its ``referrers`` is to come along comes before it, so that no name is without them; only a target that
+    keeps such things may be given any.
 
     ``when_whole`` is called when the target holds all of it, before a name is written: what fails then changes none.
 
     Raises:
+        InvalidArgument: when there are ``referrers``, and the target keeps none.
         Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
         StoreFull: before a byte has moved, when the target has not the room for what it lacks.
 
     Guarantees: atomic as to names; copying twice leaves what copying once does.
     """
-    names = tuple(names)
+    names, referrers = tuple(names), tuple(referrers)
     cancellation = cancellation or Cancellation()
     # Each document is walked twice, and crosses the wire once.
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.
     with cancellation.interrupting(source), cancellation.interrupting(target), target.open_writer() as writer:
-        _check_room(source, writer, root, limits, cancellation)
-        copy_graph(
-            source,
-            writer,
-            root,
-            limits=limits,
-            parallel=parallel,
-            on_event=on_event,
-            cancellation=cancellation,
-        )
+        if referrers and not isinstance(writer, ReferrerWriter):
+            raise InvalidArgument("referrers", len(referrers), "the target keeps none")
+        _check_room(source, writer, (*referrers, root), limits, cancellation)
+        for each in (*referrers, root):
+            copy_graph(
+                source,
+                writer,
+                each,
+                limits=limits,
+                parallel=parallel,
+                on_event=on_event,
+                cancellation=cancellation,
+            )
+        for referrer in referrers:
+            assert isinstance(writer, ReferrerWriter)  # as was seen above
+            writer.write_referrer(referrer)
         if when_whole is not None:
             when_whole()
         for name in names:
@@ -358,14 +372,19 @@ def copy_image(
 
 
 def _check_room(
-    source: BlobSource, writer: ImageWriter, root: Descriptor, limits: Limits, cancellation: Cancellation
+    source: BlobSource,
+    writer: ImageWriter,
+    roots: Iterable[Descriptor],
+    limits: Limits,
+    cancellation: Cancellation,
 ) -> None:
-    """Let a writer that can say so weigh the whole image against the room that there is, before a byte of it moves."""
+    """Let a writer that can say so weigh the whole against the room that there is, before a byte of it moves."""
 
     def weighed() -> Iterator[Descriptor]:
-        for node in walk(source, root, limits=limits):
-            cancellation.check()  # the writer may read what it holds of each
-            yield node.descriptor
+        for root in roots:
+            for node in walk(source, root, limits=limits):
+                cancellation.check()  # the writer may read what it holds of each
+                yield node.descriptor
 
     if isinstance(writer, RoomChecking):
         writer.check_room(weighed())

@@ -79,6 +79,23 @@ Document = Manifest | Index
 
 
 @attrs.frozen(kw_only=True)
+class Referrer:
+    """A manifest or index that says of another one that it refers to it: a signature, an SBOM, or whatever it is.
+
+    Attributes:
+        descriptor: of its own document, which was read and verified.
+        subject: what it refers to.
+        artifact_type: what it is, in its maker's words: its own type, or that of its config; None where there is none.
+        annotations: those of its document.
+    """
+
+    descriptor: Descriptor
+    subject: Digest
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+
+
+@attrs.frozen(kw_only=True)
 class ConfigSummary:
     """What an image's configuration says that images are chosen, listed and filtered by.
 

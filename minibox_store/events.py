@@ -8,13 +8,14 @@ from typing import Literal
 import attrs
 
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Role
+from minibox_store.documents import Descriptor, Referrer, Role
 from minibox_store.platforms import Platform
 from minibox_store.rate_limits import RateLimit
 from minibox_store.sentences import one_line
 
 _SHOWN_PLATFORMS = 20
 _PLATFORM_LENGTH = 100
+_TYPE_LENGTH = 100
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +62,13 @@ class ManifestChosen:
     """The one manifest, or whole index, that is copied."""
 
     descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
+class ReferrerFound:
+    """What refers to the image, or to something that does, comes along; what it says of itself nobody has checked."""
+
+    referrer: Referrer
 
 
 @attrs.frozen(kw_only=True)
@@ -162,6 +170,7 @@ Event = (
     | ChoosingPlatform
     | IndexMade
     | ManifestChosen
+    | ReferrerFound
     | BlobStarted
     | BlobAdvanced
     | BlobPresent
@@ -220,6 +229,9 @@ def _text(event: Event) -> str | None:
             return f"new index {descriptor.digest.hex[:12]} of {original.digest.hex[:12]} for {shown}{more}"
         case ManifestChosen(descriptor=descriptor):
             return f"manifest: {descriptor.digest.hex[:12]}"
+        case ReferrerFound(referrer=referrer):
+            kind = (referrer.artifact_type or "unknown")[:_TYPE_LENGTH]
+            return f"referrer: {referrer.descriptor.digest.hex[:12]} ({kind})"
         case BlobStarted() | BlobPresent():
             return _blob_text(event)
         case UnpackingLayer(position=position, total=total):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from minibox_store._file_errors import file_errors
 from minibox_store.copying import Cancellation, EventListener, ignore_events
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, HistoryEntry
+from minibox_store.documents import Descriptor, HistoryEntry, Referrer
 from minibox_store.errors import BlobNotFound
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
@@ -96,6 +96,38 @@ class ExaminedStore:
 
         read = self._read(name, choose)[1]
         return describe_manifest(read.manifests[0], self._layout.limits).history
+
+    def referrers(self, name: str, *, artifact_type: str | None = None) -> "tuple[Referrer, ...]":
+        """Return what the store has that refers to an image: to a manifest or index of it, and to such things in turn.
+
+        What was pulled along with an image counts, and so does what has a name of its own; the nearest comes first.
+
+        Args:
+            name: which image, as for :meth:`minibox_store.Store.get`.
+            artifact_type: which ones alone.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+            IncompleteImage, StoreDamaged: when a manifest or index of some image cannot be read: nobody knows to what
+                it refers.
+
+        Guarantees: each was verified now, and says that it refers to its ``subject``; whether what it says is true,
+            nobody has looked. Its blobs are read by :meth:`minibox_store.Store.open_blob`.
+
+        Spec: OCI image-spec 1.1, manifest.md, "subject".
+        """
+        from minibox_store.graph import RememberingSource
+        from minibox_store.layout.reading import known_referrers, reading_again
+        from minibox_store.referring import gather_referrers
+
+        def read(_: str, root: Descriptor) -> "tuple[Referrer, ...]":
+            known = known_referrers(self._layout)
+            source = RememberingSource(self._layout, self._layout.limits)
+            return gather_referrers(source, known, root, limits=self._layout.limits)
+
+        with file_errors(self._layout.paths.root):
+            found = reading_again(self._layout, name, read)
+        return tuple([each for each in found if artifact_type in (None, each.artifact_type)])
 
     def _read(
         self, name: str, choose: "Callable[[RememberingSource, Descriptor, str], Descriptor]"

@@ -5,7 +5,7 @@ Every rule keeps the entries it does not mean, named or not, in their order.
 Spec: OCI image-spec 1.1, image-layout.md, "index.json file"; annotations.md, `org.opencontainers.image.ref.name`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 
 import attrs
@@ -62,6 +62,12 @@ def provenance_of(descriptor: Descriptor) -> Provenance | None:
 def name_of(descriptor: Descriptor) -> str | None:
     """Return the name that an entry carries, None where it has none."""
     return descriptor.annotations.get(NAME_ANNOTATION)
+
+
+def is_referrer(descriptor: Descriptor) -> bool:
+    """Whether an entry is kept for what it refers to alone; one that got a name, however that was, is not."""
+    said = descriptor.annotations
+    return said.get(REFERRER_ANNOTATION) == "true" and NAME_ANNOTATION not in said
 
 
 def nameless(descriptor: Descriptor) -> Descriptor:
@@ -175,10 +181,29 @@ def with_entry(index: LayoutIndex, new: LayoutEntry) -> LayoutIndex:
     return attrs.evolve(index, entries=tuple(entries))
 
 
+def with_referrer(index: LayoutIndex, descriptor: Descriptor) -> LayoutIndex:
+    """Return the index in which ``descriptor`` is kept as long as what it refers to; other entries for it stay, too."""
+    for entry in index.entries:
+        if entry.descriptor.digest == descriptor.digest and is_referrer(entry.descriptor):
+            return index
+    # What a registry says of it in annotations stands in its document, too, or is not true.
+    kept = attrs.evolve(descriptor, annotations={REFERRER_ANNOTATION: "true"}, platform=None, urls=())
+    return attrs.evolve(index, entries=(*index.entries, LayoutEntry(descriptor=kept)))
+
+
+def without_referrers(index: LayoutIndex, digests: Container[Digest]) -> LayoutIndex:
+    """Return the index in which these are kept as referrers no more; entries for them that are none stay."""
+    entries = [
+        each for each in index.entries if not (is_referrer(each.descriptor) and each.descriptor.digest in digests)
+    ]
+    return attrs.evolve(index, entries=tuple(entries))
+
+
 def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, ...]:
     """Return the entries of ``before`` that ``after`` has not: removed, or their names standing for another entry.
 
-    Of entries with one name the first counts, in both. An image that was pulled again as something else is not lost.
+    Of entries with one name the first counts, in both. An image that was pulled again as something else is not lost,
+    nor is a referrer, which went for want of what it refers to.
     """
     kept = {name: _without_source(descriptor) for name, descriptor in names_of(after)}
     nameless = {entry.descriptor for entry in after.entries if name_of(entry.descriptor) is None}
@@ -187,7 +212,7 @@ def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, 
     for entry in before.entries:
         name = name_of(entry.descriptor)
         if name is None:
-            is_kept = entry.descriptor in nameless
+            is_kept = entry.descriptor in nameless or is_referrer(entry.descriptor)
         else:
             is_kept = name in seen or kept.get(name) == _without_source(entry.descriptor)
             seen.add(name)

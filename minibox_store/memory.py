@@ -13,14 +13,16 @@ from minibox_store.errors import BlobNotFound, ContentMismatch, ImageNotFound, I
 from minibox_store.graph import ContentStream
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.referring import KnownReferrers
 
 
 class MemoryImages:
-    """Blobs and names in memory: an ImageSource, an ImageTarget, and NamedImages."""
+    """Blobs and names in memory: an ImageSource, an ImageTarget, NamedImages, and Referrers."""
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}
         self.names: dict[str, Descriptor] = {}
+        self.kept_referrers: dict[Digest, Descriptor] = {}
         self._guard = threading.Lock()
 
     def add_blob(self, content: bytes, media_type: str) -> Descriptor:
@@ -55,15 +57,24 @@ class MemoryImages:
         except KeyError:
             raise BlobNotFound(str(descriptor.digest)) from None
 
+    def referrers(self, descriptor: Descriptor, /) -> tuple[Descriptor, ...]:
+        """Return what refers to a manifest or index, of all that has a name or was written as a referrer.
+
+        Raises:
+            BlobNotFound, ContentMismatch, InvalidDocument: when a document of that is missing or wrong.
+        """
+        return KnownReferrers(self, (*self.names.values(), *self.kept_referrers.values())).referrers(descriptor)
+
     @contextmanager
     def open_writer(self) -> Iterator["MemoryWriter"]:
         """Begin a transaction; leaving it without an error commits it, with one aborts it."""
         writer = MemoryWriter(self)
         yield writer
         with self._guard:
-            if writer.names:
+            if writer.names or writer.referrers:
                 self.blobs.update({digest: writer.staged[digest] for digest in writer.reached & writer.staged.keys()})
             self.names.update(writer.names)
+            self.kept_referrers.update(writer.referrers)
 
 
 class MemoryWriter:
@@ -74,6 +85,7 @@ class MemoryWriter:
         self.staged: dict[Digest, bytes] = {}
         self.reached: set[Digest] = set()
         self.names: dict[str, Descriptor] = {}
+        self.referrers: dict[Digest, Descriptor] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the blob is there, in its full size."""
@@ -107,6 +119,16 @@ class MemoryWriter:
         if descriptor.digest not in self.reached:
             raise IncompleteImage(name, (str(descriptor.digest),))
         self.names[name] = descriptor
+
+    def write_referrer(self, descriptor: Descriptor, /) -> None:
+        """Keep what ``descriptor`` stands for, when the transaction commits; here it stays, as everything does.
+
+        Raises:
+            IncompleteImage: when its blob has not been written.
+        """
+        if descriptor.digest not in self.reached:
+            raise IncompleteImage(str(descriptor.digest), (str(descriptor.digest),))
+        self.referrers[descriptor.digest] = descriptor
 
     def stage_blob(self, stream: BlobStream, size_bytes: int, digest: Digest | None = None) -> Digest:
         """Keep the stream's bytes in the transaction and return their digest.

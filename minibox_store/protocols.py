@@ -89,6 +89,31 @@ class ImageTarget(Protocol):
 
 
 @runtime_checkable
+class Referrers(Protocol):
+    """Something that knows which manifests and indexes refer to another one, as their ``subject``."""
+
+    def referrers(self, descriptor: Descriptor, /) -> tuple[Descriptor, ...]:
+        """Return what is said to refer to a manifest or index, which may be absent; nobody has looked whether it does.
+
+        Raises:
+            InvalidDocument: when there is more of it than there may be.
+        """
+        ...
+
+
+@runtime_checkable
+class ReferrerWriter(Protocol):
+    """A writer whose target keeps what refers to something else."""
+
+    def write_referrer(self, descriptor: Descriptor, /) -> None:
+        """Let what the descriptor stands for stay as long as its subject, once the transaction commits.
+
+        Raises:
+            IncompleteImage: when this transaction has not made the target hold it.
+        """
+
+
+@runtime_checkable
 class RoomChecking(Protocol):
     """A writer that can tell beforehand whether what will be written fits."""
 

@@ -8,17 +8,18 @@ import attrs
 from minibox_store._file_errors import file_errors
 from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import ImagePresent, NothingToUnpack, ResolvingName
+from minibox_store.events import ImagePresent, NothingToUnpack, ReferrerFound, ResolvingName
 from minibox_store.graph import RememberingSource
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice, describe_choice
-from minibox_store.protocols import BlobSource, ImageSource
+from minibox_store.protocols import BlobSource, ImageSource, Referrers
 from minibox_store.reference import Reference, check_image_name
+from minibox_store.referring import gather_referrers
 
 if TYPE_CHECKING:
     from minibox_store.admitting import Wish
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from minibox_store.pull_policies import HeldImage
     from minibox_store.pulled_trees import TreeTarget
     from minibox_store.registry import RegistryClient
+    from minibox_store.selecting import ChosenImage
 
 
 class Pulling:
@@ -46,6 +48,7 @@ class Pulling:
         policy: PullPolicy = "always",
         parallel: int = DEFAULT_PARALLEL,
         ranges: int | None = None,
+        referrers: bool = False,
         verify: Verify = "size",
         unpack: bool = False,
         on_event: EventListener = ignore_events,
@@ -71,6 +74,11 @@ class Pulling:
             parallel: how many layers move at once.
             ranges: how many ranges of a layer of at least 64 MiB are fetched at once, from a registry that gives them;
                 as many as make it come sooner, by what is measured on the way, where it is None.
+            referrers: whether what refers to the image comes along: signatures, SBOMs and the like, and what refers to
+                those in turn. What refers to each manifest and index that is stored does: where one platform is taken
+                of an index, not what refers to the index, of which nobody could verify anything here. It has no name,
+                and stays as long as what it refers to; :meth:`referrers` says what there is. ``policy="if-newer"``
+                looks for it though the image is had, and ``"if-missing"`` does not.
             verify: how a layer that the store holds already is looked at before it is relied on: its ``"size"``, or its
                 ``"content"``, which reads it whole. One that is wrong is replaced, and kept in ``quarantine/``. What is
                 to be unpacked is read whole in any case.
@@ -124,6 +132,8 @@ class Pulling:
             origin = f"{parsed.domain}/{parsed.repository}"
             target = TransactionTarget(self._layout, origin=origin, verify_content=verify_content, ranges=ranges)
             copy = _Incoming(target=target, wish=wish, parallel=parallel, unpack=unpack)
+            if referrers:
+                copy = attrs.evolve(copy, listing=repository)
             held = None if policy == "always" else find_held(self._layout, wish)
             if held is None or policy == "if-newer":
                 on_event(ResolvingName(name=name))
@@ -134,6 +144,8 @@ class Pulling:
                     copy = attrs.evolve(copy, target=attrs.evolve(target, provenance=pulled_as))
                     return self._copy_in(repository, root, copy, on_event, cancellation)
             assert held is not None
+            if policy == "if-missing":
+                copy = attrs.evolve(copy, listing=None)
             return self._keep(repository, held, copy, on_event, cancellation)
 
     def base_layer(self, name: str) -> str | None:
@@ -212,7 +224,7 @@ class Pulling:
         recalling = recalled(source, self._layout, held.root)
         # It was chosen already, and is of the digest that was asked for; the program's policy may have changed.
         wish = attrs.evolve(copy.wish, name=held.name, platforms=None, digest=held.root.digest)
-        if lacks_tree or copy.target.verify_content:
+        if lacks_tree or copy.target.verify_content or copy.listing is not None:
             return self._copy_in(recalling, held.root, attrs.evolve(copy, wish=wish), on_event, cancellation)
         if wish.policy is not None:
             choose_incoming(recalling, held.root, wish, limits=self._limits, on_event=on_event)
@@ -232,9 +244,19 @@ class Pulling:
 
         source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
         name = copy.wish.name
-        root = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event).root
+        chosen = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event)
+        root = chosen.root
+        along = self._referrers_of(source, chosen, copy, on_event)
         found: list[Image] = []
-        run = partial(copy_image, source, root=root, names=[name], limits=self._limits, parallel=copy.parallel)
+        run = partial(
+            copy_image,
+            source,
+            root=root,
+            names=[name],
+            limits=self._limits,
+            parallel=copy.parallel,
+            referrers=[each.descriptor for each in along],
+        )
         tree = self._tree_of(source, root, copy, on_event) if copy.unpack else None
 
         def finish() -> None:
@@ -248,6 +270,20 @@ class Pulling:
             with cancellation.interrupting(tree), tree.telling_failures():
                 run(target=tree, on_event=tree.on_event, cancellation=tree.cancellation, when_whole=finish)
         return found[0]
+
+    def _referrers_of(
+        self, source: RememberingSource, chosen: "ChosenImage", copy: "_Incoming", on_event: EventListener
+    ) -> tuple[Referrer, ...]:
+        from minibox_store.admitting import check_referrers
+
+        if copy.listing is None:
+            return ()
+        made = () if chosen.made_from is None else (chosen.root.digest,)
+        found = gather_referrers(source, copy.listing, chosen.root, limits=self._limits, without=made)
+        check_referrers(source, found, copy.wish, self._limits)
+        for each in found:
+            on_event(ReferrerFound(referrer=each))
+        return found
 
     def _tree_of(
         self, source: RememberingSource, root: Descriptor, copy: "_Incoming", on_event: EventListener
@@ -264,9 +300,10 @@ class Pulling:
 
 @attrs.frozen(kw_only=True)
 class _Incoming:
-    """What is copied in, to where, and how."""
+    """What is copied in, to where, and how; where there is a ``listing``, with what that says refers to it."""
 
     target: TransactionTarget
     wish: "Wish"
     parallel: int = DEFAULT_PARALLEL
     unpack: bool = False
+    listing: Referrers | None = None

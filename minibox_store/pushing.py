@@ -11,7 +11,7 @@ from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener,
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidDigest, StoreDamaged, StoreError
-from minibox_store.events import ManifestChosen
+from minibox_store.events import ManifestChosen, ReferrerFound
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout, OpenedImage, opening_image
 from minibox_store.limits import Limits
@@ -39,6 +39,7 @@ class Pushing:
         client: "RegistryClient | None" = None,
         parallel: int = DEFAULT_PARALLEL,
         chunk_bytes: int | None = None,
+        referrers: bool = False,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> Descriptor:
@@ -55,6 +56,8 @@ class Pushing:
             client: how registries are spoken to; where it is None, as for :meth:`pull`.
             parallel: how many layers move at once.
             chunk_bytes: how much of a layer goes in one request; None for all of it, unless the registry refuses that.
+            referrers: whether what refers to the image goes along, of all that :meth:`referrers` tells; it is there
+                before the tag is.
             on_event: called for each step of progress, from several threads.
             cancellation: ends the push when it is cancelled.
 
@@ -78,10 +81,15 @@ class Pushing:
         parsed = Reference.parse(name if reference is None else reference)
         client = client or RegistryClient.for_machine(limits=self._limits)
         choose = None if platform is None else partial(self._choose, platform)
-        with file_errors(self._layout.paths.root), opening_image(self._layout, name, choose) as image:
+        with (
+            file_errors(self._layout.paths.root),
+            opening_image(self._layout, name, choose, referrers=referrers) as image,
+        ):
             tags = tags_to_write(parsed, image.chosen)
             self._layout.activity.note_used(image.name)
             on_event(ManifestChosen(descriptor=image.chosen))
+            for each in image.referrers:
+                on_event(ReferrerFound(referrer=each))
             target = RepositoryTarget(
                 partial(client.open_origin, parsed, access="pull,push", on_event=on_event),
                 find_mounts=self._mounts_on(parsed.domain),
@@ -97,6 +105,7 @@ class Pushing:
                     parallel=parallel,
                     on_event=naming(on_event, parsed),
                     cancellation=cancellation,
+                    referrers=[each.descriptor for each in image.referrers],
                 )
             self._note_pushed(image, f"{parsed.domain}/{parsed.repository}")
             return image.chosen

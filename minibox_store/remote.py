@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from minibox_store import media_types
 from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
-from minibox_store.events import ChoosingPlatform, ManifestChosen, ResolvingName
+from minibox_store.documents import Descriptor, Referrer
+from minibox_store.events import ChoosingPlatform, ManifestChosen, ReferrerFound, ResolvingName
 from minibox_store.graph import RememberingSource
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
 from minibox_store.reference import Reference
+from minibox_store.referring import find_referrers, gather_referrers
 from minibox_store.sending import check_sending, naming, tags_to_write
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def copy(
     client: "RegistryClient | None" = None,
     parallel: int = DEFAULT_PARALLEL,
     chunk_bytes: int | None = None,
+    referrers: bool = False,
     on_event: EventListener = ignore_events,
     cancellation: Cancellation | None = None,
 ) -> Descriptor:
@@ -47,6 +49,8 @@ def copy(
         client: how both registries are spoken to.
         parallel: how many layers move at once.
         chunk_bytes: as for :meth:`minibox_store.Store.push`.
+        referrers: whether what refers to the image goes along, as for :meth:`minibox_store.Store.pull`; it is there
+            before the tag is.
         on_event: called for each step of progress, from several threads.
         cancellation: ends the copy when it is cancelled.
 
@@ -82,6 +86,9 @@ def copy(
             root = select_manifest(remembering, root, platform, str(origin))
         tags = tags_to_write(place, root)
         on_event(ManifestChosen(descriptor=root))
+        along = gather_referrers(remembering, repository, root) if referrers else ()
+        for each in along:
+            on_event(ReferrerFound(referrer=each))
         copy_image(
             remembering,
             RepositoryTarget(open_target, find_mounts=find_mounts, chunk_bytes=chunk_bytes),
@@ -90,8 +97,43 @@ def copy(
             parallel=parallel,
             on_event=naming(on_event, place),
             cancellation=cancellation,
+            referrers=[each.descriptor for each in along],
         )
     return root
+
+
+def referrers(
+    reference: str,
+    *,
+    artifact_type: str | None = None,
+    client: "RegistryClient | None" = None,
+    cancellation: Cancellation | None = None,
+) -> tuple[Referrer, ...]:
+    """Return what refers to a manifest or index, in the registry's order: its signatures, SBOMs and the like.
+
+    Each was read, and refers to it; whether it is true what it says, nobody has looked. What refers to these in turn,
+    or to the manifests of an index, is asked for by their digests.
+
+    Args:
+        reference: of the manifest or index.
+        artifact_type: which ones alone.
+        client: how the registry is spoken to.
+        cancellation: ends it when it is cancelled.
+
+    Raises:
+        InvalidReference: for a text that is no reference.
+        ManifestUnknown: when the registry has no such manifest.
+        ContentMismatch, InvalidDocument: when the registry sends something else than it announced, or too much.
+        RegistryError: when it refuses, fails, or cannot be reached.
+        Cancelled: when ``cancellation`` was cancelled.
+
+    Spec: OCI distribution-spec 1.1, "Listing Referrers".
+    """
+    parsed = Reference.parse(reference)
+    with (client or _client()).open_repository(parsed) as opened, (cancellation or Cancellation()).interrupting(opened):
+        subject = opened.resolve(str(parsed.digest or parsed.tag))
+        source = RememberingSource(opened, DEFAULT_LIMITS)
+        return tuple(find_referrers(source, opened, subject, artifact_type=artifact_type))
 
 
 def tags(

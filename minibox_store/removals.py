@@ -13,9 +13,9 @@ class Removal:
     Attributes:
         kind: ``blob``, ``sidecar``, ``transaction``, ``partial``, ``temporary``, ``build cache``; of what was made of
             images ``mount``, ``mount point``, ``extracted layer``, ``base layer``; ``name`` where a filter chose an
-            image.
-        path: relative to the store's root; of a name, the name.
-        size_bytes: what its removal gives back; of a name nothing, as its blobs are told apart.
+            image; ``referrer`` where an entry was kept for what it refers to alone, and that is gone.
+        path: relative to the store's root; of a name, the name; of a referrer, its digest.
+        size_bytes: what its removal gives back; of a name or referrer nothing, as its blobs are told apart.
         reason: why it goes, in a sentence.
         age_seconds: since its file last changed, in content or in links, and of a folder since anything in it did; of
             a name, since it was last written; None where that is not known.

@@ -1,6 +1,7 @@
 """That the benchmarks run, and measure what they say. How fast anything is decides no test."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.growth import exponent, growth_row
+from tests.benchmarks.lines import check_pushed
+from tests.benchmarks.originals import making_original
 from tests.benchmarks.report import Row, render_seconds, render_table
 from tests.benchmarks.root_filesystems import choose_files, write_root_filesystem
 from tests.benchmarks.scene import QUICK, Place, Scene, python_command, python_environment
@@ -266,3 +269,38 @@ def test_what_a_look_inside_takes_is_told_beside_an_unpacking(capsys: pytest.Cap
     ):
         (line,) = (line for line in printed.splitlines() if line.startswith(f"| {row}"))
         assert float(line.split(" | ")[-3].split()[0]) > 0
+
+
+def test_what_comes_over_lines_is_told_with_what_it_is_compared_with(capsys: pytest.CaptureFixture[str]) -> None:
+    for peer in ("nginx", "skopeo", "docker-registry"):
+        require_peer(peer)
+    rows = {
+        row.split(" | ")[0].removeprefix("| "): row.split(" | ")
+        for row in run_quickly(capsys, "slow-line", "cut", "push", "unchanged").splitlines()
+        if row.startswith("| pu")
+    }
+    for measured in ("pull, 1 x 8 MiB, 20 MiB/s for each connection", "push, 8 x 1 MiB"):
+        assert rows[measured][3].startswith("skopeo copy ")
+        assert float(rows[measured][-3]) > 0
+    # All of it came, and with heads and documents a little more, though it was cut.
+    assert 1 <= float(rows["pull, 8 x 1 MiB, cut 10 times: bytes on the wire"][-3]) < 2
+    assert rows["pull of what is there, `if-newer`, 8 x 1 MiB: requests"][-3] == "1.0 requests"
+
+
+@pytest.mark.parametrize("loss", ["of its tag", "of a blob"])
+def test_a_push_that_left_something_out_is_no_measurement(loss: str, tmp_path: Path) -> None:
+    with making_original(tmp_path / "original", "save", [MIB]) as image:
+        link = tmp_path / "repositories/app/_manifests/tags/latest/current/link"
+        link.parent.mkdir(parents=True)
+        link.write_text(image.digest)
+        for path in map(Path, image.blobs):
+            kept = tmp_path / "blobs/sha256" / path.name[:2] / path.name / "data"
+            kept.parent.mkdir(parents=True)
+            shutil.copy(path, kept)
+        check_pushed(tmp_path, image)
+        if loss == "of its tag":
+            link.write_text("sha256:" + "0" * 64)
+        else:
+            max((tmp_path / "blobs").rglob("data"), key=lambda kept: kept.stat().st_size).unlink()
+        with pytest.raises(BenchmarkFailed, match="does not keep" if loss == "of its tag" else "bytes arrived"):
+            check_pushed(tmp_path, image)

@@ -672,3 +672,25 @@ def test_an_image_whose_root_cannot_be_read_is_not_begun(target: ImageTarget, ro
         copy_image(source, target, root_of(image), [NAME])
     assert image.digest in str(caught.value)
     assert names_at(target, tmp_path) == []
+
+
+class _CancellingInItsTurn:
+    """What takes an interrupt for a reason to cancel all."""
+
+    def __init__(self, cancellation: Cancellation) -> None:
+        self._cancellation = cancellation
+        self.interrupted_times = 0
+
+    def interrupt(self) -> None:
+        self.interrupted_times += 1
+        self._cancellation.cancel()
+
+
+def test_what_is_interrupted_may_cancel_in_its_turn() -> None:
+    cancellation = Cancellation()
+    chained = _CancellingInItsTurn(cancellation)
+    with cancellation.interrupting(chained):
+        cancellation.cancel()
+    with pytest.raises(Cancelled):
+        cancellation.check()
+    assert chained.interrupted_times == 1

@@ -16,13 +16,16 @@ from minibox_store.layout_index import (
     REFERRER_ANNOTATION,
     Provenance,
     find_name,
+    is_referrer,
     lost_entries,
     name_of,
     names_of,
     provenance_of,
     with_entry,
     with_name,
+    with_referrer,
     without_name,
+    without_referrers,
 )
 from minibox_store.media_types import OCI_INDEX, OCI_MANIFEST
 from minibox_store.platforms import LINUX_AMD64
@@ -190,6 +193,37 @@ def test_S6_an_image_from_outside_cannot_pass_for_a_referrer_that_this_project_w
     forged = descriptor("x", **{REFERRER_ANNOTATION: "true"})
     new = with_name(LayoutIndex(), "app:1", forged).entries[0].descriptor
     assert REFERRER_ANNOTATION not in new.annotations
+
+
+# ---- what is kept for what it refers to
+
+
+def test_a_referrer_is_kept_without_a_name_and_by_nothing_that_is_said_of_it() -> None:
+    said = {NAME_ANNOTATION: "evil:1", DIGEST_ANNOTATION: "sha256:x", "a": "b"}
+    found = attrs.evolve(descriptor("x"), annotations=said, platform=LINUX_AMD64, artifact_type="application/x")
+    new = with_referrer(INDEX, found)
+    assert new.entries[:-1] == INDEX.entries
+    kept = new.entries[-1].descriptor
+    assert is_referrer(kept)
+    assert kept == attrs.evolve(descriptor("x", **{REFERRER_ANNOTATION: "true"}), artifact_type="application/x")
+    assert with_referrer(new, found) is new
+
+
+def test_referrers_come_and_go_beside_entries_for_the_same_thing() -> None:
+    both = with_referrer(INDEX, descriptor("one"))
+    assert contents(both) == [*contents(INDEX), (None, short("one"))]
+    assert without_referrers(both, {descriptor("one").digest, descriptor("two").digest}) == INDEX
+    assert without_referrers(both, set()) == both
+
+
+@pytest.mark.parametrize("said", [{}, {REFERRER_ANNOTATION: "false"}, {REFERRER_ANNOTATION: ""}])
+def test_only_what_says_so_is_kept_as_a_referrer(said: dict[str, str]) -> None:
+    assert not is_referrer(descriptor("x", **said))
+    assert not is_referrer(descriptor("x", "app:1", **{REFERRER_ANNOTATION: "true"}))
+
+
+def test_a_referrer_that_went_is_not_lost() -> None:
+    assert lost_entries(with_referrer(INDEX, descriptor("x")), INDEX) == ()
 
 
 # ---- what an image was pulled as

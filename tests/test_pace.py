@@ -62,7 +62,7 @@ def test_where_the_line_is_full_with_some_the_further_ones_are_given_back() -> N
 def test_what_is_done_soon_is_left_to_one() -> None:
     assert lanes_over(each_connection(200 * MEBIBYTE), 256) == [1]
     assert lanes_over(each_connection(20 * MEBIBYTE), 64) == [1, 2]
-    assert lanes_over(each_connection(20 * MEBIBYTE), 192) == [1, 2, 4]
+    assert lanes_over(each_connection(20 * MEBIBYTE), 160) == [1, 2, 4]
 
 
 def test_what_a_registry_gives_at_once_at_the_beginning_is_not_taken_for_its_rate() -> None:

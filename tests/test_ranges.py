@@ -601,25 +601,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str,
         yield folder / "blobs", registry.host, image.digest
 
 
-@pytest.mark.parametrize("mib_per_second", [8, None])
-def test_as_many_ranges_are_fetched_as_pay(
-    root: Path, tmp_path: Path, large: tuple[Path, str, str], mib_per_second: int | None
+def test_a_line_that_is_slow_for_each_connection_is_asked_for_several_ranges(
+    root: Path, tmp_path: Path, large: tuple[Path, str, str]
 ) -> None:
     blobs, host, digest = large
-    rate = None if mib_per_second is None else mib_per_second * MEBIBYTE
+    rate = 8 * MEBIBYTE
     with nginx(tmp_path / "nginx", registry_host=host, blobs=blobs, bytes_per_second=rate) as front:
-        started = time.monotonic()
         open_store(root).pull(front.reference("team/app", "1"), name="large:1", client=quick_client())
-        taken = time.monotonic() - started
-        ranges = front.count('" 206 ')
+        # That one stream is left alone where it is as fast as it gets, is for what measures the pace to show.
+        assert front.count('" 206 ') > 3
     assert read_names(root)["large:1"] == digest
     assert find_leftovers(root) == []
-    if rate is None:
-        assert ranges == 0, "one stream is as fast as it gets"
-    else:
-        assert ranges > 3
-        # One connection takes seven seconds: 8 MiB at once, and as many in each second.
-        assert taken < 6
     assert open_store(root).verify() == ()
 
 

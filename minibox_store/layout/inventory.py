@@ -12,7 +12,7 @@ import attrs
 
 from minibox_store import _files
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.image_map import ImageMap
 from minibox_store.layout.layout import Layout
@@ -20,8 +20,9 @@ from minibox_store.layout.paths import ALGORITHMS, pinned_digest, relative_path
 from minibox_store.layout.pins import iter_entries, live_pins
 from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled_stream
-from minibox_store.layout_index import name_of
+from minibox_store.layout_index import is_referrer, name_of
 from minibox_store.protocols import BlobStream
+from minibox_store.referring import keep_living, read_referrer
 from minibox_store.reports import Finding
 
 _ATTEMPTS = 5
@@ -92,6 +93,25 @@ class Inventory:
             if not images.has(digest) and digest not in self.pinned
         }
 
+    def add_living_roots(self, images: ImageMap) -> None:
+        """Add the entries to a map; those that are kept for what they refer to alone, where that is alive.
+
+        Raises:
+            BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged: when a document cannot be read.
+        """
+        known: list[Referrer] = []
+        for root in self.roots:
+            found = read_referrer(self._layout, root, images.limits) if is_referrer(root) else None
+            if found is None:
+                images.add_root(self._layout, root)
+            else:
+                known.append(found)
+        keep_living(
+            known,
+            lambda digest: images.has(digest) or digest in self.pinned,
+            lambda descriptor: images.add_root(self._layout, descriptor),
+        )
+
     def findings(self, images: ImageMap) -> Iterator[Finding]:
         """Yield what lies under ``blobs/`` and is no blob, or one that nobody needs.
 
@@ -135,7 +155,7 @@ class Inventory:
 
 
 def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
-    """Return what lies in a store, and what its entries reach.
+    """Return what lies in a store, and what its entries reach: those that the next prune leaves.
 
     Raises:
         IncompleteImage, StoreDamaged: when a root or a document cannot be read.
@@ -146,8 +166,7 @@ def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
         images = ImageMap(limits=layout.limits)
         try:
             with layout.naming_damage():
-                for root in inventory.roots:
-                    images.add_root(layout, root)
+                inventory.add_living_roots(images)
         except BlobNotFound as error:
             if layout.read_index() is inventory.index:
                 root = images.roots[-1]

@@ -1,12 +1,13 @@
 """What is alive in a store: found once, and again for every root that has come since, before anything is removed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from minibox_store import _files
 from minibox_store.collecting import Marks, mark_index
-from minibox_store.documents import LayoutIndex
+from minibox_store.documents import LayoutIndex, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.pins import live_pins
 from minibox_store.layout_index import name_of
 
 _ATTEMPTS = 5
@@ -18,11 +19,13 @@ class Marking:
     Attributes:
         live_names: what the files of the blobs that are alive are called.
         marked: the index.json that was marked last.
+        dead_referrers: the entries of it that are kept for what they refer to alone, which is not alive.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.live_names: set[str] = set()
         self.marked: LayoutIndex | None = None
+        self.dead_referrers: tuple[Referrer, ...] = ()
         self._layout = layout
         self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
         self._marks = Marks(limits=layout.limits)
@@ -49,6 +52,8 @@ class Marking:
     def mark_new_roots(self) -> None:
         """Mark from what index.json says now; it costs nothing where that was marked before.
 
+        What refers to a blob that a live transaction holds is alive too: the transaction is about to name that.
+
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read.
             StoreBusy: when index.json is changed all the time.
@@ -57,24 +62,42 @@ class Marking:
             index = self._layout.read_index()
             absent = self._marks.absent
             come = [each for each in absent.values() if _files.exists(self._layout.paths.blob(each.digest))]
-            if index is self.marked and not come:
+            if index is self.marked and not come and not self._are_dead_held():
                 return
             try:
                 with self._layout.naming_damage():
                     self._marks.forget(come)
                     for descriptor in come:
                         self._marks.add_root(self._layout, descriptor)
-                    mark_index(self._marks, self._layout, self._view(index))
+                    dead = mark_index(self._marks, self._layout, self._view(index), self._read_held)
             except BlobNotFound as error:
                 # A walk that stopped half-way has marked half of a graph: such marks are worth nothing.
                 self._forget()
                 if self._layout.read_index() != index:
                     continue  # the name has gone meanwhile, and its blobs with it
                 raise IncompleteImage(_name_of_missing(index, error.digest), (error.digest,)) from error
-            self.marked = index
+            self.marked, self.dead_referrers = index, dead
             self.live_names = self._marks.live_names()
             return
         raise StoreBusy(self._layout.paths.index, None, None, "changing index.json all the time")
+
+    def _read_held(self) -> Container[str]:
+        return live_pins(self._layout.paths)
+
+    def _are_dead_held(self) -> bool:
+        """Whether a transaction has come to hold what a referrer without a subject refers to."""
+        if not self.dead_referrers:
+            return False
+        held = self._read_held()
+        return any(each.subject.hex in held for each in self.dead_referrers)
+
+    def spare_dead_referrers(self) -> None:
+        """Let those be alive all the same, until the next collection."""
+        with self._layout.naming_damage():
+            for referrer in self.dead_referrers:
+                self._marks.add_root(self._layout, referrer.descriptor)
+        self.live_names = self._marks.live_names()
+        self.dead_referrers = ()
 
     def _forget(self) -> None:
         self._marks, self.marked = Marks(limits=self._layout.limits), None

@@ -9,14 +9,15 @@ import attrs
 
 MOST_LANES = 8
 
-# What a change has done is looked at so long after it, since many give a new connection more at first; for so long, and
-# where little comes for longer.
-SETTLING_SECONDS = 0.5
+# Many give more at first than they go on with, so the first look comes later than those at what a change has done. Each
+# takes so long, and where little comes longer.
+BEGINNING_SECONDS = 0.5
+SETTLING_SECONDS = 0.25
 WINDOW_SECONDS = 0.5
 LONG_WINDOW_SECONDS = 2.0
 _WINDOW_BYTES_OF_A_LANE = 2 * 1024 * 1024
 # What is done so soon is not worth a change.
-WORTH_SECONDS = 2.0
+WORTH_SECONDS = 1.0
 # How much of what further lanes would bring at best they have to bring.
 _WORTH = 0.5
 
@@ -58,7 +59,7 @@ class Pace:
         self.is_settled = is_settled
         self.own_bytes_per_second = 0.0
         self._since = sight
-        self._is_settling = True
+        self._settling_seconds = BEGINNING_SECONDS
         self._before: tuple[int, _Rate] | None = None
 
     def look(self, sight: Sight) -> int:
@@ -66,9 +67,9 @@ class Pace:
         seconds = sight.seconds - self._since.seconds
         if self.is_settled:
             return self.lanes
-        if self._is_settling:
-            if seconds >= SETTLING_SECONDS:
-                self._since, self._is_settling = sight, False
+        if self._settling_seconds:
+            if seconds >= self._settling_seconds:
+                self._since, self._settling_seconds = sight, 0.0
             return self.lanes
         received_bytes = sight.received_bytes - self._since.received_bytes
         is_much = received_bytes >= _WINDOW_BYTES_OF_A_LANE * sight.lanes
@@ -92,7 +93,7 @@ class Pace:
         elif sight.left_bytes > WORTH_SECONDS * self.own_bytes_per_second:
             self._before = self.lanes, rate
             self.lanes = min(MOST_LANES, 2 * self.lanes)
-            self._is_settling = True
+            self._settling_seconds = SETTLING_SECONDS
 
 
 def _is_worth(before: _Rate, now: _Rate) -> bool:

@@ -1,4 +1,4 @@
-"""Reading a part of one image of a store without a lock: again, where the image goes while it is read."""
+"""Reading a part of a store without a lock: again, where an image goes while it is read."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,6 +9,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreDamaged
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import find_name
+from minibox_store.referring import KnownReferrers
 
 _ATTEMPTS = 5
 _T = TypeVar("_T")
@@ -38,3 +39,19 @@ def reading_again(layout: Layout, name: str, read: Callable[[str, Descriptor], _
         except ContentMismatch as error:
             raise StoreDamaged(layout.paths.blob(Digest.parse(error.what)), str(error)) from error
     raise IncompleteImage(found, (missing,))
+
+
+def known_referrers(layout: Layout) -> KnownReferrers:
+    """Return what refers to what among the entries of a store, named or not.
+
+    Raises:
+        BlobNotFound, StoreDamaged: when an entry cannot be read.
+    """
+    while True:
+        index = layout.read_index()
+        try:
+            with layout.naming_damage():
+                return KnownReferrers(layout, [entry.descriptor for entry in index.entries], layout.limits)
+        except BlobNotFound:
+            if layout.read_index() is index:
+                raise  # else a name has gone meanwhile, and its blobs with it

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from minibox_store import _files, _locks
 from minibox_store.collecting import Ledger, StoredBlob, TreeSweeper, file_name, plan_blobs, sweep_no_trees
 from minibox_store.digest import HEX_LENGTHS, is_hexadecimal
-from minibox_store.documents import LayoutIndex
+from minibox_store.documents import LayoutIndex, Referrer
 from minibox_store.errors import IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.layout import Layout
@@ -22,7 +22,7 @@ from minibox_store.layout.marking import Marking
 from minibox_store.layout.needs import Needs
 from minibox_store.layout.pins import live_pins
 from minibox_store.layout.resting import collector_at_rest
-from minibox_store.layout_index import names_of
+from minibox_store.layout_index import names_of, without_referrers
 from minibox_store.removals import PruneReport, Removal
 
 _BATCH = 1000
@@ -139,7 +139,8 @@ class Sweep:
     def _look(self) -> tuple[list[Removal], list[str]]:
         """Return the removals of the blobs that are not alive, and the path of each sidecar of a layer that is not."""
         sidecars: list[str] = []
-        return plan_blobs(self._iter_dead(sidecars), self._marking.live_names), sidecars
+        plan = plan_blobs(self._iter_dead(sidecars), self._marking.live_names)
+        return self._referrers_first(plan), sidecars
 
     def _iter_dead(self, sidecars: list[str]) -> Iterator[StoredBlob]:
         now_seconds = time.time()
@@ -169,16 +170,43 @@ class Sweep:
         is_sidecar = layer != entry.name and len(layer) == length and is_hexadecimal(layer)
         return is_sidecar and layer not in self._marking.live_names and not entry.is_dir(follow_symlinks=False)
 
+    def _referrers_first(self, plan: list[Removal]) -> list[Removal]:
+        """Return the plan with what refers to something, and what it refers to, in front: they go together."""
+        dead = self._marking.dead_referrers
+        names = {digest.hex for each in dead for digest in (each.subject, each.descriptor.digest)}
+        return sorted(plan, key=lambda removal: file_name(removal.path) not in names) if names else plan
+
+    def _drop_referrers(self) -> None:
+        """Drop the entries that are kept for what they refer to alone, which is not alive; under the store lock."""
+        dead = self._marking.dead_referrers
+        if not dead:
+            return
+        index = without_referrers(self._marking.read_index(), {each.descriptor.digest for each in dead})
+        try:
+            with self._layout.replacing_index(index):
+                pass
+        except OSError as error:
+            if error.errno not in _files.NO_SPACE:
+                raise
+            # Room is made by what goes now; who is still named keeps all that it has until the next collection.
+            self._marking.spare_dead_referrers()
+            self._kept.append("what refers to images that are gone: there is no room for an index.json without it")
+            return
+        self._removed.extend(map(_removal_of, dead))
+        self._marking.mark_new_roots()
+
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
         if self.dry_run:
+            self._removed.extend(map(_removal_of, self._marking.dead_referrers))
             pins = live_pins(self._paths)
             plan = [removal for removal in plan if file_name(removal.path) not in pins]
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
         planned_by = self._marking.live_names
-        for batch in self._locked_batches(plan):
+        for batch in self._locked_batches(plan, bool(self._marking.dead_referrers)):
             try:
                 self._marking.mark_new_roots()
+                self._drop_referrers()
             except (IncompleteImage, StoreDamaged) as error:
                 if not self._removed:
                     raise
@@ -207,9 +235,9 @@ class Sweep:
             self._kept.append(reason)
         return reason is not None
 
-    def _locked_batches(self, plan: Sequence[Removal]) -> Iterator[Sequence[Removal]]:
+    def _locked_batches(self, plan: Sequence[Removal], is_needed: bool = False) -> Iterator[Sequence[Removal]]:
         """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
-        for start in range(0, len(plan), _BATCH):
+        for start in range(0, len(plan) or is_needed, _BATCH):
             try:
                 with self._layout.store_lock("collecting"):
                     yield plan[start : start + _BATCH]
@@ -278,7 +306,9 @@ class Sweep:
 
     def _sync_removals(self) -> None:
         """Let what was removed stay away: once for each folder that had any of it."""
-        folders = {removal.path.rpartition("/")[0] for removal in self._removed if removal.kind != "name"}
+        folders = {
+            removal.path.rpartition("/")[0] for removal in self._removed if removal.kind not in ("name", "referrer")
+        }
         for folder in sorted(folders):
             with suppress(FileNotFoundError):
                 _files.sync_directory(os.path.join(self._paths.root, folder))
@@ -298,6 +328,11 @@ class Sweep:
                     self._errors.append(f"{removal.path}: {error.strerror}")
                 else:
                     self._removed.append(removal)
+
+
+def _removal_of(referrer: Referrer) -> Removal:
+    digest = str(referrer.descriptor.digest)
+    return Removal(kind="referrer", path=digest, size_bytes=0, reason=f"what it refers to is gone: {referrer.subject}")
 
 
 def _iter_opened(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -28,7 +28,7 @@ from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
 from minibox_store.layout.publishing import Publisher
 from minibox_store.layout.ranged_fetch import RangePlan
-from minibox_store.layout_index import Provenance, with_name
+from minibox_store.layout_index import Provenance, with_name, with_referrer
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
 
@@ -207,11 +207,18 @@ class Transaction:
             InvalidReference: when an image may not have this name.
             IncompleteImage: when the transaction has not made the store hold the descriptor's blob.
         """
-        check_image_name(name)
-        if descriptor.digest not in self._reached:
-            raise IncompleteImage(name, (str(descriptor.digest),))
+        self._check_reached(check_image_name(name), descriptor)
         change = functools.partial(with_name, name=name, descriptor=descriptor, provenance=self._provenance)
         self.write_change(change, [name])
+
+    def write_referrer(self, descriptor: Descriptor, /) -> None:
+        """Let ``descriptor`` be kept as long as its subject; raises IncompleteImage as :meth:`write_name`."""
+        self._check_reached(str(descriptor.digest), descriptor)
+        self.write_change(functools.partial(with_referrer, descriptor=descriptor), [])
+
+    def _check_reached(self, name: str, descriptor: Descriptor) -> None:
+        if descriptor.digest not in self._reached:
+            raise IncompleteImage(name, (str(descriptor.digest),))
 
     def write_change(self, change: Callable[[LayoutIndex], LayoutIndex], names: Iterable[str]) -> None:
         """Let ``change`` write these names into the index when the transaction commits, under the store lock.

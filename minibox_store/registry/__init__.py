@@ -1,32 +1,52 @@
 """The end that is a repository of a registry, over urllib3: images are pulled from it, and pushed to it.
 
-The only part of the program that opens sockets to others.
+The only part of the program that opens sockets to others. Each name is loaded when it is first used: who pulls needs
+nothing of what pushes, of logins, or of mirrors.
 """
 
-from minibox_store.registry.certificates import CertificateFolders, Certificates, CertificatesSource
-from minibox_store.registry.client import RegistryClient
-from minibox_store.registry.credentials import Credentials, CredentialsSource
-from minibox_store.registry.logins import login, logout
-from minibox_store.registry.machine_credentials import MachineCredentials
-from minibox_store.registry.mirrors import MirroredRepository
-from minibox_store.registry.proxies import Proxies
-from minibox_store.registry.registries import read_registries_file
-from minibox_store.registry.repository import RegistryRepository
-from minibox_store.registry.target import RepositoryTarget
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CertificateFolders",
-    "Certificates",
-    "CertificatesSource",
-    "Credentials",
-    "CredentialsSource",
-    "MachineCredentials",
-    "MirroredRepository",
-    "Proxies",
-    "RegistryClient",
-    "RegistryRepository",
-    "RepositoryTarget",
-    "login",
-    "logout",
-    "read_registries_file",
-]
+if TYPE_CHECKING:
+    from minibox_store.registry.certificates import CertificateFolders as CertificateFolders
+    from minibox_store.registry.certificates import Certificates as Certificates
+    from minibox_store.registry.certificates import CertificatesSource as CertificatesSource
+    from minibox_store.registry.client import RegistryClient as RegistryClient
+    from minibox_store.registry.credentials import Credentials as Credentials
+    from minibox_store.registry.credentials import CredentialsSource as CredentialsSource
+    from minibox_store.registry.logins import login as login
+    from minibox_store.registry.logins import logout as logout
+    from minibox_store.registry.machine_credentials import MachineCredentials as MachineCredentials
+    from minibox_store.registry.mirrors import MirroredRepository as MirroredRepository
+    from minibox_store.registry.proxies import Proxies as Proxies
+    from minibox_store.registry.registries import read_registries_file as read_registries_file
+    from minibox_store.registry.repository import RegistryRepository as RegistryRepository
+    from minibox_store.registry.target import RepositoryTarget as RepositoryTarget
+
+_HOMES = {
+    "CertificateFolders": "certificates",
+    "Certificates": "certificates",
+    "CertificatesSource": "certificates",
+    "Credentials": "credentials",
+    "CredentialsSource": "credentials",
+    "MachineCredentials": "machine_credentials",
+    "MirroredRepository": "mirrors",
+    "Proxies": "proxies",
+    "RegistryClient": "client",
+    "RegistryRepository": "repository",
+    "RepositoryTarget": "target",
+    "login": "logins",
+    "logout": "logins",
+    "read_registries_file": "registries",
+}
+
+__all__ = list(_HOMES)  # a list, made from the one table
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = found
+    return found

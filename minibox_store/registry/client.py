@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 
@@ -26,19 +26,18 @@ from minibox_store.registry.credentials import Credentials, CredentialsSource, K
 from minibox_store.registry.dialling import Network, OpenLines, SystemNetwork
 from minibox_store.registry.environment import certificate_folders, process_environment, proxy_settings
 from minibox_store.registry.hosts import Schemes, api_origin, token_origins
-from minibox_store.registry.machine_credentials import MachineCredentials
-from minibox_store.registry.mirrors import MirroredRepository
 from minibox_store.registry.proxies import Proxies, ProxyRules
-from minibox_store.registry.registries import machine_rules
 from minibox_store.registry.repository import RegistryRepository, WritableRepository
 from minibox_store.registry.retries import RetryPolicy
 from minibox_store.registry.sessions import FindCredentials, Session
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import Transport
 from minibox_store.registry.trust import Trust
-from minibox_store.registry.turns import OpenPlace
 from minibox_store.registry.urls import Origin
 from minibox_store.registry_rules import RegistryPlace, RegistryRule, RegistryRules
+
+if TYPE_CHECKING:
+    from minibox_store.registry.mirrors import MirroredRepository
 
 OnEvent = Callable[[Event], None]
 Access = Literal["pull", "pull,push", "pull,delete"]
@@ -136,6 +135,9 @@ class RegistryClient:
             InvalidArgument: when the environment names a proxy that is none.
             InvalidPath, InvalidDocument: when the file of rules cannot be read.
         """
+        from minibox_store.registry.machine_credentials import MachineCredentials
+        from minibox_store.registry.registries import machine_rules
+
         environment = process_environment()
         return cls(
             credentials=MachineCredentials(environment=environment),
@@ -147,7 +149,7 @@ class RegistryClient:
 
     def open_repository(
         self, reference: Reference, *, on_event: OnEvent | None = None
-    ) -> RegistryRepository | MirroredRepository:
+    ) -> "RegistryRepository | MirroredRepository":
         """Return the repository that ``reference`` lies in, to be closed; nothing is sent yet.
 
         What is read of it comes from wherever the rules of registries say.
@@ -163,6 +165,9 @@ class RegistryClient:
         *mirrors, home = self._rules.places(reference)
         if not mirrors:
             return self._open_place(home, "pull", on_event)
+        from minibox_store.registry.mirrors import MirroredRepository
+        from minibox_store.registry.turns import OpenPlace
+
         opened = [OpenPlace(each, self._open_mirror(each, home, on_event)) for each in mirrors]
         opened.append(OpenPlace(home, self._open_place(home, "pull", on_event)))
         return MirroredRepository(opened, on_event or _take_no_notice)

@@ -121,6 +121,30 @@ class MirroredRepository:
             return None
         return _MirroredStream(self._turns, descriptor, open_at, (offset, end, end), (stream, giver))
 
+    def referrers(self, descriptor: Descriptor, /) -> tuple[Descriptor, ...]:
+        """Return what is listed as referring to a manifest or index by the first place that lists anything.
+
+        A mirror that has nothing says little: many do not fetch such lists.
+
+        Raises:
+            InvalidDocument, ContentMismatch, RegistryError: when every place fails.
+        """
+        failed = list[Failed]()
+        in_turn = self._turns.in_turn(descriptor.digest)
+        for place in in_turn:
+            try:
+                found = place.repository.referrers(descriptor)
+            except StoreError as error:
+                self._turns.note_failure(place, error, failed)
+            else:
+                if found:
+                    self._turns.tell_use(place)
+                    return found
+        # That mirrors have nothing is no answer of who could not be asked.
+        if failed and (len(failed) == len(in_turn) or any(not each.place.is_mirror for each in failed)):
+            raise self._turns.error_of_all(failed)
+        return ()
+
     def distrust(self, descriptor: Descriptor, /) -> bool:
         """Take note that the bytes given for a blob were wrong; return whether another place may be asked for them."""
         return self._turns.distrust(descriptor)

@@ -1,9 +1,12 @@
-"""Lists of referrers under a tag, where a registry keeps none itself: who refers to an image, kept by who pushes.
+"""Lists of referrers: those that a registry makes, and where it makes none those under a tag, kept by who pushes.
+
+Nothing of them is trusted. Of a link to the next page only path and query are used; a list has an end, whatever the
+registry says.
 
 A registry that knows of subjects says so when a manifest with one is put there; else the list is read, added to and
 put back. Of two who do so at the same time one may be lost: the protocol has nothing against it.
 
-Spec: OCI distribution-spec 1.1, "Pushing Manifests with Subject" and "Referrers Tag Schema".
+Spec: OCI distribution-spec 1.1, "Listing Referrers", "Pushing Manifests with Subject" and "Referrers Tag Schema".
 """
 
 import attrs
@@ -12,12 +15,58 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document, encode_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Index, Manifest
-from minibox_store.errors import InvalidDocument, ManifestUnknown
+from minibox_store.errors import InvalidDocument, ManifestUnknown, RegistryError
 from minibox_store.graph import read_content
-from minibox_store.registry.repository import RegistryRepository
+from minibox_store.limits import Limits
+from minibox_store.protocols import ImageSource
+from minibox_store.registry.catalog import next_target
+from minibox_store.registry.transport import Request, Transport
+from minibox_store.registry.urls import Url
 
 _ALGORITHM_LENGTH = 32
 _ENCODED_LENGTH = 64
+# How registries answer that know no such list: those that came before it do not know the path.
+_NO_LIST = frozenset({400, 404, 405, 406, 501})
+_MOST_PAGES = 256
+_MOST_LISTED = 10_000
+
+
+def list_referrers(
+    transport: Transport, repository: str, subject: Digest, limits: Limits
+) -> tuple[Descriptor, ...] | None:
+    """Return what a registry lists as referring to a manifest or index; None where it makes no such lists.
+
+    Raises:
+        InvalidDocument: when what comes is no index, or larger than 4 MiB.
+        RegistryError: when the registry refuses, fails, or never ends.
+    """
+    target = f"/v2/{repository}/referrers/{subject}"
+    found: list[Descriptor] = []
+    seen = set[str]()
+    while target not in seen and len(seen) < _MOST_PAGES and len(found) <= _MOST_LISTED:
+        seen.add(target)
+        request = Request(target=target, headers={"Accept": media_types.OCI_INDEX})
+        try:
+            reply = transport.read(request, limits.document_bytes)
+        except RegistryError as refused:
+            if len(seen) > 1 or refused.status not in _NO_LIST:
+                raise
+            return None
+        if media_types.essence(reply.content_type or "") != media_types.OCI_INDEX and len(seen) == 1:
+            return None  # a page for people, for instance
+        shown = f"what refers to {subject}"
+        if len(reply.content) > limits.document_bytes:
+            raise InvalidDocument("", f"it is larger than {limits.document_bytes} bytes", shown)
+        page = decode_document(reply.content, media_types.OCI_INDEX, shown, limits=limits)
+        assert isinstance(page, Index)
+        found += page.manifests
+        following = next_target(Url(transport.registry, target), reply.link)
+        # A page with nothing on it leads nowhere, whatever it says.
+        if following is None or not page.manifests:
+            return tuple(found)
+        target = following
+    shown, problem = Url(transport.registry, target).shown, "its list of referrers does not come to an end"
+    raise RegistryError("GET", shown, None, (), problem)
 
 
 def referrers_tag(subject: Digest) -> str:
@@ -37,7 +86,7 @@ def describe_referrer(descriptor: Descriptor, document: Document) -> Descriptor:
     return attrs.evolve(descriptor, artifact_type=kind, annotations=document.annotations, platform=None, urls=())
 
 
-def read_list(repository: RegistryRepository, subject: Digest) -> Index:
+def read_list(repository: ImageSource, subject: Digest) -> Index:
     """Return the referrers of a manifest as they are listed under its tag; none where there is no such tag.
 
     Raises:

@@ -32,6 +32,7 @@ from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
 from minibox_store.registry.downloads import BlobDownload, RangeDownload
 from minibox_store.registry.failures import Failure, quoted
+from minibox_store.registry.referrer_lists import list_referrers, read_list
 from minibox_store.registry.transport import Reply, Request, Transport
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
@@ -71,6 +72,7 @@ class RegistryRepository:
         self._tls_transport = tls_transport
         self._resolved: tuple[Descriptor, bytes] | None = None
         self._gives_ranges = True
+        self._lists_referrers = True
 
     def resolve(self, name: str) -> Descriptor:
         """Return the descriptor of the manifest or index that a tag, or a digest, stands for now.
@@ -145,6 +147,24 @@ class RegistryRepository:
         stream = RangeDownload(self._transport, self._blob_target(descriptor), descriptor, offset, size_bytes)
         self._gives_ranges = stream.is_given
         return stream if stream.is_given else None
+
+    def referrers(self, descriptor: Descriptor, /) -> tuple[Descriptor, ...]:
+        """Return what is listed as referring to a manifest or index, there or not; nothing of it is verified.
+
+        Where the registry makes no such lists, and is asked for none again, it is what stands under the list's tag.
+
+        Raises:
+            InvalidDocument, ContentMismatch: when what comes is no list, or larger than 4 MiB.
+            RegistryError: when the registry refuses, fails, cannot be reached, or never ends.
+
+        Spec: OCI distribution-spec 1.1, "Listing Referrers".
+        """
+        if self._lists_referrers:
+            found = list_referrers(self._transport, self._reference.repository, descriptor.digest, self._limits)
+            if found is not None:
+                return found
+            self._lists_referrers = False
+        return read_list(self, descriptor.digest).manifests
 
     def check_access(self) -> None:
         """See that the registry lets us in.

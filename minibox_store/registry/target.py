@@ -150,6 +150,15 @@ class RepositoryWriter:
             raise IncompleteImage(name, (str(descriptor.digest),))
         self._names[name] = descriptor
 
+    def write_referrer(self, descriptor: Descriptor, /) -> None:
+        """Do no more than was done as it was put there: what a document refers to stands in itself.
+
+        Raises:
+            IncompleteImage: when the repository was not made to hold it.
+        """
+        if descriptor.digest not in self._held:
+            raise IncompleteImage(str(descriptor.digest), (str(descriptor.digest),))
+
     def interrupt(self) -> None:
         """End at once, with an error, whatever is sent or waited for. From any thread."""
         self._repository.interrupt()

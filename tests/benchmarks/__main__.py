@@ -17,6 +17,7 @@ from tests.benchmarks.collecting import measure_collect
 from tests.benchmarks.durability import measure_durability
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.importing import measure_import
+from tests.benchmarks.lines import measure_cut, measure_push, measure_slow_line, measure_unchanged
 from tests.benchmarks.listing import measure_images
 from tests.benchmarks.looking import measure_inside, measure_mount
 from tests.benchmarks.opening import measure_opening
@@ -33,6 +34,10 @@ from tests.support.processes import ProcessFailed
 MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     **{operation: partial(measure_transfer, operation) for operation in OPERATIONS},
     "memory": measure_memory,
+    "slow-line": measure_slow_line,
+    "cut": measure_cut,
+    "push": measure_push,
+    "unchanged": measure_unchanged,
     "prune": measure_prune,
     "images": measure_images,
     "import": measure_import,

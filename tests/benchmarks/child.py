@@ -20,6 +20,10 @@ def main(operation: str, root: str, *arguments: str) -> None:
     store = Store(root, durability=cast(Durability, arguments[-1]))
     if operation == "pull":
         store.pull(arguments[0], name="latest")
+    elif operation == "refresh":
+        store.pull(arguments[0], name="latest", policy="if-newer")
+    elif operation == "push":
+        store.push("latest", arguments[0])
     elif operation == "save":
         store.save("latest", arguments[0])
     elif operation == "load":

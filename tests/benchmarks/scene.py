@@ -30,6 +30,9 @@ class Sizes:
     # Three, since so many move at once: more of them would take longer and no more memory.
     large_layers: int = 3
     large_layer_bytes: int = 512 * _MIB
+    # Of the one layer that comes over slow lines.
+    slow_layer_bytes: int = 256 * _MIB
+    line_bytes_per_second: int = 20 * _MIB
     prune_images: int = 1000
     prune_live_blobs: int = 20_000
     prune_dead_blobs: int = 20_000
@@ -70,6 +73,7 @@ class Sizes:
 QUICK = Sizes(
     layer_bytes=_MIB,
     large_layer_bytes=8 * _MIB,
+    slow_layer_bytes=8 * _MIB,
     prune_images=50,
     prune_live_blobs=1000,
     prune_dead_blobs=1000,

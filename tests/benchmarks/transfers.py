@@ -42,10 +42,10 @@ def measure_transfer(operation: str, scene: Scene) -> Iterator[Row]:
     sizes = [scene.sizes.layer_bytes] * scene.sizes.layers
     for place in scene.places:
         with making_original(place.folder / "original", operation, sizes) as image:
-            contenders = {"full": _ours(operation, image, "full")}
+            contenders = {"full": our_contender(operation, image, "full")}
             if is_installed("skopeo"):
-                contenders["skopeo"] = _skopeo(operation, image)
-            contenders["none"] = _ours(operation, image, "none")
+                contenders["skopeo"] = skopeo_contender(operation, image)
+            contenders["none"] = our_contender(operation, image, "none")
             contenders |= _bare_tools(operation, image)
             samples = measure_in_turn(contenders, scene=scene, place=place)
             yield from _rows(operation, image, place, samples)
@@ -61,7 +61,10 @@ def measure_memory(scene: Scene) -> Iterator[Row]:
             making_original(place.folder / "original", operation, small_layers) as image,
             making_original(place.folder / "original-large", operation, large_layers) as large,
         ):
-            contenders = {"small": _ours(operation, image, "full"), "large": _ours(operation, large, "full")}
+            contenders = {
+                "small": our_contender(operation, image, "full"),
+                "large": our_contender(operation, large, "full"),
+            }
             runs = min(scene.runs, _MEMORY_RUNS)
             samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs, warm_up=False)
             peak_mib = largest_mib(samples["large"])
@@ -79,27 +82,33 @@ def measure_memory(scene: Scene) -> Iterator[Row]:
 # ---- who is measured
 
 
-def _ours(operation: str, image: Original, durability: str) -> Contender:
+def our_contender(operation: str, image: Original, durability: str = "full") -> Contender:
+    """Return this project at one operation on an image."""
+
     def command(folder: Path) -> list[str]:
         store, archive = folder / "store", folder / "archive"
         arguments: dict[str, tuple[str | Path, ...]] = {
             "pull": (store, image.reference),
             "save": (image.layout, archive),
             "load": (store, image.archive),
+            "push": (image.layout, image.reference),
         }
         return python_command("child", operation, *arguments[operation], durability)
 
     return Contender(command=command, environment=python_environment, check=_check(operation, image, "store"))
 
 
-def _skopeo(operation: str, image: Original) -> Contender:
+def skopeo_contender(operation: str, image: Original) -> Contender:
+    """Return skopeo at the same."""
+
     def command(folder: Path) -> list[str]:
         ends = {
             "pull": (f"docker://{image.reference}", f"oci:{folder}/layout:{NAME}"),
             "save": (f"oci:{image.layout}:{NAME}", f"oci-archive:{folder}/archive:{NAME}"),
             "load": (f"oci-archive:{image.oci_archive}:{NAME}", f"oci:{folder}/layout:{NAME}"),
+            "push": (f"oci:{image.layout}:{NAME}", f"docker://{image.reference}"),
         }
-        plain_http = ["--src-tls-verify=false"] if operation == "pull" else []
+        plain_http = {"pull": ["--src-tls-verify=false"], "push": ["--dest-tls-verify=false"]}.get(operation, [])
         return skopeo_command(folder, "copy", "--quiet", "--preserve-digests", *plain_http, *ends[operation])
 
     return Contender(command=command, environment=skopeo_environment, check=_check(operation, image, "layout"))
@@ -132,8 +141,8 @@ def _rows(operation: str, image: Original, place: Place, samples: Mapping[str, l
         yield Row(
             measure=f"{operation}, {image.text}",
             where=f"{place.kind}, {durability}",
-            ours=_spread(samples[durability]),
-            theirs=f"skopeo copy {_spread(skopeo)}" if skopeo else "skopeo is not installed",
+            ours=spread(samples[durability]),
+            theirs=f"skopeo copy {spread(skopeo)}" if skopeo else "skopeo is not installed",
             result=median_seconds(samples[durability]) / median_seconds(skopeo) if skopeo else None,
             bar=_RATIO_BARS.get((operation, place.kind, durability)),
         )
@@ -152,13 +161,13 @@ def _rows(operation: str, image: Original, place: Place, samples: Mapping[str, l
             yield Row(
                 measure=f"{operation}, for context",
                 where=f"{place.kind}, full",
-                ours=_spread(samples["full"]),
-                theirs=f"{name} {_spread(others)}, {render_mib(largest_mib(others))}",
+                ours=spread(samples["full"]),
+                theirs=f"{name} {spread(others)}, {render_mib(largest_mib(others))}",
                 result=median_seconds(samples["full"]) / median_seconds(others),
             )
 
 
-def _spread(samples: list[Sample]) -> str:
-    """Return the times, and the processor's."""
+def spread(samples: list[Sample]) -> str:
+    """Return the times, and the processor's, as a cell tells them."""
     processor = render_seconds(median_processor_seconds(samples))
     return f"{render_spread([sample.seconds for sample in samples])}, CPU {processor}"

@@ -28,6 +28,10 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 IN_TOTO = "application/vnd.in-toto+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
+SIGNATURE = "application/vnd.example.signature.v1"
+OLD_SIGNATURE = "application/vnd.example.signature.config.v1+json"
+SBOM = "application/vnd.example.sbom.v1"
 
 DOCUMENT_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_MANIFEST_LIST)
@@ -285,6 +289,36 @@ def build_index(
         entries = [parts.add(inner, media_type)]
     document = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
     return parts.finish(encode_document(document, docker=docker), media_type)
+
+
+def build_artifact(
+    subject: Mapping[str, Any] | None,
+    *,
+    kind: str | None = SIGNATURE,
+    content: bytes = b"signed",
+    annotations: Mapping[str, str] | None = None,
+) -> BuiltImage:
+    """Return what is no image to run, and refers to one, as signers and scanners make it.
+
+    Args:
+        subject: The descriptor of what it refers to.
+        kind: Its artifact type; None for none, so that its config's type counts.
+        content: Its only layer.
+        annotations: Those of the manifest.
+    """
+    parts = _Parts("sha256")
+    manifest: Document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        **({"artifactType": kind} if kind is not None else {}),
+        "config": parts.add(b"{}", EMPTY if kind is not None else OLD_SIGNATURE),
+        "layers": [parts.add(content, "application/octet-stream")],
+    }
+    if subject is not None:
+        manifest["subject"] = {key: subject[key] for key in ("mediaType", "digest", "size")}
+    if annotations:
+        manifest["annotations"] = dict(annotations)
+    return parts.finish(encode_document(manifest), OCI_MANIFEST)
 
 
 class _Parts:

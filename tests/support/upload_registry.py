@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlencode
 
 from tests.support.answers import Answer, Request, Scripted, registry_error
 from tests.support.certificates import Certificate
-from tests.support.images import INDEX_TYPES, BuiltImage, Document, digest_of
+from tests.support.images import INDEX_TYPES, OCI_INDEX, BuiltImage, Document, digest_of
 from tests.support.scripted_registry import ScriptedRegistry
 from tests.support.wire import read_body, read_head
 
@@ -22,6 +22,7 @@ _BLOB = re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<digest>[^/]+)")
 _MANIFEST = re.compile(r"/v2/(?P<repository>.+)/manifests/(?P<name>[^/]+)")
 _TAGS = re.compile(r"/v2/(?P<repository>.+)/tags/list")
 _STALLING_BYTES = 16 << 20
+_REFERRERS = re.compile(r"/v2/(?P<repository>.+)/referrers/(?P<digest>[^/]+)")
 _CHUNK = re.compile(r"(\d+)-(\d+)")
 
 
@@ -51,7 +52,7 @@ class UploadRegistry(ScriptedRegistry):
         takes_whole: whether a PUT may have the whole blob in it.
         mounts: whether blobs are taken from other repositories.
         location: what Location says of an upload, with ``{path}`` for the path.
-        knows_subjects: whether it says OCI-Subject.
+        knows_subjects: whether it says OCI-Subject, and lists what refers to something.
         page_names: how many names a list has at most before it leads to the next page.
         deletes_tags: whether a tag alone may be deleted.
         refuses: what it answers to a request instead; None for what it would answer.
@@ -88,6 +89,17 @@ class UploadRegistry(ScriptedRegistry):
         found = {digest: content for (where, digest), content in self.blobs.items() if where == repository}
         found |= {name: content for (where, name), (_, content) in self.manifests.items() if where == repository}
         return image.blobs.items() <= found.items()
+
+    def put(self, repository: str, *images: BuiltImage, tag: str | None = None) -> None:
+        """Let it have images, however they came there, the last one under a tag."""
+        for image in images:
+            for digest, content in image.blobs.items():
+                if digest in image.document_digests:
+                    self.manifests[repository, digest] = (image.media_types[digest], content)
+                else:
+                    self.blobs[repository, digest] = content
+        if tag is not None:
+            self.manifests[repository, tag] = self.manifests[repository, images[-1].digest]
 
     def tag(self, repository: str, tag: str) -> str | None:
         """Return the digest that a tag stands for."""
@@ -171,6 +183,8 @@ class UploadRegistry(ScriptedRegistry):
             return self._begin(request, found["repository"])
         if found := _BLOB.fullmatch(request.path):
             return self._answer_blob(request, (found["repository"], found["digest"]))
+        if found := _REFERRERS.fullmatch(request.path):
+            return self._answer_referrers(request, found["repository"], found["digest"])
         if found := _MANIFEST.fullmatch(request.path):
             return self._answer_manifest(request, found["repository"], found["name"])
         return super()._choose(request)
@@ -248,6 +262,25 @@ class UploadRegistry(ScriptedRegistry):
         if len(page) < len(rest):
             headers["Link"] = f'<{request.path}?{urlencode({"last": page[-1], "n": len(page)})}>; rel="next"'
         return Answer(headers=headers, body=json.dumps({key: page}).encode())
+
+    def _answer_referrers(self, request: Request, repository: str, subject: str) -> Answer:
+        if not self.knows_subjects:
+            return Answer(status=404, headers={"Content-Type": "text/plain"}, body=b"404 page not found")
+        found = {}
+        for (where, name), (media_type, content) in self.manifests.items():
+            document = json.loads(content)
+            if where == repository and ":" in name and document.get("subject", {}).get("digest") == subject:
+                kind = document.get("artifactType") or document["config"]["mediaType"]
+                listed = {"mediaType": media_type, "digest": name, "size": len(content), "artifactType": kind}
+                found[name] = {**listed, "annotations": document.get("annotations", {})}
+        asked = dict(request.query)
+        rest = [entry for name, entry in sorted(found.items()) if name > asked.get("last", "")]
+        page = rest[: self.page_names]
+        headers = {"Content-Type": OCI_INDEX}
+        if len(page) < len(rest):
+            headers["Link"] = f'<{request.path}?{urlencode({"last": page[-1]["digest"]})}>; rel="next"'
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page}
+        return Answer(headers=headers, body=json.dumps(document).encode())
 
     def _delete(self, repository: str, name: str) -> Answer:
         if (repository, name) not in self.manifests:
