@@ -32,6 +32,7 @@ from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, R
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
 from tests.support.answers import Answer, Request, basic_credentials, redirect, registry_error, unauthorized
+from tests.support.certificates import make_certificate
 from tests.support.images import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -281,6 +282,31 @@ def test_a_body_that_is_refused_while_it_is_sent_is_sent_no_further(tmp_path: Pa
     assert time.monotonic() - begun < 15.0
     assert registry.holds("team/app", image)
     assert chunk_sizes(registry) == [8 << 20] * 4
+
+
+def test_over_tls_a_refusal_is_heard_once_nothing_more_is_taken(tmp_path: Path) -> None:
+    image = build_image([random_layer(32 << 20)])
+    put(tmp_path / "store", image, "app:1")
+    certificate = make_certificate(tmp_path / "certificate")
+    with UploadRegistry(certificate=certificate) as registry:
+        registry.largest_body_bytes = 8 << 20
+        registry.refuses_unread, registry.stalls = True, threading.Event()
+        client = quick_client(https=[registry.host], ca_file=certificate.chain, silence_seconds=1.0)
+        push(open_store(tmp_path / "store"), registry, client=client)
+        registry.stalls.set()
+        assert registry.holds("team/app", image)
+        assert chunk_sizes(registry) == [8 << 20] * 4
+
+
+@pytest.mark.parametrize("told", ["100 Continue", "102 Processing", "103 Early Hints\r\nLink: </x>; rel=preload"])
+@pytest.mark.parametrize("chunk_bytes", [None, 300_000])
+def test_what_is_said_before_the_answer_is_none(
+    store: Store, registry: UploadRegistry, told: str, chunk_bytes: int | None
+) -> None:
+    registry.interim = f"HTTP/1.1 {told}\r\n\r\n".encode()
+    push(store, registry, chunk_bytes=chunk_bytes)
+    assert registry.holds("team/app", IMAGE)
+    assert len(registry.sent("PUT")) == len(IMAGE.blobs)
 
 
 def test_a_registry_that_takes_no_blob_in_its_last_request_gets_it_before(

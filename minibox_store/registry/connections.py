@@ -13,8 +13,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HeaderParsingError
@@ -23,6 +22,7 @@ from urllib3.util.response import assert_header_parsing
 from minibox_store.protocols import FileRange
 from minibox_store.registry.dialling import Address, Dialler, Network, OpenLines
 from minibox_store.registry.failures import ProxyFailed, SourceFailed
+from minibox_store.registry.outgoing import OutgoingBody
 from minibox_store.registry.proxies import Proxy, open_tunnel
 from minibox_store.registry.reading import LineReader
 from minibox_store.registry.urls import Origin
@@ -32,23 +32,8 @@ _IDLE_PER_ORIGIN = 8
 _IDLE = 16
 # How slowly a registry may put away what was sent to it.
 _KEPT_BYTES_PER_SECOND = 8 * 1024 * 1024
-
-
-class OutgoingBody(Protocol):
-    """What a request carries, read while it is sent."""
-
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes it has."""
-        ...
-
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield all of it, from its beginning each time this is called; each piece is used up before the next."""
-        ...
-
-    def ranges(self) -> Iterator[FileRange] | None:
-        """Return all of it as ranges of an open file, which the kernel may send; None where it lies in none."""
-        ...
+# How what comes before an answer begins, asked for or not.
+_INTERIM = b"HTTP/1.1 1"
 
 
 class _Line:
@@ -84,7 +69,7 @@ class _Line:
 
 
 class Response(http.client.HTTPResponse):
-    """The head of an answer; ``reader`` has its body."""
+    """The head of an answer, behind all that came before it; ``reader`` has its body."""
 
     def __init__(
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
@@ -92,6 +77,14 @@ class Response(http.client.HTTPResponse):
         super().__init__(sock, debuglevel, method, url)
         self.reader = LineReader(self.fp.detach(), sock)
         self.fp = self.reader  # type: ignore[assignment]  # of it only readline and close are used
+
+    def _read_status(self) -> tuple[str, int, str]:
+        # The standard library passes over 100 alone. Spec: RFC 9110, section 15.2.
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # the stubs lack it
+            if not 100 < found[1] < 200 or found[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return found
+            http.client.parse_headers(self.reader)
 
 
 class _PlainConnection(HTTPConnection):
@@ -157,6 +150,7 @@ class Connection:
         self._line = line
         self._silence_seconds = silence_seconds
         self._made = made
+        self._watched = 0
         self.is_spent = False
 
     @property
@@ -216,6 +210,7 @@ class Connection:
         if body is None or isinstance(body, bytes):
             self._made.request(method, target, body=body, headers=headers)
             return
+        self._watched = select.POLLIN
         self._made.putrequest(method, target, skip_accept_encoding=True)
         for name, value in {**headers, "Content-Length": str(body.size_bytes)}.items():
             self._made.putheader(name, value)
@@ -238,6 +233,13 @@ class Connection:
                     return False
                 piece = piece[opened.send(piece) :]
         except (BrokenPipeError, ConnectionResetError):
+            return False
+        except TimeoutError:
+            # Over TLS, too, that nothing is read any more may have been answered.
+            waiting = select.poll()
+            waiting.register(opened, select.POLLIN)
+            if not waiting.poll(0):
+                raise
             return False
         return True
 
@@ -267,11 +269,15 @@ class Connection:
     def _is_answered(self, opened: socket.socket) -> bool:
         """Wait until more can be sent, or an answer has come: over TLS there may be something to read that is none."""
         waiting = select.poll()
-        waiting.register(opened, select.POLLIN | select.POLLOUT)
+        waiting.register(opened, self._watched | select.POLLOUT)
         found = waiting.poll(self._silence_seconds * 1000)
         if not found:
             raise TimeoutError
-        return bool(found[0][1] & select.POLLIN)
+        if not found[0][1] & select.POLLIN:
+            return False
+        if opened.recv(len(_INTERIM), socket.MSG_PEEK) == _INTERIM:
+            self._watched = 0  # that is no answer, and hides whatever comes behind it
+        return bool(self._watched)
 
     def receive(self) -> Response:
         """Return the answer's head; the caller closes it.

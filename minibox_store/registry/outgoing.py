@@ -7,6 +7,7 @@ is still right the registry says, and where it says no, all is hashed after all.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import attrs
 
@@ -18,6 +19,23 @@ from minibox_store.protocols import BlobSource, BlobStream, FileRange, RangeStre
 from minibox_store.registry.failures import SourceFailed
 
 _BUFFER_BYTES = MEBIBYTE
+
+
+class OutgoingBody(Protocol):
+    """What a request carries, read while it is sent."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it has."""
+        ...
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield all of it, from its beginning each time this is called; each piece is used up before the next."""
+        ...
+
+    def ranges(self) -> Iterator[FileRange] | None:
+        """Return all of it as ranges of an open file, which the kernel may send; None where it lies in none."""
+        ...
 
 
 class BlobReader:

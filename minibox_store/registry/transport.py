@@ -19,9 +19,10 @@ from minibox_store.events import Event
 from minibox_store.limits import Limits
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.challenges import parse_challenges
-from minibox_store.registry.connections import Connection, ConnectionPool, OutgoingBody
+from minibox_store.registry.connections import Connection, ConnectionPool
 from minibox_store.registry.failures import Answerer, Failure, Refusal, foreign_errors
 from minibox_store.registry.notices import Notices, read_rate_limit
+from minibox_store.registry.outgoing import OutgoingBody
 from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_after
 from minibox_store.registry.sessions import Session, meet
 from minibox_store.registry.tokens import Authorizer, TokenCache

@@ -45,6 +45,7 @@ class UploadRegistry(ScriptedRegistry):
         forgets_cut: whether an upload that was cut is unknown afterwards.
         largest_body_bytes: what is larger is refused with 413.
         refuses_unread: whether it says so before it has read any of that, and goes on to read nothing.
+        interim: what it says to each request with a body before it reads that.
         stalls: until then nothing is read of what is larger than what a line holds.
         least_chunk_bytes: what OCI-Chunk-Min-Length says; a smaller chunk that is not the last is refused.
         most_taken_bytes: of a chunk no more is taken, and Range says so.
@@ -69,6 +70,7 @@ class UploadRegistry(ScriptedRegistry):
         self.forgets_cut = False
         self.largest_body_bytes: int | None = None
         self.refuses_unread = False
+        self.interim = b""
         self.stalls: threading.Event | None = None
         self._unread: set[int] = set()
         self.least_chunk_bytes: int | None = None
@@ -109,6 +111,9 @@ class UploadRegistry(ScriptedRegistry):
         return [f"{each.method} {each.path}" for each in self.requests if not methods or each.method in methods]
 
     def _read(self, stream: BinaryIO, client_port: int) -> Request | None:
+        if client_port in self._unread and self.stalls is not None:
+            self.wait_while_held(self.stalls)
+            return None
         if client_port in self._unread:
             # It stays open, and nobody looks at what comes, until the client has left.
             if b" HTTP/1.1\r\n" in stream.read():
@@ -133,6 +138,11 @@ class UploadRegistry(ScriptedRegistry):
         if cut is not None and cut < length:
             self._cut(request, stream.read(cut))
             return None
+        if self.interim and request.method in ("PUT", "PATCH"):
+            with self._changed:
+                (connection,) = (each for each in self._connections if each.getpeername()[1] == client_port)
+            connection.sendall(self.interim)
+            self.pause(0.05)
         request.body = read_body(stream, request)
         with self._changed:
             self.body_bytes += len(request.body)
