@@ -14,6 +14,7 @@ from tests.support.certificates import Certificate, make_certificate
 from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_index, random_layer
 from tests.support.peers import DockerRegistry, docker_registry, push_image
 from tests.support.registries import open_repository
+from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import descriptor_for, read_all
 
 ALICE = ("alice", "pass-word-1")
@@ -119,6 +120,18 @@ def test_a_registry_of_this_machine_that_wants_tls_gets_it_without_being_named(
         ):
             repository.resolve("1")
         assert caught.value.status == 400
+
+
+def test_a_registry_of_this_machine_that_hangs_up_on_what_is_no_tls_gets_it_too(certificate: Certificate) -> None:
+    with ScriptedRegistry(certificate=certificate) as registry:
+        serve_image(registry, "team/app", "1", IMAGE)
+        reference = registry.reference("team/app", "1")
+        assert pulled(reference, "1", ca_file=certificate.chain) == IMAGE.blobs
+        with (
+            open_repository(reference, plain_http=[registry.host], ca_file=certificate.chain, attempts=1) as repository,
+            pytest.raises(RegistryError, match="http://"),
+        ):
+            repository.resolve("1")
 
 
 def test_a_plain_registry_that_was_said_to_speak_tls_is_told_of(registry: DockerRegistry) -> None:

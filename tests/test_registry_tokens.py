@@ -276,6 +276,33 @@ def test_three_threads_that_are_refused_at_once_fetch_one_token() -> None:
                 assert Digest.of(content) == layer.digest
 
 
+def test_threads_that_wait_for_a_token_server_in_vain_wait_for_it_once() -> None:
+    count, held = 6, threading.Event()
+    together = threading.Barrier(count)
+
+    def refuse(_: Request) -> Answer:
+        together.wait(10)
+        return unauthorized(challenge)
+
+    with ScriptedRegistry() as registry, TokenServer() as tokens:
+        challenge = tokens.challenge(service="registry", scope=SCOPE)
+        registry.allow("GET", MANIFEST, refuse)
+        tokens.allow("GET", f"/token?service=registry&scope={SCOPE}", Answer(hold=held))
+
+        def resolve(_: int) -> Exception | None:
+            with pytest.raises(RegistryError, match="/token: no answer came in time") as caught:
+                repository.resolve("1")
+            return caught.value
+
+        with open_here(registry, silence_seconds=1.0, attempts=1) as repository, ThreadPoolExecutor(count) as threads:
+            started = time.monotonic()
+            errors = list(threads.map(resolve, range(count)))
+            assert time.monotonic() - started < 3
+        assert len(set(map(id, errors))) == count
+        held.set()
+        assert len(tokens.requests) == 1
+
+
 def test_a_token_is_renewed_before_it_ends() -> None:
     with registry_with_tokens() as (registry, tokens, _):
         tokens.expect_token("good-token", "good-token", service="registry", scope=SCOPE, expires_in_seconds=1)

@@ -13,7 +13,14 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Where clouds answer any of their machines with its credentials; 169.254.169.254 is link-local besides.
 _METADATA = frozenset(
-    map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"))
+    map(
+        ipaddress.ip_address,
+        (
+            *("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16"),
+            # Amazon's, that for the pods of its clusters, Google's and Scaleway's.
+            *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
+        ),
+    )
 )
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

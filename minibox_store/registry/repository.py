@@ -31,7 +31,7 @@ from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.dialling import OpenLines
 from minibox_store.registry.downloads import BlobDownload, RangeDownload
-from minibox_store.registry.failures import Failure, quoted
+from minibox_store.registry.failures import Failure, LineCut, quoted
 from minibox_store.registry.referrer_lists import list_referrers, read_list
 from minibox_store.registry.transport import Reply, Request, Transport
 
@@ -44,6 +44,7 @@ ACCEPT = ", ".join(
         media_types.DOCKER_MANIFEST,
     )
 )
+_HUNG_UP = (ConnectionResetError, BrokenPipeError, LineCut)
 # What is answered to a tag that is to be deleted by registries that want a digest.
 _NO_TAG_ALONE = frozenset({400, 405, 501})
 # To a HEAD, everything that says no more than that a GET may be answered otherwise.
@@ -215,12 +216,13 @@ class RegistryRepository:
     def _read_first(self, request: Request, limit_bytes: int) -> Reply:
         """Read what a session begins with; it also shows whether a registry on this machine wants TLS.
 
-        Where plain HTTP was a guess, servers with TLS refuse the request as a bad one.
+        Where plain HTTP was a guess, servers with TLS refuse the request as a bad one, or hang up.
         """
         try:
             return self._transport.read(request, limit_bytes)
         except RegistryError as refused:
-            if refused.status != 400 or self._tls_transport is None:
+            has_hung_up = isinstance(refused.__cause__, _HUNG_UP)
+            if self._tls_transport is None or not (refused.status == 400 or has_hung_up):
                 raise
             self._change_to_tls(self._tls_transport(), refused)
         return self._transport.read(request, limit_bytes)
@@ -232,7 +234,7 @@ class RegistryRepository:
             secured.close()
             if isinstance(failed.__cause__, ssl.SSLCertVerificationError):
                 raise
-            raise refused from None
+            raise refused from refused.__cause__
         self._transport.close()
         self._transport, self._tls_transport = secured, None
 

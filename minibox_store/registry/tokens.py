@@ -165,6 +165,8 @@ class Authorizer:
         self._has_looked = False
         self._realms = realms | {registry}
         self._slot = cache.slot(registry, scope)
+        self._failures = 0
+        self._failure: Failure | None = None
         self._fetch = fetch
         self._check_interrupted = check_interrupted
         self._limits = limits
@@ -174,31 +176,34 @@ class Authorizer:
         grant = self._slot.grant
         if grant is None or grant.is_fresh(time.monotonic()):
             return grant.authorization if grant is not None else None
-        with self._single_flight():
+        with self._single_flight() as in_vain:
             grant = self._slot.grant
             if grant is None or grant.is_fresh(time.monotonic()) or self._slot.source is None:
                 return grant.authorization if grant is not None else None
-            return self._renewed(self._slot.source)
+            return self._renewed(self._slot.source, in_vain)
 
     def renew(self, challenges: Sequence[Challenge], rejected: str | None) -> str | None:
         """Return what to try after the registry has refused ``rejected``; None when there is nothing better.
 
-        However many threads were refused at once, one of them fetches and the others take what it got.
+        However many threads were refused at once, one of them fetches and the others take what it got, or its failure:
+        else a token server that keeps silent would be waited for by one after the other.
 
         Raises:
             AuthenticationRefused: when the token server is not to be asked, or refuses.
         """
-        with self._single_flight():
+        with self._single_flight() as in_vain:
             grant = self._slot.grant
             if grant is not None and grant.authorization != rejected and grant.is_fresh(time.monotonic()):
                 return grant.authorization
             for challenge in challenges:
                 if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                     self._slot.source = self._question(challenge)
-                    return self._renewed(self._slot.source)
+                    return self._renewed(self._slot.source, in_vain)
             if any(challenge.scheme == "basic" for challenge in challenges):
                 return self._basic(rejected)
-            return self._renewed(self._slot.source) if self._slot.source is not None and not challenges else None
+            if self._slot.source is None or challenges:
+                return None
+            return self._renewed(self._slot.source, in_vain)
 
     def is_worn(self, authorization: str | None) -> bool:
         """Whether a refused ``authorization`` may have been refused for its age."""
@@ -232,13 +237,20 @@ class Authorizer:
         self._slot.grant = Grant(known.basic, time.monotonic(), float("inf"))
         return known.basic
 
-    def _renewed(self, source: TokenQuestion) -> str:
+    def _renewed(self, source: TokenQuestion, in_vain: Failure | None) -> str:
         begun, known = time.monotonic(), self._known()
         # Asked each time: the address may be known from a session that had no credentials to lose.
         if known is not None and source.realm.origin not in self._realms:
             problem = "its credentials go to no token server of another host that is not configured"
             raise self._untrusted(source.realm.shown, problem)
-        content = self._asked(source, known)
+        if in_vain is not None:
+            raise in_vain from in_vain.error.__cause__
+        try:
+            content = self._asked(source, known)
+        except Failure as failure:
+            self._failures += 1
+            self._failure = failure
+            raise
         try:
             answer = decode_token_answer(content, limits=self._limits)
         except InvalidDocument as error:
@@ -277,10 +289,19 @@ class Authorizer:
         return AuthenticationRefused("GET", url, None, (), problem)
 
     @contextmanager
-    def _single_flight(self) -> Iterator[None]:
+    def _single_flight(self) -> Iterator[Failure | None]:
+        """Hold the slot; yield how another thread of this session has asked in vain while this one waited."""
+        known = self._failures
         while not self._slot.lock.acquire(timeout=_POLL_SECONDS):
             self._check_interrupted()
         try:
-            yield
+            yield None if self._failure is None or self._failures == known else _again(self._failure)
         finally:
             self._slot.lock.release()
+
+
+def _again(failure: Failure) -> Failure:
+    """Return the same failure for another thread: an exception that is raised belongs to one."""
+    error = failure.error.after(())
+    error.__cause__ = failure.__cause__
+    return attrs.evolve(failure, error=error)
