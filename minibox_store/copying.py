@@ -229,6 +229,11 @@ class ObservedSource:
         self.check()
         return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
 
+    def interrupt(self) -> None:
+        """Interrupt the source, where it can block."""
+        if isinstance(self._source, Interruptible):
+            self._source.interrupt()
+
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
         self.check()
