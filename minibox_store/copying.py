@@ -67,6 +67,8 @@ class Cancellation:
     def cancel(self) -> None:
         """Cancel. A second call does nothing."""
         with self._lock:
+            if self._event.is_set():
+                return  # also where what is interrupted cancels in its turn
             self._event.set()
             blocked = [entry.source for entry in self._open if entry]
         for source in blocked:
