@@ -323,7 +323,7 @@ def copy_graph(
     Guarantees: idempotent; each document is written after its children.
     """
     cancellation = cancellation or Cancellation()
-    with cancellation.interrupting(source):
+    with cancellation.interrupting(source), cancellation.interrupting(writer):
         _Copy(source, writer, on_event, cancellation).run(root, limits, parallel)
 
 
