@@ -232,6 +232,11 @@ class ObservedSource:
         self.check()
         return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
 
+    def interrupt(self) -> None:
+        """Interrupt the source, where it can block."""
+        if isinstance(self._source, Interruptible):
+            self._source.interrupt()
+
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
         self.check()
@@ -319,7 +324,7 @@ def copy_graph(
     Guarantees: idempotent; each document is written after its children.
     """
     cancellation = cancellation or Cancellation()
-    with cancellation.interrupting(source):
+    with cancellation.interrupting(source), cancellation.interrupting(writer):
         _Copy(source, writer, on_event, cancellation).run(root, limits, parallel)
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from minibox_store import (
 from minibox_store.copying import ObservedSource
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import BlobNotFound
+from minibox_store.graph import RememberingSource
 from minibox_store.layout import pieces, ranged_fetch
 from minibox_store.layout.pace import Pace, Sight
 from minibox_store.protocols import BlobStream, RangedSource
@@ -202,7 +204,7 @@ def test_the_partial_is_the_contiguous_prefix_at_every_moment_and_what_is_ahead_
     finally:
         gate.set()
         while worker.is_alive():
-            if partial_of(root).exists():
+            with suppress(FileNotFoundError):  # it has not begun, or has become the blob
                 found = partial_of(root).read_bytes()
                 assert CONTENT.startswith(found)
                 seen.append(len(found))
@@ -448,6 +450,36 @@ def test_when_the_file_cannot_be_written_no_lane_works_on_behind_the_error(root:
         assert not [thread.name for thread in threading.enumerate() if thread.name == "minibox-range"]
     assert find_leftovers(root) == []
     check_invariants(root)
+
+
+@small_pieces
+def test_when_the_file_cannot_be_written_that_is_told_though_a_lane_waits_for_a_silent_registry(root: Path) -> None:
+    is_over = threading.Event()
+    is_waiting = threading.Event()
+
+    class Silent(RangedPlace):
+        def interrupt(self) -> None:
+            is_over.set()
+
+    def wait(offset: int, given_bytes: int) -> None:
+        if offset:
+            is_waiting.set()
+            assert is_over.wait(15)
+            raise CUT
+        if given_bytes:
+            assert is_waiting.wait(15)
+
+    node = Node(descriptor=LAYER, role="layer", position=1, total=1)
+    silent = RememberingSource(Silent(memory_of({"x": IMAGE}), before_read=wait, step_bytes=50_000))
+    source = ObservedSource(silent, node, lambda event: None, lambda: False, Cancellation())
+    with replaced_os() as system:
+        system.fail("copy_file_range", errno.ENOSPC, path="/partial/", skip=1)
+        started = time.monotonic()
+        with pytest.raises(OSError, match="space"), open_layout(root).open_writer(ranges=RANGES) as writer:
+            writer.write_blob(LAYER, source)
+        assert time.monotonic() - started < 5
+    assert not partial_of(root).exists()
+    assert find_leftovers(root) == []
 
 
 @small_pieces

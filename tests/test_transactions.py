@@ -16,6 +16,8 @@ import pytest
 
 from minibox_store import (
     BlobNotFound,
+    Cancellation,
+    Cancelled,
     ContentMismatch,
     Descriptor,
     ImageNotFound,
@@ -28,9 +30,9 @@ from minibox_store import (
     StoreFull,
 )
 from minibox_store import _locks as locks
-from minibox_store.copying import copy_graph
+from minibox_store.copying import copy_graph, copy_image
 from minibox_store.digest import Digest
-from minibox_store.layout import opening_image, partials, sweeping
+from minibox_store.layout import TransactionTarget, contents, opening_image, partials, sweeping
 from minibox_store.layout.transaction import Transaction
 from minibox_store.protocols import BlobSource, BlobStream
 from tests.support.archives import members_of, pack, read_archive
@@ -1403,3 +1405,37 @@ def test_digests_of_both_algorithms_are_pinned(root: Path) -> None:
             assert writer._pin(Digest.parse(digest)) == len(image.blobs[digest])
         assert prune(root) == 0
     assert prune(root) == len(image.blobs)
+
+
+@pytest.mark.parametrize("how", ["a cancel", "a failure elsewhere"])
+def test_a_large_layer_that_is_only_read_is_not_read_to_its_end_behind_a_copy_that_has_ended(
+    root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(contents, "_STEP_BYTES", 1 << 20)
+    image = build_image([random_layer(8 << 20, salt="held"), random_layer(10240, salt="fails")])
+    put(root, image, "app:1")
+    held, failing = image.document()["layers"]
+    blob(root, failing["digest"]).unlink()
+    is_read, cancellation = threading.Event(), Cancellation()
+
+    class Failing:
+        def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+            if str(descriptor.digest) != failing["digest"]:
+                return memory_of({"app": image}).open_blob(descriptor, offset)
+            assert is_read.wait(15)
+            raise BlobNotFound(str(descriptor.digest))
+
+    def begin_to_read() -> None:
+        is_read.set()
+        if how == "a cancel":
+            cancellation.cancel()
+        else:
+            time.sleep(0.5)
+
+    target = TransactionTarget(open_layout(root), verify_content=True)
+    with replaced_os() as system:
+        system.before("preadv", begin_to_read, path=held["digest"].replace(":", "-"))
+        with pytest.raises(Cancelled if how == "a cancel" else BlobNotFound):
+            copy_image(Failing(), target, root_of(image), ["app:2"], cancellation=cancellation)
+        assert system.count("preadv", held["digest"].replace(":", "-")) <= 2
+    assert set(read_names(root)) == {"always:1", "app:1"}

@@ -1,20 +1,28 @@
 """What the files of blobs hold: whether it is what their names say, and whether it is on the disk."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from minibox_store import _files, _moving
 from minibox_store.digest import Digest, Verifier
 from minibox_store.errors import ContentMismatch
+from minibox_store.limits import MEBIBYTE
+
+_STEP_BYTES = 16 * MEBIBYTE
 
 
-def is_content(opened: int, digest: Digest, size_bytes: int) -> bool:
-    """Whether an open file has this size and digest. One whose bytes the disk does not give has not."""
+def is_content(opened: int, digest: Digest, size_bytes: int, check: Callable[[], None] = lambda: None) -> bool:
+    """Whether an open file has this size and digest. One whose bytes the disk does not give has not.
+
+    It takes as long as the file is large; what ``check`` raises, which is called now and then, ends it.
+    """
     if os.fstat(opened).st_size != size_bytes:
         return False
     verifier = Verifier(digest, size_bytes)
     try:
-        _moving.hash_range(opened, 0, size_bytes, verifier)
+        for start in range(0, size_bytes, _STEP_BYTES):
+            check()
+            _moving.hash_range(opened, start, min(_STEP_BYTES, size_bytes - start), verifier)
         verifier.finish()
     except ContentMismatch:
         return False

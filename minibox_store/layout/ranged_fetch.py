@@ -13,11 +13,11 @@ from minibox_store import _moving
 from minibox_store._room import check_room
 from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
-from minibox_store.errors import StoreFull
+from minibox_store.errors import StoreError, StoreFull
 from minibox_store.layout.pace import MOST_LANES, Pace, Sight
 from minibox_store.layout.pieces import LEAST_BYTES, MOST_BYTES, WAITING, PiecesAhead, Traffic
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource, BlobStream, RangedSource, RangeStream, Waiting
+from minibox_store.protocols import BlobSource, BlobStream, Interruptible, RangedSource, RangeStream, Waiting
 
 # Of all blobs that one transaction fetches at once.
 _MOST_LANES_IN_ALL = 16
@@ -97,6 +97,13 @@ class RangedFetch:
             if self._ahead is not None and self._verifier.seen_bytes == self._ahead.begins_at:
                 self._ahead.take(self._opened, self._verifier, self._look)
                 self.used_ranges = self._ahead.received_bytes > 0
+        except StoreError:
+            raise
+        except BaseException:
+            # It is the disk or the program, so that all of it ends: a lane may wait a minute for bytes nobody wants.
+            if isinstance(self._source, Interruptible):
+                self._source.interrupt()
+            raise
         finally:
             if self._ahead is not None:
                 self._ahead.stop()

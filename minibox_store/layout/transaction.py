@@ -20,7 +20,7 @@ from minibox_store import _files, _locks, _moving, media_types
 from minibox_store._room import check_room
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.errors import BlobNotFound, ContentMismatch, IncompleteImage, StoreUnavailable
+from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, IncompleteImage, StoreUnavailable
 from minibox_store.graph import ContentSource
 from minibox_store.layout.contents import is_content, sync_contents
 from minibox_store.layout.living import living_folder
@@ -72,7 +72,7 @@ class Transaction:
         self._folder = ""
         self._ranges = RangePlan(folder="", ranges=ranges)
         self._publisher = Publisher(layout, self._pin_path, hard_links=self._hard_links)
-        self._guard = threading.Lock()
+        self._guard, self._is_interrupted = threading.Lock(), False
         self._held: dict[Digest, int] = {}
         self._reached: set[Digest] = set()
         self._finished: set[Digest] = set()
@@ -142,6 +142,14 @@ class Transaction:
         if self._layout.durable:
             for algorithm in sorted({digest.algorithm for digest in digests}):
                 _files.sync_directory(self._paths.blobs(algorithm))
+
+    def interrupt(self) -> None:
+        """End, with an error, the reading of what the store holds, now and later. From any thread."""
+        self._is_interrupted = True
+
+    def _check(self) -> None:
+        if self._is_interrupted:
+            raise Cancelled
 
     # ---- ImageWriter
 
@@ -330,7 +338,7 @@ class Transaction:
         except FileNotFoundError:
             return False  # without links, what was found is not held
         try:
-            is_whole = is_content(opened, descriptor.digest, descriptor.size_bytes)
+            is_whole = is_content(opened, descriptor.digest, descriptor.size_bytes, self._check)
         finally:
             os.close(opened)
         if is_whole:
