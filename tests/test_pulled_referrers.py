@@ -365,6 +365,21 @@ def test_it_stays_where_an_index_has_the_manifest_that_it_refers_to(root: Path, 
     assert collect(root) == digests(*ALONG)
 
 
+def test_it_stays_where_what_it_refers_to_is_part_of_another_referrer(root: Path, registry: UploadRegistry) -> None:
+    signatures = build_index([OF_ARM], subject=IMAGE.root)
+    countersigned = build_artifact(OF_ARM.root, content=b"of the signature of arm64")
+    registry.put("team/app", signatures, countersigned)
+    pull(root, registry, "image")
+    registry.put("team/app", signatures, tag="signatures")
+    pull(root, registry, "signatures", name="signatures:1", platform=None)
+    open_store(root).remove("signatures:1")
+    assert {signatures.digest, countersigned.digest} <= kept(root).keys()
+    assert collect(root) == set()
+    open_store(root).remove(NAME)
+    assert {signatures.digest, countersigned.digest} <= collect(root)
+    assert stored(root) == set()
+
+
 def test_what_has_a_name_of_its_own_stays_and_what_refers_to_it(root: Path, registry: UploadRegistry) -> None:
     pull(root, registry)
     put(root, BILL, "bill:1")
