@@ -229,7 +229,8 @@ class RepositoryWriter:
         listed = with_referrer(read_list(self._repository, subject), describe_referrer(descriptor, document))
         if listed is not None:
             described = Descriptor(media_type=media_types.OCI_INDEX, digest=Digest.of(listed), size_bytes=len(listed))
-            self._put_document(referrers_tag(subject), described, listed)
+            # That it is made to refer to something itself leads nowhere: such lists could refer to each other.
+            self._put(referrers_tag(subject), described, listed)
 
     def _put_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         upload = BlobUpload(self._transport, self._path, descriptor, source, chunk_bytes=self._chunk_bytes)
