@@ -244,6 +244,18 @@ def test_lists_of_referrers_that_refer_to_each_other_have_an_end(signed: Store, 
     assert [each["digest"] for each in listed["manifests"]] == [SIGNATURE.digest]
 
 
+def test_no_list_of_referrers_is_written_that_nobody_could_read(signed: Store, registry: UploadRegistry) -> None:
+    entry = {**OTHER_SIGNATURE.root, "annotations": {"org.example.long": "x" * ((4 << 20) - 500)}}
+    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}).encode()
+    registry.put("team/app", OTHER_SIGNATURE)
+    registry.manifests["team/app", LIST] = (OCI_INDEX, content)
+    registry.knows_subjects = False
+    with pytest.raises(InvalidDocument, match=f"{LIST}.* larger than 4194304 bytes"):
+        push(signed, registry, "signature:1")
+    assert registry.manifests["team/app", LIST] == (OCI_INDEX, content)
+    assert registry.tag("team/app", "1") is None
+
+
 # Chunks
 
 
