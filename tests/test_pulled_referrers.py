@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from minibox_store import (
+    BlobNotFound,
     Event,
     IncompleteImage,
     InvalidDocument,
@@ -24,6 +26,8 @@ from minibox_store import (
     StoreDamaged,
     render_line,
 )
+from minibox_store.documents import LayoutIndex
+from minibox_store.layout.reading import known_referrers
 from minibox_store.layout.sweeping import Sweep
 from minibox_store.layout_index import REFERRER_ANNOTATION
 from tests.support.answers import Answer, registry_error
@@ -271,6 +275,25 @@ def test_a_referrer_with_a_name_is_told_too(root: Path) -> None:
     put(root, IMAGE, NAME)
     put(root, SIGNED, "signature:1")
     assert [str(each.descriptor.digest) for each in open_store(root).referrers(NAME)] == [SIGNED.digest]
+
+
+def test_what_cannot_be_read_is_an_error_though_the_index_changes_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, SIGNED, NAME)
+    layout = open_layout(tmp_path)
+    index = layout.read_index()
+    blob(tmp_path, SIGNED.digest).unlink()
+    read: list[LayoutIndex] = []
+
+    def read_index(_: object) -> LayoutIndex:
+        read.append(attrs.evolve(index))
+        assert len(read) < 50
+        return read[-1]
+
+    monkeypatch.setattr(type(layout), "read_index", read_index)
+    with pytest.raises(BlobNotFound):
+        known_referrers(layout)
 
 
 def test_what_comes_along_is_checked_and_counted(root: Path, registry: UploadRegistry) -> None:
