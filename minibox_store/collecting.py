@@ -39,17 +39,22 @@ class Marks:
         """
         return {key[0] for key in self._seen}
 
-    def add_root(self, source: BlobSource, root: Descriptor) -> None:
-        """Mark everything that ``root`` reaches, and ``root``.
+    def add_root(self, source: BlobSource, root: Descriptor) -> set[str]:
+        """Mark everything that ``root`` reaches, and ``root``; return the documents of it that were not marked before.
+
+        They are named as in :meth:`live_names`.
 
         Raises:
             BlobNotFound, ContentMismatch, InvalidDocument: when a document cannot be read; the marks are worth nothing.
         """
         if root.digest in self.absent:  # a root may not be absent; and it may have come since
             self.forget([self.absent[root.digest]])
+        found = set[str]()
         for node in walk_documents(source, root, limits=self.limits, seen=self._seen):
+            found.add(node.descriptor.digest.hex)
             if node.content is None and media_types.is_document(node.descriptor.media_type):
                 self.absent[node.descriptor.digest] = node.descriptor
+        return found
 
     def forget(self, absent: Iterable[Descriptor]) -> None:
         """Forget that these were absent: they have come since, and what they reach is to be marked."""
@@ -96,8 +101,8 @@ def _mark_referrers(
     live_names = marks.live_names()
 
     def keep(descriptor: Descriptor) -> None:
-        marks.add_root(source, descriptor)
-        live_names.add(descriptor.digest.hex)
+        # Of one that is an index, what refers to a manifest of it is alive too.
+        live_names.update(marks.add_root(source, descriptor))
 
     dead = keep_living(known, lambda digest: digest.hex in live_names or digest.hex in held, keep)
     return tuple(dead)

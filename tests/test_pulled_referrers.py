@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from minibox_store import (
+    BlobNotFound,
     Event,
     IncompleteImage,
     InvalidDocument,
@@ -24,6 +26,8 @@ from minibox_store import (
     StoreDamaged,
     render_line,
 )
+from minibox_store.documents import LayoutIndex
+from minibox_store.layout.reading import known_referrers
 from minibox_store.layout.sweeping import Sweep
 from minibox_store.layout_index import REFERRER_ANNOTATION
 from tests.support.answers import Answer, registry_error
@@ -273,6 +277,25 @@ def test_a_referrer_with_a_name_is_told_too(root: Path) -> None:
     assert [str(each.descriptor.digest) for each in open_store(root).referrers(NAME)] == [SIGNED.digest]
 
 
+def test_what_cannot_be_read_is_an_error_though_the_index_changes_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, SIGNED, NAME)
+    layout = open_layout(tmp_path)
+    index = layout.read_index()
+    blob(tmp_path, SIGNED.digest).unlink()
+    read: list[LayoutIndex] = []
+
+    def read_index(_: object) -> LayoutIndex:
+        read.append(attrs.evolve(index))
+        assert len(read) < 50
+        return read[-1]
+
+    monkeypatch.setattr(type(layout), "read_index", read_index)
+    with pytest.raises(BlobNotFound):
+        known_referrers(layout)
+
+
 def test_what_comes_along_is_checked_and_counted(root: Path, registry: UploadRegistry) -> None:
     pull(root, registry)
     store = open_store(root)
@@ -363,6 +386,21 @@ def test_it_stays_where_an_index_has_the_manifest_that_it_refers_to(root: Path, 
     assert collect(root) == set()
     open_store(root).remove("index:1")
     assert collect(root) == digests(*ALONG)
+
+
+def test_it_stays_where_what_it_refers_to_is_part_of_another_referrer(root: Path, registry: UploadRegistry) -> None:
+    signatures = build_index([OF_ARM], subject=IMAGE.root)
+    countersigned = build_artifact(OF_ARM.root, content=b"of the signature of arm64")
+    registry.put("team/app", signatures, countersigned)
+    pull(root, registry, "image")
+    registry.put("team/app", signatures, tag="signatures")
+    pull(root, registry, "signatures", name="signatures:1", platform=None)
+    open_store(root).remove("signatures:1")
+    assert {signatures.digest, countersigned.digest} <= kept(root).keys()
+    assert collect(root) == set()
+    open_store(root).remove(NAME)
+    assert {signatures.digest, countersigned.digest} <= collect(root)
+    assert stored(root) == set()
 
 
 def test_what_has_a_name_of_its_own_stays_and_what_refers_to_it(root: Path, registry: UploadRegistry) -> None:

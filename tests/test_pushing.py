@@ -233,6 +233,29 @@ def test_a_referrer_that_cannot_be_listed_leaves_the_tag_as_it_was(signed: Store
     assert registry.tag("team/app", "1") == SMALL.digest
 
 
+def test_lists_of_referrers_that_refer_to_each_other_have_an_end(signed: Store, registry: UploadRegistry) -> None:
+    lists = [build_index([], subject=SMALL.root), build_index([], subject=SIGNATURE.root)]
+    registry.put("team/app", lists[0], tag=f"sha256-{SIGNATURE.digest.partition(':')[2]}")
+    registry.put("team/app", lists[1], tag=LIST)
+    registry.knows_subjects = False
+    push(signed, registry, "signature:1")
+    assert len(registry.sent("PUT")) == len(SIGNATURE.blobs) + 2
+    listed = json.loads(registry.manifests["team/app", LIST][1])
+    assert [each["digest"] for each in listed["manifests"]] == [SIGNATURE.digest]
+
+
+def test_no_list_of_referrers_is_written_that_nobody_could_read(signed: Store, registry: UploadRegistry) -> None:
+    entry = {**OTHER_SIGNATURE.root, "annotations": {"org.example.long": "x" * ((4 << 20) - 500)}}
+    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}).encode()
+    registry.put("team/app", OTHER_SIGNATURE)
+    registry.manifests["team/app", LIST] = (OCI_INDEX, content)
+    registry.knows_subjects = False
+    with pytest.raises(InvalidDocument, match=f"{LIST}.* larger than 4194304 bytes"):
+        push(signed, registry, "signature:1")
+    assert registry.manifests["team/app", LIST] == (OCI_INDEX, content)
+    assert registry.tag("team/app", "1") is None
+
+
 # Chunks
 
 

@@ -212,6 +212,16 @@ def test_pages_without_end_are_left(registry: UploadRegistry) -> None:
     assert len(registry.requests) < 270
 
 
+def test_large_pages_without_end_are_left_sooner_s7(registry: UploadRegistry) -> None:
+    large = {**SIGNED.root, "annotations": {"org.example.long": "x" * 4_000_000}}
+    for number in range(10):
+        link = f'<{LIST}?at={number + 1}>; rel="next"'
+        answer(registry, page(large, link=link), target=f"{LIST}?at={number}" if number else LIST)
+    with pytest.raises(RegistryError, match="does not come to an end"):
+        find(registry)
+    assert len([request for request in registry.requests if "/referrers/" in request.path]) == 5
+
+
 def test_a_page_on_another_host_is_not_asked_for(registry: UploadRegistry) -> None:
     with UploadRegistry() as other:
         answer(registry, page(SIGNED.root, link=f'<http://{other.host}{LIST}?last=a>; rel="next"'))

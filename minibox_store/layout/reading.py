@@ -45,13 +45,14 @@ def known_referrers(layout: Layout) -> KnownReferrers:
     """Return what refers to what among the entries of a store, named or not.
 
     Raises:
-        BlobNotFound, StoreDamaged: when an entry cannot be read.
+        BlobNotFound, StoreDamaged: when an entry cannot be read, though index.json is the same, or again and again.
     """
-    while True:
+    for attempt in range(_ATTEMPTS):
         index = layout.read_index()
         try:
             with layout.naming_damage():
                 return KnownReferrers(layout, [entry.descriptor for entry in index.entries], layout.limits)
         except BlobNotFound:
-            if layout.read_index() is index:
+            if attempt + 1 == _ATTEMPTS or layout.read_index() is index:
                 raise  # else a name has gone meanwhile, and its blobs with it
+    raise AssertionError("the last attempt returns or raises")

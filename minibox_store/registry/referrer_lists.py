@@ -29,6 +29,8 @@ _ENCODED_LENGTH = 64
 _NO_LIST = frozenset({400, 404, 405, 406, 501})
 _MOST_PAGES = 256
 _MOST_LISTED = 10_000
+# Of all pages together; what is listed is kept with its annotations.
+_MOST_BYTES = 16 * 1024 * 1024
 
 
 def list_referrers(
@@ -43,7 +45,8 @@ def list_referrers(
     target = f"/v2/{repository}/referrers/{subject}"
     found: list[Descriptor] = []
     seen = set[str]()
-    while target not in seen and len(seen) < _MOST_PAGES and len(found) <= _MOST_LISTED:
+    left_bytes = _MOST_BYTES
+    while target not in seen and len(seen) < _MOST_PAGES and len(found) <= _MOST_LISTED and left_bytes > 0:
         seen.add(target)
         request = Request(target=target, headers={"Accept": media_types.OCI_INDEX})
         try:
@@ -60,6 +63,7 @@ def list_referrers(
         page = decode_document(reply.content, media_types.OCI_INDEX, shown, limits=limits)
         assert isinstance(page, Index)
         found += page.manifests
+        left_bytes -= len(reply.content)
         following = next_target(Url(transport.registry, target), reply.link)
         # A page with nothing on it leads nowhere, whatever it says.
         if following is None or not page.manifests:

@@ -15,7 +15,7 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, IncompleteImage, RateLimited, RegistryError
+from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument, RateLimited, RegistryError
 from minibox_store.graph import read_content
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
@@ -228,8 +228,12 @@ class RepositoryWriter:
         subject = document.subject.digest
         listed = with_referrer(read_list(self._repository, subject), describe_referrer(descriptor, document))
         if listed is not None:
+            if len(listed) > limits.document_bytes:
+                problem = f"with one more in it, it is larger than {limits.document_bytes} bytes"
+                raise InvalidDocument("", problem, referrers_tag(subject))
             described = Descriptor(media_type=media_types.OCI_INDEX, digest=Digest.of(listed), size_bytes=len(listed))
-            self._put_document(referrers_tag(subject), described, listed)
+            # That it is made to refer to something itself leads nowhere: such lists could refer to each other.
+            self._put(referrers_tag(subject), described, listed)
 
     def _put_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         upload = BlobUpload(self._transport, self._path, descriptor, source, chunk_bytes=self._chunk_bytes)

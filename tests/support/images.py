@@ -255,6 +255,7 @@ def build_index(
     attestations: bool = False,
     docker: bool = False,
     nested: int = 0,
+    subject: Document | None = None,
 ) -> BuiltImage:
     """Return an index of ``images``, which may be indexes themselves.
 
@@ -263,6 +264,7 @@ def build_index(
         attestations: Add one attestation manifest of platform ``unknown/unknown`` for each image, as BuildKit does.
         docker: Make it a Docker manifest list.
         nested: Wrap the index in so many further indexes of one entry each.
+        subject: The descriptor of what it refers to.
     """
     parts = _Parts("sha256")
     entries: list[Document] = []
@@ -288,6 +290,8 @@ def build_index(
         inner = encode_document({"schemaVersion": 2, "mediaType": media_type, "manifests": entries}, docker=docker)
         entries = [parts.add(inner, media_type)]
     document = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
+    if subject is not None:
+        document["subject"] = {key: subject[key] for key in ("mediaType", "digest", "size")}
     return parts.finish(encode_document(document, docker=docker), media_type)
 
 

@@ -270,9 +270,10 @@ class UploadRegistry(ScriptedRegistry):
         for (where, name), (media_type, content) in self.manifests.items():
             document = json.loads(content)
             if where == repository and ":" in name and document.get("subject", {}).get("digest") == subject:
-                kind = document.get("artifactType") or document["config"]["mediaType"]
-                listed = {"mediaType": media_type, "digest": name, "size": len(content), "artifactType": kind}
-                found[name] = {**listed, "annotations": document.get("annotations", {})}
+                kind = document.get("artifactType") or document.get("config", {}).get("mediaType")
+                listed = {"mediaType": media_type, "digest": name, "size": len(content)}
+                typed = {"artifactType": kind} if kind else {}
+                found[name] = {**listed, **typed, "annotations": document.get("annotations", {})}
         asked = dict(request.query)
         rest = [entry for name, entry in sorted(found.items()) if name > asked.get("last", "")]
         page = rest[: self.page_names]
