@@ -8,8 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minibox_store.cancellation import Cancellation as Cancellation
     from minibox_store.codec import encode_document as encode_document
-    from minibox_store.copying import Cancellation as Cancellation
     from minibox_store.copying import EventListener as EventListener
     from minibox_store.copying import copy_image as copy_image
     from minibox_store.digest import Digest as Digest
@@ -151,7 +151,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "codec": ("encode_document",),
-    "copying": ("Cancellation", "EventListener", "copy_image"),
+    "cancellation": ("Cancellation",),
+    "copying": ("EventListener", "copy_image"),
     "digest": ("Digest",),
     "documents": (
         "ConfigSummary",

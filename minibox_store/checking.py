@@ -11,7 +11,8 @@ from contextlib import closing
 from itertools import chain
 from queue import SimpleQueue
 
-from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Node, identity
 from minibox_store.errors import (

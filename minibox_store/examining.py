@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.copying import Cancellation, EventListener, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, HistoryEntry, Referrer
 from minibox_store.errors import BlobNotFound

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.copying import Cancellation, EventListener, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.events import UnpackingLayer
 from minibox_store.graph import RememberingSource

@@ -17,6 +17,9 @@ from minibox_store.errors import ImageNotFound, InvalidDigest
 from minibox_store.reference import normalised
 
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
+# By these names containerd's import calls an image, whatever the one above says: who had one set elsewhere would have an
+# image of this store pass for another.
+_FOREIGN_NAMES = frozenset({"io.containerd.image.name"})
 # What begins so is written by this project alone.
 _OWN = "dev.minibox.store."
 REFERRER_ANNOTATION = f"{_OWN}referrer"
@@ -77,8 +80,9 @@ def nameless(descriptor: Descriptor) -> Descriptor:
 
 
 def without_own(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return what an entry says besides its name, and besides what this project notes in it."""
-    return {key: text for key, text in annotations.items() if key != NAME_ANNOTATION and not key.startswith(_OWN)}
+    """Return what an entry says besides its names, and besides what this project notes in it."""
+    left_out = {NAME_ANNOTATION, *_FOREIGN_NAMES}
+    return {key: text for key, text in annotations.items() if key not in left_out and not key.startswith(_OWN)}
 
 
 def names_of(index: LayoutIndex) -> Iterator[tuple[str, Descriptor]]:

@@ -16,8 +16,9 @@ from minibox_store._files import open_regular
 from minibox_store._room import check_room
 from minibox_store.admitting import Wish, check_policy, digest_in
 from minibox_store.archive import ArchiveReader
+from minibox_store.cancellation import Cancellation
 from minibox_store.codec import describe_document
-from minibox_store.copying import Cancellation, EventListener, copy_graph
+from minibox_store.copying import EventListener, copy_graph
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (

@@ -4,7 +4,7 @@ Nothing that a policy asks about is taken from a registry's word for it: sizes a
 were verified, and those bytes are what a hook of the program is shown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import attrs
 
@@ -128,7 +128,9 @@ def check_offer(policy: Policy, offer: OfferedImage) -> None:
         if isinstance(error, Cancelled) or offer.has_raised(error):
             raise
         raise PolicyRefused(offer.name, "verify", str(error) or type(error).__name__) from error
-    if answer is False:
+    if answer is not None and answer is not True:
+        if isinstance(answer, Coroutine):
+            answer.close()  # it was never begun
         raise PolicyRefused(offer.name, "verify", "it was not verified")
 
 

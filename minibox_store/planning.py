@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.copying import Cancellation, EventListener, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ignore_events
 from minibox_store.events import ResolvingName
 from minibox_store.layout import Layout
 from minibox_store.limits import Limits

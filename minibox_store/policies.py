@@ -28,8 +28,8 @@ class Policy:
         max_image_bytes: how large all that an image reaches may be, each blob once, as it is transferred.
         max_layers: how many layers a manifest may have.
         require_digest: whether a reference must have a digest. A tag beside it says nothing.
-        verify: called, in the thread that pulls, when all else holds. It refuses by any error that it raises, and by
-            returning ``False``.
+        verify: called, in the thread that pulls, when all else holds. It lets in by returning ``None`` or ``True``,
+            and refuses by anything else that it returns or raises.
 
     Raises:
         InvalidArgument: on construction, for what is no host or part of one, and for a negative bound.

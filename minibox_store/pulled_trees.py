@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 
 import attrs
 
+from minibox_store.cancellation import Cancellation
 from minibox_store.codec import BaseLayer, decode_document
-from minibox_store.copying import Cancellation, EventListener
+from minibox_store.copying import EventListener
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest
 from minibox_store.errors import Cancelled

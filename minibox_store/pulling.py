@@ -7,7 +7,8 @@ import attrs
 
 from minibox_store._file_errors import file_errors
 from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
-from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, ignore_events
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import ImagePresent, NothingToUnpack, ReferrerFound, ResolvingName

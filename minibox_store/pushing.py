@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidDigest, StoreDamaged, StoreError

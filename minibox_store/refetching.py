@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from minibox_store import media_types
-from minibox_store.copying import Cancellation, EventListener, ObservedSource
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ObservedSource
 from minibox_store.documents import Descriptor, Node, Role
 from minibox_store.errors import ContentMismatch, RegistryError, StoreError
 from minibox_store.layout import Layout

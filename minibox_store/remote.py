@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from minibox_store import media_types
-from minibox_store.copying import DEFAULT_PARALLEL, Cancellation, EventListener, copy_image, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ReferrerFound, ResolvingName

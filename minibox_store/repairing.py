@@ -13,8 +13,9 @@ from contextlib import suppress
 import attrs
 
 from minibox_store import _files, _signatures
+from minibox_store.cancellation import Cancellation
 from minibox_store.checking import check_images
-from minibox_store.copying import Cancellation, EventListener
+from minibox_store.copying import EventListener
 from minibox_store.documents import Descriptor, Identity, identity
 from minibox_store.errors import IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
 from minibox_store.image_map import ImageMap

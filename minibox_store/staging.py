@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from minibox_store.copying import Cancellation, EventListener, ObservedSource, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ObservedSource, ignore_events
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled
 from minibox_store.protocols import ArchivedBlob, BlobStage, BlobStream, RangeStream

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.arguments import Durability, absolute_root, is_durable
-from minibox_store.copying import (
-    Cancellation,
-    EventListener,
-    copy_image,
-    ignore_events,
-)
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, copy_image, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.copying import Cancellation, EventListener, ignore_events
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, ignore_events
 from minibox_store.errors import InvalidArgument
 from minibox_store.layout import Layout
 

@@ -12,7 +12,8 @@ import pytest
 
 from minibox_store import Store, _files, _moving
 from minibox_store.archive import ArchiveFile
-from minibox_store.copying import Cancellation, copy_graph, copy_image
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import copy_graph, copy_image
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, InvalidDocument, StoreError

@@ -180,7 +180,7 @@ def test_what_else_a_descriptor_says_is_kept_and_the_name_it_had_elsewhere_is_no
         digest=Digest.of(b"x"),
         size_bytes=1,
         platform=LINUX_AMD64,
-        annotations={NAME_ANNOTATION: "evil:1", "a": "b"},
+        annotations={NAME_ANNOTATION: "evil:1", "io.containerd.image.name": "docker.io/library/evil:1", "a": "b"},
         artifact_type="application/x",
     )
     new = with_name(LayoutIndex(), "app:1", elsewhere).entries[0].descriptor

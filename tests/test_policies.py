@@ -335,22 +335,33 @@ class SignatureError(Exception):
         (SignatureError(), "SignatureError"),
         (KeyError("key"), "'key'"),
         (False, "it was not verified"),
+        (0, "it was not verified"),
+        ("", "it was not verified"),
+        ("no", "it was not verified"),
     ],
 )
-def test_whatever_the_hook_raises_and_a_false_refuse_the_image_before_a_config_or_layer_is_read(
+def test_whatever_the_hook_raises_or_returns_but_none_and_true_refuses_the_image_before_a_config_or_layer_is_read(
     root: Path, answer: object, problem: str
 ) -> None:
     for image in (AMD64_IMAGE, INDEX):
         error, opened = import_refused(root, image, Policy(verify=Hook(answer)), platform=LINUX_AMD64)
         assert str(error) == f"image 'app:1' is refused by verify: {problem}"
-        assert error.__cause__ is (answer or None)
+        assert error.__cause__ is (answer if isinstance(answer, Exception) else None)
         assert opened <= set(image.document_digests)
 
 
-@pytest.mark.parametrize("answer", [None, True, 0, "", object()])
-def test_whatever_else_the_hook_returns_lets_the_image_in(root: Path, answer: object) -> None:
+@pytest.mark.parametrize("answer", [None, True])
+def test_a_hook_that_returns_none_or_true_lets_the_image_in(root: Path, answer: object) -> None:
     open_store(root).import_image(memory_of({NAME: AMD64_IMAGE}), NAME, checked_by=Policy(verify=Hook(answer)))
     assert read_names(root) == {NAME: AMD64_IMAGE.digest}
+
+
+def test_a_hook_that_answers_only_when_it_is_awaited_lets_nothing_in(root: Path) -> None:
+    async def verify(offer: object) -> bool:
+        return True
+
+    error, _ = import_refused(root, AMD64_IMAGE, Policy(verify=verify))
+    assert error.rule == "verify"
 
 
 def test_the_hook_is_asked_last_and_not_at_all_for_what_is_refused_anyway(root: Path) -> None:

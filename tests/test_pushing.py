@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minibox_store import Store
-from minibox_store.copying import Cancellation
+from minibox_store.cancellation import Cancellation
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (
     AuthenticationRefused,

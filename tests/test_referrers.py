@@ -12,7 +12,8 @@ import pytest
 import minibox_store
 from minibox_store import Referrer
 from minibox_store.archive import ArchiveFile
-from minibox_store.copying import Cancellation, copy_image
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import copy_image
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (
     Cancelled,

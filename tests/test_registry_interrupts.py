@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from minibox_store import Policy
-from minibox_store.copying import Cancellation, copy_graph
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import copy_graph
 from minibox_store.errors import Cancelled, RegistryError
 from minibox_store.memory import MemoryImages
 from minibox_store.protocols import ImageSource, Interruptible

@@ -11,7 +11,7 @@ import pytest
 
 import minibox_store
 from minibox_store import remote
-from minibox_store.copying import Cancellation
+from minibox_store.cancellation import Cancellation
 from minibox_store.errors import (
     AuthenticationRefused,
     Cancelled,

@@ -3,6 +3,6 @@
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.listing import Listing
 from minibox_store.layout.opened import OpenedImage, opening_image
-from minibox_store.layout.transaction import TransactionTarget
+from minibox_store.layout.target import TransactionTarget
 
 __all__ = ["Layout", "Listing", "OpenedImage", "TransactionTarget", "opening_image"]

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -388,20 +388,3 @@ class Transaction:
             self._publisher.forget_wrong(digest)  # a descriptor that lied may have called it wrong
         elif digest not in self._reached:
             self._publisher.compare(digest, self._held[digest])
-
-
-@attrs.frozen
-class TransactionTarget:
-    """A store as an ImageTarget whose transactions know more: see :class:`Transaction`."""
-
-    layout: "Layout"
-    origin: str | None = attrs.field(default=None, kw_only=True)
-    verify_content: bool = attrs.field(default=False, kw_only=True)
-    provenance: Provenance | None = attrs.field(default=None, kw_only=True)
-    ranges: int | None = attrs.field(default=None, kw_only=True)
-
-    def open_writer(self) -> AbstractContextManager[Transaction]:
-        """Begin a transaction; leaving it without an error commits it, with one aborts it."""
-        return self.layout.open_writer(
-            origin=self.origin, verify_content=self.verify_content, provenance=self.provenance, ranges=self.ranges
-        )
