@@ -24,7 +24,7 @@ from minibox_store.registry.dialling import Address, Dialler, Network, OpenLines
 from minibox_store.registry.failures import ProxyFailed, SourceFailed
 from minibox_store.registry.outgoing import OutgoingBody
 from minibox_store.registry.proxies import Proxy, open_tunnel
-from minibox_store.registry.reading import LineReader
+from minibox_store.registry.reading import Response
 from minibox_store.registry.urls import Origin
 
 _IDLE_PER_ORIGIN = 8
@@ -66,25 +66,6 @@ class _Line:
         if self._handle is not None:
             self._lines.remove(self._handle)
             self._handle = None
-
-
-class Response(http.client.HTTPResponse):
-    """The head of an answer, behind all that came before it; ``reader`` has its body."""
-
-    def __init__(
-        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
-    ) -> None:
-        super().__init__(sock, debuglevel, method, url)
-        self.reader = LineReader(self.fp.detach(), sock)
-        self.fp = self.reader  # type: ignore[assignment]  # of it only readline and close are used
-
-    def _read_status(self) -> tuple[str, int, str]:
-        # The standard library passes over 100 alone. Spec: RFC 9110, section 15.2.
-        while True:
-            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # the stubs lack it
-            if not 100 < found[1] < 200 or found[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                return found
-            http.client.parse_headers(self.reader)
 
 
 class _PlainConnection(HTTPConnection):

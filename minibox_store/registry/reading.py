@@ -4,11 +4,13 @@
 loses them when that fails; and the end of a connection is to it the end of a line.
 """
 
+import http.client
 import io
 import math
 import socket
 import ssl
 import time
+from http import HTTPStatus
 
 from minibox_store.registry.failures import LineCut
 
@@ -120,3 +122,22 @@ class LineReader(io.BufferedIOBase):
                 waited_seconds += self._sock.gettimeout() or 0.0
                 if waited_seconds >= (self._silence_seconds or 0.0):
                     raise
+
+
+class Response(http.client.HTTPResponse):
+    """The head of an answer, behind all that came before it; ``reader`` has its body."""
+
+    def __init__(
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
+        self.reader = LineReader(self.fp.detach(), sock)
+        self.fp = self.reader  # type: ignore[assignment]  # of it only readline and close are used
+
+    def _read_status(self) -> tuple[str, int, str]:
+        # The standard library passes over 100 alone. Spec: RFC 9110, section 15.2.
+        while True:
+            found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # the stubs lack it
+            if not 100 < found[1] < 200 or found[1] == HTTPStatus.SWITCHING_PROTOCOLS:
+                return found
+            http.client.parse_headers(self.reader)
