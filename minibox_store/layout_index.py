@@ -17,8 +17,8 @@ from minibox_store.errors import ImageNotFound, InvalidDigest
 from minibox_store.reference import normalised
 
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
-# By these names containerd's import calls an image, whatever the one above says: who had one set elsewhere would have an
-# image of this store pass for another.
+# By these names containerd's import calls an image, whatever the one above says: whoever had set one elsewhere would have
+# an image of this store pass for another.
 _FOREIGN_NAMES = frozenset({"io.containerd.image.name"})
 # What begins so is written by this project alone.
 _OWN = "dev.minibox.store."
