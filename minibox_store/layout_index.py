@@ -17,7 +17,7 @@ from minibox_store.errors import ImageNotFound, InvalidDigest
 from minibox_store.reference import normalised
 
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
-# By these names containerd's import calls an image, whatever the one above says: whoever had set one elsewhere would have
+# By these names containerd's import calls an image, whatever the one above says: one that was set elsewhere would let
 # an image of this store pass for another.
 _FOREIGN_NAMES = frozenset({"io.containerd.image.name"})
 # What begins so is written by this project alone.
