@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import pytest
 
@@ -330,10 +330,10 @@ def test_an_error_of_the_next_place_is_told_and_what_came_of_it_is_kept(root: Pa
     gone = RegistryError("GET", "https://example.org/", None, (), "the line was cut")
 
     class Breaking:
-        def open_blob(self, descriptor: Descriptor, offset: int = 0) -> object:
+        def open_blob(self, descriptor: Descriptor, offset: int = 0) -> NoReturn:
             raise gone
 
-    source = SeveralPlaces(liar(), Breaking())  # type: ignore[arg-type]
+    source = SeveralPlaces(liar(), Breaking())
     with pytest.raises(StoreError) as caught, open_layout(root).open_writer() as writer:
         writer.write_blob(LAYER, source)
     assert caught.value is gone

@@ -386,6 +386,7 @@ def test_where_what_is_left_cannot_be_read_no_name_goes(root: Path, untouched: N
     refused(root, error, "older_than=1h", "reference=team/*")
     refused(root, error, "max_bytes=0")
     refused(root, error, "label=keep")
+    assert {"app:1"} <= set(read_names(root))
 
 
 @pytest.mark.parametrize("part", ["manifest", "config"])

@@ -274,6 +274,7 @@ def test_S7_S26_a_body_without_an_end_is_cut_and_costs_no_memory(
         "config": blob_target("team/app", AMD64.config_digest),
     }
     kind = {"index": OCI_INDEX, "manifest": OCI_MANIFEST, "config": "application/octet-stream"}[what]
+    # One of the few texts that a framing may be.
     endless = Answer(headers={"Content-Type": kind}, body=b"[" * 65536, endless=True, framing=framing)  # type: ignore[arg-type]
     store = open_store(root)
     with ScriptedRegistry() as registry:

@@ -487,7 +487,7 @@ def test_a_digest_that_is_there_needs_no_request_and_another_one_does(
 
 def test_there_is_no_other_policy(root: Path) -> None:
     with pytest.raises(InvalidArgument, match="policy"):
-        open_store(root).pull("app:1", policy="never")  # type: ignore[arg-type]
+        open_store(root).pull("app:1", policy="never")  # type: ignore[arg-type]  # as a caller may
 
 
 # What else a pull does, where nothing is fetched

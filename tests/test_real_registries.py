@@ -324,7 +324,9 @@ def test_artifactory_and_nexus_call_a_manifest_json_and_its_own_type_counts(
         registry.allow("GET", manifest_target(REPOSITORY, digest), answer)
         if digest == image.digest:
             registry.allow("GET", MANIFEST, answer)
-    pull(store, registry, image if image is not INDEX else IMAGE)
+    brought = image if image is not INDEX else IMAGE
+    pull(store, registry, brought)
+    assert store.resolve("app:1").media_type == brought.media_type
 
 
 def test_s5_artifactory_and_nexus_are_not_believed_where_a_documents_own_type_is_another(
@@ -351,6 +353,7 @@ def test_artifactory_spells_basic_in_capitals(store: Store, registry: ScriptedRe
     challenge = 'BASIC realm="Artifactory Realm"'
     serve_image(registry, REPOSITORY, "1", IMAGE, authorization=authorization, challenge=challenge)
     pull(store, registry, credentials={registry.host: Credentials("alice", "pass-word-1")})
+    assert [request.header("Authorization") for request in registry.requests[:2]] == [None, authorization]
 
 
 def test_artifactory_and_nexus_name_a_token_server_without_a_path(

@@ -126,6 +126,7 @@ def test_a_registry_that_wants_basic_gets_the_token_for_a_password() -> None:
         basic = basic_credentials("<token>", REFRESH)
         serve_image(registry, REPOSITORY, "1", IMAGE, authorization=basic, challenge='Basic realm="x"')
         resolve(registry, {"credentials": {registry.host: Credentials("", identity_token=REFRESH)}})
+        assert [request.header("Authorization") for request in registry.requests] == [None, basic]
 
 
 def test_one_refresh_token_gives_one_token_for_each_scope_and_each_is_kept() -> None:

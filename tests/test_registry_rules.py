@@ -273,7 +273,7 @@ def test_a_file_that_is_wrong_is_refused_with_the_place(content: bytes, where: s
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_decoding_is_total(content: bytes) -> None:
     with contextlib.suppress(InvalidDocument):
-        decode_registries_file(content, "registries.toml")
+        assert isinstance(decode_registries_file(content, "registries.toml"), RegistryRules)
 
 
 def test_an_empty_file_has_no_rules() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minibox_store import Credentials, Image, Platform
+from minibox_store.arguments import PullPolicy
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout
 from tests.support.peers import DockerRegistry, docker_registry, push_image, run_skopeo
@@ -57,9 +58,9 @@ def test_an_unchanged_pull_takes_at_most_two_requests_though_a_password_is_asked
 ) -> None:
     reference = registry.reference("team/app", tag)
 
-    def pull(**options: str) -> Image:
+    def pull(policy: PullPolicy = "always") -> Image:
         client = quick_client(credentials=credentials(registry))
-        return open_store(tmp_path).pull(reference, client=client, platform=platform, **options)  # type: ignore[arg-type]
+        return open_store(tmp_path).pull(reference, client=client, platform=platform, policy=policy)
 
     pulled = pull()
     found: list[Image] = []

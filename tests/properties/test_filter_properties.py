@@ -260,7 +260,8 @@ def test_a_filter_reads_no_more_than_it_asks_for(
             )
             for each in candidates
         ]
-    choose_images(chosen_by, candidates, now_seconds=NOW, read_weights=lambda: weights or fail())
+    chosen = choose_images(chosen_by, candidates, now_seconds=NOW, read_weights=lambda: weights or fail())
+    assert {each.name for each in chosen} <= {each.name for each in candidates}
 
 
 # ---- stores

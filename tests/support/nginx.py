@@ -5,6 +5,7 @@ import http.client
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.support.peers import require_peer
@@ -113,7 +114,7 @@ def nginx(
         command = [program, "-p", os.fspath(folder), "-e", "stderr", "-c", os.fspath(settings)]
         with running(command, environment=plain_environment(folder), log=log, folder=folder) as process:
             try:
-                wait_until(lambda port=port: _answers(port), process, log=log)  # type: ignore[misc]
+                wait_until(partial(_answers, port), process, log=log)
             except ProcessFailed:
                 # Somebody else may have taken the port since it was found to be free.
                 if attempt + 1 == _ATTEMPTS or "Address already in use" not in read_log(log):
