@@ -145,10 +145,11 @@ class InvalidDocument(InvalidInput):
 
 @attrs.frozen(slots=False, repr=False)
 class InvalidArchive(InvalidInput):
-    """A tar that is no image archive, breaks the format, or lacks what its manifest names."""
+    """A tar that is no image archive, breaks the format, or lacks what its manifest names, ``missing`` all of it."""
 
     problem: str
     member: str | None = None
+    missing: tuple[str, ...] = ()
 
     def _sentence(self) -> str:
         place = f" at member {_shown(self.member)}" if self.member is not None else ""

@@ -12,6 +12,30 @@ MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images between
 
 
 @attrs.frozen(kw_only=True)
+class TarLimits:
+    """How much a reader of a tar takes from an archive that nobody vouches for.
+
+    How many members are too many is for who reads them to say.
+
+    Attributes:
+        member_bytes: of one member's data.
+        extension_bytes: of one PAX header or long name.
+        extension_headers: how many of them may precede one member.
+        padding_bytes: of the zeros behind the end.
+        sparse_segments: in the map of one sparse file.
+    """
+
+    member_bytes: int = 1 << 43
+    extension_bytes: int = 1 << 20
+    extension_headers: int = 8
+    padding_bytes: int = 1 << 24
+    sparse_segments: int = 1 << 16
+
+
+DEFAULT_TAR_LIMITS = TarLimits()
+
+
+@attrs.frozen(kw_only=True)
 class Limits:
     """The bounds within which one image, and one store, is read.
 
@@ -26,7 +50,14 @@ class Limits:
         history: how many steps a config may tell.
         described_bytes: all documents and configs of an image that are told at once, each once.
         index_bytes: index.json.
-        archive_metadata_bytes: meta.json of an archive.
+        archive_metadata_bytes: meta.json of an archive; what else says there which images it has is a document.
+        archive_members: how many members an archive may have, of whatever kind.
+        archive_bytes: what a compressed archive may become.
+        archive_ratio: how many bytes one byte of a compressed archive may become, over the whole of it; asked once
+            ``archive_ratio_floor_bytes`` have come.
+        archive_ratio_floor_bytes: up to here any ratio will do.
+        archive_window_log: the logarithm of the largest window that a compressed archive may ask for.
+        tar: the bounds on the tar itself.
         token_bytes: the answer of a token server.
         error_bytes: an error that a registry tells.
     """
@@ -39,6 +70,12 @@ class Limits:
     described_bytes: int = 16 * MEBIBYTE
     index_bytes: int = 256 * MEBIBYTE
     archive_metadata_bytes: int = MEBIBYTE
+    archive_members: int = 1 << 17
+    archive_bytes: int = 1 << 40
+    archive_ratio: int = 250
+    archive_ratio_floor_bytes: int = 1 << 30
+    archive_window_log: int = 27
+    tar: TarLimits = DEFAULT_TAR_LIMITS
     token_bytes: int = MEBIBYTE
     error_bytes: int = 64 * 1024
 

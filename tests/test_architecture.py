@@ -30,7 +30,7 @@ VALUES = {
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers", "manifest_choice"),
-    *("referring", "cancellation"),
+    *("referring", "cancellation", "decompressing"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
@@ -84,7 +84,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "minibox_store/registry/credential_programs.py",
     ),
     "pickle": ("minibox_store/rootfs/mount_talk.py",),
-    **dict.fromkeys(["backports", "compression", "indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
+    **dict.fromkeys(["indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
+    **dict.fromkeys(["backports", "compression"], ("minibox_store/decompressing.py", "minibox_store/rootfs/")),
     **dict.fromkeys(["os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "os.sync"], FILES),
     **dict.fromkeys(["os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"], ENVIRONMENT),
     **dict.fromkeys(["threading.Thread", "threading.Timer", "_thread"], tuple(THREADS)),

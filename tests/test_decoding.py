@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minibox_store.decompressing import compression_of
 from minibox_store.digest import Digest
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidArchive, MissingLibrary, StoreError
 from minibox_store.limits import UnpackLimits
 from minibox_store.memory import MemoryImages
 from minibox_store.rootfs.decoding import open_layer
-from minibox_store.rootfs.decompressing import compression_of
 from minibox_store.rootfs.reading_ahead import ReadingAhead
 from minibox_store.tar import Member, TarReader
 from tests.support.compression import (

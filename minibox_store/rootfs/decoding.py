@@ -10,12 +10,12 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
+from minibox_store.decompressing import PIECE_BYTES, CompressedInput, iter_decompressed
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidArchive, StoreError, StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.rootfs.decompressing import PIECE_BYTES, CompressedInput, iter_decompressed
 from minibox_store.rootfs.reading_ahead import ReadingAhead
 
 _LEAST_PIECE_BYTES = PIECE_BYTES // 2

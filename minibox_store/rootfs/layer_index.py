@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from minibox_store.decompressing import Compression, compression_of
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import UnpackLimits
 from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
-from minibox_store.rootfs.decompressing import Compression, compression_of
 from minibox_store.rootfs.layer_entries import NO_DIGEST, LayerEntry, encode_entries, iter_entries
 from minibox_store.rootfs.ownership import NEVER_SET, check_ids, device_number
 from minibox_store.rootfs.places import find_places

@@ -8,10 +8,10 @@ import io
 import struct
 from collections.abc import Iterator
 
+from minibox_store.decompressing import Compression
 from minibox_store.errors import InvalidArchive, MissingLibrary
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobStream
-from minibox_store.rootfs.decompressing import Compression
 from minibox_store.rootfs.restarting import BEGINNING, ZSTD_SPACING_BYTES, OpenAt, Place, ZstdDecoder
 
 # What is decoded in vain at most. A place costs 32 KiB, less what they can be compressed by: 1.6 percent of the tar.

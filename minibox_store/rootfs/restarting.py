@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from minibox_store.decompressing import Compression
 from minibox_store.errors import MissingLibrary
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobStream
-from minibox_store.rootfs.decompressing import Compression
 
 # Nearer to one another than this, the places in a zstd stream are not worth being kept.
 ZSTD_SPACING_BYTES = MEBIBYTE // 2

@@ -7,9 +7,10 @@ zero blocks, and a sparse file unless the caller takes such. Names are bytes on 
 ``surrogateescape``.
 """
 
+from minibox_store.limits import TarLimits
 from minibox_store.tar.encoding import encode_header, padding
 from minibox_store.tar.format import BLOCK_BYTES, END_OF_ARCHIVE
-from minibox_store.tar.member import Member, MemberKind, TarLimits
+from minibox_store.tar.member import Member, MemberKind
 from minibox_store.tar.reader import ByteStream, TarReader
 
 __all__ = [

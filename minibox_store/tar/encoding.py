@@ -1,5 +1,6 @@
 """Members to bytes: the plainest header that holds a member exactly, the same for the same member everywhere."""
 
+from minibox_store.limits import DEFAULT_TAR_LIMITS
 from minibox_store.tar.format import (
     BLOCK_BYTES,
     CHECKSUM,
@@ -16,7 +17,7 @@ from minibox_store.tar.format import (
     XATTR_PREFIX,
     byte_sum,
 )
-from minibox_store.tar.member import DEFAULT_LIMITS, DEVICES, LINKS, Member, MemberKind, refusal
+from minibox_store.tar.member import DEVICES, LINKS, Member, MemberKind, refusal
 
 _SHORTEST_FILLER_BYTES = len(b"12 comment=\n")
 
@@ -51,7 +52,7 @@ def encode_header(member: Member, *, offset: int = 0, align_bytes: int = BLOCK_B
         body += _encode_filler(offset + 2 * BLOCK_BYTES + len(body), align_bytes)
     if not body:
         return header
-    if len(body) > DEFAULT_LIMITS.extension_bytes:
+    if len(body) > DEFAULT_TAR_LIMITS.extension_bytes:
         raise refusal("its names and extended attributes are too long", member.name)
     return _encode_block(name=b"././@PaxHeader", flag=b"x", size_bytes=len(body)) + body + padding(len(body)) + header
 
@@ -67,7 +68,7 @@ def _check_writable(member: Member) -> None:
     problem = ""
     if not member.name or _has_lost_slash(member):
         problem = "it has no name, or one that ends with a slash"
-    elif not 0 <= member.size_bytes <= (DEFAULT_LIMITS.member_bytes if is_file else 0):
+    elif not 0 <= member.size_bytes <= (DEFAULT_TAR_LIMITS.member_bytes if is_file else 0):
         problem = f"it cannot have {member.size_bytes} bytes of data"
     elif member.segments is not None:
         problem = "it is a sparse file, and such are read only"

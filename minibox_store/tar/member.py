@@ -31,25 +31,6 @@ LINKS = (MemberKind.HARDLINK, MemberKind.SYMLINK)
 DEVICES = (MemberKind.CHARACTER_DEVICE, MemberKind.BLOCK_DEVICE)
 
 
-@attrs.frozen(kw_only=True)
-class TarLimits:
-    """How much a reader takes from an archive that nobody vouches for.
-
-    ``extension_bytes`` is for one PAX header or long name, ``extension_headers`` for how many of them precede one
-    member, ``padding_bytes`` for the zeros behind the end, ``sparse_segments`` for the map of one sparse file. How many
-    members are too many is for the caller to say.
-    """
-
-    member_bytes: int = 1 << 43
-    extension_bytes: int = 1 << 20
-    extension_headers: int = 8
-    padding_bytes: int = 1 << 24
-    sparse_segments: int = 1 << 16
-
-
-DEFAULT_LIMITS = TarLimits()
-
-
 # Without slots, and by position, a frozen value is made in half the time; the reader owes a fifth of its speed to that.
 @attrs.frozen(slots=False)
 class Member:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from minibox_store.errors import InvalidArchive
+from minibox_store.limits import DEFAULT_TAR_LIMITS, TarLimits
 from minibox_store.tar.decoding import (
     KINDS,
     KINDS_AND_SPARSE,
@@ -35,7 +36,7 @@ from minibox_store.tar.format import (
     TYPE,
     ZERO_BLOCK,
 )
-from minibox_store.tar.member import DEFAULT_LIMITS, NO_XATTRS, Member, MemberKind, TarLimits, refusal
+from minibox_store.tar.member import NO_XATTRS, Member, MemberKind, refusal
 from minibox_store.tar.sparse import decode_sparse
 
 _CHUNK_BYTES = 64 * 1024
@@ -89,7 +90,7 @@ class TarReader(Iterator[Member]):
     ['a']
     """
 
-    def __init__(self, stream: ByteStream, limits: TarLimits = DEFAULT_LIMITS, *, sparse: bool = False) -> None:
+    def __init__(self, stream: ByteStream, limits: TarLimits = DEFAULT_TAR_LIMITS, *, sparse: bool = False) -> None:
         self._stream = stream
         self._limits = limits
         self._seek = stream.seek if isinstance(stream, _Seekable) and stream.seekable() else None

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from minibox_store.limits import TarLimits
 from minibox_store.tar.decoding import SPARSE_KEY, SPARSE_TYPE, decode_number
 from minibox_store.tar.format import BLOCK_BYTES, GNU_MAGIC, LARGEST_NUMBER, TYPE
-from minibox_store.tar.member import Member, MemberKind, Segments, TarLimits, refusal
+from minibox_store.tar.member import Member, MemberKind, Segments, refusal
 
 SparseRecords = Sequence[tuple[bytes, bytes]]
 # Gives ``size_bytes`` of the archive from ``offset`` on; the offsets only grow.
