@@ -14,7 +14,7 @@ import pytest
 
 from minibox_store import Cancellation, Store, _moving
 from minibox_store.archive import ArchiveReader
-from minibox_store.errors import Cancelled, InvalidArchive, InvalidPath, InvalidReference, StoreError
+from minibox_store.errors import Cancelled, InvalidArchive, InvalidPath, InvalidReference
 from minibox_store.events import BlobAdvanced, Event
 from minibox_store.media_types import OCI_INDEX, OCI_MANIFEST
 from tests.support.archives import (
@@ -38,14 +38,14 @@ from tests.support.images import (
     encode_document,
     random_layer,
 )
-from tests.support.layouts import blob_path, read_layout_blobs, read_layout_names, write_layout
+from tests.support.layouts import blob_path, read_layout_blobs, read_layout_names
+from tests.support.loads import HELD, holds, refused, store_with_something
 from tests.support.snapshots import snapshot
 from tests.support.sources import read_stream
 from tests.support.tars import Endless, ForwardOnly, padded, pax, raw_header
 
 NAME = "quay.io/team/app:1.0"
 IMAGE = build_image()
-HELD = build_image(salt="held before")
 EMPTY = Layer(content=b"", media_type=OCI_LAYER, diff_id=digest_of(b""))
 GOOD = pack(members_of(IMAGE, NAME))
 TAR_FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -54,33 +54,11 @@ HEX = "0123456789abcdef" * 4
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store that holds another image already, and the folders of a transaction that came and went."""
-    write_layout(tmp_path / "store", {"held:1": HELD})
-    store = Store(tmp_path / "store", durability="none")
-    store.tag("held:1", "held:2")
-    return store
+    return store_with_something(tmp_path / "store")
 
 
 def is_loaded(store: Store, image: BuiltImage = IMAGE, name: str = NAME) -> bool:
-    root = Path(store.root)
-    named = {key: entry["digest"] for key, entry in read_layout_names(root).items()}
-    return (
-        named == {"held:1": HELD.digest, "held:2": HELD.digest, name: image.digest}
-        and read_layout_blobs(root) == {**HELD.blobs, **image.blobs}
-        and not list((root / "ingest").glob("[0-9a-f]*[0-9a-f]"))
-    )
-
-
-def refused(store: Store, archive: bytes | str | BinaryIO, kind: type[StoreError] = InvalidArchive) -> str:
-    """Return the sentence with which a load is refused, after seeing that the store is as it was."""
-    before = snapshot(Path(store.root))
-    with pytest.raises(kind) as caught:
-        store.load(io.BytesIO(archive) if isinstance(archive, bytes) else archive)
-    assert snapshot(Path(store.root)) == before
-    sentence = str(caught.value)
-    assert sentence.isprintable()
-    assert len(sentence) < 1000
-    return sentence
+    return holds(store, {name: image})
 
 
 # ---- what is read
