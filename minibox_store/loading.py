@@ -234,17 +234,3 @@ def _naming_archive() -> Iterator[None]:
         raise InvalidArchive(f"it lacks {error.digest}, which its manifest names", missing=(error.digest,)) from error
     except (ContentMismatch, InvalidDocument, InvalidReference, IncompleteImage) as error:
         raise InvalidArchive(str(error)) from error
-    except _compression_errors() as error:
-        raise InvalidArchive(f"its compression is damaged: {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise InvalidArchive(f"its compression is damaged: {error}") from error  # as gzip and bz2 say it
-
-
-def _compression_errors() -> tuple[type[Exception], ...]:
-    """Return what the decompressors that a caller may read through raise; looked up when something has gone wrong."""
-    import lzma
-    import zlib
-
-    return EOFError, zlib.error, lzma.LZMAError

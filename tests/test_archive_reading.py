@@ -1,5 +1,6 @@
 """Loading: what save writes and what the older daemon writes, from a file, a pipe or a decompressor; nothing else."""
 
+import bz2
 import gzip
 import io
 import json
@@ -665,7 +666,8 @@ NONE: dict[str, bytes] = {
     "a byte": b"x",
     "text": b"hello\n" * 1000,
     "zeros of one block": bytes(512),
-    "gzip": gzip.compress(GOOD),
+    "gzip in gzip": gzip.compress(gzip.compress(GOOD)),
+    "bzip2": bz2.compress(GOOD),
     "JSON": b"{}".ljust(2048),
     "an archive and more": GOOD + b"x",
     "two archives": GOOD.rstrip(b"\0").ljust(len(GOOD) // 512 * 512, b"\0") + GOOD,

@@ -5,13 +5,11 @@ it was read, says ``contents``.
 """
 
 import functools
-import io
-import os
-import stat
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from minibox_store import _moving
+from minibox_store.archive.input import Archive, open_input
 from minibox_store.archive.member_names import (
     META_JSON,
     MemberName,
@@ -32,14 +30,6 @@ from minibox_store.tar import Member, MemberKind, TarReader
 _LINKS = (MemberKind.SYMLINK, MemberKind.HARDLINK)
 
 
-class Archive(Protocol):
-    """What an archive is read from: a file, a pipe, a decompressor."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return 1 to ``size`` bytes, and none only at the end."""
-        ...
-
-
 class _MemberStream:
     """The data of the member that the reader stands at."""
 
@@ -57,23 +47,21 @@ class ArchiveReader:
     """One pass over an archive: its blobs as they come; behind the last one ``members`` says what there was.
 
     Args:
-        file: untrusted. Where it is an open regular file, each blob's stream is a range of it.
+        file: untrusted. Where it is an open regular file that is not compressed, each blob's stream is a range of it.
         limits: the bounds on what is read.
     """
 
     def __init__(self, file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._tar = TarReader(file, limits.tar)
-        self._file_descriptor, self._start = _regular_file(file)
+        self._input = open_input(file, limits)
+        self._tar = TarReader(self._input, limits.tar)
         self._position = 0
         self.members = MemberTable()
 
     @property
     def file_bytes(self) -> int:
-        """How much there is to be read, where that is a regular file; else 0."""
-        if self._file_descriptor is None:
-            return 0
-        return max(0, os.fstat(self._file_descriptor).st_size - self._start)
+        """How much there is to be read, where that is a regular file that is not compressed; else 0."""
+        return 0 if self._input.file_range is None else self._input.file_range.size_bytes
 
     def iter_blobs(self) -> Iterator[ArchivedBlob]:
         """Yield each blob; a stream that is no range of a file must be read before the next step.
@@ -81,7 +69,9 @@ class ArchiveReader:
         Raises:
             InvalidArchive: for a member that has no place in an archive, or bytes that are no tar.
         """
-        for member in self._tar:
+        for number, member in enumerate(self._tar, start=1):
+            if number > self._limits.archive_members:
+                raise InvalidArchive(f"it has more than {self._limits.archive_members} members", member.name)
             if member.kind is MemberKind.DIRECTORY:
                 check_directory(member.name)
             elif member.kind in _LINKS:
@@ -125,20 +115,10 @@ class ArchiveReader:
         self.members.note_kept(key, digest, size_bytes)
 
     def _stream(self, member: Member) -> BlobStream:
-        if self._file_descriptor is None:
+        lying = self._input.file_range
+        if lying is None:
             return _MemberStream(self._tar)
-        offset = self._start + member.data_offset
-        if offset + member.size_bytes > os.fstat(self._file_descriptor).st_size:
+        if member.data_offset + member.size_bytes > lying.size_bytes:
             raise InvalidArchive("the archive ends inside the data of this member", member.name)
-        return _moving.FileStream(self._file_descriptor, offset, member.size_bytes, owns_descriptor=False)
-
-
-def _regular_file(file: Archive | BinaryIO) -> tuple[int | None, int]:
-    """Return the descriptor and the position of a regular file as ``open`` gives it.
-
-    Many another thing that has a ``fileno`` (a decompressor, say) does not read the bytes that lie there.
-    """
-    raw = file.raw if isinstance(file, io.BufferedReader) else file
-    if not isinstance(raw, io.FileIO) or not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
-        return None, 0
-    return raw.fileno(), file.tell() if isinstance(file, io.BufferedReader) else raw.tell()
+        offset = lying.offset + member.data_offset
+        return _moving.FileStream(lying.file_descriptor, offset, member.size_bytes, owns_descriptor=False)

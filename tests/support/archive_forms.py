@@ -1,182 +1,178 @@
-"""Archives of images in the forms of other tools, packed by the standard library: OCI layouts, and docker's archives.
+"""Archives of one image in each form that there is, member by member, as the tools write them.
 
-Nothing here knows ``minibox_store``. Each builder writes what the tool that it is called by writes, in its order.
+The members are raw blocks, so that whoever wants to harm an archive may do it to any of them. Nothing here knows
+``minibox_store``.
+
+Spec: OCI image-spec 1.1, image-layout.md; moby image/spec v1.2, "Combined Image JSON + Filesystem Changeset Format".
 """
 
-import gzip
-import hashlib
 import json
-import tarfile
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from tests.support.archives import blob_name, special
-from tests.support.images import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST, BuiltImage, Document, digest_of
+from tests.support.archives import Members, blob_name, members_of
+from tests.support.images import BuiltImage, digest_of, encode_document
+from tests.support.tars import END, padded, pax, raw_header
 
-AnyMembers = list[tuple[str | tarfile.TarInfo, bytes]]
-DockerStyle = Literal["docker", "skopeo", "containerd", "crane"]
-DOCKER_STYLES: tuple[DockerStyle, ...] = ("docker", "skopeo", "containerd", "crane")
-REF_NAME = "org.opencontainers.image.ref.name"
-CONTAINERD_NAME = "io.containerd.image.name"
-OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+REFERENCE_NAME = "org.opencontainers.image.ref.name"
+MARKER = b'{"imageLayoutVersion":"1.0.0"}'
+_NAME_BYTES = 100
 
 
-def hex_of(digest: str) -> str:
-    """Return a digest without its algorithm."""
+@dataclass(frozen=True)
+class Part:
+    """One member. ``flag`` is its type, ``link`` the target of a link, ``size`` what it claims if not its size."""
+
+    name: str
+    content: bytes = b""
+    flag: bytes = b"0"
+    link: str = ""
+    size: int | bytes | None = None
+
+    def encode(self) -> bytes:
+        """Return its blocks; a name or target that is too long for the header is told by PAX records."""
+        name, link = os.fsencode(self.name), os.fsencode(self.link)
+        long = [(key, value) for key, value in ((b"path", name), (b"linkpath", link)) if len(value) > _NAME_BYTES]
+        header = raw_header(
+            name[:_NAME_BYTES],
+            flag=self.flag,
+            size=len(self.content) if self.size is None else self.size,
+            link=link[:_NAME_BYTES],
+        )
+        return (pax(long) if long else b"") + header + padded(self.content)
+
+
+Parts = list[Part]
+
+
+def pack_parts(parts: Sequence[Part]) -> bytes:
+    """Return the archive of these members, without any padding behind its end."""
+    return b"".join(part.encode() for part in parts) + END
+
+
+def bare(digest: str) -> str:
+    """Return the hexadecimal digits of a digest."""
     return digest.partition(":")[2]
 
 
-def entry_of(image: BuiltImage, name: str | None = None, **annotations: str) -> Document:
-    """Return an entry of index.json for an image; ``containerd`` is the name that containerd reads."""
-    said = {REF_NAME: name} if name is not None else {}
-    if "containerd" in annotations:
-        said[CONTAINERD_NAME] = annotations["containerd"]
-    return {**image.root, **({"annotations": said} if said else {})}
+def blob_parts(image: BuiltImage) -> Parts:
+    """Return a member for each blob of an image, in the order in which a walk comes to them."""
+    return _parts(members_of(image, "a:1")[1:])
 
 
-def index_json(entries: Sequence[Document]) -> bytes:
-    """Return index.json of these entries."""
-    return json.dumps({"schemaVersion": 2, "manifests": list(entries)}).encode()
+def minibox_parts(image: BuiltImage, name: str) -> Parts:
+    """Return the members of a minibox archive."""
+    return _parts(members_of(image, name))
 
 
-def oci_members(entries: Sequence[Document], *images: BuiltImage) -> AnyMembers:
-    """Return the members of an OCI layout with these entries, and all blobs of these images."""
-    blobs = {digest: content for image in images for digest, content in image.blobs.items()}
+def oci_parts(image: BuiltImage, name: str) -> Parts:
+    """Return the members of an OCI archive, as skopeo and podman write it."""
+    return [Part("oci-layout", MARKER), Part("index.json", oci_index(image, name)), *blob_parts(image)]
+
+
+def oci_index(image: BuiltImage, name: str, **fields: Any) -> bytes:
+    """Return index.json of an OCI archive; ``fields`` take the place of those of its one entry."""
+    entry = {**image.root, "annotations": {REFERENCE_NAME: name}, **fields}
+    return encode_document({"schemaVersion": 2, "manifests": [entry]})
+
+
+def docker_parts(image: BuiltImage, name: str) -> Parts:
+    """Return the members of a docker-archive of plain layers, as skopeo writes it: nothing has its name twice."""
+    layers = dict.fromkeys(image.layer_digests)
     return [
-        *((blob_name(digest), content) for digest, content in sorted(blobs.items())),
-        ("index.json", index_json(entries)),
-        ("oci-layout", OCI_LAYOUT),
+        *(Part(f"{bare(digest)}.tar", image.blobs[digest]) for digest in layers),
+        Part(f"{bare(image.config_digest)}.json", image.blobs[image.config_digest]),
+        Part("manifest.json", docker_manifest(image, name)),
     ]
 
 
-def named_oci_members(images: Mapping[str, BuiltImage]) -> AnyMembers:
-    """Return the members of an OCI layout of these images, each under its name."""
-    return oci_members([entry_of(image, name) for name, image in images.items()], *images.values())
-
-
-def plain_layers(image: BuiltImage) -> list[bytes]:
-    """Return the layers of an image as tars, which is how docker keeps them."""
-    contents = [image.blobs[digest] for digest in image.layer_digests]
-    return [gzip.decompress(each) if each.startswith(b"\x1f\x8b") else each for each in contents]
-
-
-def made_manifest(image: BuiltImage, layers: Sequence[bytes]) -> bytes:
-    """Return the OCI manifest that is made of a docker image whose layers are these bytes."""
-    types = {b"\x1f\x8b": OCI_LAYER_GZIP, b"\x28\xb5": OCI_LAYER_ZSTD}
-    described = [
-        {"mediaType": types.get(each[:2], OCI_LAYER), "digest": digest_of(each), "size": len(each)} for each in layers
-    ]
-    config = {
-        "mediaType": OCI_CONFIG,
-        "digest": image.config_digest,
-        "size": len(image.blobs[image.config_digest]),
+def docker_manifest(image: BuiltImage, name: str, **fields: Any) -> bytes:
+    """Return manifest.json of a docker-archive; ``fields`` take the place of those of its one image."""
+    entry = {
+        "Config": f"{bare(image.config_digest)}.json",
+        "RepoTags": [name],
+        "Layers": [f"{bare(digest)}.tar" for digest in image.layer_digests],
     }
-    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": described}
-    return json.dumps(manifest, separators=(",", ":")).encode()
+    return encode_document([{**entry, **fields}])  # type: ignore[arg-type]  # an array is a document too, of docker
 
 
-def made_image(image: BuiltImage, style: DockerStyle) -> BuiltImage:
-    """Return what an image has become once it came out of a docker archive of this style."""
-    layers = layers_in(image, style)
-    manifest = made_manifest(image, layers)
-    config = image.blobs[image.config_digest]
-    blobs = {digest_of(each): each for each in (*layers, config, manifest)}
-    root = {"mediaType": OCI_MANIFEST, "digest": digest_of(manifest), "size": len(manifest)}
-    return BuiltImage(root=root, blobs=blobs, media_types={})
+def older_docker_parts(image: BuiltImage, name: str) -> Parts:
+    """Return the members of a docker-archive as docker wrote it for ten years: a folder for each layer.
 
-
-def layers_in(image: BuiltImage, style: DockerStyle) -> list[bytes]:
-    """Return the layers of an image as a docker archive of this style has them."""
-    if style in ("docker", "skopeo"):
-        return plain_layers(image)
-    return [image.blobs[digest] for digest in image.layer_digests]
-
-
-class DockerArchive:
-    """A docker archive under way: its members, and what manifest.json and repositories will say.
-
-    ``docker`` writes a folder for each layer, as up to version 24, with a link where one comes again; ``skopeo``, and
-    podman, files called by diffIDs with links to them from such folders; ``containerd``, and docker from 25 on, blobs;
-    ``crane``, and what else is made with go-containerregistry, its own two spellings.
+    A layer that is there already is a link to it.
     """
-
-    def __init__(self, style: DockerStyle) -> None:
-        self.style = style
-        self.members: AnyMembers = []
-        self.images: list[dict[str, Any]] = []
-        self.repositories: dict[str, dict[str, str]] = {}
-        self._written: set[str] = set()
-
-    def add(self, image: BuiltImage, *names: str, tags: bool = True) -> "DockerArchive":
-        """Add an image under these names; without ``tags`` they stand in ``repositories`` alone."""
-        config = image.blobs[image.config_digest]
-        keys = [self._add_layer(image, position) for position in range(len(image.layer_digests))]
-        config_name = {
-            "docker": f"{hex_of(image.config_digest)}.json",
-            "skopeo": f"{hex_of(image.config_digest)}.json",
-            "containerd": blob_name(image.config_digest),
-            "crane": image.config_digest,
-        }[self.style]
-        self._add(config_name, config)
-        self.images.append({"Config": config_name, "RepoTags": list(names) if tags and names else None, "Layers": keys})
-        for name in names if keys else ():
-            repository, _, tag = name.rpartition(":")
-            self.repositories.setdefault(repository, {})[tag] = self._identifier(image, len(keys) - 1)
-        return self
-
-    def finish(self) -> AnyMembers:
-        """Return all members, manifest.json and repositories last."""
-        return [
-            *self.members,
-            ("manifest.json", json.dumps(self.images).encode()),
-            ("repositories", json.dumps(self.repositories).encode()),
-        ]
-
-    def _identifier(self, image: BuiltImage, position: int) -> str:
-        chain = "".join(digest_of(each) for each in plain_layers(image)[: position + 1])
-        last = image.config_digest if position == len(image.layer_digests) - 1 else ""
-        return hashlib.sha256(f"{chain}{last}".encode()).hexdigest()
-
-    def _add_layer(self, image: BuiltImage, position: int) -> str:
-        content, identifier = layers_in(image, self.style)[position], self._identifier(image, position)
-        digest = digest_of(content)
-        match self.style:
-            case "docker":
-                key = f"{identifier}/layer.tar"
-                first = f"docker {digest}"
-                if first in self._written:
-                    target = next(name for name, data in self.members if data == content)
-                    self._add_link(key, f"../{target}")
-                else:
-                    self._add(key, content)
-                    self._written.add(first)
-            case "skopeo":
-                key = f"{hex_of(digest)}.tar"
-                self._add(key, content)
-                self._add_link(f"{identifier}/layer.tar", f"../{key}")
-            case "containerd":
-                key = blob_name(digest)
-                self._add(key, content)
-            case "crane":
-                key = f"{hex_of(digest)}.tar.gz"
-                self._add(key, content)
-        if self.style in ("docker", "skopeo"):
-            self._add(f"{identifier}/VERSION", b"1.0")
-            self._add(f"{identifier}/json", b'{"id": "of no use"}')
-        return key
-
-    def _add(self, name: str, content: bytes) -> None:
-        if name not in self._written:
-            self._written.add(name)
-            self.members.append((name, content))
-
-    def _add_link(self, name: str, target: str) -> None:
-        if name not in self._written:
-            self._written.add(name)
-            self.members.append((special(name, tarfile.SYMTYPE, target), b""))
+    parts: Parts = []
+    first: dict[str, str] = {}
+    for number, digest in enumerate(image.layer_digests):
+        folder = layer_id(number)
+        parts += [Part(folder, flag=b"5"), Part(f"{folder}/VERSION", b"1.0"), Part(f"{folder}/json", b'{"id":"x"}')]
+        if digest in first:
+            parts.append(Part(f"{folder}/layer.tar", flag=b"2", link=f"../{first[digest]}/layer.tar"))
+        else:
+            first[digest] = folder
+            parts.append(Part(f"{folder}/layer.tar", image.blobs[digest]))
+    count = len(image.layer_digests)
+    repository, _, tag = name.rpartition(":")
+    layers = [f"{layer_id(number)}/layer.tar" for number in range(count)]
+    return [
+        Part(f"{bare(image.config_digest)}.json", image.blobs[image.config_digest]),
+        *parts,
+        Part("manifest.json", docker_manifest(image, name, Layers=layers)),
+        Part("repositories", encode_document({repository: {tag: layer_id(count - 1)}})),
+    ]
 
 
-def docker_members(image: BuiltImage, *names: str, style: DockerStyle) -> AnyMembers:
-    """Return the members of a docker archive of one image."""
-    return DockerArchive(style).add(image, *names).finish()
+def layer_id(number: int) -> str:
+    """Return what the folder of a layer is called, which promises nothing of what is in it."""
+    return bare(digest_of(f"layer {number}".encode()))
+
+
+def both_parts(image: BuiltImage, name: str) -> Parts:
+    """Return the members of an archive that is both, as docker writes it since version 25."""
+    named = docker_manifest(
+        image,
+        name,
+        Config=blob_name(image.config_digest),
+        Layers=[blob_name(digest) for digest in image.layer_digests],
+    )
+    repository, _, tag = name.rpartition(":")
+    repositories = encode_document({repository: {tag: bare(image.layer_digests[-1])}})
+    return [
+        *(Part(folder, flag=b"5") for folder in ("blobs/", "blobs/sha256/")),
+        *blob_parts(image),
+        Part("index.json", oci_index(image, name)),
+        Part("manifest.json", named),
+        Part("oci-layout", MARKER),
+        Part("repositories", repositories),
+    ]
+
+
+FORMS: dict[str, Callable[[BuiltImage, str], Parts]] = {
+    "minibox": minibox_parts,
+    "OCI": oci_parts,
+    "docker": docker_parts,
+    "older docker": older_docker_parts,
+    "both": both_parts,
+}
+
+
+def replaced(parts: Sequence[Part], name: str, content: bytes) -> Parts:
+    """Return the members with another content of one of them.
+
+    Raises:
+        ValueError: when there is none of that name.
+    """
+    if all(part.name != name for part in parts):
+        raise ValueError(f"there is no {name}")
+    return [Part(name, content) if part.name == name else part for part in parts]
+
+
+def _parts(members: Members) -> Parts:
+    return [Part(name, content) for name, content in members]
+
+
+def decoded(parts: Sequence[Part], name: str) -> Any:
+    """Return what one member says, decoded."""
+    return json.loads(next(part.content for part in parts if part.name == name))
