@@ -122,6 +122,11 @@ def _send_range(source: int, target: int, offset: int, position: int, size_bytes
     return count
 
 
+def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
+    """Return bytes of an open file from ``offset`` on, fewer than asked for only where the system gives no more."""
+    return os.pread(descriptor, size_bytes, offset)
+
+
 def read_beginning(descriptor: int, limit_bytes: int) -> bytes:
     """Return the first bytes of an open file: all of them, if they are not more than ``limit_bytes``."""
     content = os.pread(descriptor, limit_bytes, 0)

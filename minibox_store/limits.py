@@ -21,7 +21,7 @@ class TarLimits:
         member_bytes: of one member's data.
         extension_bytes: of one PAX header or long name.
         extension_headers: how many of them may precede one member.
-        padding_bytes: of the zeros behind the end.
+        padding_bytes: of the zeros behind the end; and of those bytes of a compressed archive of which nothing comes.
         sparse_segments: in the map of one sparse file.
     """
 

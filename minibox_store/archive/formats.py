@@ -21,7 +21,8 @@ from minibox_store.codec import (
     encode_layout_index,
     encode_layout_marker,
 )
-from minibox_store.codec.archive_tables import DockerEntry, encode_docker_entries, encode_repositories
+from minibox_store.codec.archive_files import DockerImage
+from minibox_store.codec.archive_tables import encode_docker_images, encode_repositories
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Index, LayoutEntry, LayoutIndex
 from minibox_store.errors import InvalidArgument, InvalidReference
@@ -74,7 +75,7 @@ class ArchiveForm:
 
 
 @attrs.frozen(kw_only=True)
-class ArchivedImage:
+class WrittenImage:
     """One name that an archive gives, what it stands for, and the document of that."""
 
     name: str
@@ -82,7 +83,7 @@ class ArchivedImage:
     document: Document
 
 
-def control_members(form: ArchiveForm, images: Sequence[ArchivedImage]) -> tuple[tuple[str, bytes], ...]:
+def control_members(form: ArchiveForm, images: Sequence[WrittenImage]) -> tuple[tuple[str, bytes], ...]:
     """Return the names and contents of the members that say what is in an archive, in their order.
 
     Args:
@@ -105,12 +106,12 @@ def control_members(form: ArchiveForm, images: Sequence[ArchivedImage]) -> tuple
         members.append(("index.json", encode_layout_index(LayoutIndex(entries=entries))))
     if form.format != "oci":
         tags = _tags_of(form, images)
-        members.append(("manifest.json", encode_docker_entries(_docker_entries(form, images, tags))))
+        members.append(("manifest.json", encode_docker_images(_docker_entries(form, images, tags))))
         members.append(("repositories", encode_repositories(_repositories(images, tags))))
     return tuple(members)
 
 
-def _layout_entry(image: ArchivedImage) -> LayoutEntry:
+def _layout_entry(image: WrittenImage) -> LayoutEntry:
     """Return the entry of index.json: of what else a store's own says nothing, since it differs from store to store."""
     names = {NAME_ANNOTATION: image.name}
     with suppress(InvalidReference):  # by such a name no other tool could call it anyway
@@ -123,7 +124,7 @@ def _layout_entry(image: ArchivedImage) -> LayoutEntry:
     )
 
 
-def _tags_of(form: ArchiveForm, images: Iterable[ArchivedImage]) -> dict[str, str]:
+def _tags_of(form: ArchiveForm, images: Iterable[WrittenImage]) -> dict[str, str]:
     """Return the tag of Docker's that each name is written as: other tools refuse the archive for one that is none.
 
     Raises:
@@ -153,21 +154,19 @@ def _tag_of(name: str) -> str | None:
     return name if name.endswith(f":{reference.tag}") else f"{name}:{reference.tag}"
 
 
-def _docker_entries(
-    form: ArchiveForm, images: Iterable[ArchivedImage], tags: dict[str, str]
-) -> tuple[DockerEntry, ...]:
+def _docker_entries(form: ArchiveForm, images: Iterable[WrittenImage], tags: dict[str, str]) -> tuple[DockerImage, ...]:
     """Return one entry for each image, with all its tags."""
-    entries: dict[Digest, DockerEntry] = {}
+    entries: dict[Digest, DockerImage] = {}
     for image in images:
         config, layers = _docker_parts(form, image)
-        entry = entries.get(image.root.digest) or DockerEntry(config=config, tags=(), layers=layers)
+        entry = entries.get(image.root.digest) or DockerImage(config_member=config, layer_members=layers)
         tag = tags.get(image.name)
-        known = entry.tags if tag is None or tag in entry.tags else (*entry.tags, tag)
-        entries[image.root.digest] = attrs.evolve(entry, tags=known)
+        known = entry.repo_tags if tag is None or tag in entry.repo_tags else (*entry.repo_tags, tag)
+        entries[image.root.digest] = attrs.evolve(entry, repo_tags=known)
     return tuple(entries.values())
 
 
-def _docker_parts(form: ArchiveForm, image: ArchivedImage) -> tuple[str, tuple[str, ...]]:
+def _docker_parts(form: ArchiveForm, image: WrittenImage) -> tuple[str, tuple[str, ...]]:
     document = image.document
     if isinstance(document, Index):
         names = [str(each.platform) for each in document.manifests if each.platform and not each.is_attestation]
@@ -181,7 +180,7 @@ def _docker_parts(form: ArchiveForm, image: ArchivedImage) -> tuple[str, tuple[s
     return blob_name(document.config), tuple(blob_name(layer) for layer in document.layers)
 
 
-def _repositories(images: Iterable[ArchivedImage], tags: dict[str, str]) -> dict[str, dict[str, str]]:
+def _repositories(images: Iterable[WrittenImage], tags: dict[str, str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for image in images:
         if image.name in tags and not isinstance(image.document, Index) and image.document.layers:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from minibox_store import media_types
 from minibox_store._unnamed import replacing_large_file
-from minibox_store.archive.formats import ArchivedImage, ArchiveForm, control_members
+from minibox_store.archive.formats import ArchiveForm, WrittenImage, control_members
 from minibox_store.archive.layout_plan import ArchivePlan, plan_archive
 from minibox_store.archive.sinks import FileSink, Sink, ZstdSink, opened_sink
 from minibox_store.codec import decode_document
@@ -158,7 +158,7 @@ class ArchiveWriter:
         images = []
         contents = _Contents(self._form, self._sources)
         for name, root in sorted(self._names.items()):
-            images.append(ArchivedImage(name=name, root=root, document=contents.add_image(name, root)))
+            images.append(WrittenImage(name=name, root=root, document=contents.add_image(name, root)))
         plan = plan_archive(control_members(self._form, images), contents.members)
         self._sink.check_room(plan.size_bytes)
         self._sink.prepare(plan.size_bytes)

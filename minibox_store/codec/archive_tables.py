@@ -6,8 +6,7 @@ Format", for manifest.json and repositories.
 
 from collections.abc import Iterable, Mapping
 
-import attrs
-
+from minibox_store.codec.archive_files import DockerImage
 from minibox_store.codec.strict import dump, load_array
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDigest, InvalidDocument
@@ -16,19 +15,13 @@ from minibox_store.limits import DEFAULT_LIMITS, Limits
 _DIGESTS = "list of digests"
 
 
-@attrs.frozen(kw_only=True)
-class DockerEntry:
-    """One entry of manifest.json: what the members of a config and of its layers are called, and its tags."""
-
-    config: str
-    tags: tuple[str, ...]
-    layers: tuple[str, ...]
-
-
-def encode_docker_entries(entries: Iterable[DockerEntry]) -> bytes:
+def encode_docker_images(images: Iterable[DockerImage]) -> bytes:
     """Return the bytes of manifest.json. Equal values give equal bytes."""
     return dump(
-        [{"Config": each.config, "RepoTags": list(each.tags) or None, "Layers": list(each.layers)} for each in entries]
+        [
+            {"Config": each.config_member, "RepoTags": list(each.repo_tags) or None, "Layers": list(each.layer_members)}
+            for each in images
+        ]
     )
 
 

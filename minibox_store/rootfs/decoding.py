@@ -15,6 +15,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidArchive, StoreError, StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.output_bounds import OutputBounds
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.rootfs.reading_ahead import ReadingAhead
 
@@ -157,7 +158,7 @@ class DecodedLayer:
 def _iter_told(source: CompressedInput, what: str, limits: UnpackLimits) -> Iterator[bytes]:
     """Do as iter_decompressed; what the system says of the blob is told of the layer, not of where its files go."""
     try:
-        yield from iter_decompressed(source, what, limits)
+        yield from iter_decompressed(source, what, limits.window_log)
     except OSError as error:
         raise StoreUnavailable(what, error.strerror or str(error)) from error
 
@@ -170,9 +171,13 @@ class _Bounds:
         self._descriptor = descriptor
         self._limits = limits
         self._input_bytes = 0
-        self._output_bytes = 0
-        by_ratio = max(limits.ratio_floor_bytes, limits.ratio * descriptor.size_bytes)
-        self._most_bytes = min(limits.output_bytes, by_ratio)
+        self._output = OutputBounds(
+            self.what,
+            most_bytes=limits.output_bytes,
+            ratio=limits.ratio,
+            ratio_floor_bytes=limits.ratio_floor_bytes,
+            compressed_bytes=descriptor.size_bytes,
+        )
         self._deadline: float | None = None
 
     def seconds_left(self) -> float:
@@ -197,14 +202,6 @@ class _Bounds:
 
     def count_output(self, count: int) -> None:
         """Take note of bytes of the tar."""
-        self._output_bytes += count
-        if self._output_bytes > self._limits.output_bytes:
-            raise InvalidArchive(f"{self.what} is larger than {self._limits.output_bytes} bytes, which is the limit")
-        if self._output_bytes > self._most_bytes:
-            problem = (
-                f"{self.what} becomes more than {self._most_bytes} bytes, which is the limit for one of "
-                f"{self._descriptor.size_bytes} bytes compressed"
-            )
-            raise InvalidArchive(problem)
+        self._output.count_output(count)
         if self.seconds_left() < 0:
             raise self.too_slow()

@@ -1,0 +1,232 @@
+"""What an archive is read from: whatever the caller has, told by its content alone, forward only and within bounds.
+
+Of an open regular file that is not compressed, the kernel may move the data of members; of everything else the bytes
+come through here. They may be compressed as a whole, by gzip, zstd or xz, once.
+"""
+
+import io
+import os
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from minibox_store import _moving
+from minibox_store.decompressing import (
+    BEGINNING_BYTES,
+    INPUT_BYTES,
+    CompressedInput,
+    is_compressed_archive,
+    iter_decompressed_archive,
+)
+from minibox_store.errors import InvalidArchive, InvalidArgument
+from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
+from minibox_store.output_bounds import OutputBounds
+from minibox_store.protocols import BlobStream, FileRange
+
+_WHAT = "the archive"
+_DECOMPRESSORS = (("lzma", "LZMAError"), ("compression.zstd", "ZstdError"), ("backports.zstd", "ZstdError"))
+
+
+class Archive(Protocol):
+    """What an archive is read from: a file, a pipe, a decompressor."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return 1 to ``size`` bytes, and none only at the end."""
+        ...
+
+
+@runtime_checkable
+class _ReadableInto(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+class ArchiveInput:
+    """The bytes of the tar, forward only: what a :class:`~minibox_store.tar.TarReader` reads. For one thread.
+
+    It holds nothing that must be closed: the file is the caller's.
+
+    Attributes:
+        file_range: the whole of it, where it is the rest of an open regular file as it lies there; else None.
+    """
+
+    def __init__(self, stream: BlobStream, file_range: FileRange | None) -> None:
+        self._stream = stream
+        self.file_range = file_range
+        self._at = 0
+
+    def read(self, size_bytes: int, /) -> bytes:
+        """Return 1 to ``size_bytes`` bytes, of at most a mebibyte, and none only at the end.
+
+        Raises:
+            InvalidArchive: and by each read after that, when its compression is damaged, cut off, or passes a bound.
+            MissingLibrary: for zstd, where nothing installed reads it.
+        """
+        buffer = bytearray(min(size_bytes, MEBIBYTE))
+        count = self.readinto(memoryview(buffer))
+        return bytes(memoryview(buffer)[:count])
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the front of ``buffer``; return the number of bytes, 0 only at the end. Raises as :meth:`read` does."""
+        return self._stream.readinto(buffer)
+
+    def seekable(self) -> bool:
+        """Whether bytes can be passed without being read."""
+        return self.file_range is not None
+
+    def seek(self, offset: int, whence: int, /) -> int:
+        """Pass ``offset`` bytes, forward from here; there may be fewer.
+
+        Raises:
+            ValueError: for any other way to seek.
+        """
+        if whence != os.SEEK_CUR or offset < 0 or not isinstance(self._stream, _moving.FileStream):
+            raise ValueError("an archive is read forward only")
+        self._at += self._stream.next_range(offset).size_bytes
+        return self._at
+
+
+def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> ArchiveInput:
+    """Return what ``file`` holds from where it stands; nothing is read of a pipe before the first read.
+
+    Args:
+        file: untrusted. Of an open regular file the position stays where it is, unless it is compressed.
+        limits: how much a compressed archive may become, and what its decompression may cost.
+
+    Spec: OCI image-spec 1.1, image-layout.md, says nothing of compression; skopeo, podman and docker read gzip, zstd
+        and xz by content.
+    """
+    lying = _regular_file(file)
+    if lying is not None and not is_compressed_archive(
+        _moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset)
+    ):
+        stream = _moving.FileStream(lying.file_descriptor, lying.offset, lying.size_bytes, owns_descriptor=False)
+        return ArchiveInput(stream, lying)
+    bounds = OutputBounds(
+        _WHAT,
+        most_bytes=limits.archive_bytes,
+        ratio=limits.archive_ratio,
+        ratio_floor_bytes=limits.archive_ratio_floor_bytes,
+        compressed_bytes=None if lying is None else lying.size_bytes,
+        idle_bytes=limits.tar.padding_bytes + INPUT_BYTES,
+    )
+    return ArchiveInput(_ToldStream(_CallersStream(file), bounds, limits.archive_window_log), None)
+
+
+def _is_compressed(lying: FileRange) -> bool:
+    return is_compressed_archive(_moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset))
+
+
+class _ToldStream:
+    """Bytes that are passed on as they are, or decompressed: the first read tells which."""
+
+    def __init__(self, stream: BlobStream, bounds: OutputBounds, window_log: int) -> None:
+        self._source = CompressedInput(stream, bounds.count_input)
+        self._bounds = bounds
+        self._window_log = window_log
+        self._is_told = False
+        self._pieces: Iterator[bytes] | None = None
+        self._piece = memoryview(b"")
+        self._error: Exception | None = None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the front of ``buffer``; return the number of bytes, 0 only at the end."""
+        if self._error is not None:
+            # Where the decompressor stands then is not known, and a generator that failed says that it is at its end.
+            raise self._error
+        try:
+            if not self._is_told:
+                self._tell()
+            if self._pieces is None:
+                return self._source.read_into(buffer)
+            while not self._piece:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    return 0
+                self._bounds.count_output(len(piece))
+                self._piece = memoryview(piece)
+        except Exception as error:
+            self._error = error
+            raise
+        count = min(len(buffer), len(self._piece))
+        buffer[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+    def close(self) -> None:
+        """Do nothing: the file is the caller's."""
+
+    def _tell(self) -> None:
+        if is_compressed_archive(self._source.peek()):
+            self._pieces = iter_decompressed_archive(self._source, _WHAT, self._window_log)
+        self._is_told = True
+
+
+class _CallersStream:
+    """What the caller reads from, with its errors and its ways to say nothing in one form."""
+
+    def __init__(self, file: Archive | BinaryIO) -> None:
+        self._file = file
+        self._into: Callable[[memoryview], int | None] | None = None
+        if type(file) is io.BufferedReader:
+            self._into = file.readinto1  # what is there: of a pipe, the rest of a buffer may be long in coming
+        elif isinstance(file, _ReadableInto):
+            self._into = file.readinto
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the front of ``buffer``; return the number of bytes, 0 only at the end."""
+        try:
+            count = self._fill(buffer)
+        except _compression_errors() as error:
+            raise _damaged(error) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _damaged(error) from error  # as gzip and bz2 say it
+        if count is None:
+            raise InvalidArgument("file", self._file, "it has nothing to give yet, and does not wait until it has")
+        return count
+
+    def close(self) -> None:
+        """Do nothing: the file is the caller's."""
+
+    def _fill(self, buffer: memoryview) -> int | None:
+        if self._into is not None:
+            return self._into(buffer)
+        data: bytes | None = self._file.read(len(buffer))
+        if data is None:
+            return None
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _damaged(error: Exception) -> InvalidArchive:
+    return InvalidArchive(f"its compression is damaged: {error}")
+
+
+def _compression_errors() -> tuple[type[Exception], ...]:
+    """Return what the decompressors that a caller may read through raise; looked up when something has gone wrong."""
+    found: list[type[Exception]] = [EOFError, zlib.error]
+    for name, error in _DECOMPRESSORS:
+        if name in sys.modules:  # or else nobody reads through it
+            found.append(getattr(sys.modules[name], error))
+    return tuple(found)
+
+
+def _regular_file(file: Archive | BinaryIO) -> FileRange | None:
+    """Return what is left of a regular file as ``open`` gives it.
+
+    Many another thing that has a ``fileno`` (a decompressor, say) does not read the bytes that lie there.
+    """
+    # These very types: what is derived from them may give other bytes than lie there.
+    raw = file.raw if type(file) is io.BufferedReader else file
+    if type(raw) is not io.FileIO:
+        return None
+    status = os.fstat(raw.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    offset = file.tell() if type(file) is io.BufferedReader else raw.tell()
+    # What the kernel makes up as it is read, below /proc say, has no size.
+    size_bytes = status.st_size - offset
+    return FileRange(file_descriptor=raw.fileno(), offset=offset, size_bytes=size_bytes) if size_bytes > 0 else None
