@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from minibox_store.inspection import LayerDetails as LayerDetails
     from minibox_store.inspection import ManifestDetails as ManifestDetails
     from minibox_store.limits import Limits as Limits
+    from minibox_store.limits import TarLimits as TarLimits
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from minibox_store.plans import PlannedManifest as PlannedManifest
     from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
+    from minibox_store.platforms import ArchivePlatformChoice as ArchivePlatformChoice
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
     from minibox_store.policies import Policy as Policy
@@ -223,12 +225,12 @@ _MODULES = {
     "filters": ("ImageFilter", "Label"),
     "images": ("Image",),
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
-    "limits": ("Limits", "UnpackLimits"),
+    "limits": ("Limits", "TarLimits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
-    "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
+    "platforms": ("LINUX_AMD64", "ArchivePlatformChoice", "Platform", "PlatformChoice"),
     "policies": ("Policy",),
     "protocols": (
         "BlobSource",

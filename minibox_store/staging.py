@@ -79,7 +79,10 @@ class _Staging:
         observer = ObservedSource(source, node, self._on_event, self._is_stopped, self._cancellation)
         stream = observer.open_blob(descriptor)
         try:
-            self._stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
+            if blob.note_kept is None:
+                self._stage.stage_blob(stream, descriptor.size_bytes, descriptor.digest)
+            else:
+                blob.note_kept(self._stage.stage_blob(stream, descriptor.size_bytes))
         except BaseException as error:
             if not self._failed.is_set():
                 self._first.append(error)

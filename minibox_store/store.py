@@ -23,6 +23,7 @@ from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.mounted_images import MountedImages
 from minibox_store.naming import NamedStore
 from minibox_store.planning import Planning
+from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
@@ -215,42 +216,62 @@ class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, 
         file: str | os.PathLike[str] | BinaryIO,
         *,
         names: Callable[[str], str | None] | None = None,
+        platform: ArchivePlatformChoice = None,
+        complete_from_store: bool = False,
         checked_by: "Policy | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> tuple[Image, ...]:
-        """Bring the image of an archive into the store, under the name that the archive has for it, and return it.
+        """Bring the images of an archive into the store, under the names that the archive has for them; return them.
+
+        An archive is minibox's (``meta.json``), an OCI image layout (``index.json``), docker's (``manifest.json``), or
+        several of these at once, which must tell of the same images. Of docker's images a manifest is made here, the
+        same one each time.
 
         Args:
             file: the archive, not trusted: a path of a regular file, or an open file or pipe, which is read once,
                 forward, and not closed.
-            names: given the archive's name, returns the one to use, or None to leave that image out.
-            checked_by: what must hold of the image, as for :meth:`import_image`; ``require_digest`` is of the archive's
-                name. It is asked once the archive was read, and before anything of it is in the store.
+            names: given an archive's name, returns the one to use, or None to leave that image out. It is given an
+                empty text for an image that has no name; such a one is refused where ``names`` is None.
+            platform: which manifests of an index, as for :meth:`pull`; None keeps the whole, of which nothing may be
+                missing then. ``"present"`` keeps an index of those that the archive has.
+            complete_from_store: whether blobs that the archive lacks may be those that the store has already.
+            checked_by: what must hold of each image, as for :meth:`import_image`; ``require_digest`` is of the
+                archive's name. It is asked once the archive was read, and before anything of it is in the store.
             on_event: called for each step of progress, from several threads.
             cancellation: ends it when it is cancelled.
 
         Raises:
-            PolicyRefused: when ``checked_by`` does not let it in.
-            InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it.
+            PolicyRefused: when ``checked_by`` does not let one in.
+            InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it, which
+                ``missing`` has all digests of: an index lacks some of its platforms, say.
+            InvalidArgument: for a platform that none may be.
+            PlatformNotFound: when an image is not offered for a platform.
+            InvalidReference: when an image may not have the name that ``names`` gives it.
             InvalidPath: when there is no such file.
             StoreFull: when the whole archive does not fit beside what is there, though the store may have all of it
                 already: nobody knows that before it was read. Nothing has been read then. What comes through a pipe is
                 weighed member by member.
             Cancelled: when ``cancellation`` was cancelled.
 
-        Guarantees: every blob was verified as it was stored, and the whole graph is there, before the name is. An
-            archive that is refused leaves nothing behind. Loading twice leaves what loading once does.
+        Guarantees: every blob was verified as it was stored, and the whole graph is there, before a name is. All images
+            come in, in one step, or none; an archive that is refused leaves nothing behind. Loading twice leaves what
+            loading once does.
         """
-        from minibox_store.loading import load_archive
+        from minibox_store.loading import ArchiveWish, load_archive
 
+        wish = ArchiveWish(
+            names=names,
+            platforms="present" if platform == "present" else checked_choice(platform),
+            complete_from_store=complete_from_store,
+            policy=checked_by,
+        )
         with file_errors(self.root):
             return load_archive(
                 file,
                 self._layout,
+                wish,
                 describe=self._listing.image,
-                names=names,
-                checked_by=checked_by,
                 limits=self._limits,
                 on_event=on_event,
                 cancellation=cancellation or Cancellation(),

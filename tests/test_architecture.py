@@ -30,7 +30,7 @@ VALUES = {
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers", "manifest_choice"),
-    *("referring", "cancellation", "decompressing", "output_bounds"),
+    *("referring", "cancellation", "decompressing", "output_bounds", "wholeness"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
