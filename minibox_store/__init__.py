@@ -8,8 +8,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minibox_store.archive.formats import ArchiveCompression as ArchiveCompression
+    from minibox_store.archive.formats import ArchiveFormat as ArchiveFormat
     from minibox_store.cancellation import Cancellation as Cancellation
     from minibox_store.codec import encode_document as encode_document
+    from minibox_store.codec.archive_tables import parse_digests as parse_digests
     from minibox_store.copying import EventListener as EventListener
     from minibox_store.copying import copy_image as copy_image
     from minibox_store.digest import Digest as Digest
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from minibox_store.inspection import LayerDetails as LayerDetails
     from minibox_store.inspection import ManifestDetails as ManifestDetails
     from minibox_store.limits import Limits as Limits
+    from minibox_store.limits import TarLimits as TarLimits
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
     from minibox_store.plans import PlannedManifest as PlannedManifest
     from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
+    from minibox_store.platforms import ArchivePlatformChoice as ArchivePlatformChoice
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
     from minibox_store.policies import Policy as Policy
@@ -150,7 +155,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "archive.formats": ("ArchiveCompression", "ArchiveFormat"),
     "codec": ("encode_document",),
+    "codec.archive_tables": ("parse_digests",),
     "cancellation": ("Cancellation",),
     "copying": ("EventListener", "copy_image"),
     "digest": ("Digest",),
@@ -223,12 +230,12 @@ _MODULES = {
     "filters": ("ImageFilter", "Label"),
     "images": ("Image",),
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
-    "limits": ("Limits", "UnpackLimits"),
+    "limits": ("Limits", "TarLimits", "UnpackLimits"),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
-    "platforms": ("LINUX_AMD64", "Platform", "PlatformChoice"),
+    "platforms": ("LINUX_AMD64", "ArchivePlatformChoice", "Platform", "PlatformChoice"),
     "policies": ("Policy",),
     "protocols": (
         "BlobSource",

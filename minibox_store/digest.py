@@ -24,16 +24,6 @@ def is_hexadecimal(text: str) -> bool:
         return False
 
 
-def hexadecimal_of(text: str) -> str | None:
-    """Return the hexadecimal part of a digest, None where ``text`` spells none: no value is made, for one of very many.
-
-    >>> hexadecimal_of("sha256:" + "ab" * 32) == Digest.parse("sha256:" + "ab" * 32).hex, hexadecimal_of("sha256:ab")
-    (True, None)
-    """
-    algorithm, _, encoded = text.partition(":")
-    return encoded if len(encoded) == HEX_LENGTHS.get(algorithm) and is_hexadecimal(encoded) else None
-
-
 # Without slots a frozen value is made in half the time, and a walk makes one for each blob of each document.
 @attrs.frozen(order=True, slots=False)
 class Digest:

@@ -17,9 +17,10 @@ from minibox_store.errors import ImageNotFound, InvalidDigest
 from minibox_store.reference import normalised
 
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
-# By these names containerd's import calls an image, whatever the one above says: one that was set elsewhere would let
-# an image of this store pass for another.
-_FOREIGN_NAMES = frozenset({"io.containerd.image.name"})
+# By this name containerd's import calls an image, whatever the one above says: one that was set elsewhere would let an
+# image of this store pass for another.
+CONTAINERD_NAME_ANNOTATION = "io.containerd.image.name"
+_FOREIGN_NAMES = frozenset({CONTAINERD_NAME_ANNOTATION})
 # What begins so is written by this project alone.
 _OWN = "dev.minibox.store."
 REFERRER_ANNOTATION = f"{_OWN}referrer"

@@ -11,7 +11,7 @@ from minibox_store import media_types
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Index, Manifest
-from minibox_store.errors import InvalidDocument, PlatformNotFound
+from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound
 from minibox_store.graph import RememberingSource, check_bounds, read_document
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform, choose_platform
@@ -63,12 +63,18 @@ def select_manifest(
 
 
 def manifests_below(
-    source: RememberingSource, root: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+    source: RememberingSource,
+    root: Descriptor,
+    limits: Limits,
+    on_odd_config: OddConfigListener,
+    *,
+    allow_absent: bool = False,
 ) -> Iterator[Descriptor]:
     """Yield the manifests of an index with their platforms; what lies in nested indexes comes in its place.
 
     Attestations are left out, and what an index names again: a manifest counts once for each platform. One whose
-    config says what none may has none, and hides no other: ``on_odd_config`` is told.
+    config says what none may has none, and hides no other: ``on_odd_config`` is told. With ``allow_absent`` a manifest
+    that is absent has the platform that its entry names, if any, and an index that is absent has no manifests.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: for a document that is missing or wrong, and was needed.
@@ -85,14 +91,14 @@ def manifests_below(
         elif media_types.is_index(descriptor.media_type):
             documents += 1
             check_bounds(root, documents, len(stack), limits)
-            read = read_document(source, descriptor, limits, False)
+            read = read_document(source, descriptor, limits, allow_absent)
             if read is not None and isinstance(read[0], Index):
                 stack.append(iter(read[0].manifests))
         elif media_types.is_manifest(descriptor.media_type):
             if descriptor.platform is None:
                 documents += 1
                 check_bounds(root, documents, len(stack), limits)
-                descriptor = _with_platform(source, descriptor, limits, on_odd_config)
+                descriptor = _with_platform(source, descriptor, limits, on_odd_config, allow_absent=allow_absent)
                 if descriptor.platform is not None and _is_named_again(descriptor, seen):
                     continue
             yield descriptor
@@ -108,10 +114,15 @@ def _is_named_again(descriptor: Descriptor, seen: _Named) -> bool:
 
 
 def _with_platform(
-    source: RememberingSource, descriptor: Descriptor, limits: Limits, on_odd_config: OddConfigListener
+    source: RememberingSource,
+    descriptor: Descriptor,
+    limits: Limits,
+    on_odd_config: OddConfigListener,
+    *,
+    allow_absent: bool = False,
 ) -> Descriptor:
     """Return the manifest's descriptor with the platform that its config names, if it names one."""
-    read = read_document(source, descriptor, limits, False)
+    read = read_document(source, descriptor, limits, allow_absent)
     if read is None or not isinstance(read[0], Manifest) or not media_types.is_config(read[0].config.media_type):
         return descriptor
     config = read[0].config
@@ -120,4 +131,8 @@ def _with_platform(
     except InvalidDocument as odd:
         on_odd_config(odd)
         return descriptor
+    except BlobNotFound:
+        if allow_absent:
+            return descriptor
+        raise
     return attrs.evolve(descriptor, platform=platform)

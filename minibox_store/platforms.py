@@ -136,6 +136,9 @@ LINUX_AMD64 = Platform(os="linux", architecture="amd64")
 # has; or, where it is None, the image as it is, attestations included.
 PlatformChoice = Platform | Sequence[Platform] | Literal["all"] | None
 WantedPlatforms = Platform | tuple[Platform, ...] | Literal["all"] | None
+# Of an archive, also those that it has, whatever else its index names.
+ArchivePlatformChoice = PlatformChoice | Literal["present"]
+ArchivedPlatforms = WantedPlatforms | Literal["present"]
 
 
 def checked_choice(platform: PlatformChoice) -> WantedPlatforms:

@@ -4,7 +4,7 @@ An end (the local layout, a registry's repository, an archive, memory) implement
 knows nothing else of it. A speed-up is a further protocol of one method, looked for in one place.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
@@ -159,11 +159,16 @@ class RangeStream(Protocol):
 
 @attrs.frozen(kw_only=True)
 class ArchivedBlob:
-    """A blob that an archive holds, under the digest and size that its member claims: the ``position``-th one."""
+    """A blob that an archive holds, under the digest and size that its member claims: the ``position``-th one.
+
+    ``note_kept`` is None where it must have that digest. Where the name of the member promises nothing, it is told the
+    digest that the blob turns out to have.
+    """
 
     descriptor: Descriptor
     stream: BlobStream
     position: int
+    note_kept: Callable[[Digest], None] | None = None
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ An index of several is made here where the one that there is names anything else
 nothing that an index names is left out of a store. Its bytes depend on the original and on what is chosen alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import attrs
@@ -83,6 +83,32 @@ def select_image(
     if media_types.is_manifest(root.media_type):
         return ChosenImage(root=root, manifests=chosen_ones)
     return _index_of(source, root, chosen_ones, limits)
+
+
+def select_present(
+    source: RememberingSource,
+    root: Descriptor,
+    is_present: Callable[[Descriptor], bool],
+    name: str,
+    limits: Limits = DEFAULT_LIMITS,
+) -> ChosenImage:
+    """Return an index of those manifests below the index ``root`` that are there, as :func:`select_image` makes one.
+
+    Args:
+        source: where the documents are, as far as they are; it has the new index from now on.
+        root: an index.
+        is_present: whether a manifest is there, with all that it needs.
+        name: how an error calls the image.
+        limits: how deep and how large the graph, and the new index, may be.
+
+    Raises:
+        PlatformNotFound: when not one is there for a platform that is known.
+        ContentMismatch, InvalidDocument: as :func:`select_image`.
+    """
+    odd: list[InvalidDocument] = []
+    offered = manifests_below(source, root, limits, odd.append, allow_absent=True)
+    present = [each for each in offered if is_present(each)]
+    return _index_of(source, root, _chosen(present, "all", odd, name), limits)
 
 
 def _offered(

@@ -1,6 +1,7 @@
 """How text from outside stands in a sentence: on one line, printable, and bounded."""
 
 import time
+from collections.abc import Sized
 
 SHOWN_CHARACTERS = 200
 SHOWN_ITEMS = 20
@@ -25,6 +26,15 @@ def beginning(text: str) -> str:
 def shown(text: str) -> str:
     """Return the beginning of ``text`` in quotes."""
     return repr(beginning(text))
+
+
+def and_more(items: Sized) -> str:
+    """Return what a sentence that names the first of ``items`` says of the others.
+
+    >>> and_more("a"), and_more("abc")
+    ('', ' and 2 more')
+    """
+    return f" and {len(items) - 1} more" if len(items) > 1 else ""
 
 
 def since(seconds: float) -> str:

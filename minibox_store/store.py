@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from minibox_store._file_errors import file_errors, path_errors
+from minibox_store._file_errors import file_errors
 from minibox_store.arguments import Durability, absolute_root, is_durable
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, copy_image, ignore_events
+from minibox_store.copying import EventListener, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
@@ -17,15 +17,17 @@ from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
 from minibox_store.graph import read_content, walk
 from minibox_store.images import Image
-from minibox_store.layout import Layout, Listing, opening_image
+from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.mounted_images import MountedImages
 from minibox_store.naming import NamedStore
 from minibox_store.planning import Planning
+from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
+from minibox_store.saving import Saving
 from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo
 
 
-class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
+class Store(
+    Pulling, Planning, Pushing, Saving, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages
+):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
@@ -166,91 +170,67 @@ class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, 
 
     # ---- archives
 
-    def save(
-        self,
-        name: str,
-        path: str | os.PathLike[str],
-        *,
-        dir_fd: int | None = None,
-        on_event: EventListener = ignore_events,
-        cancellation: Cancellation | None = None,
-    ) -> Image:
-        """Write an image as an archive, and return it. Equal images under equal names give equal bytes.
-
-        Args:
-            name: which image, as for :meth:`get`.
-            path: the file; created, or replaced if it is a regular one.
-            dir_fd: an open directory that ``path`` is relative to.
-            on_event: called for each step of progress.
-            cancellation: ends it when it is cancelled.
-
-        Raises:
-            ImageNotFound: when there is no such image.
-            IncompleteImage: when blobs of it are missing.
-            InvalidPath: when the file cannot be written where it should be.
-            StoreFull: when the archive does not fit there; nothing has been written then.
-            Cancelled: when ``cancellation`` was cancelled.
-
-        Guarantees: whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, whole.
-        """
-        from minibox_store.archive import ArchiveFile
-
-        target = ArchiveFile(os.fspath(path), dir_fd=dir_fd, durable=self._layout.durable)
-        with file_errors(self.root), opening_image(self._layout, name) as image, path_errors(os.fspath(path)):
-            self._layout.activity.note_used(image.name)
-            found = self._listing.image(image.name, image.root, image)
-            copy_image(
-                image,
-                target,
-                image.root,
-                [image.name],
-                limits=self._limits,
-                on_event=on_event,
-                cancellation=cancellation,
-            )
-            return found
-
     def load(
         self,
         file: str | os.PathLike[str] | BinaryIO,
         *,
         names: Callable[[str], str | None] | None = None,
+        platform: ArchivePlatformChoice = None,
+        complete_from_store: bool = False,
         checked_by: "Policy | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> tuple[Image, ...]:
-        """Bring the image of an archive into the store, under the name that the archive has for it, and return it.
+        """Bring the images of an archive into the store, under the names that the archive has for them; return them.
+
+        An archive is minibox's (``meta.json``), an OCI image layout (``index.json``), docker's (``manifest.json``), or
+        several of these at once, which must tell of the same images. Of docker's images a manifest is made here, the
+        same one each time.
 
         Args:
             file: the archive, not trusted: a path of a regular file, or an open file or pipe, which is read once,
                 forward, and not closed.
-            names: given the archive's name, returns the one to use, or None to leave that image out.
-            checked_by: what must hold of the image, as for :meth:`import_image`; ``require_digest`` is of the archive's
-                name. It is asked once the archive was read, and before anything of it is in the store.
+            names: given an archive's name, returns the one to use, or None to leave that image out. It is given an
+                empty text for an image that has no name; such a one is refused where ``names`` is None.
+            platform: which manifests of an index, as for :meth:`pull`; None keeps the whole, of which nothing may be
+                missing then. ``"present"`` keeps an index of those that the archive has.
+            complete_from_store: whether blobs that the archive lacks may be those that the store has already.
+            checked_by: what must hold of each image, as for :meth:`import_image`; ``require_digest`` is of the
+                archive's name. It is asked once the archive was read, and before anything of it is in the store.
             on_event: called for each step of progress, from several threads.
             cancellation: ends it when it is cancelled.
 
         Raises:
-            PolicyRefused: when ``checked_by`` does not let it in.
-            InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it.
+            PolicyRefused: when ``checked_by`` does not let one in.
+            InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it, which
+                ``missing`` has all digests of: an index lacks some of its platforms, say.
+            InvalidArgument: for a platform that none may be.
+            PlatformNotFound: when an image is not offered for a platform.
+            InvalidReference: when an image may not have the name that ``names`` gives it.
             InvalidPath: when there is no such file.
             StoreFull: when the whole archive does not fit beside what is there, though the store may have all of it
                 already: nobody knows that before it was read. Nothing has been read then. What comes through a pipe is
                 weighed member by member.
             Cancelled: when ``cancellation`` was cancelled.
 
-        Guarantees: every blob was verified as it was stored, and the whole graph is there, before the name is. An
-            archive that is refused leaves nothing behind. Loading twice leaves what loading once does.
+        Guarantees: every blob was verified as it was stored, and the whole graph is there, before a name is. All images
+            come in, in one step, or none; an archive that is refused leaves nothing behind. Loading twice leaves what
+            loading once does.
         """
-        from minibox_store.loading import load_archive
+        from minibox_store.loading import ArchiveWish, load_archive
 
+        wish = ArchiveWish(
+            names=names,
+            platforms="present" if platform == "present" else checked_choice(platform),
+            complete_from_store=complete_from_store,
+            policy=checked_by,
+        )
         with file_errors(self.root):
             return load_archive(
                 file,
                 self._layout,
+                wish,
                 describe=self._listing.image,
-                names=names,
-                checked_by=checked_by,
                 limits=self._limits,
                 on_event=on_event,
                 cancellation=cancellation or Cancellation(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.archives import write_members
 from tests.benchmarks.growth import exponent, growth_row
 from tests.benchmarks.lines import check_pushed
 from tests.benchmarks.originals import making_original
@@ -18,6 +19,7 @@ from tests.benchmarks.small_blobs import SmallBlobs, make_small_blobs
 from tests.benchmarks.timing import BenchmarkFailed, Contender, always, measure, measure_in_turn
 from tests.benchmarks.unpacking import check_tree
 from tests.benchmarks.verifying import check_digests
+from tests.support.filled import loop_disk
 from tests.support.layouts import read_layout_blobs
 from tests.support.peers import require_peer
 from tests.support.processes import plain_environment
@@ -48,6 +50,38 @@ def test_a_measure_in_its_quick_form_prints_its_table(capsys: pytest.CaptureFixt
     printed = run_quickly(capsys, "save", "prune")
     assert f"| save, 8 x 1 MiB | {WHERE}, full |" in printed
     assert f"| {WHERE}, full | " in printed.partition("| prune, 1,000 live blobs")[2]
+
+
+def test_archives_stand_beside_what_the_machine_gives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    require_peer("openssl")
+    with loop_disk(tmp_path / "disk", "xfs", 512 * MIB):
+        pass
+    printed = run_quickly(capsys, "archive-save", "archive-load", "archive-members", "archive-memory")
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ") and "8 x 1 MiB" in line]
+    assert [(row[0], row[1]) for row in rows] == [
+        (f"| {operation}, 8 x 1 MiB", f"{kind}, {durability}")
+        for operation in ("save", "load")
+        for kind in (WHERE, "XFS")
+        for durability in ("full", "none")
+    ]
+    assert all(float(row[-3]) > 0 for row in rows)
+    assert "| a tar of 1,000 small members, all of it read: the rate |" in printed
+    assert "| load from a pipe, peak memory, 3 x 8 MiB |" in printed
+
+
+@pytest.mark.parametrize(("members", "is_right"), [(7, True), (8, False)])
+@pytest.mark.parametrize("reader", ["ours", "tarfile"])
+def test_a_tar_of_which_a_reader_leaves_something_out_is_no_measurement(
+    reader: str, members: int, is_right: bool, tmp_path: Path
+) -> None:
+    write_members(tmp_path / "members.tar", 7)
+    command = python_command("archiving", "members", reader, tmp_path / "members.tar", members)
+    environment = python_environment(tmp_path)
+    if is_right:
+        assert measure(command, environment=environment, folder=tmp_path).told_seconds > 0
+        return
+    with pytest.raises(BenchmarkFailed, match="it read 7 members of 8"):
+        measure(command, environment=environment, folder=tmp_path)
 
 
 def test_collection_and_verification_stand_beside_those_of_umoci_and_openssl(

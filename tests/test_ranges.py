@@ -287,6 +287,25 @@ def test_when_a_range_fails_one_stream_brings_the_rest(root: Path, fails_at: int
 
 
 @small_pieces
+@pytest.mark.parametrize("fails_at", [0, 1_500_000])
+def test_an_error_of_the_program_in_a_range_is_told_and_not_met_by_another_stream(root: Path, fails_at: int) -> None:
+    wrong = ZeroDivisionError("a mistake of whoever wrote this source")
+
+    def fail(offset: int, given_bytes: int) -> None:
+        if offset >= fails_at and given_bytes:
+            raise wrong
+
+    source = place(before_read=fail, step_bytes=50_000)
+    with pytest.raises(ZeroDivisionError) as caught:
+        fetch(root, source)
+    assert caught.value is wrong
+    assert source.opened == []
+    assert CONTENT.startswith(partial_of(root).read_bytes())
+    assert find_leftovers(root) == []
+    check_invariants(root)
+
+
+@small_pieces
 def test_when_the_stream_fails_too_its_error_is_told_and_the_prefix_stays(root: Path) -> None:
     def fail(offset: int, given_bytes: int) -> None:
         if offset >= MEBIBYTE:

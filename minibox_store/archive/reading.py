@@ -1,34 +1,33 @@
-"""Reading the minibox archive, in one forward pass, from a file or a pipe. Nothing in it is believed.
+"""Reading an archive, in one forward pass, from a file or a pipe, whatever its form. Nothing in it is believed.
 
-A member's name becomes a digest or nothing at all, never a path. Which members there may be is written here; any
-other is refused, and so is every link and device.
+What a member may be called, and what its name becomes, says ``member_names``; what the archive is made of, once all of
+it was read, says ``contents``.
 """
 
-import re
+import functools
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from minibox_store import _moving
 from minibox_store.archive.input import Archive, open_input
-from minibox_store.codec import decode_archive_metadata
+from minibox_store.archive.member_names import (
+    META_JSON,
+    MemberName,
+    MemberRole,
+    check_directory,
+    parse_link,
+    parse_member_name,
+)
+from minibox_store.archive.member_table import MemberTable
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import InvalidArchive, InvalidDigest, InvalidDocument
+from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.media_types import OCTET_STREAM
 from minibox_store.protocols import ArchivedBlob, BlobStream
 from minibox_store.tar import Member, MemberKind, TarReader
 
-_BLOB = re.compile(r"blobs/([a-z0-9]+)/([^/]+)")
-# Other tools put these beside the blobs; nothing is read from them, and nothing of them is kept.
-_PASSED_OVER = re.compile(
-    r"""
-      oci-layout | index\.json | manifest\.json | repositories
-    | [0-9a-f]{64}/(VERSION | json)
-    | blobs/(sha256|sha512)/[0-9a-f]+\.index\.json
-    """,
-    re.VERBOSE,
-)
+_LINKS = (MemberKind.SYMLINK, MemberKind.HARDLINK)
 
 
 class _MemberStream:
@@ -45,7 +44,7 @@ class _MemberStream:
 
 
 class ArchiveReader:
-    """One pass over an archive: its blobs as they come, and behind the last one the images it holds.
+    """One pass over an archive: its blobs as they come; behind the last one ``members`` says what there was.
 
     Args:
         file: untrusted. Where it is an open regular file that is not compressed, each blob's stream is a range of it.
@@ -56,8 +55,8 @@ class ArchiveReader:
         self._limits = limits
         self._input = open_input(file, limits)
         self._tar = TarReader(self._input, limits.tar)
-        self._metadata: bytes | None = None
-        self.sizes: dict[Digest, int] = {}
+        self._position = 0
+        self.members = MemberTable()
 
     @property
     def file_bytes(self) -> int:
@@ -73,55 +72,47 @@ class ArchiveReader:
         for number, member in enumerate(self._tar, start=1):
             if number > self._limits.archive_members:
                 raise InvalidArchive(f"it has more than {self._limits.archive_members} members", member.name)
-            name = member.name.removeprefix("./")
             if member.kind is MemberKind.DIRECTORY:
-                if name.startswith("/") or ".." in name.split("/"):
-                    raise InvalidArchive("its name leads out of the archive", member.name)
-                continue
-            if member.kind is not MemberKind.FILE:
+                check_directory(member.name)
+            elif member.kind in _LINKS:
+                key, target = parse_link(member)
+                self.members.check_new(key, member.name)
+                self.members.add_link(key, target)
+            elif member.kind is not MemberKind.FILE:
                 raise InvalidArchive("an image archive holds no links and no devices", member.name)
-            if name == "meta.json":
-                self._read_metadata(member)
-            elif _PASSED_OVER.fullmatch(name) is None:
-                yield self._blob(member, name)
+            else:
+                name = parse_member_name(member.name)
+                if name.role is MemberRole.CONTROL:
+                    self._read_control(member, name.key)
+                elif name.role is not MemberRole.PASSED_OVER:
+                    yield self._blob(member, name)
+        self.members.check_links()
 
-    def image(self) -> tuple[str, Digest]:
-        """Return the name and the manifest's digest of the image; call it behind the last blob.
-
-        Raises:
-            InvalidArchive: when the archive names none, or the manifest is not in it.
-        """
-        if self._metadata is None:
-            raise InvalidArchive("there is no meta.json in it")
-        try:
-            metadata = decode_archive_metadata(self._metadata, limits=self._limits)
-        except InvalidDocument as error:
-            raise InvalidArchive(str(error), "meta.json") from error
-        if metadata.manifest_digest not in self.sizes:
-            raise InvalidArchive(f"it lacks {metadata.manifest_digest}, its manifest")
-        return metadata.image, metadata.manifest_digest
-
-    def _read_metadata(self, member: Member) -> None:
-        if self._metadata is not None:
-            raise InvalidArchive("it stands twice", member.name)
-        if member.size_bytes > self._limits.archive_metadata_bytes:
-            raise InvalidArchive(f"it is larger than {self._limits.archive_metadata_bytes} bytes", member.name)
-        content = b""
+    def _read_control(self, member: Member, key: str) -> None:
+        self.members.check_new(key, member.name)
+        most_bytes = self._limits.archive_metadata_bytes if key == META_JSON else self._limits.document_bytes
+        if member.size_bytes > most_bytes:
+            raise InvalidArchive(f"it is larger than {most_bytes} bytes", member.name)
+        content = bytearray()
         while chunk := self._tar.read(member.size_bytes - len(content)):
             content += chunk
-        self._metadata = content
+        self.members.add_control(key, bytes(content))
 
-    def _blob(self, member: Member, name: str) -> ArchivedBlob:
-        match = _BLOB.fullmatch(name)
-        if match is None:
-            raise InvalidArchive("an image archive has no such member", member.name)
-        try:
-            digest = Digest(match[1], match[2])
-        except InvalidDigest as error:
-            raise InvalidArchive(str(error), member.name) from error
-        self.sizes[digest] = member.size_bytes
-        descriptor = Descriptor(media_type=OCTET_STREAM, digest=digest, size_bytes=member.size_bytes)
-        return ArchivedBlob(descriptor=descriptor, stream=self._stream(member), position=len(self.sizes))
+    def _blob(self, member: Member, name: MemberName) -> ArchivedBlob:
+        assert name.digest is not None
+        if name.role is not MemberRole.BLOB:
+            self.members.check_new(name.key, member.name)
+        stream = self._stream(member)
+        self.members.add(name, member.size_bytes)
+        self._position += 1
+        note_kept = None
+        if name.role is MemberRole.LAYER:
+            note_kept = functools.partial(self._note_kept, name.key, member.size_bytes)
+        descriptor = Descriptor(media_type=OCTET_STREAM, digest=name.digest, size_bytes=member.size_bytes)
+        return ArchivedBlob(descriptor=descriptor, stream=stream, position=self._position, note_kept=note_kept)
+
+    def _note_kept(self, key: str, size_bytes: int, digest: Digest) -> None:
+        self.members.note_kept(key, digest, size_bytes)
 
     def _stream(self, member: Member) -> BlobStream:
         lying = self._input.file_range

@@ -7,15 +7,20 @@ document. Fields that this library does not know are ignored, but for index.json
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md, image-layout.md; RFC 8259.
 """
 
+from minibox_store.codec.archive_files import (
+    ArchiveMetadata,
+    DockerImage,
+    decode_archive_metadata,
+    decode_docker_images,
+    decode_repositories,
+    encode_archive_metadata,
+)
 from minibox_store.codec.base_layers import BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.codec.exchange import (
-    ArchiveMetadata,
     TokenAnswer,
-    decode_archive_metadata,
     decode_names,
     decode_registry_errors,
     decode_token_answer,
-    encode_archive_metadata,
 )
 from minibox_store.codec.layout_files import (
     annotated,
@@ -38,12 +43,14 @@ from minibox_store.codec.summaries import SummaryTable, decode_summaries, encode
 __all__ = [
     "ArchiveMetadata",
     "BaseLayer",
+    "DockerImage",
     "SummaryTable",
     "TokenAnswer",
     "annotated",
     "decode_archive_metadata",
     "decode_base_layer",
     "decode_config",
+    "decode_docker_images",
     "decode_document",
     "decode_image_config",
     "decode_labels",
@@ -52,6 +59,7 @@ __all__ = [
     "decode_links",
     "decode_names",
     "decode_registry_errors",
+    "decode_repositories",
     "decode_summaries",
     "decode_token_answer",
     "describe_document",

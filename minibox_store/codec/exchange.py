@@ -1,11 +1,10 @@
-"""What travels beside an image: the metadata of an archive, and the answers of registries and token servers."""
+"""What travels beside an image: the answers of registries and token servers."""
 
 import re
 
 import attrs
 
-from minibox_store.codec.strict import dump, load_object, structure
-from minibox_store.digest import Digest
+from minibox_store.codec.strict import load_object
 from minibox_store.errors import InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES, Limits
 
@@ -14,37 +13,11 @@ _DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without 
 
 
 @attrs.frozen(kw_only=True)
-class ArchiveMetadata:
-    """``meta.json`` of a minibox archive: the image's name, and the digest of its manifest."""
-
-    image: str
-    manifest_digest: Digest
-
-
-@attrs.frozen(kw_only=True)
 class TokenAnswer:
     """What a token server grants: a bearer token, and for how many seconds from now."""
 
     token: str
     expires_in_seconds: float
-
-
-def decode_archive_metadata(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> ArchiveMetadata:
-    """Return ``meta.json`` of a minibox archive; its digest may lack the algorithm, which is sha256 then.
-
-    Raises:
-        InvalidDocument: when it is none.
-    """
-    value = load_object(content, "meta.json", limits.archive_metadata_bytes)
-    digest = value.get("manifest_digest")
-    if type(digest) is str and ":" not in digest:
-        value["manifest_digest"] = f"sha256:{digest}"
-    return structure(value, ArchiveMetadata, "meta.json")
-
-
-def encode_archive_metadata(metadata: ArchiveMetadata) -> bytes:
-    """Return the bytes of ``meta.json``. Equal values give equal bytes."""
-    return dump({"image": metadata.image, "manifest_digest": str(metadata.manifest_digest)})
 
 
 def decode_token_answer(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> TokenAnswer:

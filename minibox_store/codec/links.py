@@ -9,7 +9,7 @@ Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md.
 
 from minibox_store import media_types
 from minibox_store.codec.manifests import load_document, structure_document
-from minibox_store.digest import hexadecimal_of
+from minibox_store.digest import HEX_LENGTHS, is_hexadecimal
 from minibox_store.documents import Identity, Links, Manifest, children, identity
 from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES, Limits
 
@@ -48,8 +48,11 @@ def _plain_leaves(items: object) -> list[Identity] | None:
         media_type, digest, size_bytes = item.get("mediaType"), item.get("digest"), item.get("size")
         if type(media_type) is not str or type(digest) is not str or type(size_bytes) is not int:
             return None
-        encoded = hexadecimal_of(digest)
-        if encoded is None or not 0 <= size_bytes <= MAX_SIZE_BYTES or media_type in media_types.DOCUMENTS:
+        algorithm, _, encoded = digest.partition(":")
+        if len(encoded) != HEX_LENGTHS.get(algorithm):
+            return None
+        if not 0 <= size_bytes <= MAX_SIZE_BYTES or media_type in media_types.DOCUMENTS:
             return None
         found.append((encoded, size_bytes, ""))
-    return found
+    # All at once, which takes a fraction of the time; each has an even number of digits.
+    return found if is_hexadecimal("".join([encoded for encoded, _, _ in found])) else None

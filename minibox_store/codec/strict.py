@@ -40,6 +40,9 @@ _FIELDS = {
     "working_dir": "WorkingDir",
     "labels": "Labels",
     "stop_signal": "StopSignal",
+    "config_member": "Config",
+    "layer_members": "Layers",
+    "repo_tags": "RepoTags",
 }
 
 
@@ -239,10 +242,31 @@ def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, ob
     Raises:
         InvalidDocument: when it is none, or larger than ``limit_bytes``.
     """
+    value = _load(content, document, limit_bytes)
+    if type(value) is not dict:
+        raise InvalidDocument("", f"expected an object, got {kind_of(value)}", document)
+    _check_depth(content, value, document)
+    return value
+
+
+def load_array(content: bytes, document: str, limit_bytes: int) -> list[object]:
+    """Return the JSON array that ``content`` is.
+
+    Raises:
+        InvalidDocument: when it is none, or larger than ``limit_bytes``.
+    """
+    value = _load(content, document, limit_bytes)
+    if type(value) is not list:
+        raise InvalidDocument("", f"expected an array, got {kind_of(value)}", document)
+    _check_depth(content, value, document)
+    return value
+
+
+def _load(content: bytes, document: str, limit_bytes: int) -> object:
     if len(content) > limit_bytes:
         raise InvalidDocument("", f"it is larger than {limit_bytes} bytes", document)
     try:
-        value = _DECODER.decode(content.decode("utf-8"))
+        value: object = _DECODER.decode(content.decode("utf-8"))
         if b"\\u" in content:  # the only way for a lone surrogate to get in
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -253,12 +277,13 @@ def load_object(content: bytes, document: str, limit_bytes: int) -> dict[str, ob
         # Python's own words on a number of too many digits are advice to programmers.
         problem = "a number in it is too long" if "int_max_str_digits" in str(error) else str(error)
         raise InvalidDocument("", f"it is not JSON: {problem}", document) from None
-    if type(value) is not dict:
-        raise InvalidDocument("", f"expected an object, got {kind_of(value)}", document)
+    return value
+
+
+def _check_depth(content: bytes, value: object, document: str) -> None:
     # Where so few objects and arrays begin, none can lie so deep.
     if content.count(b"{") + content.count(b"[") > _MOST_LEVELS and _is_deeper_than(value, _MOST_LEVELS):
         raise InvalidDocument("", f"it is nested more than {_MOST_LEVELS} levels deep", document)
-    return value
 
 
 def _is_deeper_than(value: object, levels: int) -> bool:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from minibox_store import _files, _moving
 from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
+from minibox_store.errors import StoreError
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import RangedSource
 
@@ -30,7 +31,10 @@ _ENOUGH_BYTES = MEBIBYTE
 
 
 class NoRanges(Exception):
-    """The source does not give a range of the blob, or less than all of it. It never leaves the lanes."""
+    """The source does not give a range of the blob, or less than all of it, or the system no lane for it.
+
+    It never leaves the lanes.
+    """
 
 
 class Traffic:
@@ -115,8 +119,8 @@ class PiecesAhead:
                 thread = threading.Thread(target=self._run_lane, name="minibox-range", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as error:  # the system gives no more
-                    self.failure = self.failure or error
+                except RuntimeError:  # the system gives no more
+                    self.failure = self.failure or NoRanges()
                     return
                 self._threads.append(thread)
                 self.working += 1
@@ -138,6 +142,11 @@ class PiecesAhead:
                 with self._changed:
                     self._pieces.popleft().discard()
                     self._changed.notify_all()
+
+    def check(self) -> None:
+        """Return unless a lane met an error of the program, which it raises; the source's or the disk's is no such."""
+        if self.failure is not None and not isinstance(self.failure, StoreError | OSError | NoRanges):
+            raise self.failure
 
     def stop(self) -> None:
         """Let the lanes end with the read that they are at, and drop what was not taken. A second call does nothing."""
@@ -179,7 +188,7 @@ class PiecesAhead:
             buffer = memoryview(bytearray(_BUFFER_BYTES))
             while (piece := self._begin_piece()) is not None:
                 self._fetch(piece, buffer)
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the blob is gone on with in another way
+        except BaseException as error:  # noqa: BLE001  # the blob is gone on with in another way, or check() raises it
             with self._changed:
                 self.failure = self.failure or error
                 if piece is not None:

@@ -1,8 +1,9 @@
 """A blob on its way into a file: by one stream, and by several ranges at once where that brings it sooner.
 
 It begins as one stream, which costs nothing where that is fast. When it is not, and the source gives ranges, lanes
-begin ahead of it, and as many stay as pay. Whatever goes wrong with them, one stream brings the rest, and has the last
-word on what is wrong with the source. What is in the file is always the blob's contiguous prefix.
+begin ahead of it, and as many stay as pay. Whatever the source or the disk does to them, one stream brings the rest,
+and has the last word on what is wrong there; an error of the program ends the fetch. What is in the file is always the
+blob's contiguous prefix.
 """
 
 import time
@@ -96,6 +97,7 @@ class RangedFetch:
             # A stream may end too soon, and leave a gap before the pieces: then they are of no use.
             if self._ahead is not None and self._verifier.seen_bytes == self._ahead.begins_at:
                 self._ahead.take(self._opened, self._verifier, self._look)
+                self._ahead.check()
                 self.used_ranges = self._ahead.received_bytes > 0
         except StoreError:
             raise
@@ -140,6 +142,8 @@ class RangedFetch:
     def _look(self) -> None:
         if isinstance(self._source, Waiting):
             self._source.wait(0)  # a cancel does not wait for what is being taken
+        if self._ahead is not None:
+            self._ahead.check()
         lanes = self._pace.look(self._sight())
         if self._ahead is None and lanes > 1:
             self._begin_after_the_stream()

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
 
 from minibox_store import _files, _locks
 from minibox_store.collecting import Ledger, StoredBlob, TreeSweeper, file_name, plan_blobs, sweep_no_trees
@@ -306,9 +307,7 @@ class Sweep:
 
     def _sync_removals(self) -> None:
         """Let what was removed stay away: once for each folder that had any of it."""
-        folders = {
-            removal.path.rpartition("/")[0] for removal in self._removed if removal.kind not in ("name", "referrer")
-        }
+        folders = {_folder_of(removal) for removal in self._removed if removal.kind not in ("name", "referrer")}
         for folder in sorted(folders):
             with suppress(FileNotFoundError):
                 _files.sync_directory(os.path.join(self._paths.root, folder))
@@ -317,17 +316,26 @@ class Sweep:
         return os.path.lexists(f"{self._paths.root}/{path}")
 
     def _remove(self, removals: Iterable[Removal]) -> None:
-        # By paths from the open root: the way to that is long, and would be gone for each of very many.
-        with _files.opened_directory(self._paths.root) as root:
-            for removal in removals:
-                try:
-                    _files.remove_file(removal.path, dir_fd=root)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self._errors.append(f"{removal.path}: {error.strerror}")
-                else:
-                    self._removed.append(removal)
+        for folder, together in groupby(removals, key=_folder_of):
+            # By names in the open folder: the way to that is long, and would be gone for each of very many.
+            path = f"{self._paths.root}/{folder}"
+            with self._telling_errors(folder), suppress(FileNotFoundError), _files.opened_directory(path) as opened:
+                self._remove_in(opened, together)
+
+    def _remove_in(self, folder: int, removals: Iterable[Removal]) -> None:
+        for removal in removals:
+            try:
+                _files.remove_file(file_name(removal.path), dir_fd=folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._errors.append(f"{removal.path}: {error.strerror}")
+            else:
+                self._removed.append(removal)
+
+
+def _folder_of(removal: Removal) -> str:
+    return removal.path.rpartition("/")[0]
 
 
 def _removal_of(referrer: Referrer) -> Removal:

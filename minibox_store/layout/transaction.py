@@ -159,7 +159,7 @@ class Transaction:
         A document's content is verified in any case: it is small, and everything below it hangs on it.
         """
         digest = descriptor.digest
-        size_bytes = self._pinned_bytes(digest)
+        size_bytes = self.pinned_bytes(digest)
         is_good = is_sized = size_bytes == descriptor.size_bytes
         if is_good and (self._verify_content or media_types.is_document(descriptor.media_type)):
             is_good = self._is_whole(descriptor)
@@ -174,8 +174,8 @@ class Transaction:
                 self._publisher.note_wrong(digest, self._where(digest))
         return is_good
 
-    def _pinned_bytes(self, digest: Digest) -> int | None:
-        """Return the size of a blob that is pinned, or can be; None where the store has none that is a file."""
+    def pinned_bytes(self, digest: Digest) -> int | None:
+        """Return the size of a blob that is pinned, or is now; None where the store has none that is a file."""
         size_bytes = self._held.get(digest)
         return self._pin(digest) if size_bytes is None else size_bytes
 
@@ -245,7 +245,7 @@ class Transaction:
         needed_bytes = 0  # sizes are looked at, and nothing is read: what turns out wrong is weighed as it is fetched
         weighed: set[Digest] = set()
         for descriptor in descriptors:  # one at a time: whoever gives them may end it between two
-            if descriptor.digest not in weighed and self._pinned_bytes(descriptor.digest) != descriptor.size_bytes:
+            if descriptor.digest not in weighed and self.pinned_bytes(descriptor.digest) != descriptor.size_bytes:
                 had_bytes = _files.size_of(self._paths.partial(descriptor.digest))
                 needed_bytes += max(0, descriptor.size_bytes - had_bytes)
             weighed.add(descriptor.digest)
@@ -270,9 +270,12 @@ class Transaction:
             found = verifier.finish()
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):  # it goes with the transaction
                 _files.discard_file(path)
+            if isinstance(error, _moving.CutOff):
+                actual = "fewer: where they came from became shorter meanwhile"
+                raise ContentMismatch(str(digest or "a blob"), f"{size_bytes} bytes", actual) from error
             raise
         finally:
             os.close(opened)

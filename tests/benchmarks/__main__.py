@@ -13,6 +13,13 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
+from tests.benchmarks.archives import (
+    measure_archive_memory,
+    measure_docker,
+    measure_load,
+    measure_members,
+    measure_save,
+)
 from tests.benchmarks.collecting import measure_collect
 from tests.benchmarks.durability import measure_durability
 from tests.benchmarks.growth import measure_growth
@@ -34,6 +41,11 @@ from tests.support.processes import ProcessFailed
 MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     **{operation: partial(measure_transfer, operation) for operation in OPERATIONS},
     "memory": measure_memory,
+    "archive-save": measure_save,
+    "archive-load": measure_load,
+    "archive-docker": measure_docker,
+    "archive-members": measure_members,
+    "archive-memory": measure_archive_memory,
     "slow-line": measure_slow_line,
     "cut": measure_cut,
     "push": measure_push,

@@ -63,6 +63,10 @@ class Original:
         found = read_layout_names(layout)[NAME]["digest"]
         if found != self.digest:
             raise BenchmarkFailed(f"the image {self.digest} arrived as {found}")
+        self.check_layers(layout)
+
+    def check_layers(self, layout: Path) -> None:
+        """Raise BenchmarkFailed unless there is as much as the image has, whatever its manifest is now."""
         self.check_size(sum(path.stat().st_size for path in (layout / "blobs" / "sha256").iterdir()))
 
     def check_archive(self, archive: Path) -> None:

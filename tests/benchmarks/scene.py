@@ -30,6 +30,10 @@ class Sizes:
     # Three, since so many move at once: more of them would take longer and no more memory.
     large_layers: int = 3
     large_layer_bytes: int = 512 * _MIB
+    # Of what is moved between a store and an archive in a process that runs already.
+    archived_layers: int = 8
+    archived_layer_bytes: int = 128 * _MIB
+    archived_members: int = 100_000
     # Of the one layer that comes over slow lines.
     slow_layer_bytes: int = 256 * _MIB
     line_bytes_per_second: int = 20 * _MIB
@@ -66,13 +70,16 @@ class Sizes:
         """Return how much room there must be in a place of this kind."""
         # An image lies there as two archives and a layout, and twice more in the making. The large one goes to a disk.
         larger = self.large_layers * self.large_layer_bytes if kind == "disk" else 0
+        image = max(self.layers * self.layer_bytes, self.archived_layers * self.archived_layer_bytes, larger)
         small = _SMALL_FILE_BYTES * (self.collected_live_blobs + self.collected_dead_blobs)
-        return max(6 * max(self.layers * self.layer_bytes, larger), 2 * small, 2 * self.verified_bytes)
+        return max(6 * image, 2 * small, 2 * self.verified_bytes)
 
 
 QUICK = Sizes(
     layer_bytes=_MIB,
     large_layer_bytes=8 * _MIB,
+    archived_layer_bytes=_MIB,
+    archived_members=1000,
     slow_layer_bytes=8 * _MIB,
     prune_images=50,
     prune_live_blobs=1000,
@@ -103,7 +110,10 @@ QUICK = Sizes(
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A folder of this run on one kind of file system: ``kind`` is ``tmpfs`` or ``disk``."""
+    """A folder of this run on one kind of file system: ``kind`` is ``tmpfs``, ``disk`` or ``XFS``.
+
+    XFS is one of its own, in which files may share what they have; the file it lies in is on a tmpfs.
+    """
 
     kind: str
     folder: Path
@@ -112,7 +122,7 @@ class Place:
     @property
     def is_disk(self) -> bool:
         """Whether what is written here ends on a disk."""
-        return self.kind == "disk"
+        return self.kind != "tmpfs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ OPERATIONS = ("pull", "save", "load")
 _RATIO_BARS = {
     ("pull", "tmpfs", "full"): 0.6,
     ("pull", "disk", "full"): 0.6,
-    ("save", "tmpfs", "full"): 0.15,
-    ("save", "disk", "none"): 0.15,
-    ("load", "tmpfs", "full"): 0.3,
-    ("load", "disk", "full"): 0.3,
+    ("save", "tmpfs", "full"): 0.12,
+    ("save", "disk", "none"): 0.12,
+    ("load", "tmpfs", "full"): 0.25,
+    ("load", "disk", "full"): 0.25,
 }
 _MEMORY_BAR_MIB = 48.0
 _MEMORY_RUNS = 3

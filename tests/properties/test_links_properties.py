@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibox_store.codec import decode_document, decode_links
-from minibox_store.digest import Digest, hexadecimal_of
 from minibox_store.documents import Identity, Links, Manifest, children, identity
-from minibox_store.errors import InvalidDigest, InvalidDocument
+from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.media_types import INDEXES, MANIFESTS, is_document
+from minibox_store.media_types import INDEXES, MANIFESTS, OCI_MANIFEST, is_document
 from tests.support.document_strategies import nearly_documents, nearly_plain_documents, plain_documents
 from tests.support.images import OCI_LAYER, digest_of
 from tests.support.strategies import digests
@@ -128,10 +127,12 @@ def test_a_document_that_is_wrong_elsewhere_has_no_links(wrong: str, media_type:
         decode_links(content, media_type)
 
 
-@given(text=digests().map(str) | digests().map(lambda each: str(each).upper()) | st.text(max_size=140))
-def test_a_text_has_the_hexadecimal_part_of_the_digest_that_it_spells(text: str) -> None:
-    try:
-        expected = Digest.parse(text).hex
-    except InvalidDigest:
-        expected = None
-    assert hexadecimal_of(text) == expected
+@given(
+    texts=st.lists(
+        digests().map(str) | digests().map(lambda each: str(each).upper()) | st.text(max_size=140), max_size=3
+    )
+)
+def test_layers_have_links_just_where_each_of_their_digests_is_one(texts: list[str]) -> None:
+    layers = [{**PLAIN, "digest": text} for text in texts]
+    value = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": PLAIN, "layers": layers}
+    check_agreement(json.dumps(value).encode(), OCI_MANIFEST)

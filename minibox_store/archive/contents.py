@@ -1,0 +1,191 @@
+"""What an archive holds, once all of it was read: its tables of contents become images, with their names.
+
+An archive may have several tables, since tools write more than one: ``meta.json``, ``index.json`` and
+``manifest.json``. The first of these that is there counts. Each further one may speak of the images that the first
+reaches, and of no others: whoever reads the archive by another table gets nothing else.
+
+Spec: OCI image-spec 1.1, image-layout.md, "index.json file"; annotations.md, `org.opencontainers.image.ref.name`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.archive.docker_form import DockerForm, SizeOf, config_digest, names_by_repositories
+from minibox_store.archive.member_names import INDEX_JSON, MANIFEST_JSON, META_JSON, OCI_LAYOUT, REPOSITORIES
+from minibox_store.archive.member_table import MemberTable
+from minibox_store.codec import (
+    decode_archive_metadata,
+    decode_docker_images,
+    decode_layout_index,
+    decode_layout_marker,
+    decode_repositories,
+    describe_document,
+)
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import BlobNotFound, InvalidArchive, InvalidDocument
+from minibox_store.graph import RememberingSource, walk
+from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, name_of
+from minibox_store.limits import Limits
+from minibox_store.reference import check_image_name, normalised
+
+
+@attrs.frozen(kw_only=True)
+class ArchivedImage:
+    """An image that an archive tells of: its name, empty where it has none, and its root, which is not trusted."""
+
+    name: str
+    root: Descriptor
+
+
+def read_images(
+    members: MemberTable, source: RememberingSource, size_of: SizeOf, limits: Limits
+) -> tuple[ArchivedImage, ...]:
+    """Return the images of an archive in its order, one for each name; whether they are whole is not known yet.
+
+    Args:
+        members: of the archive, all of which was read.
+        source: where its blobs are read from; it has the manifests that are made here, from then on.
+        size_of: how large a blob is that can be had; None for one that cannot.
+        limits: the bounds on what is read.
+
+    Raises:
+        InvalidArchive: when it tells of none, of too many, or of different ones in different tables.
+        InvalidDocument, ContentMismatch, BlobNotFound: when a document of them is wrong or missing.
+        InvalidReference: when it has a name that an image may not have.
+    """
+    return _Contents(members, source, size_of, limits).read()
+
+
+class _Contents:
+    def __init__(self, members: MemberTable, source: RememberingSource, size_of: SizeOf, limits: Limits) -> None:
+        self._members = members
+        self._controls = members.controls
+        self._source = source
+        self._size_of = size_of
+        self._limits = limits
+
+    def read(self) -> tuple[ArchivedImage, ...]:
+        self._check_marker()
+        readers: dict[str, Callable[[], Iterator[ArchivedImage]]] = {
+            META_JSON: self._of_metadata,
+            INDEX_JSON: self._of_index,
+            MANIFEST_JSON: self._of_docker,
+        }
+        tables = [name for name in readers if name in self._controls]
+        if not tables:
+            raise InvalidArchive("it has no meta.json, no index.json and no manifest.json")
+        found: dict[ArchivedImage, None] = {}
+        for image in readers[tables[0]]():
+            found[image] = None
+            if len(found) > self._limits.documents:
+                raise InvalidArchive(f"it tells of more than {self._limits.documents} images", tables[0])
+        if not found:
+            raise InvalidArchive("it tells of no image", tables[0])
+        for image in found:
+            if image.name or tables[0] == META_JSON:
+                check_image_name(image.name)
+        if len(tables) > 1:
+            self._check_further(tables, {image.root for image in found})
+        return tuple(found)
+
+    def _check_marker(self) -> None:
+        marker = self._controls.get(OCI_LAYOUT)
+        if marker is not None:
+            with _naming(OCI_LAYOUT):
+                decode_layout_marker(marker)
+        elif INDEX_JSON in self._controls:
+            raise InvalidArchive("there is no oci-layout beside it", INDEX_JSON)
+
+    # ---- the tables
+
+    def _of_metadata(self) -> Iterator[ArchivedImage]:
+        with _naming(META_JSON):
+            metadata = decode_archive_metadata(self._controls[META_JSON], limits=self._limits)
+        digest = metadata.manifest_digest
+        size_bytes = self._members.sizes.get(digest)
+        if size_bytes is None:
+            raise InvalidArchive(f"it lacks {digest}, its manifest", missing=(str(digest),))
+        found = Descriptor(media_type="", digest=digest, size_bytes=size_bytes)
+        described = describe_document(self._source.read(found), str(digest), limits=self._limits)
+        yield ArchivedImage(name=metadata.image, root=attrs.evolve(described, digest=digest))
+
+    def _of_index(self) -> Iterator[ArchivedImage]:
+        for entry in self._entries():
+            if not media_types.is_document(entry.media_type):
+                problem = f"{entry.digest} in it is of type {entry.media_type[:100]!r}: no manifest or index"
+                raise InvalidArchive(problem, INDEX_JSON)
+            # What else the entry says stands in the document itself, or is nobody's word.
+            root = Descriptor(media_type=entry.media_type, digest=entry.digest, size_bytes=entry.size_bytes)
+            yield ArchivedImage(name=_name_of(entry), root=root)
+
+    def _of_docker(self) -> Iterator[ArchivedImage]:
+        with _naming(MANIFEST_JSON):
+            images = decode_docker_images(self._controls[MANIFEST_JSON], limits=self._limits)
+        identifiers = {}
+        if REPOSITORIES in self._controls:
+            with _naming(REPOSITORIES):
+                identifiers = decode_repositories(self._controls[REPOSITORIES], limits=self._limits)
+        names = names_by_repositories(images, identifiers, self._members)
+        form = DockerForm(self._members, self._source, self._size_of, self._limits)
+        for image in images:
+            root = form.manifest_of(image)
+            for name in image.repo_tags or names.get(image, ("",)):
+                yield ArchivedImage(name=name, root=root)
+
+    def _entries(self) -> tuple[Descriptor, ...]:
+        with _naming(INDEX_JSON):
+            content, limit_bytes = self._controls[INDEX_JSON], self._limits.document_bytes
+            return tuple(entry.descriptor for entry in decode_layout_index(content, limit_bytes=limit_bytes).entries)
+
+    # ---- what they must agree on
+
+    def _check_further(self, tables: list[str], roots: set[Descriptor]) -> None:
+        reached = self._reached(roots)
+        for table in tables[1:]:
+            for digest in self._told_by(table):
+                if digest not in reached:
+                    raise InvalidArchive(f"{tables[0]} and {table} tell of different images: {digest}", table)
+
+    def _told_by(self, table: str) -> Iterator[Digest]:
+        if table == INDEX_JSON:
+            yield from (entry.digest for entry in self._entries())
+        else:
+            with _naming(MANIFEST_JSON):
+                images = decode_docker_images(self._controls[MANIFEST_JSON], limits=self._limits)
+            yield from map(config_digest, images)
+
+    def _reached(self, roots: set[Descriptor]) -> set[Digest]:
+        """Return the digests of all manifests, indexes and configs that are reached, those that are absent too."""
+
+        def pass_by(_: Descriptor, error: Exception) -> None:
+            if not isinstance(error, BlobNotFound):
+                raise error
+
+        seen: set[tuple[str, int, str]] = set()
+        found = set()
+        for root in roots:
+            for node in walk(self._source, root, limits=self._limits, seen=seen, on_unreadable=pass_by):
+                if node.role != "layer":
+                    found.add(node.descriptor.digest)
+        return found
+
+
+def _name_of(entry: Descriptor) -> str:
+    """Return what an entry of index.json is called, by the name that containerd reads where that is another one."""
+    name = name_of(entry) or ""
+    full_name = entry.annotations.get(CONTAINERD_NAME_ANNOTATION)
+    # Beside a full name, the other one is a mere tag, as docker and containerd write it.
+    return name if full_name is None or (name and normalised(full_name) == normalised(name)) else full_name
+
+
+@contextmanager
+def _naming(member: str) -> Iterator[None]:
+    """Let what is wrong with a table be told with the member that it is."""
+    try:
+        yield
+    except InvalidDocument as error:
+        raise InvalidArchive(str(error), member) from error
