@@ -110,7 +110,7 @@ class TestCompressions:
         packed = xz_streams(write_tar((Member(name="a"), b"")))
         assert compression_of(packed) == "none"
         assert read_layer(opened(packed, packed)) == packed
-        with opened(packed, packed) as layer, pytest.raises(InvalidArchive, match="no tar header at byte 0|cut off"):
+        with opened(packed, packed) as layer, pytest.raises(InvalidArchive, match=r"no tar header|cut off"):
             next(TarReader(layer))
 
     @pytest.mark.parametrize("blob", [b"", gzipped(b""), zstd_frames(b""), skippable_frame(b"")])
