@@ -15,7 +15,7 @@ from minibox_store import InvalidArchive
 from tests.support.archive_forms import FORMS, Part
 from tests.support.archives import piped
 from tests.support.compression import grows_by_less_than
-from tests.support.hostile_archives import ATTACKS, BLOB, IMAGE, NAME, good_archive
+from tests.support.hostile_archives import ATTACKS, BLOB, FORMS_READ, IMAGE, NAME, good_archive
 from tests.support.hostile_contents import CONTENTS
 from tests.support.images import build_image
 from tests.support.invariants import check_invariants, reachable, read_names, stored
@@ -23,7 +23,6 @@ from tests.support.snapshots import snapshot
 from tests.support.stores import open_store, put
 from tests.support.tars import END, Endless, extension, pax, raw_header
 
-FORMS_READ = ["minibox"]
 KEPT = build_image(salt="kept")
 MOST_SECONDS = 10.0
 MOST_BYTES = 24 << 20  # a document of 4 MiB is held several times while it is decoded

@@ -4,9 +4,10 @@ With the storage driver ``overlay`` a layer is what a real overlay mount has kep
 among them; with ``vfs`` it is the comparison of two trees.
 """
 
+import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +48,29 @@ class Builder:
     def save(self, image: str, form: str, path: Path) -> None:
         """Write an image by ``podman save``; ``form`` is ``docker-archive``, ``oci-archive`` or ``oci-dir``."""
         self._run("podman", "save", "--quiet", "--format", form, "--output", str(path), image)
+
+    def save_several(self, images: Sequence[str], path: Path) -> None:
+        """Write images as one docker-archive."""
+        self._run("podman", "save", "--quiet", "--multi-image-archive", "--output", str(path), *images)
+
+    def load(self, archive: Path) -> None:
+        """Load the images of an archive by ``podman load``."""
+        self._run("podman", "load", "--quiet", "--input", str(archive))
+
+    def tag(self, image: str, further: str) -> None:
+        """Give an image a further name."""
+        self._run("podman", "tag", image, further)
+
+    def configs(self) -> dict[str, str]:
+        """Return the digest of the config of each image, by each of its names."""
+        told = self._run("podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
+        return dict(line.split() for line in told.splitlines())
+
+    def layers(self, image: str) -> list[str]:
+        """Return the digests of the layers of an image, decompressed, as it has verified them."""
+        told = self._run("podman", "image", "inspect", "--format", "{{json .RootFS.Layers}}", image)
+        found: list[str] = json.loads(told)
+        return found
 
     def _run(self, program: str, *arguments: str) -> str:
         options = ["--root", str(self._storage), "--runroot", str(self.folder / "run")]

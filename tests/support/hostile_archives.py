@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from tests.support.archive_forms import FORMS, Part, Parts, pack_parts, replaced
-from tests.support.images import BuiltImage, Layer, build_image, build_layer, digest_of
+from tests.support.images import OCI_LAYER, BuiltImage, Layer, build_image, build_layer, digest_of
 from tests.support.tars import BLOCK, END, GNU, base256, extension, negative_base256, pax, pax_record, raw_header
 
 NAME = "quay.io/team/app:1.0"
@@ -21,6 +21,9 @@ _SHARED = build_layer({"etc/hostname": b"minibox\n"}, compressed=False)
 IMAGE = build_image([_SHARED, build_layer({"srv/data": b"data\n" * 100}, compressed=False), _SHARED])
 OTHER = build_image(salt="other", compressed=False)
 
+# The forms that are read.
+FORMS_READ = ["minibox"]
+
 Attack = Callable[[Parts], bytes]
 
 
@@ -30,11 +33,19 @@ def good_archive(form: str, image: BuiltImage = IMAGE, name: str = NAME) -> byte
 
 
 def tiny_image() -> BuiltImage:
-    """Return an image whose documents and only layer fit into one block each."""
-    config = {"architecture": "amd64", "os": "linux"}
-    layer = Layer(content=b"x", media_type="application/vnd.oci.image.layer.v1.tar", diff_id=digest_of(b"x"))
-    rootfs = {"type": "layers", "diff_ids": [layer.diff_id]}
-    return build_image([layer], config={**config, "created": None, "config": {}, "history": [], "rootfs": rootfs})
+    """Return an image whose documents and only layer fill a block each, but for some bytes."""
+    layer = Layer(content=b"x" * 490, media_type=OCI_LAYER, diff_id=digest_of(b"x" * 490))
+    config: dict[str, Any] = {
+        "created": None,
+        "config": {"Labels": {"filler": "x" * 270}},
+        "history": [],
+    }
+    return build_image([layer], config=config, annotations={"filler": "x" * 60})
+
+
+def tiny_parts(form: str) -> Parts:
+    """Return the members of an archive of that image."""
+    return FORMS[form](tiny_image(), "app:1")
 
 
 def front(*added: Part) -> Attack:

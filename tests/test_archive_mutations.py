@@ -1,0 +1,139 @@
+"""A small archive of each form, cut off at every byte and with every single bit flipped, through load.
+
+Each is refused, or is the very same image: never anything else, and never with anything left. All of them are loaded
+into a store in memory; every so many, or all where MINIBOX_DEEP is 1, into one on a disk, from a file.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from minibox_store import InvalidArchive
+from tests.support.archive_forms import FORMS, pack_parts
+from tests.support.archives import piped
+from tests.support.hostile_archives import FORMS_READ, tiny_image
+from tests.support.invariants import check_invariants, find_leftovers, read_names, stored
+from tests.support.memory_stores import Loaded, MemoryStore
+from tests.support.stores import open_store
+
+DEEP = os.environ.get("MINIBOX_DEEP") == "1"
+NAME = "app:1"
+IMAGE = tiny_image()
+# Primes, so that the places wander through bytes, fields and blocks.
+FLIP_STEP = 1 if DEEP else 211
+CUT_STEP = 1 if DEEP else 29
+
+
+def small(form: str) -> bytes:
+    return pack_parts(FORMS[form](IMAGE, NAME))
+
+
+def places_of_the_name(archive: bytes) -> set[int]:
+    """Return the offsets at which the archive has the name, or the parts of it.
+
+    No digest vouches for a name: who changes it has made an archive of the same image under another one.
+    """
+    found: set[int] = set()
+    for text in (b'"app:1"', b'"app"', b'"1"'):
+        start = archive.find(text)
+        while start >= 0:
+            found.update(range(start + 1, start + len(text) - 1))
+            start = archive.find(text, start + 1)
+    return found
+
+
+def flipped(archive: bytes, bit: int) -> bytes:
+    changed = bytearray(archive)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def load(store: MemoryStore, archive: bytes) -> Loaded | None:
+    """Return what comes of an archive, None where it is refused; any other error is for the test."""
+    try:
+        store.load(io.BytesIO(archive))
+    except InvalidArchive:
+        assert store.take() == ({}, {})
+        return None
+    return store.take()
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[MemoryStore]:
+    """A store in memory, whose folder nobody touches."""
+    (tmp_path / "store" / "ingest").mkdir(parents=True)
+    yield MemoryStore(tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store").rglob("*")] == ["ingest"]
+
+
+@pytest.mark.parametrize("form", FORMS_READ)
+def test_an_archive_is_refused_wherever_it_is_cut_off(form: str, memory: MemoryStore) -> None:
+    archive = small(form)
+    assert load(memory, archive) is not None
+    for length in range(len(archive)):
+        assert load(memory, archive[:length]) is None, length
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("form", FORMS_READ)
+def test_with_any_bit_flipped_it_is_refused_or_the_very_same_image(form: str, memory: MemoryStore) -> None:
+    archive = small(form)
+    intact = load(memory, archive)
+    assert intact is not None
+    names = places_of_the_name(archive)
+    refused = same = 0
+    for bit in range(8 * len(archive)):
+        found = load(memory, flipped(archive, bit))
+        if found is None:
+            refused += 1
+        elif bit // 8 in names:
+            assert (set(found[0].values()), found[1]) == (set(intact[0].values()), intact[1]), bit
+        else:
+            assert found == intact, bit
+            same += 1
+    # All that counts is refused: headers, documents, blobs and the end. Zeros behind the data of a member do not.
+    assert refused > 8 * 512 * len(FORMS[form](IMAGE, NAME))
+    assert same > 1000
+
+
+@pytest.mark.timeout(0 if DEEP else 120)
+@pytest.mark.parametrize("form", FORMS_READ)
+@pytest.mark.parametrize("way", ["a file", "a pipe"])
+def test_a_store_on_a_disk_keeps_every_rule_whatever_was_cut_off_or_flipped(
+    form: str, way: str, tmp_path: Path
+) -> None:
+    archive = small(form)
+    root, file = tmp_path / "store", tmp_path / "image.tar"
+    store = open_store(root)
+    (image,) = store.load(io.BytesIO(archive))
+    store.remove(NAME)
+    blobs = stored(root)
+    names = places_of_the_name(archive)
+    outcomes = {"loaded": 0, "refused": 0}
+    flips = [(bit // 8, flipped(archive, bit)) for bit in range(0, 8 * len(archive), FLIP_STEP)]
+    cuts = [(-1, archive[:length]) for length in range(0, len(archive), CUT_STEP)]
+    for place, changed in [*flips, *cuts]:
+        try:
+            if way == "a file":
+                file.write_bytes(changed)
+                (loaded,) = store.load(file)
+            else:
+                with piped(changed) as pipe:
+                    (loaded,) = store.load(pipe)
+        except InvalidArchive:
+            outcomes["refused"] += 1
+        else:
+            outcomes["loaded"] += 1
+            assert place >= 0
+            assert loaded.digest == image.digest
+            assert loaded.name == NAME or place in names
+            assert read_names(root) == {loaded.name: str(image.digest)}
+            store.remove(loaded.name)
+        assert read_names(root) == {}
+        assert stored(root) == blobs
+        assert not find_leftovers(root)
+    check_invariants(root)
+    assert min(outcomes.values()) > 10
