@@ -81,19 +81,20 @@ def load_archive(
         with _naming_archive():
             choice = _Choice(source, blobs, wish, limits, on_event)
             chosen = [(name, choice.admit(name, image)) for name, image in named]
-            for root in dict.fromkeys(root for _, root in chosen):
+            roots = dict.fromkeys(root for _, root in chosen)
+            for root in roots:
                 cancellation.check()
                 if not blobs.holds(root):  # made here: what is put under blobs/ now would stay if this failed
                     writer.stage_blob(ContentStream(source.read(root)), root.size_bytes, root.digest)
                 copy_graph(source, writer, root, limits=limits, cancellation=cancellation)
-        found = tuple(describe(name, root, writer) for name, root in chosen)  # what fails now changes no name
+        images = {root: describe("", root, writer) for root in roots}  # what fails now changes no name
         for name, root in chosen:
             on_event(RegisteringName(name=name))
             writer.write_name(name, root)
         cancellation.check()
     for name, _ in chosen:
         on_event(ImageCopied(name=name))
-    return found
+    return tuple(attrs.evolve(images[root], name=name) for name, root in chosen)
 
 
 class _ArchivedBlobs:
