@@ -43,8 +43,6 @@ from minibox_store.selecting import ChosenImage, select_image, select_present
 from minibox_store.staging import stage_blobs
 from minibox_store.wholeness import find_presence, what_is_missing
 
-_PARALLEL = 2  # hashing is the cost, and the kernel copies behind it
-
 
 @attrs.frozen(kw_only=True)
 class ArchiveWish:
@@ -77,25 +75,26 @@ def load_archive(
         blobs = _ArchivedBlobs(writer, reader.members.sizes, complete_from_store=wish.complete_from_store)
         source = RememberingSource(blobs, limits)
         with _naming_archive():
-            stage_blobs(reader.iter_blobs(), writer, parallel=_PARALLEL, on_event=on_event, cancellation=cancellation)
+            stage_blobs(reader.iter_blobs(), writer, on_event=on_event, cancellation=cancellation)
             archived = read_images(reader.members, source, blobs.size_of, limits)
         named = _named(archived, wish.names)
         with _naming_archive():
             choice = _Choice(source, blobs, wish, limits, on_event)
             chosen = [(name, choice.admit(name, image)) for name, image in named]
-            for root in dict.fromkeys(root for _, root in chosen):
+            roots = dict.fromkeys(root for _, root in chosen)
+            for root in roots:
                 cancellation.check()
                 if not blobs.holds(root):  # made here: what is put under blobs/ now would stay if this failed
                     writer.stage_blob(ContentStream(source.read(root)), root.size_bytes, root.digest)
                 copy_graph(source, writer, root, limits=limits, cancellation=cancellation)
-        found = tuple(describe(name, root, writer) for name, root in chosen)  # what fails now changes no name
+        images = {root: describe("", root, writer) for root in roots}  # what fails now changes no name
         for name, root in chosen:
             on_event(RegisteringName(name=name))
             writer.write_name(name, root)
         cancellation.check()
     for name, _ in chosen:
         on_event(ImageCopied(name=name))
-    return found
+    return tuple(attrs.evolve(images[root], name=name) for name, root in chosen)
 
 
 class _ArchivedBlobs:

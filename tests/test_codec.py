@@ -11,14 +11,17 @@ import pytest
 from minibox_store import codec
 from minibox_store.codec import (
     ArchiveMetadata,
+    DockerImage,
     decode_archive_metadata,
     decode_config,
+    decode_docker_images,
     decode_document,
     decode_image_config,
     decode_labels,
     decode_layout_index,
     decode_layout_marker,
     decode_registry_errors,
+    decode_repositories,
     decode_token_answer,
     describe_document,
     encode_archive_metadata,
@@ -612,6 +615,34 @@ def test_S7_a_document_of_4_mib_is_read_and_one_byte_more_is_refused(kind: str) 
     assert decode(content.ljust(4 << 20)) == decode(content)
     with pytest.raises(InvalidDocument, match="it is larger than 4194304 bytes"):
         decode(content.ljust((4 << 20) + 1))
+
+
+def test_the_table_of_a_docker_archive_is_decoded_in_its_order() -> None:
+    said = {"Config": "c.json", "RepoTags": ["a:1", "b:1"], "Layers": ["x", "y", "x"], "LayerSources": {"x": 5}}
+    first = DockerImage(config_member="c.json", layer_members=("x", "y", "x"), repo_tags=("a:1", "b:1"))
+    second = DockerImage(config_member="d", layer_members=())
+    content = encoded([said, {"Config": "d", "RepoTags": None, "Layers": None, "Parent": ""}])
+    assert decode_docker_images(content) == (first, second)
+    with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
+        decode_docker_images(content, limits=Limits(document_bytes=10))
+    for changed, where in (
+        ({"Config": None}, "Config"),
+        ({"Layers": {}}, "Layers"),
+        ({"RepoTags": [None]}, "RepoTags[0]"),
+    ):
+        with pytest.raises(InvalidDocument) as caught:
+            decode_docker_images(encoded([said, {**said, **changed}]))
+        assert caught.value.where == f"[1].{where}"
+
+
+def test_the_names_of_repositories_are_put_together() -> None:
+    content = encoded({"a": {"1": HEX, "2": HEX}, "localhost:5000/b": {"latest": "x"}, "c": {}})
+    assert decode_repositories(content) == {"a:1": HEX, "a:2": HEX, "localhost:5000/b:latest": "x"}
+    with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
+        decode_repositories(content, limits=Limits(document_bytes=10))
+    with pytest.raises(InvalidDocument) as caught:
+        decode_repositories(encoded({"x" * 1000: 5}))
+    assert len(str(caught.value)) < 200
 
 
 def test_a_bound_may_be_raised_and_lowered() -> None:

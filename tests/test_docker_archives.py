@@ -194,9 +194,9 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         {"Layers": [FIRST, "/etc/passwd"]},
         "'/etc/passwd': an image archive has no such member",
     ),
-    "a config that is no text": ({"Config": 5}, "invalid manifest.json at images[0].Config: expected a string"),
-    "layers that are no array": ({"Layers": "x"}, "invalid manifest.json at images[0].Layers: expected an array"),
-    "tags that are no texts": ({"RepoTags": [5]}, "invalid manifest.json at images[0].RepoTags[0]: expected a string"),
+    "a config that is no text": ({"Config": 5}, "invalid manifest.json at [0].Config: expected a string"),
+    "layers that are no array": ({"Layers": "x"}, "invalid manifest.json at [0].Layers: expected an array"),
+    "tags that are no texts": ({"RepoTags": [5]}, "invalid manifest.json at [0].RepoTags[0]: expected a string"),
     "513 layers": ({"Layers": [FIRST] * 513}, "it has more than 512 layers"),
 }
 
@@ -212,9 +212,9 @@ def test_S6_S15_a_table_that_says_something_else_than_the_config_is_refused(name
     [
         (b"{}", "invalid manifest.json: expected an array, got an object"),
         (b"", "invalid manifest.json: it is not JSON"),
-        (b"[5]", "invalid manifest.json at images[0]: expected an object, got a number"),
-        (b"[{}]", "invalid manifest.json at images[0].Config: a required field is missing"),
-        (b'[{"Config":"x"}]', "invalid manifest.json at images[0].Layers: a required field is missing"),
+        (b"[5]", "invalid manifest.json at [0]: expected an object, got a number"),
+        (b"[{}]", "invalid manifest.json at [0].Config: a required field is missing"),
+        (b'[{"Config":"x"}]', "invalid manifest.json at [0].Layers: a required field is missing"),
         (b'[{"Config":"x","Config":"y","Layers":[]}]', "a key stands twice in one object"),
         (b"[]", "it tells of no image"),
         (b"[" * 70 + b"]" * 70, "invalid manifest.json: it is nested more than 64 levels deep"),

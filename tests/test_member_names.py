@@ -49,6 +49,13 @@ def test_each_name_that_there_may_be_has_its_role(prefix: str, role: MemberRole,
     assert (found.digest is None) == (role in (MemberRole.CONTROL, MemberRole.PASSED_OVER))
 
 
+@pytest.mark.parametrize(("_", "name"), KNOWN)
+@pytest.mark.parametrize("prefix", ["/", "../", "././", ".//", "//", ".", "x/", "./../", "./x/../"])
+def test_S15_a_name_has_nothing_in_front_but_one_dot_and_slash(prefix: str, _: MemberRole, name: str) -> None:
+    with pytest.raises(InvalidArchive, match="an image archive has no such member"):
+        parse_member_name(prefix + name)
+
+
 Given = TypeVar("Given")
 Found = TypeVar("Found")
 

@@ -160,6 +160,19 @@ def test_those_platforms_that_are_present_come_in_as_an_index_of_just_those(gone
     assert store.verify() == ()
 
 
+def test_an_index_that_was_made_is_not_left_where_another_image_turns_out_wrong(store: Store) -> None:
+    document = IMAGE.document()
+    document["layers"][0]["size"] += 1
+    content = encode_document(document)
+    root = {**IMAGE.root, "digest": digest_of(content), "size": len(content)}
+    wrong = BuiltImage(root=root, blobs={**IMAGE.blobs, digest_of(content): content}, media_types={})
+    members = oci_members([entry_of(INDEX, "a:1"), entry_of(wrong, "b:1")], INDEX.without(ARM64.digest), wrong)
+    assert "does not match" in refused(store, pack(members), platform="present")
+    members = oci_members([entry_of(INDEX, "a:1"), entry_of(IMAGE, "b:1")], INDEX.without(ARM64.digest), IMAGE)
+    store.load(io.BytesIO(pack(members)), platform="present")
+    assert holds(store, {"a:1": index_of(AMD64, RISCV), "b:1": IMAGE})
+
+
 @pytest.mark.parametrize("image", [INDEX, ATTESTED, AMD64, build_index([AMD64, ARM64], nested=2, docker=True)])
 def test_an_image_that_is_whole_is_kept_as_it_is(image: BuiltImage, store: Store) -> None:
     (loaded,) = store.load(io.BytesIO(pack(FORMS["OCI"](image))), platform="present")

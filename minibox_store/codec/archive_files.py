@@ -37,11 +37,6 @@ class DockerImage:
     repo_tags: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class _DockerImages:
-    images: tuple[DockerImage, ...]
-
-
 def decode_archive_metadata(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> ArchiveMetadata:
     """Return ``meta.json`` of a minibox archive; its digest may lack the algorithm, which is sha256 then.
 
@@ -70,7 +65,7 @@ def decode_docker_images(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> 
     ('x/layer.tar',)
     """
     value = load_array(content, _MANIFEST_JSON, limits.document_bytes)
-    return structure({"images": value}, _DockerImages, _MANIFEST_JSON).images
+    return structure(value, tuple[DockerImage, ...], _MANIFEST_JSON)
 
 
 def decode_repositories(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:

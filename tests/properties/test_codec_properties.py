@@ -16,11 +16,13 @@ from minibox_store.codec import (
     TokenAnswer,
     decode_archive_metadata,
     decode_config,
+    decode_docker_images,
     decode_document,
     decode_image_config,
     decode_layout_index,
     decode_layout_marker,
     decode_registry_errors,
+    decode_repositories,
     decode_token_answer,
     describe_document,
     encode_archive_metadata,
@@ -63,6 +65,8 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], type | tuple[type, ...]]] =
     "index.json": (decode_layout_index, LayoutIndex),
     "oci-layout": (decode_layout_marker, LayoutMarker),
     "meta.json": (decode_archive_metadata, ArchiveMetadata),
+    "manifest.json": (decode_docker_images, tuple),
+    "repositories": (decode_repositories, dict),
     "token": (decode_token_answer, TokenAnswer),
 }
 

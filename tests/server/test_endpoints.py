@@ -20,8 +20,10 @@ from minibox_server.settings import Settings
 from minibox_store import Store
 from tests.server.clients import BASE_URL, client_of, sentence_of
 from tests.server.mounts import small_disk
+from tests.support.archives import pack
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.layouts import REFERENCE_NAME, blob_path, read_layout_blobs, read_layout_names, write_layout
+from tests.support.tool_archives import docker_members, entry_of, named_oci_members, oci_members
 
 NAME = "app:1"
 JSON = {"Accept": "application/json"}
@@ -147,6 +149,20 @@ def test_a_name_with_slashes_is_saved_loaded_and_removed(tmp_path: Path, image: 
     assert post(client, "/images/remove", image=name).text == f"Image {name} removed\n"
     assert post(client, "/images/load", path=path).text == f"Loaded image {name} from {path}\n"
     assert [each["name"] for each in client.get("/images").json()] == [name]
+
+
+def test_all_images_of_an_archive_are_loaded_each_told_by_a_line(tmp_path: Path, image: BuiltImage) -> None:
+    other, path = build_image(salt="other"), tmp_path / "images.tar"
+    client = client_of(tmp_path / "data")
+    path.write_bytes(pack(named_oci_members({"b:1": image, "a:1": other})))
+    loaded = post(client, "/images/load", path=str(path))
+    assert (loaded.status_code, loaded.text) == (200, f"Loaded image b:1 from {path}\nLoaded image a:1 from {path}\n")
+    path.write_bytes(pack(docker_members(image, "c:1", style="docker")))
+    assert post(client, "/images/load", path=str(path)).text == f"Loaded image c:1 from {path}\n"
+    path.write_bytes(pack(oci_members([entry_of(image, "d:1"), entry_of(other)], image, other)))
+    refused = post(client, "/images/load", path=str(path))
+    assert (refused.status_code, "has no name in it" in sentence_of(refused)) == (422, True)
+    assert [each["name"] for each in client.get("/images").json()] == ["a:1", "b:1", "c:1"]
 
 
 def test_save_replaces_a_file_in_one_step(client: TestClient, tmp_path: Path) -> None:
