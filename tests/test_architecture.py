@@ -33,7 +33,7 @@ CORE = {
     *("referring", "cancellation", "decompressing", "output_bounds", "wholeness"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_extents", "_trees"}
 FILE_PARTS |= {"mounts", "_mount_views", "_unnamed"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
@@ -78,7 +78,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tomllib": ("minibox_store/codec/",),
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
-    "fcntl": LOCKS,
+    "fcntl": (*LOCKS, "minibox_store/_extents.py"),
+    "mmap": (),  # what others may shorten ends the process that has it mapped
     "subprocess": (
         *("minibox_store/rootfs/mounting.py", "minibox_store/rootfs/unmounting.py"),
         "minibox_store/registry/credential_programs.py",
