@@ -1,6 +1,7 @@
 """Saving: which members an archive of each form has, of one image and of several, whole and thin, byte for byte."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -342,6 +343,8 @@ def test_a_blob_that_is_left_out_here_and_a_document_there_is_written(tmp_path: 
     target = ArchiveFile(str(tmp_path / "a.tar"), form=ArchiveForm(exclude=frozenset({Digest.parse(image.digest)})))
     copy_into(target, image, "app:1")
     assert f"blobs/sha256/{image.digest.partition(':')[2]}" in dict(members_in(tmp_path / "a.tar"))
+    with suppress(IncompleteImage), target.open_writer() as writer:
+        assert not writer.has_blob(root_of(image))
 
 
 def test_have_lists_every_blob_there_is_and_nothing_else(tmp_path: Path) -> None:
