@@ -2,7 +2,8 @@
 
 Only where there is a file to be replaced has the new one a name of its own, for the moment between two calls: it is
 that of a temporary file, and the file is whole by then. Where a file system has no files without a name, or a system
-no ``/proc``, it is written under such a name as any other.
+no ``/proc``, it is written under such a name as any other; and where it turns out that the file cannot be given one, it
+is copied to such a file.
 """
 
 import contextlib
@@ -11,10 +12,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 
 _OPEN_FILES = "/proc/self/fd"
 _NOT_THERE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -32,7 +34,12 @@ def replacing_large_file(path: str, *, dir_fd: int | None = None, durable: bool)
             yield descriptor
             if durable:
                 _files.sync_file(descriptor)
-            _name(descriptor, path, dir_fd)
+            try:
+                _name(descriptor, path, dir_fd)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                _copy(descriptor, path, dir_fd=dir_fd, durable=durable)
             if directory is not None:
                 _files.sync_file(directory)
     finally:
@@ -48,6 +55,12 @@ def _open(folder: str, dir_fd: int | None) -> int | None:
         if error.errno not in _NOT_THERE:
             raise
         return None
+
+
+def _copy(descriptor: int, path: str, *, dir_fd: int | None, durable: bool) -> None:
+    stream = _moving.FileStream(descriptor, 0, os.fstat(descriptor).st_size, owns_descriptor=False)
+    with _files.replacing_file(path, dir_fd=dir_fd, durable=durable) as named:
+        _moving.append_stream(stream, named)
 
 
 def _name(descriptor: int, path: str, dir_fd: int | None) -> None:
