@@ -43,8 +43,6 @@ from minibox_store.selecting import ChosenImage, select_image, select_present
 from minibox_store.staging import stage_blobs
 from minibox_store.wholeness import find_presence, what_is_missing
 
-_PARALLEL = 2  # hashing is the cost, and the kernel copies behind it
-
 
 @attrs.frozen(kw_only=True)
 class ArchiveWish:
@@ -77,7 +75,7 @@ def load_archive(
         blobs = _ArchivedBlobs(writer, reader.members.sizes, complete_from_store=wish.complete_from_store)
         source = RememberingSource(blobs, limits)
         with _naming_archive():
-            stage_blobs(reader.iter_blobs(), writer, parallel=_PARALLEL, on_event=on_event, cancellation=cancellation)
+            stage_blobs(reader.iter_blobs(), writer, on_event=on_event, cancellation=cancellation)
             archived = read_images(reader.members, source, blobs.size_of, limits)
         named = _named(archived, wish.names)
         with _naming_archive():
