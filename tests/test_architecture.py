@@ -34,11 +34,11 @@ CORE = {
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_extents", "_trees"}
-FILE_PARTS |= {"mounts", "_mount_views"}
+FILE_PARTS |= {"mounts", "_mount_views", "_unnamed"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
-FACE |= {"pushing", "remote", "sending"}
+FACE |= {"pushing", "remote", "saving", "sending"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -86,7 +86,10 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     ),
     "pickle": ("minibox_store/rootfs/mount_talk.py",),
     **dict.fromkeys(["indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
-    **dict.fromkeys(["backports", "compression"], ("minibox_store/decompressing.py", "minibox_store/rootfs/")),
+    **dict.fromkeys(
+        ["backports", "compression"],
+        ("minibox_store/archive/sinks.py", "minibox_store/decompressing.py", "minibox_store/rootfs/"),
+    ),
     **dict.fromkeys(["os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "os.sync"], FILES),
     **dict.fromkeys(["os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"], ENVIRONMENT),
     **dict.fromkeys(["threading.Thread", "threading.Timer", "_thread"], tuple(THREADS)),
