@@ -295,6 +295,8 @@ def test_the_top_level_holds_nothing_else() -> None:
         ("minibox_store/oddities.py", "", "no layer"),
         ("minibox_store/store.py", "import urllib3", "urllib3 belongs to minibox_store/registry/"),
         ("minibox_store/tar.py", "import tarfile", "tarfile belongs to no module"),
+        ("minibox_store/_moving.py", "from mmap import mmap", "mmap belongs to no module"),
+        ("minibox_store/_moving.py", "import fcntl", "fcntl belongs to"),
         ("minibox_store/store.py", "from json import loads as read", "json belongs to minibox_store/codec/"),
         ("minibox_store/store.py", "import os as o\no.replace(a, b)", "os.replace belongs to"),
         ("minibox_store/store.py", "from os import fsync", "os.fsync belongs to"),

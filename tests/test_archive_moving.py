@@ -4,6 +4,7 @@ archive meanwhile, what was verified is what is kept.
 
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import Store, _moving
+from minibox_store import ArchiveFormat, Store, _moving
 from minibox_store.errors import InvalidArchive
 from minibox_store.tar import END_OF_ARCHIVE, Member, encode_header, padding
 from tests.support.archives import blob_name, members_of
@@ -22,12 +23,13 @@ from tests.support.images import build_image, random_layer
 from tests.support.invariants import check_invariants, find_leftovers, read_names, stored
 from tests.support.layouts import blob_path
 from tests.support.meddling import changing_all_the_time, meddling_with
-from tests.support.stores import mounted, open_store
+from tests.support.stores import mounted, open_store, put
 from tests.support.system_calls import OtherOs
 
 MEBIBYTE = 1 << 20
 BLOCK_BYTES = 4096
 NAME = "app:1"
+FORMATS: tuple[ArchiveFormat, ...] = ("minibox", "oci", "docker", "both")
 DISKS = ("tmpfs", "ramfs", "ext4", "xfs")
 # A layer that is copied in more than one step, one that ends with a piece of a block, and one of whole blocks.
 IMAGE = build_image([random_layer(17 * MEBIBYTE + 512), random_layer(MEBIBYTE + 1536), random_layer(2 * MEBIBYTE)])
@@ -136,6 +138,55 @@ def test_a_load_shares_the_whole_blocks_of_aligned_members_and_copies_the_rest(f
         size_bytes = len(IMAGE.blobs[digest])
         assert shared_bytes(blob_path(folder / "store", digest)) >= whole_blocks(size_bytes)
         assert shared_bytes(folder / "image.tar", places[blob_name(digest)], size_bytes) >= whole_blocks(size_bytes)
+
+
+@on_each_disk
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_save_gives_the_same_bytes_on_each_disk(folder: Path, form: ArchiveFormat, tmp_path: Path) -> None:
+    put(folder / "store", IMAGE, NAME)
+    store = open_store(folder / "store")
+    store.save(NAME, folder / "image.tar", format=form)
+    with (tmp_path / "written").open("wb") as file:
+        store.save(NAME, file, format=form)
+    assert (folder / "image.tar").read_bytes() == (tmp_path / "written").read_bytes()
+
+
+@on_xfs
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_save_shares_the_whole_blocks_of_large_blobs_and_copies_the_rest(folder: Path, form: ArchiveFormat) -> None:
+    put(folder / "store", IMAGE, NAME)
+    os.sync()
+    open_store(folder / "store").save(NAME, folder / "image.tar", format=form)
+    with tarfile.open(folder / "image.tar") as archive:
+        places = {member.name: member.offset_data for member in archive}
+    for digest in (LARGE, ODD, EVEN):
+        size_bytes = len(IMAGE.blobs[digest])
+        assert shared_bytes(blob_path(folder / "store", digest)) >= whole_blocks(size_bytes)
+        assert shared_bytes(folder / "image.tar", places[blob_name(digest)], size_bytes) >= whole_blocks(size_bytes)
+
+
+@on_each_disk
+def test_what_another_process_writes_into_a_saved_archive_is_not_in_the_store(folder: Path) -> None:
+    put(folder / "store", IMAGE, NAME)
+    open_store(folder / "store").save(NAME, folder / "image.tar")
+    with meddling_with(folder / "image.tar") as other:
+        other.write(0, bytes((folder / "image.tar").stat().st_size))
+    os.sync()
+    check_loaded(folder / "store")
+
+
+@on_xfs
+def test_what_was_saved_is_loaded_without_room_for_a_second_copy(folder: Path) -> None:
+    put(folder / "store", IMAGE, NAME)
+    os.sync()
+    before = os.statvfs(folder).f_bavail
+    for number in range(3):
+        open_store(folder / "store").save(NAME, folder / f"image-{number}.tar")
+        open_store(folder / f"loaded-{number}").load(folder / f"image-{number}.tar")
+        check_loaded(folder / f"loaded-{number}")
+    os.sync()
+    taken_bytes = (before - os.statvfs(folder).f_bavail) * os.statvfs(folder).f_frsize
+    assert taken_bytes < 2 * MEBIBYTE
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
+import minibox_store.archive  # noqa: F401  # which the first save or load would import while it is measured
 from minibox_store import Store
 from minibox_store.tar import TarReader
 from tests.benchmarks.child import Durability
