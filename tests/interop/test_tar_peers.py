@@ -8,6 +8,7 @@ import pytest
 
 from minibox_store import InvalidArchive, Store
 from tests.support.archives import blob_name, piped
+from tests.support.foreign_archives import APP, Foreign, write_archive
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.layouts import read_layout_blobs, read_layout_names, write_layout
 from tests.support.stores import open_store
@@ -59,6 +60,39 @@ def test_what_others_pack_is_loaded(tool: str, tar_format: str, image: BuiltImag
             check_loaded(archive, tmp_path / f"{order}, {way}", image, by_pipe=way == "pipe")
 
 
+@pytest.fixture(scope="module")
+def docker_archive(tmp_path_factory: pytest.TempPathFactory) -> Foreign:
+    """Have skopeo write an archive in which members are links to others."""
+    return write_archive("skopeo, docker-archive", tmp_path_factory.mktemp("foreign"))
+
+
+@pytest.mark.parametrize("links", ["symbolic", "hard"])
+@pytest.mark.parametrize(("tool", "tar_format"), [(tool, each) for tool in TOOLS for each in FORMATS[tool]])
+def test_a_docker_archive_that_others_pack_anew_is_loaded_with_its_links(
+    tool: str, tar_format: str, links: str, docker_archive: Foreign, tmp_path: Path
+) -> None:
+    tree = tmp_path / "extracted"
+    extract(tool, docker_archive.path, tree)
+    made = [path for path in tree.rglob("layer.tar") if path.is_symlink()]
+    assert len(made) == 3
+    if links == "hard":
+        for path in made:
+            target = path.resolve()
+            path.unlink()
+            path.hardlink_to(target)
+    # The links come before what they lead to, or after it.
+    first = sorted(path.name for path in tree.iterdir() if path.is_dir())
+    last = sorted(path.name for path in tree.iterdir() if path.is_file())
+    for number, names in enumerate([["."], first + last, last + first]):
+        archive = pack(tool, tar_format, tree, names, tmp_path / f"{number}.tar")
+        for way in ("file", "pipe"):
+            root = tmp_path / f"{number}, {way}"
+            load(archive, root, by_pipe=way == "pipe")
+            (entry,) = read_layout_names(root).values()
+            manifest = json.loads(read_layout_blobs(root)[entry["digest"]])
+            assert manifest["config"]["digest"] == docker_archive.configs[APP]
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_what_others_pack_without_a_blob_is_refused(tool: str, tmp_path: Path) -> None:
     names = sorted(extract("tarfile", saved(IMAGE, tmp_path), tmp_path / "extracted"))
@@ -78,12 +112,16 @@ def saved(image: BuiltImage, folder: Path) -> Path:
     return archive
 
 
-def check_loaded(archive: Path, root: Path, image: BuiltImage, *, by_pipe: bool) -> None:
-    store = open_store(root)
+def load(archive: Path, root: Path, *, by_pipe: bool) -> None:
+    store: Store = open_store(root)
     if by_pipe:
         with piped(archive.read_bytes()) as pipe:
             store.load(pipe)
     else:
         store.load(archive)
+
+
+def check_loaded(archive: Path, root: Path, image: BuiltImage, *, by_pipe: bool) -> None:
+    load(archive, root, by_pipe=by_pipe)
     assert read_layout_blobs(root) == image.blobs
     assert {name: entry["digest"] for name, entry in read_layout_names(root).items()} == {NAME: image.digest}
