@@ -22,7 +22,7 @@ IMAGE = build_image([_SHARED, build_layer({"srv/data": b"data\n" * 100}, compres
 OTHER = build_image(salt="other", compressed=False)
 
 # The forms that are read.
-FORMS_READ = ["minibox"]
+FORMS_READ = list(FORMS)
 
 Attack = Callable[[Parts], bytes]
 

@@ -104,6 +104,14 @@ def _document(content: bytes) -> bytes:
     return _oci(oci_index(IMAGE, NAME, **entry))[:-1024] + pack_parts([Part(blob_name(digest_of(content)), content)])
 
 
+def _two_images(first: str, second: str | None) -> bytes:
+    """Return a docker-archive of both images under these names."""
+    tags = [] if second is None else [second]
+    entries = (docker_manifest(IMAGE, first)[1:-1], docker_manifest(OTHER, NAME, RepoTags=tags)[1:-1])
+    parts = [*docker_parts(IMAGE, NAME)[:-1], *docker_parts(OTHER, NAME)[:-1]]
+    return pack_parts([*parts, Part("manifest.json", b"[" + b",".join(entries) + b"]")])
+
+
 def _manifest(**fields: Any) -> bytes:
     return _document(encode_document({**IMAGE.document(), **fields}))
 
@@ -210,9 +218,8 @@ DOCKER: dict[str, Build] = {
     "S6 a layer too many": partial(_said, Layers=[*_TARS, _TARS[0]]),
     "S6 layers in another order": partial(_said, Layers=[_TARS[1], _TARS[0], _TARS[1]]),
     "S6 a layer for a config": partial(_said, Config=f"{bare(IMAGE.layer_digests[0])}.tar"),
-    "S6 one name twice": partial(
-        _docker, b"[" + b",".join([docker_manifest(IMAGE, NAME)[1:-1], docker_manifest(IMAGE, NAME)[1:-1]]) + b"]"
-    ),
+    "S6 one name of two images": lambda: _two_images(NAME, NAME),
+    "S6 one image with a name and one without": lambda: _two_images(NAME, None),
     "S6 the same layer member twice": lambda: pack_parts([*docker_parts(IMAGE, NAME), docker_parts(IMAGE, NAME)[0]]),
     **{
         f"S16 a {kind} to {target!r}": partial(_last, target, flag)
