@@ -8,8 +8,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minibox_store.archive.formats import ArchiveCompression as ArchiveCompression
+    from minibox_store.archive.formats import ArchiveFormat as ArchiveFormat
     from minibox_store.cancellation import Cancellation as Cancellation
     from minibox_store.codec import encode_document as encode_document
+    from minibox_store.codec.archive_tables import parse_digests as parse_digests
     from minibox_store.copying import EventListener as EventListener
     from minibox_store.copying import copy_image as copy_image
     from minibox_store.digest import Digest as Digest
@@ -152,7 +155,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "archive.formats": ("ArchiveCompression", "ArchiveFormat"),
     "codec": ("encode_document",),
+    "codec.archive_tables": ("parse_digests",),
     "cancellation": ("Cancellation",),
     "copying": ("EventListener", "copy_image"),
     "digest": ("Digest",),

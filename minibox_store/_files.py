@@ -65,9 +65,9 @@ def open_new(path: str, flags: int = 0) -> int:
     return descriptor
 
 
-def open_unnamed(folder: str) -> int:
+def open_unnamed(folder: str, mode: int = _OWNERS, *, dir_fd: int | None = None) -> int:
     """Create a file that has no name, on the disk of ``folder``; return a descriptor to read and write."""
-    return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _OWNERS)
+    return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dir_fd)
 
 
 def open_shared(path: str) -> int:
@@ -77,14 +77,9 @@ def open_shared(path: str) -> int:
     """
     while True:
         with contextlib.suppress(FileNotFoundError):
-            return open_existing(path)
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         with contextlib.suppress(FileExistsError):
             return open_new(path)
-
-
-def open_existing(path: str) -> int:
-    """Open a file for reading and writing."""
-    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def open_readable(path: str) -> int:
@@ -185,6 +180,12 @@ def link_file(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
+def link_open_file(descriptor: int, target: str, *, dir_fd: int | None = None) -> None:
+    """Give an open file that has no name this one; FileExistsError where ``target`` exists."""
+    # Only with a directory among its arguments, which has no part in it, does Python follow the link that /proc has.
+    os.link(f"/proc/self/fd/{descriptor}", target, src_dir_fd=descriptor, dst_dir_fd=dir_fd, follow_symlinks=True)
+
+
 def rename_file(source: str, target: str, *, dir_fd: int | None = None) -> None:
     """Rename, replacing ``target``: a file, or an empty directory by a directory; both relative to ``dir_fd``."""
     os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -227,11 +228,6 @@ def sync_file_system(descriptor: int) -> None:
         raise OSError(number := ctypes.get_errno(), os.strerror(number))
 
 
-def rename_in(directory: int, name: str, target: str) -> None:
-    """Give what lies in an open directory another name there, replacing what has it."""
-    os.replace(name, target, src_dir_fd=directory, dst_dir_fd=directory)
-
-
 def remove_file(path: str, *, dir_fd: int | None = None) -> None:
     """Remove a file, or a link itself; FileNotFoundError where there is none."""
     os.unlink(path, dir_fd=dir_fd)
@@ -261,9 +257,8 @@ def remove_directory(path: str, *, dir_fd: int | None = None) -> None:
 def remove_flat(path: str, *, last: str) -> None:
     """Remove a directory of files, the one called ``last`` at the end; what is gone already is no error."""
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(path):
-            if name != last:
-                discard_file(os.path.join(path, name))
+        for name in (each for each in os.listdir(path) if each != last):
+            discard_file(os.path.join(path, name))
         discard_file(os.path.join(path, last))
     remove_directory(path)
 
@@ -311,6 +306,14 @@ def opened_directory(path: str, dir_fd: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
+def temporary_path(path: str) -> str:
+    """Return where what is to have this path lies for as long as it is unfinished, beside it."""
+    folder, name = os.path.split(path)
+    if len(os.fsencode(name)) > _LONGEST_NAME_BYTES - _SUFFIX_BYTES:
+        name = "file"
+    return os.path.join(folder, f".{name}.{fresh_name()}.tmp")
+
+
 @contextmanager
 def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = None, durable: bool) -> Iterator[int]:
     """Yield a descriptor to write a new file by; leaving the block without an error puts it at ``path``, whole.
@@ -324,10 +327,7 @@ def replacing_file(path: str, *, dir_fd: int | None = None, mode: int | None = N
         mode: of the new file, whatever the umask; where it is None the umask decides.
         durable: whether it survives a loss of power once the block is left.
     """
-    folder, name = os.path.split(path)
-    if len(os.fsencode(name)) > _LONGEST_NAME_BYTES - _SUFFIX_BYTES:
-        name = "file"
-    temporary = os.path.join(folder, f".{name}.{fresh_name()}.tmp")
+    folder, temporary = os.path.dirname(path), temporary_path(path)
     # Opened first: behind the replacement nothing may fail any more but the disk itself.
     with opened_directory(folder or ".", dir_fd) if durable else contextlib.nullcontext() as directory:
         descriptor = os.open(temporary, _NEW, 0o666 if mode is None else 0o600, dir_fd=dir_fd)

@@ -6,6 +6,7 @@ As in :mod:`minibox_store._files`, each operation is one call of ``os`` from thi
 import errno
 import os
 
+from minibox_store import _extents
 from minibox_store.digest import Verifier
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobStream, FileRange, RangeStream
@@ -14,6 +15,10 @@ BUFFER_BYTES = MEBIBYTE
 STEP_BYTES = 16 * MEBIBYTE
 
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+
+
+class CutOff(OSError):
+    """The file that is copied from became shorter while it was read: the disk is not to blame."""
 
 
 class FileStream:
@@ -53,12 +58,15 @@ def append_stream(stream: BlobStream, descriptor: int, verifier: Verifier | None
     """Append the rest of ``stream`` to the open file, and return how many bytes that was.
 
     Where the stream's bytes lie in a file, the kernel moves them, and what the verifier sees is read back from
-    the copy: the bytes verified are the bytes kept.
+    the copy: the bytes verified are the bytes kept, whoever changes that file meanwhile. Where both files can share
+    blocks, whole ones that lie alike in both are shared, and only the rest is copied; a block that somebody then
+    changes is shared no longer.
     """
     position = start = os.lseek(descriptor, 0, os.SEEK_CUR)
     buffer = memoryview(bytearray(BUFFER_BYTES))
     if isinstance(stream, RangeStream):
         while (source := stream.next_range(STEP_BYTES)).size_bytes:
+            _extents.prepare_copy(source, descriptor, position)
             _copy_range(source, descriptor, position, buffer)
             if verifier is not None:
                 hash_range(descriptor, position, source.size_bytes, verifier, buffer)
@@ -105,7 +113,7 @@ def _copy_range(source: FileRange, descriptor: int, position: int, buffer: memor
                 raise
             count = _send_range(source.file_descriptor, descriptor, offset, position, end - offset, buffer)
         if count == 0:
-            raise OSError(errno.EIO, "the file to copy from became shorter while it was read")
+            raise CutOff(errno.EIO, "the file to copy from became shorter while it was read")
         offset += count
         position += count
 

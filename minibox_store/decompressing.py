@@ -276,6 +276,7 @@ def _iter_xz_padding(source: CompressedInput, what: str) -> Iterator[bytes]:
         source.put_back(rest_bytes)
         padding_bytes += len(piece) - rest_bytes
         step = min(2 * step, INPUT_BYTES)
-        yield b""
+        if padding_bytes:
+            yield b""
     if padding_bytes % _XZ_PADDING_UNIT_BYTES:
         raise InvalidArchive(f"the xz stream of {what} is damaged: its padding is no multiple of four zeros")

@@ -3,6 +3,7 @@
 Each is verified as it was kept. What the images reach of them is then moved by the copy, like everything else.
 """
 
+import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -13,24 +14,29 @@ from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled
 from minibox_store.protocols import ArchivedBlob, BlobStage, BlobStream, RangeStream
 
+_MOST_AT_ONCE = 16  # each has a buffer of 1 MiB
+
 
 def stage_blobs(
     blobs: Iterable[ArchivedBlob],
     stage: BlobStage,
     *,
-    parallel: int,
+    parallel: int | None = None,
     on_event: EventListener = ignore_events,
     cancellation: Cancellation | None = None,
 ) -> None:
     """Stage every blob, each verified as it was kept.
 
-    Blobs that lie in a file are staged ``parallel`` at once (hashing is the cost, and it leaves the interpreter's
-    lock); any other is staged before the next one is asked for.
+    Blobs that lie in a file are staged ``parallel`` at once, by default as many as there are processors for this
+    process, up to 16: hashing is the cost, and it leaves the interpreter's lock, as copying in the kernel does. Any
+    other blob is staged before the next one is asked for.
 
     Raises:
         ContentMismatch: for the first blob that is not what its digest says; no further one is begun.
         Cancelled: when ``cancellation`` was cancelled.
     """
+    if parallel is None:
+        parallel = min(len(os.sched_getaffinity(0)), _MOST_AT_ONCE)
     _Staging(stage, on_event, cancellation or Cancellation()).run(blobs, parallel)
 
 

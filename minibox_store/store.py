@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from minibox_store._file_errors import file_errors, path_errors
+from minibox_store._file_errors import file_errors
 from minibox_store.arguments import Durability, absolute_root, is_durable
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, copy_image, ignore_events
+from minibox_store.copying import EventListener, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
@@ -17,7 +17,7 @@ from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
 from minibox_store.graph import read_content, walk
 from minibox_store.images import Image
-from minibox_store.layout import Layout, Listing, opening_image
+from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.mounted_images import MountedImages
@@ -27,6 +27,7 @@ from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
+from minibox_store.saving import Saving
 from minibox_store.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from minibox_store.reports import StoreInfo
 
 
-class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages):
+class Store(
+    Pulling, Planning, Pushing, Saving, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages
+):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
@@ -166,50 +169,6 @@ class Store(Pulling, Planning, Pushing, NamedStore, ExaminedStore, Generations, 
             return StoreInfo(root=self.root, durable=self._layout.durable, hard_links=hard_links)
 
     # ---- archives
-
-    def save(
-        self,
-        name: str,
-        path: str | os.PathLike[str],
-        *,
-        dir_fd: int | None = None,
-        on_event: EventListener = ignore_events,
-        cancellation: Cancellation | None = None,
-    ) -> Image:
-        """Write an image as an archive, and return it. Equal images under equal names give equal bytes.
-
-        Args:
-            name: which image, as for :meth:`get`.
-            path: the file; created, or replaced if it is a regular one.
-            dir_fd: an open directory that ``path`` is relative to.
-            on_event: called for each step of progress.
-            cancellation: ends it when it is cancelled.
-
-        Raises:
-            ImageNotFound: when there is no such image.
-            IncompleteImage: when blobs of it are missing.
-            InvalidPath: when the file cannot be written where it should be.
-            StoreFull: when the archive does not fit there; nothing has been written then.
-            Cancelled: when ``cancellation`` was cancelled.
-
-        Guarantees: whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, whole.
-        """
-        from minibox_store.archive import ArchiveFile
-
-        target = ArchiveFile(os.fspath(path), dir_fd=dir_fd, durable=self._layout.durable)
-        with file_errors(self.root), opening_image(self._layout, name) as image, path_errors(os.fspath(path)):
-            self._layout.activity.note_used(image.name)
-            found = self._listing.image(image.name, image.root, image)
-            copy_image(
-                image,
-                target,
-                image.root,
-                [image.name],
-                limits=self._limits,
-                on_event=on_event,
-                cancellation=cancellation,
-            )
-            return found
 
     def load(
         self,

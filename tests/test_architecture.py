@@ -33,12 +33,12 @@ CORE = {
     *("referring", "cancellation", "decompressing", "output_bounds", "wholeness"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
-FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_trees"}
-FILE_PARTS |= {"mounts", "_mount_views"}
+FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_extents", "_trees"}
+FILE_PARTS |= {"mounts", "_mount_views", "_unnamed"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
-FACE |= {"pushing", "remote", "sending"}
+FACE |= {"pushing", "remote", "saving", "sending"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
@@ -78,14 +78,18 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tomllib": ("minibox_store/codec/",),
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
-    "fcntl": LOCKS,
+    "fcntl": (*LOCKS, "minibox_store/_extents.py"),
+    "mmap": (),  # what others may shorten ends the process that has it mapped
     "subprocess": (
         *("minibox_store/rootfs/mounting.py", "minibox_store/rootfs/unmounting.py"),
         "minibox_store/registry/credential_programs.py",
     ),
     "pickle": ("minibox_store/rootfs/mount_talk.py",),
     **dict.fromkeys(["indexed_gzip", "mfusepy"], ("minibox_store/rootfs/",)),
-    **dict.fromkeys(["backports", "compression"], ("minibox_store/decompressing.py", "minibox_store/rootfs/")),
+    **dict.fromkeys(
+        ["backports", "compression"],
+        ("minibox_store/archive/sinks.py", "minibox_store/decompressing.py", "minibox_store/rootfs/"),
+    ),
     **dict.fromkeys(["os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "os.sync"], FILES),
     **dict.fromkeys(["os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv"], ENVIRONMENT),
     **dict.fromkeys(["threading.Thread", "threading.Timer", "_thread"], tuple(THREADS)),

@@ -190,14 +190,23 @@ def test_a_policy_that_refuses_one_image_lets_none_in(store: Store) -> None:
     refused(store, pack(docker), PolicyRefused, checked_by=Policy(verify=verify))
 
 
-def test_S6_two_images_under_one_name_are_refused_and_one_that_is_named_twice_is_not(store: Store) -> None:
-    twice = oci_members([entry_of(IMAGE, NAME), entry_of(OTHER, NAME)], IMAGE, OTHER)
+def test_S6_one_name_for_two_images_or_twice_for_one_is_refused(store: Store) -> None:
     sentence = f"invalid archive: two different images in it would be called {NAME}"
+    twice = oci_members([entry_of(IMAGE, NAME), entry_of(OTHER, NAME)], IMAGE, OTHER)
     assert refused(store, pack(twice)) == sentence
+    docker = DockerArchive("docker").add(IMAGE, "a:1", NAME).add(OTHER, NAME).finish()
+    assert refused(store, pack(docker)) == sentence
     both = oci_members([entry_of(IMAGE, "a:1"), entry_of(OTHER, "b:1")], IMAGE, OTHER)
     assert refused(store, pack(both), names=lambda _: NAME) == sentence
-    (loaded,) = store.load(io.BytesIO(pack(oci_members([entry_of(IMAGE, NAME), entry_of(IMAGE, NAME)], IMAGE))))
-    assert loaded.name == NAME
+    again = refused(store, pack(oci_members([entry_of(IMAGE, NAME), entry_of(IMAGE, NAME)], IMAGE)))
+    assert again == f"invalid archive at member 'index.json': it names {NAME!r} twice"
+    again = refused(store, pack(docker_members(IMAGE, NAME, NAME, style="docker")))
+    assert again == f"invalid archive at member 'manifest.json': it names {NAME!r} twice"
+
+
+def test_an_image_that_stands_twice_without_a_name_is_one(store: Store) -> None:
+    archive = pack(oci_members([entry_of(IMAGE), entry_of(IMAGE)], IMAGE))
+    assert len(store.load(io.BytesIO(archive), names=lambda _: NAME)) == 1
     assert holds(store, {NAME: IMAGE})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import Store, _files, _moving
+from minibox_store import Store, _files, _moving, staging
 from minibox_store.archive import ArchiveFile
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import copy_graph, copy_image
@@ -31,7 +31,7 @@ from minibox_store.layout import Layout
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages
 from minibox_store.platforms import LINUX_AMD64
-from minibox_store.protocols import ArchivedBlob, BlobSource, ImageTarget, RangeStream
+from minibox_store.protocols import ArchivedBlob, BlobSource, BlobStream, ImageTarget, RangeStream
 from minibox_store.staging import stage_blobs
 from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_index, digest_of, encode_document
 from tests.support.snapshots import snapshot
@@ -50,6 +50,7 @@ from tests.support.sources import (
     memory_of,
     root_of,
 )
+from tests.support.system_calls import OtherOs
 
 NAME = "app:1"
 LAYERS = [{f"file-{number}": bytes([number]) * 5000} for number in range(6)]
@@ -637,6 +638,41 @@ def test_what_lies_in_no_file_is_staged_before_the_next_blob_is_asked_for() -> N
 
         stage_blobs(one_by_one(), writer, parallel=4)
     assert staged == [0, 1, 2]
+
+
+class _CrowdedStage:
+    """A stage that keeps everybody waiting until no more come for a while."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self.most_inside = 0
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> PiecewiseStream:
+        raise BlobNotFound(str(descriptor.digest))
+
+    def stage_blob(self, stream: BlobStream, size_bytes: int, digest: Digest | None = None) -> Digest:
+        assert digest is not None
+        with self._changed:
+            self._inside += 1
+            self.most_inside = max(self.most_inside, self._inside)
+            self._changed.notify_all()
+            while self._changed.wait(0.2):
+                pass
+            self._inside -= 1
+        return digest
+
+
+@pytest.mark.parametrize(("processors", "at_once"), [(1, 1), (3, 3), (64, 16)])
+def test_blobs_in_a_file_are_staged_by_as_many_threads_as_there_are_processors_for_the_process(
+    processors: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "os", OtherOs(sched_getaffinity=lambda process: set(range(processors))))
+    blobs, stage = archived([bytes([number]) for number in range(2 * at_once)], tmp_path), _CrowdedStage()
+    stage_blobs(blobs, stage)
+    assert stage.most_inside == at_once
+    for blob in blobs:
+        blob.stream.close()
 
 
 def test_an_error_of_the_archive_itself_passes_and_ends_the_staging() -> None:

@@ -28,6 +28,7 @@ from tests.support.compression import (
     opened,
     read_layer,
     skippable_frame,
+    xz_streams,
     zstd_frames,
 )
 from tests.support.members import read_data, write_tar
@@ -104,6 +105,13 @@ class TestCompressions:
             reader = TarReader(layer)
             assert [(member, read_data(reader)) for member in reader] == contents
             layer.finish()
+
+    def test_a_layer_in_xz_is_none_though_an_archive_may_be(self) -> None:
+        packed = xz_streams(write_tar((Member(name="a"), b"")))
+        assert compression_of(packed) == "none"
+        assert read_layer(opened(packed, packed)) == packed
+        with opened(packed, packed) as layer, pytest.raises(InvalidArchive, match="no tar header at byte 0|cut off"):
+            next(TarReader(layer))
 
     @pytest.mark.parametrize("blob", [b"", gzipped(b""), zstd_frames(b""), skippable_frame(b"")])
     def test_nothing_compressed_in_any_way_is_nothing(self, blob: bytes) -> None:

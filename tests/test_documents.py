@@ -1,11 +1,13 @@
 """The README's programs run as they stand, against a registry of this machine, and its table of variables is whole."""
 
+import random
 import re
 from pathlib import Path
 
 import pytest
 
 from minibox_store import Store
+from tests.support.archives import unpack
 from tests.support.images import build_image
 from tests.support.scripted_registry import ScriptedRegistry, basic_credentials, serve_image
 from tests.support.served_trees import mount_point, require_fuse
@@ -21,7 +23,10 @@ def run_block(source: str, folder: Path, registry: ScriptedRegistry) -> None:
     for written, real in (
         ("/var/lib/images", str(folder / "store")),
         ("/srv/other", str(folder / "other")),
+        ("/srv/there", str(folder / "other")),
         ("/tmp/alpine.tar", str(folder / "alpine.tar")),
+        ("/tmp/both.tar", str(folder / "both.tar")),
+        ("/tmp/thin.tar", str(folder / "thin.tar")),
         ("/srv/alpine", str(folder / "tree")),
         ("/mnt/alpine", str(folder / "mounted")),
         ('"alpine:3.20"', f'"{registry.reference("library/alpine", "3.20")}"'),
@@ -37,6 +42,18 @@ def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
         run_block(BLOCKS[0], tmp_path, registry)
     assert [image.name for image in Store(tmp_path / "store").images()] == ["base:current"]
     assert len(Store(tmp_path / "other").images()) == 1
+    assert {member.name for member, _ in unpack((tmp_path / "both.tar").read_bytes())} > {"index.json", "manifest.json"}
+
+
+def test_the_program_that_sends_only_what_is_missing_runs(tmp_path: Path) -> None:
+    layer = {"shared": random.Random(1).randbytes(100_000)}  # no compression makes less of it
+    put(tmp_path / "other", build_image([layer]), "app:1")
+    put(tmp_path / "store", build_image([layer, {"new": b"n"}]), "app:2")
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "archives.md").read_text(), re.DOTALL)
+    with ScriptedRegistry() as registry:
+        run_block(program, tmp_path, registry)
+    assert [image.name for image in Store(tmp_path / "other").images()] == ["app:1", "app:2"]
+    assert (tmp_path / "thin.tar").stat().st_size < 100_000
 
 
 def test_the_program_of_the_readme_that_keeps_order_runs(tmp_path: Path) -> None:

@@ -1,29 +1,40 @@
-"""Archives that nobody may load, in every form, as a file and as a pipe: refused in one sentence, and nothing is left.
+"""Archives that nobody may load, in every form: refused in one sentence, and nothing is left.
+
+Each is tried as a file, as a pipe, and compressed.
 
 The corpus is code: ``tests.support.hostile_archives`` and ``tests.support.hostile_contents``.
 """
 
+import gzip
 import io
+import lzma
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pytest
 
-from minibox_store import InvalidArchive
-from tests.support.archive_forms import FORMS, Part
-from tests.support.archives import piped
-from tests.support.compression import grows_by_less_than
-from tests.support.hostile_archives import ATTACKS, BLOB, FORMS_READ, IMAGE, NAME, good_archive
+from minibox_store import InvalidArchive, Limits, Store
+from minibox_store.limits import DEFAULT_LIMITS, TarLimits
+from tests.support.archive_forms import FORMS, Part, pack_parts
+from tests.support.archives import blob_name, piped
+from tests.support.compression import MEBIBYTE, grows_by_less_than, gzipped, zstd_frames
+from tests.support.hostile_archives import ATTACKS, BLOB, FORMS_READ, HEX, IMAGE, NAME, good_archive
 from tests.support.hostile_contents import CONTENTS
-from tests.support.images import build_image
+from tests.support.images import build_image, digest_of
 from tests.support.invariants import check_invariants, reachable, read_names, stored
 from tests.support.snapshots import snapshot
 from tests.support.stores import open_store, put
-from tests.support.tars import END, Endless, extension, pax, raw_header
+from tests.support.tars import BLOCK, END, Endless, Joined, extension, pax, raw_header
 
 KEPT = build_image(salt="kept")
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": partial(gzip.compress, compresslevel=1),
+    "zstd": zstd_frames,
+    "xz": lzma.compress,
+}
 MOST_SECONDS = 10.0
 MOST_BYTES = 24 << 20  # a document of 4 MiB is held several times while it is decoded
 MOST_CHARACTERS = 1000
@@ -55,13 +66,13 @@ def assert_refused(root: Path, archive: bytes | BinaryIO | str) -> str:
 
 
 def assert_refused_everywhere(root: Path, archive: bytes, file: Path) -> None:
-    """See that an archive is refused as a file, and with the same sentence as a pipe.
-
-    A file may say sooner that it ends inside a member.
-    """
+    """See that an archive is refused as a file, as a pipe, and as a pipe of one of the compressions."""
     file.write_bytes(archive)
     assert_refused(root, str(file))
     with piped(archive) as pipe:
+        assert_refused(root, pipe)
+    compress = tuple(COMPRESSIONS.values())[len(archive) // BLOCK % len(COMPRESSIONS)]
+    with piped(compress(archive)) as pipe:
         assert_refused(root, pipe)
 
 
@@ -71,9 +82,12 @@ def test_what_is_attacked_is_read_where_nothing_is_wrong_with_it(form: str, tmp_
     (tmp_path / "image.tar").write_bytes(good_archive(form))
     (from_file,) = store.load(tmp_path / "image.tar")
     store.remove(NAME)
-    with piped(good_archive(form)) as pipe:
-        (from_pipe,) = store.load(pipe)
-    assert from_file == from_pipe
+    for compress in (bytes, *COMPRESSIONS.values()):
+        with piped(compress(good_archive(form))) as pipe:
+            (from_pipe,) = store.load(pipe)
+        assert from_file == from_pipe
+        if compress is not lzma.compress:
+            store.remove(NAME)
     assert from_file.name == NAME
     blobs = {IMAGE.config_digest, *IMAGE.layer_digests, str(from_file.digest)}
     assert stored(tmp_path / "store") == reachable(tmp_path / "store") == blobs
@@ -153,3 +167,77 @@ def test_S8_S10_no_attack_takes_more_memory_than_a_good_archive_may(form: str, r
                 store.load(cast("BinaryIO", endless()))
 
     assert grows_by_less_than(MOST_BYTES, load_each)
+
+
+# ---- more than anybody needs
+
+BOMBS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "gzip of several members": lambda tar: gzipped(*(tar[at : at + MEBIBYTE] for at in range(0, len(tar), MEBIBYTE))),
+    "zstd": zstd_frames,
+    "xz": partial(lzma.compress, preset=1),
+}
+BOMB_BYTES = 64 * MEBIBYTE
+
+
+@pytest.mark.parametrize("place", ["a blob", "a config", "the zeros behind the end"])
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("form", FORMS_READ)
+def test_S8_an_archive_that_is_a_bomb_is_refused_by_its_ratio_in_little_memory(
+    form: str, bomb: str, place: str, root: Path, tmp_path: Path
+) -> None:
+    parts, zeros = FORMS[form](IMAGE, NAME), bytes(BOMB_BYTES)
+    if place == "the zeros behind the end":
+        archive = pack_parts(parts) + zeros
+    else:
+        archive = pack_parts([*parts, Part(BLOB if place == "a blob" else f"{HEX}.json", zeros)])
+    file = tmp_path / "bomb"
+    file.write_bytes(BOMBS[bomb](archive))
+    del archive, zeros
+    limits = Limits(archive_ratio_floor_bytes=4 * MEBIBYTE, tar=TarLimits(padding_bytes=2 * BOMB_BYTES))
+    before = snapshot(root.parent)
+
+    def load_it() -> None:
+        store = Store(root, durability="none", limits=limits)
+        for way in ("a file", "a pipe"):
+            with file.open("rb") as opened, pytest.raises(InvalidArchive) as caught:
+                store.load(file if way == "a file" else cast("BinaryIO", Forward(opened)))
+            assert "compressed" in str(caught.value) or place == "a config"
+
+    assert grows_by_less_than(MOST_BYTES, load_it)
+    assert snapshot(root.parent) == before
+
+
+@pytest.mark.parametrize("form", FORMS_READ)
+@pytest.mark.parametrize("second", COMPRESSIONS)
+def test_S8_what_is_compressed_twice_is_no_archive(form: str, second: str, root: Path) -> None:
+    for first in COMPRESSIONS.values():
+        assert_refused(root, COMPRESSIONS[second](first(good_archive(form))))
+
+
+# How many are taken of each is the usual limit; of what is stored one by one, which takes longer, a lower one.
+TINY: dict[str, tuple[Limits, Callable[[int], Part]]] = {
+    "sidecars": (DEFAULT_LIMITS, lambda number: Part(f"{number:064x}/VERSION", b"1.0")),
+    "directories": (DEFAULT_LIMITS, lambda number: Part(f"{number:064x}", flag=b"5")),
+    "sidecars of one name": (DEFAULT_LIMITS, lambda number: Part(f"blobs/sha256/{HEX}.index.json")),
+    "blobs of one digest": (Limits(archive_members=10_000), lambda number: Part(blob_name(digest_of(b"")))),
+}
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("tiny", TINY)
+def test_S8_S10_a_million_tiny_members_are_refused_in_bounded_time_and_memory(tiny: str, root: Path) -> None:
+    limits, member = TINY[tiny]
+
+    def members() -> Iterator[bytes]:
+        for number in range(1_000_000):
+            yield member(number).encode()
+        raise AssertionError("all of them were read")
+
+    def load_them() -> None:
+        with pytest.raises(InvalidArchive, match="members"):
+            Store(root, durability="none", limits=limits).load(cast("BinaryIO", Joined(members())))
+
+    before = snapshot(root.parent)
+    assert grows_by_less_than(MOST_BYTES, load_them, timeout_seconds=120)
+    assert snapshot(root.parent) == before

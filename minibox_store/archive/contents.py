@@ -80,6 +80,8 @@ class _Contents:
             raise InvalidArchive("it has no meta.json, no index.json and no manifest.json")
         found: dict[ArchivedImage, None] = {}
         for image in readers[tables[0]]():
+            if image.name and image in found:
+                raise InvalidArchive(f"it names {image.name[:80]!r} twice", tables[0])
             found[image] = None
             if len(found) > self._limits.documents:
                 raise InvalidArchive(f"it tells of more than {self._limits.documents} images", tables[0])

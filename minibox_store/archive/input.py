@@ -51,7 +51,8 @@ class ArchiveInput:
         file_range: the whole of it, where it is the rest of an open regular file as it lies there; else None.
     """
 
-    def __init__(self, stream: BlobStream, file_range: FileRange | None) -> None:
+    def __init__(self, file: Archive | BinaryIO, stream: BlobStream, file_range: FileRange | None) -> None:
+        self._file = file  # which would close a descriptor that is read here, were nobody else to hold it
         self._stream = stream
         self.file_range = file_range
         self._at = 0
@@ -102,7 +103,7 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         _moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset)
     ):
         stream = _moving.FileStream(lying.file_descriptor, lying.offset, lying.size_bytes, owns_descriptor=False)
-        return ArchiveInput(stream, lying)
+        return ArchiveInput(file, stream, lying)
     bounds = OutputBounds(
         _WHAT,
         most_bytes=limits.archive_bytes,
@@ -111,7 +112,7 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         compressed_bytes=None if lying is None else lying.size_bytes,
         idle_bytes=limits.tar.padding_bytes + INPUT_BYTES,
     )
-    return ArchiveInput(_ToldStream(_CallersStream(file), bounds, limits.archive_window_log), None)
+    return ArchiveInput(file, _ToldStream(_CallersStream(file), bounds, limits.archive_window_log), None)
 
 
 def _is_compressed(lying: FileRange) -> bool:
@@ -180,6 +181,8 @@ class _CallersStream:
             count = self._fill(buffer)
         except _compression_errors() as error:
             raise _damaged(error) from error
+        except io.UnsupportedOperation as error:
+            raise InvalidArgument("file", self._file, "it is not open for reading") from error
         except OSError as error:
             if error.errno is not None:
                 raise

@@ -1,7 +1,8 @@
-"""Writing the minibox archive: ``meta.json``, then the manifest, the config and each layer in order, each once.
+"""Writing an archive: the tables of contents of its form, then each blob that its images reach, each once.
 
-The bytes depend on the image and its name alone: no clock, no user, no order of arrival. So nothing is written until
-the whole graph is known; then the members are laid down in one pass, moved by the kernel where both ends are files.
+The bytes depend on the images and their names alone: no clock, no user, no order of arrival. So nothing is written
+until all graphs are known; then the members are planned, and laid down in one pass, moved by the kernel where both ends
+are files.
 """
 
 import os
@@ -9,32 +10,42 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
-from minibox_store import _files, _moving, media_types
-from minibox_store._room import check_room
-from minibox_store.codec import ArchiveMetadata, decode_document, encode_archive_metadata
+from minibox_store import media_types
+from minibox_store._unnamed import replacing_large_file
+from minibox_store.archive.formats import ArchiveForm, WrittenImage, control_members
+from minibox_store.archive.layout_plan import ArchivePlan, plan_archive
+from minibox_store.archive.sinks import FileSink, Sink, ZstdSink, opened_sink
+from minibox_store.codec import decode_document
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor, children
+from minibox_store.documents import Descriptor, Document, children
 from minibox_store.errors import ContentMismatch, IncompleteImage, InvalidPath
 from minibox_store.graph import read_content
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource, RangeStream
-from minibox_store.tar import END_OF_ARCHIVE, Member, encode_header, padding
+from minibox_store.tar import END_OF_ARCHIVE
+
+_PLAIN = ArchiveForm()
 
 
 class ArchiveFile:
-    """A file that becomes an archive of one image: an ImageTarget.
+    """A file that becomes an archive: an ImageTarget.
 
     Args:
         path: where it goes; created, or replaced if it is a regular file. Relative to ``dir_fd`` where that is given.
         dir_fd: an open directory.
         durable: whether the file survives a loss of power once the writer has been left.
+        form: how it is written.
     """
 
-    def __init__(self, path: str, *, dir_fd: int | None = None, durable: bool = True) -> None:
+    def __init__(
+        self, path: str, *, dir_fd: int | None = None, durable: bool = True, form: ArchiveForm = _PLAIN
+    ) -> None:
         self._path = path
         self._dir_fd = dir_fd
         self._durable = durable
+        self._form = form
 
     @contextmanager
     def open_writer(self) -> Iterator["ArchiveWriter"]:
@@ -47,25 +58,64 @@ class ArchiveFile:
             present = os.stat(self._path, dir_fd=self._dir_fd, follow_symlinks=False)
             if not stat.S_ISREG(present.st_mode):
                 raise InvalidPath(self._path, "it is not a regular file")
-        with _files.replacing_file(self._path, dir_fd=self._dir_fd, durable=self._durable) as opened:
-            writer = ArchiveWriter(opened, self._path)
+        with (
+            replacing_large_file(self._path, dir_fd=self._dir_fd, durable=self._durable) as opened,
+            _writing(FileSink(opened, self._path), self._form) as writer,
+        ):
             yield writer
-            writer.finish()
+
+
+class ArchiveStream:
+    """Something that a program has open, to which an archive is written: an ImageTarget.
+
+    Nothing is written before it is known that the archive is whole; but what was written stays, if it breaks off.
+
+    Args:
+        file: a file, a pipe or whatever takes bytes; not closed.
+        form: how the archive is written.
+    """
+
+    def __init__(self, file: BinaryIO, *, form: ArchiveForm = _PLAIN) -> None:
+        self._file = file
+        self._form = form
+        self._interrupted = threading.Event()
+
+    def interrupt(self) -> None:
+        """End a write to a pipe that waits for its reader, and every later one."""
+        self._interrupted.set()
+
+    @contextmanager
+    def open_writer(self) -> Iterator["ArchiveWriter"]:
+        """Begin; leaving the block without an error writes the archive.
+
+        Raises:
+            InvalidArgument: when bytes cannot be written to the file.
+            StoreUnavailable: when the file refuses, such as a pipe whose other end is closed.
+        """
+        with opened_sink(self._file, self._interrupted) as sink, _writing(sink, self._form) as writer:
+            yield writer
+
+
+@contextmanager
+def _writing(sink: Sink, form: ArchiveForm) -> Iterator["ArchiveWriter"]:
+    writer = ArchiveWriter(sink if form.compress is None else ZstdSink(sink), form)
+    yield writer
+    writer.finish()
 
 
 class ArchiveWriter:
     """An ImageWriter that remembers where every blob can be read, and reads none before :meth:`finish`."""
 
-    def __init__(self, file_descriptor: int, path: str) -> None:
-        self._file_descriptor = file_descriptor
-        self._path = path
+    def __init__(self, sink: Sink, form: ArchiveForm) -> None:
+        self._sink = sink
+        self._form = form
         self._guard = threading.Lock()
         self._sources: dict[Digest, tuple[Descriptor, BlobSource]] = {}
-        self._named: tuple[str, Descriptor] | None = None
+        self._names: dict[str, Descriptor] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say False: an archive is written from nothing."""
-        return False
+        """Whether the blob is left out, since whoever reads the archive has it: else it is written from nothing."""
+        return descriptor.digest in self._form.exclude and not media_types.is_document(descriptor.media_type)
 
     def check_room(self, descriptors: Iterable[Descriptor]) -> None:
         """Return if an archive of these blobs fits.
@@ -73,8 +123,8 @@ class ArchiveWriter:
         Raises:
             StoreFull: with the bytes that are needed, and those that are free.
         """
-        distinct = {descriptor.digest: descriptor.size_bytes for descriptor in descriptors}
-        check_room(self._file_descriptor, sum(distinct.values()), name=self._path)
+        distinct = {each.digest: each.size_bytes for each in descriptors if not self.has_blob(each)}
+        self._sink.check_room(sum(distinct.values()))
 
     def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         """Take note of the blob. ``source`` is opened when the archive is laid down, and not before."""
@@ -82,72 +132,109 @@ class ArchiveWriter:
             self._sources[descriptor.digest] = (descriptor, source)
 
     def write_name(self, name: str, descriptor: Descriptor) -> None:
-        """Give the archive its one image.
+        """Give the archive an image.
 
         Raises:
             IncompleteImage: when its manifest has not been written.
-            ContentMismatch: when the archive has an image already.
+            ContentMismatch: when the archive has as many images as its form holds, or another one of this name.
         """
         if descriptor.digest not in self._sources:
             raise IncompleteImage(name, (str(descriptor.digest),))
-        if self._named is not None:
+        if self._names and not self._form.holds_many:
             raise ContentMismatch("a minibox archive", "one image", "two")
-        self._named = (name, descriptor)
+        if self._names.setdefault(name, descriptor).digest != descriptor.digest:
+            raise ContentMismatch(f"image {name} of an archive", str(self._names[name].digest), str(descriptor.digest))
 
     def finish(self) -> None:
         """Lay down every member.
 
         Raises:
+            InvalidArgument: when the form of the archive cannot hold an image, or its name.
             ContentMismatch: when a source gives fewer or more bytes than its descriptor says.
-            IncompleteImage: when no image was named, or a blob of it has not been written.
+            IncompleteImage: when no image was named, or a blob of one has not been written.
         """
-        if self._named is None:
+        if not self._names:
             raise IncompleteImage("", ("a name",))
-        name, root = self._named
-        metadata = encode_archive_metadata(ArchiveMetadata(image=name, manifest_digest=root.digest))
-        self._write_header("meta.json", len(metadata))
-        _moving.write_all(self._file_descriptor, metadata + padding(len(metadata)))
-        written: set[Digest] = set()
-        followed: set[Digest] = set()  # what is a layer here may be a document there, and only that has children
-        todo = [root]
-        while todo:
-            descriptor = todo.pop()
-            if descriptor.digest not in written:
-                written.add(descriptor.digest)
-                self._write_member(name, descriptor)
-            if media_types.is_document(descriptor.media_type) and descriptor.digest not in followed:
-                followed.add(descriptor.digest)
-                todo.extend(reversed(self._children(descriptor)))
-        _moving.write_all(self._file_descriptor, END_OF_ARCHIVE)
+        images = []
+        contents = _Contents(self._form, self._sources)
+        for name, root in sorted(self._names.items()):
+            images.append(WrittenImage(name=name, root=root, document=contents.add_image(name, root)))
+        plan = plan_archive(control_members(self._form, images), contents.members)
+        self._sink.check_room(plan.size_bytes)
+        self._sink.prepare(plan.size_bytes)
+        self._lay_down(plan)
+        self._sink.finish()
 
-    def _write_header(self, name: str, size_bytes: int) -> None:
-        _moving.write_all(self._file_descriptor, encode_header(Member(name=name, size_bytes=size_bytes)))
+    def _lay_down(self, plan: ArchivePlan) -> None:
+        for member in plan.members:
+            self._sink.write(member.header)
+            if member.content is not None:
+                self._sink.write(member.content)
+            elif member.descriptor is not None:
+                self._write_blob(*self._sources[member.descriptor.digest])
+            self._sink.write(member.padding)
+        self._sink.write(END_OF_ARCHIVE)
 
-    def _write_member(self, name: str, wanted: Descriptor) -> None:
-        if wanted.digest not in self._sources:
-            raise IncompleteImage(name, (str(wanted.digest),))
-        descriptor, source = self._sources[wanted.digest]
-        self._write_header(f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}", descriptor.size_bytes)
+    def _write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         stream = source.open_blob(descriptor)
         try:
             if isinstance(stream, RangeStream):
                 # The file of a store, whose bytes were verified as they were stored: the kernel moves them unseen.
-                written_bytes = _moving.append_stream(stream, self._file_descriptor)
+                written_bytes = self._sink.append(stream, None)
                 _check_size(descriptor, written_bytes)
             else:
                 verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-                _moving.append_stream(stream, self._file_descriptor, verifier)
+                self._sink.append(stream, verifier)
                 verifier.finish()
         finally:
             stream.close()
-        _moving.write_all(self._file_descriptor, padding(descriptor.size_bytes))
 
-    def _children(self, descriptor: Descriptor) -> list[Descriptor]:
+
+class _Contents:
+    """What an archive will have: of each image its documents, config and layers, in their order, each once.
+
+    Attributes:
+        members: what will be written, as it was written here.
+    """
+
+    def __init__(self, form: ArchiveForm, sources: dict[Digest, tuple[Descriptor, BlobSource]]) -> None:
+        self._form = form
+        self._sources = sources
+        self._planned: set[Digest] = set()
+        self._followed: dict[Digest, Document] = {}  # what is a layer here may be a document there: that has children
+        self.members: list[Descriptor] = []
+
+    def add_image(self, name: str, root: Descriptor) -> Document:
+        """Add all that lies below ``root``, and return its document.
+
+        Raises:
+            IncompleteImage: when a blob has been neither written nor left out.
+        """
+        todo = [root]
+        while todo:
+            wanted = todo.pop()
+            self._add(name, wanted)
+            if media_types.is_document(wanted.media_type) and wanted.digest not in self._followed:
+                document = self._followed[wanted.digest] = self._read(wanted)
+                todo.extend(child.descriptor for child in reversed(children(document)))
+        return self._followed[root.digest]
+
+    def _add(self, name: str, wanted: Descriptor) -> None:
+        if wanted.digest in self._planned:
+            return
+        is_document = media_types.is_document(wanted.media_type)
+        if wanted.digest in self._sources:
+            if self._form.has_documents or not is_document:
+                self._planned.add(wanted.digest)
+                self.members.append(self._sources[wanted.digest][0])
+        elif is_document or wanted.digest not in self._form.exclude:
+            raise IncompleteImage(name, (str(wanted.digest),))
+
+    def _read(self, descriptor: Descriptor) -> Document:
         # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has.
         limits = Limits(document_bytes=descriptor.size_bytes)
         content = read_content(self._sources[descriptor.digest][1], descriptor, limits)
-        document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
-        return [child.descriptor for child in children(document)]
+        return decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
 
 
 def _check_size(descriptor: Descriptor, written_bytes: int) -> None:

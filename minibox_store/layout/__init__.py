@@ -2,8 +2,16 @@
 
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.listing import Listing
-from minibox_store.layout.opened import OpenedImage, opening_image
+from minibox_store.layout.opened import OpenedImage, opening_image, opening_images
 from minibox_store.layout.target import TransactionTarget
 from minibox_store.layout.transaction import Transaction
 
-__all__ = ["Layout", "Listing", "OpenedImage", "Transaction", "TransactionTarget", "opening_image"]
+__all__ = [
+    "Layout",
+    "Listing",
+    "OpenedImage",
+    "Transaction",
+    "TransactionTarget",
+    "opening_image",
+    "opening_images",
+]

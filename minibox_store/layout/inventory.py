@@ -16,7 +16,7 @@ from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.image_map import ImageMap
 from minibox_store.layout.layout import Layout
-from minibox_store.layout.paths import ALGORITHMS, pinned_digest, relative_path
+from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
 from minibox_store.layout.pins import iter_entries, live_pins
 from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled_stream
@@ -152,6 +152,15 @@ class Inventory:
         if finding.kind not in ("missing", "absent") or finding.digest is None:
             return True
         return not is_there and any(root.digest in roots for root in images.roots_of(finding.digest))
+
+
+def stored_digests(paths: LayoutPaths) -> Iterator[Digest]:
+    """Yield the digest of each file that is called by one, whatever it holds."""
+    for algorithm in ALGORITHMS:
+        for entry in iter_entries(paths.blobs(algorithm)):
+            digest = pinned_digest(f"{algorithm}-{entry.name}")
+            if digest is not None and entry.is_file(follow_symlinks=False):
+                yield digest
 
 
 def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:

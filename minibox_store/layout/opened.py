@@ -1,8 +1,8 @@
 """One image of a store with all its blobs open: nobody can take them away any more, and no lock is held for it."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 
 from minibox_store import _files, _moving
@@ -30,6 +30,9 @@ class OpenedImage:
         chosen: that of the manifest or index at or below it whose blobs are open.
         referrers: what refers to that, and to what it reaches, and in turn to these, whose blobs are open too; nothing
             where it was not asked for.
+        contents: of its documents.
+        files: the open files of its other blobs, which are closed with it.
+        shared: those of other images, which have them open for as long as this one is.
     """
 
     def __init__(self, name: str, root: Descriptor) -> None:
@@ -38,6 +41,7 @@ class OpenedImage:
         self.referrers: tuple[Referrer, ...] = ()
         self.contents: dict[Digest, bytes] = {}
         self.files: dict[Digest, int] = {}
+        self.shared: Mapping[Digest, int] = {}
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on.
@@ -48,10 +52,22 @@ class OpenedImage:
         digest = descriptor.digest
         if digest in self.contents:
             return ContentStream(self.contents[digest], offset)
-        if digest not in self.files:
+        file = self.files.get(digest, self.shared.get(digest))
+        if file is None:
             raise BlobNotFound(str(digest))
-        rest_bytes = descriptor.size_bytes - offset
-        return _moving.FileStream(self.files[digest], offset, rest_bytes, owns_descriptor=False)
+        return _moving.FileStream(file, offset, descriptor.size_bytes - offset, owns_descriptor=False)
+
+    def has_open(self, descriptor: Descriptor) -> bool:
+        """Whether the file of a blob is open, and has the size that this descriptor says."""
+        file = self.files.get(descriptor.digest, self.shared.get(descriptor.digest))
+        return file is not None and os.fstat(file).st_size == descriptor.size_bytes
+
+    def keep_open(self, digest: Digest, file: int) -> None:
+        """Keep the open file of a blob, in place of one that is there, until the image is closed."""
+        replaced = self.files.pop(digest, None)
+        self.files[digest] = file
+        if replaced is not None:
+            os.close(replaced)
 
     def close(self) -> None:
         """Close every file."""
@@ -76,19 +92,41 @@ def opening_image(
         IncompleteImage: when a blob is missing, and the name still stands for the same image.
         StoreDamaged: when a document or a file is not what its descriptor says.
     """
-    image = _open(layout, name, choose, referrers)
+    image = _open(layout, name, choose, referrers, {})
     try:
         yield image
     finally:
         image.close()
 
 
-def _open(layout: Layout, name: str, choose: Choice | None, referrers: bool) -> OpenedImage:
+@contextmanager
+def opening_images(
+    layout: Layout, names: Iterable[str], choose: Choice | None = None
+) -> Iterator[tuple[OpenedImage, ...]]:
+    """Do as :func:`opening_image` for several names; what several of them reach is open once.
+
+    Raises:
+        ImageNotFound, IncompleteImage, StoreDamaged: as :func:`opening_image`, for the first that cannot be opened.
+    """
+    shared: dict[Digest, int] = {}
+    with ExitStack() as stack:
+        images = []
+        for name in names:
+            images.append(_open(layout, name, choose, False, shared))
+            stack.callback(images[-1].close)
+            shared.update(images[-1].files)
+        yield tuple(images)
+
+
+def _open(
+    layout: Layout, name: str, choose: Choice | None, referrers: bool, shared: Mapping[Digest, int]
+) -> OpenedImage:
     missing: list[Digest] = []
     last_root = None
     for _ in range(_ATTEMPTS):
         # The name may have been removed or moved, and a collection come by, since the index was read the last time.
         image = OpenedImage(*find_name(layout.read_index(), name))
+        image.shared = shared
         if missing and last_root == image.root.digest and not _have_come(layout, missing):
             break
         try:
@@ -112,19 +150,22 @@ def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None, referre
     missing = []
     with layout.naming_damage():
         try:
+            source = RememberingSource(layout, layout.limits)
             if choose is not None:
-                image.chosen = choose(RememberingSource(layout, layout.limits), image.root, image.name)
+                image.chosen = choose(source, image.root, image.name)
             if referrers:
-                source, known = RememberingSource(layout, layout.limits), known_referrers(layout)
+                known = known_referrers(layout)
                 image.referrers = gather_referrers(source, known, image.chosen, limits=layout.limits)
             roots = (*(each.descriptor for each in image.referrers), image.chosen)
-            for node in chain.from_iterable(walk(layout, root, limits=layout.limits) for root in roots):
+            # What was chosen may be an index that was made for it, which the store does not have.
+            walked = layout if choose is None else source
+            for node in chain.from_iterable(walk(walked, root, limits=layout.limits) for root in roots):
                 digest = node.descriptor.digest
                 if node.content is not None:
                     image.contents[digest] = node.content
-                elif digest not in image.files:
+                elif not image.has_open(node.descriptor):
                     try:
-                        image.files[digest] = layout.open_file(node.descriptor)
+                        image.keep_open(digest, layout.open_file(node.descriptor))
                     except BlobNotFound:
                         missing.append(digest)
         except BlobNotFound as error:

@@ -270,9 +270,12 @@ class Transaction:
             found = verifier.finish()
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):  # it goes with the transaction
                 _files.discard_file(path)
+            if isinstance(error, _moving.CutOff):
+                actual = "fewer: where they came from became shorter meanwhile"
+                raise ContentMismatch(str(digest or "a blob"), f"{size_bytes} bytes", actual) from error
             raise
         finally:
             os.close(opened)

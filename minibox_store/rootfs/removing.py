@@ -186,7 +186,7 @@ class Folder:
         if _locks.is_locked(self.path(entry)):
             self.keep(entry, "somebody works in it")
             return None
-        _files.rename_in(self.opened, entry, aside)
+        _files.rename_file(entry, aside, dir_fd=self.opened)
         return aside
 
     def _take_apart(self, aside: str, entry: str, kind: str, reason: str) -> Removal:

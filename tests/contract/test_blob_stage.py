@@ -1,5 +1,6 @@
 """What every BlobStage promises: what was kept is what was hashed, and nobody sees it before it is named."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -99,6 +100,18 @@ def test_short_long_and_other_bytes_are_refused_and_nothing_is_kept_of_them(
     for content in (CONTENT, told):
         with pytest.raises(BlobNotFound):
             end.stage.open_blob(descriptor_for(content, "", algorithm))
+
+
+@pytest.mark.parametrize("left_bytes", [0, 7, len(CONTENT)])
+def test_a_file_that_becomes_shorter_before_it_is_read_is_refused_and_nothing_is_kept_of_it(
+    end: StageEnd, left_bytes: int, tmp_path: Path
+) -> None:
+    stream = in_file(tmp_path / "file", CONTENT)
+    os.truncate(tmp_path / "file", left_bytes)
+    with pytest.raises(ContentMismatch, match=f"expected {len(CONTENT)} bytes"):
+        end.stage.stage_blob(stream, len(CONTENT), Digest.of(CONTENT))
+    stream.close()
+    assert end.kept_bytes() == 0
 
 
 @pytest.mark.parametrize("told", [b"", b"1234", b"123456"])

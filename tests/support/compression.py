@@ -1,6 +1,7 @@
 """Layers as blobs: compressed in every way that a stranger may choose, and opened as the library opens them."""
 
 import gzip
+import lzma
 import sys
 import zlib
 from collections.abc import Callable, Mapping
@@ -82,6 +83,16 @@ def zstd_of_window(content: bytes, window_log: int) -> bytes:
     return compressor.compress(content, zstd.ZstdCompressor.FLUSH_BLOCK) + compressor.flush()
 
 
+def xz_streams(*parts: bytes) -> bytes:
+    """Return an xz stream for each part."""
+    return b"".join(lzma.compress(part, preset=1) for part in parts)
+
+
+def xz_of_window(content: bytes, window_log: int) -> bytes:
+    """Return an xz stream that asks for such a window."""
+    return lzma.compress(content, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << window_log}])
+
+
 def gzip_bomb(size_bytes: int) -> bytes:
     """Return one gzip member of so many zeros."""
     compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
@@ -91,6 +102,12 @@ def gzip_bomb(size_bytes: int) -> bytes:
 def zstd_bomb(size_bytes: int) -> bytes:
     """Return one zstd frame of so many zeros."""
     compressor = zstd.ZstdCompressor()
+    return b"".join(compressor.compress(_CHUNK) for _ in range(size_bytes // MEBIBYTE)) + compressor.flush()
+
+
+def xz_bomb(size_bytes: int) -> bytes:
+    """Return one xz stream of so many zeros."""
+    compressor = lzma.LZMACompressor(preset=1)
     return b"".join(compressor.compress(_CHUNK) for _ in range(size_bytes // MEBIBYTE)) + compressor.flush()
 
 

@@ -57,10 +57,7 @@ def plain_layers(image: BuiltImage) -> list[bytes]:
 
 def made_manifest(image: BuiltImage, layers: Sequence[bytes]) -> bytes:
     """Return the OCI manifest that is made of a docker image whose layers are these bytes."""
-    types = {b"\x1f\x8b": OCI_LAYER_GZIP, b"\x28\xb5": OCI_LAYER_ZSTD}
-    described = [
-        {"mediaType": types.get(each[:2], OCI_LAYER), "digest": digest_of(each), "size": len(each)} for each in layers
-    ]
+    described = [{"mediaType": _media_type(each), "digest": digest_of(each), "size": len(each)} for each in layers]
     config = {
         "mediaType": OCI_CONFIG,
         "digest": image.config_digest,
@@ -68,6 +65,12 @@ def made_manifest(image: BuiltImage, layers: Sequence[bytes]) -> bytes:
     }
     manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": described}
     return json.dumps(manifest, separators=(",", ":")).encode()
+
+
+def _media_type(layer: bytes) -> str:
+    if layer.startswith(b"\x28\xb5\x2f\xfd"):
+        return OCI_LAYER_ZSTD
+    return OCI_LAYER_GZIP if layer.startswith(b"\x1f\x8b") else OCI_LAYER
 
 
 def made_image(image: BuiltImage, style: DockerStyle) -> BuiltImage:

@@ -1,0 +1,276 @@
+"""What an archive is written to: a file of ours, whatever a program has open, or a compressor before one of these.
+
+What goes wrong at a program's own file says so; its buffer is flushed, and it is not closed.
+"""
+
+import errno
+import io
+import os
+import select
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Protocol
+
+from minibox_store import _files, _moving
+from minibox_store._room import check_room
+from minibox_store.digest import Verifier
+from minibox_store.errors import Cancelled, InvalidArgument, MissingLibrary, StoreFull, StoreUnavailable
+from minibox_store.protocols import BlobStream
+
+_POLL_MILLISECONDS = 100
+_ZSTD_LEVEL = 3
+
+
+class Sink(Protocol):
+    """Where the bytes of an archive go, in order."""
+
+    def check_room(self, size_bytes: int) -> None:
+        """Return if so many bytes fit, as far as can be told.
+
+        Raises:
+            StoreFull: when they do not.
+        """
+
+    def prepare(self, size_bytes: int) -> None:
+        """Take note that exactly so many bytes will come; nothing has come yet."""
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Take all of ``data``."""
+
+    def append(self, stream: BlobStream, verifier: Verifier | None, /) -> int:
+        """Take the rest of ``stream``, let the verifier see it, and return how many bytes it was."""
+        ...
+
+    def finish(self) -> None:
+        """Pass on what is kept back still."""
+
+
+class FileSink:
+    """An open file of our own, which nobody else has: the kernel may move bytes into it.
+
+    Args:
+        descriptor: stands at its beginning.
+        path: how errors call it.
+    """
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self.descriptor = descriptor
+        self._path = path
+
+    def check_room(self, size_bytes: int) -> None:
+        """Refuse what does not fit."""
+        check_room(self.descriptor, size_bytes, name=self._path)
+
+    def prepare(self, size_bytes: int) -> None:
+        """Do nothing: it is all the same to a file."""
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Write all of ``data`` where the file stands."""
+        _moving.write_all(self.descriptor, data)
+
+    def append(self, stream: BlobStream, verifier: Verifier | None, /) -> int:
+        """Write the rest of ``stream`` where the file stands, by the kernel where it can."""
+        return _moving.append_stream(stream, self.descriptor, verifier)
+
+    def finish(self) -> None:
+        """Do nothing: nothing was kept back."""
+
+
+def pump(stream: BlobStream, sink: Sink, verifier: Verifier | None) -> int:
+    """Write the rest of ``stream`` to ``sink`` piece by piece, and return how many bytes it was."""
+    buffer = memoryview(bytearray(_moving.BUFFER_BYTES))
+    size_bytes = 0
+    while count := stream.readinto(buffer):
+        if verifier is not None:
+            verifier.update(buffer[:count])
+        sink.write(buffer[:count])
+        size_bytes += count
+    return size_bytes
+
+
+class _Stream:
+    """What the sinks have in common that know nothing of room, nor of files."""
+
+    def check_room(self, size_bytes: int) -> None:
+        return
+
+    def prepare(self, size_bytes: int) -> None:
+        return
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        raise NotImplementedError
+
+    def append(self, stream: BlobStream, verifier: Verifier | None, /) -> int:
+        return pump(stream, self, verifier)
+
+    def finish(self) -> None:
+        return
+
+
+class StreamSink(_Stream):
+    """Whatever has a ``write`` for bytes.
+
+    Args:
+        file: it may take fewer bytes than it is given, as an unbuffered file does.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._name = _name_of(file)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Write all of ``data``."""
+        rest = memoryview(data)
+        while rest:
+            with file_errors_of(self._name):
+                count = self._file.write(rest)
+            if count is None and isinstance(self._file, io.RawIOBase):
+                raise StoreUnavailable(self._name, "it does not wait until it can be written to")
+            rest = rest[len(rest) if count is None else count :]
+
+    def finish(self) -> None:
+        """Flush the file, where it keeps anything back."""
+        if hasattr(self._file, "flush"):
+            with file_errors_of(self._name):
+                self._file.flush()
+
+
+class PipeSink(_Stream):
+    """A pipe or FIFO, by a way of its own into it: whoever waits for its reader is not kept there by a cancel.
+
+    Args:
+        descriptor: does not block.
+        name: how errors call it.
+        interrupted: ends a write that waits, once it is set.
+    """
+
+    def __init__(self, descriptor: int, name: str, interrupted: threading.Event) -> None:
+        self._descriptor = descriptor
+        self._name = name
+        self._interrupted = interrupted
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Write all of ``data``, as it is taken."""
+        rest = memoryview(data)
+        while rest:
+            if self._interrupted.is_set():
+                raise Cancelled
+            try:
+                with file_errors_of(self._name):
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                self._poll.poll(_POLL_MILLISECONDS)
+
+
+class ZstdSink(_Stream):
+    """Compresses what comes, and passes it on.
+
+    Each piece that is compressed has the same size, however the bytes come: what comes out depends on them alone, and
+    on the version of the library.
+
+    Raises:
+        MissingLibrary: when nothing installed compresses so.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        try:
+            if sys.version_info >= (3, 14):
+                from compression import zstd
+            else:
+                from backports import zstd
+        except ImportError as error:
+            raise MissingLibrary("an archive in zstd", "zstd") from error
+        self._sink = sink
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: _ZSTD_LEVEL,
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
+        self._compressor = zstd.ZstdCompressor(options=options)
+        self._kept = bytearray()
+
+    def prepare(self, size_bytes: int) -> None:
+        """Let the frame say how large its content is; how much room it will take nobody knows."""
+        self._compressor.set_pledged_input_size(size_bytes)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Compress ``data``, as soon as there is a whole piece of it."""
+        rest = memoryview(data)
+        while rest:
+            count = min(len(rest), _moving.BUFFER_BYTES - len(self._kept))
+            self._kept += rest[:count]
+            rest = rest[count:]
+            if len(self._kept) == _moving.BUFFER_BYTES:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        compressed = self._compressor.compress(self._kept)
+        self._kept.clear()
+        if compressed:
+            self._sink.write(compressed)
+
+    def finish(self) -> None:
+        """Compress the rest, and end the frame."""
+        self._pass_on()
+        self._sink.write(self._compressor.flush())
+        self._sink.finish()
+
+
+@contextmanager
+def opened_sink(file: BinaryIO, interrupted: threading.Event) -> Iterator[Sink]:
+    """Give the way into what a program has open; it is not closed. A write to a pipe ends once ``interrupted`` is set.
+
+    Raises:
+        InvalidArgument: when bytes cannot be written to it.
+        StoreUnavailable: when it refuses, such as a pipe whose other end is closed.
+    """
+    if isinstance(file, io.TextIOBase) or not callable(getattr(file, "write", None)):
+        raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be written to")
+    pipe = _own_way(file)
+    if pipe is None:
+        yield StreamSink(file)
+        return
+    try:
+        yield PipeSink(pipe, _name_of(file), interrupted)
+    finally:
+        os.close(pipe)
+
+
+def _own_way(file: BinaryIO) -> int | None:
+    """Return a descriptor of the pipe that ``file`` is, which does not block; None where it is none."""
+    raw = file.raw if isinstance(file, io.BufferedWriter) else file
+    if not isinstance(raw, io.FileIO) or raw.closed or not raw.writable():
+        return None
+    if not stat.S_ISFIFO(os.fstat(raw.fileno()).st_mode):
+        return None
+    with file_errors_of(_name_of(file)):
+        file.flush()
+    try:
+        return os.open(f"/proc/self/fd/{raw.fileno()}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None  # the pipe of another user, one that nobody reads from, or a system without /proc
+
+
+def _name_of(file: object) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else "the file that the archive is written to"
+
+
+@contextmanager
+def file_errors_of(name: str) -> Iterator[None]:
+    """Turn what is said of a program's own file into an error that names it; that it would block passes."""
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except (io.UnsupportedOperation, ValueError) as error:
+        raise InvalidArgument("file", name, str(error)) from error
+    except OSError as error:
+        if error.errno in _files.NO_SPACE:
+            raise StoreFull(name) from error
+        problem = "whoever read from it has closed it" if error.errno == errno.EPIPE else error.strerror or str(error)
+        raise StoreUnavailable(name, problem) from error

@@ -1,0 +1,200 @@
+"""The part of the store's face that brings images out as archives, and says what need not be in them."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO, overload
+
+from minibox_store._file_errors import file_errors, path_errors
+from minibox_store.cancellation import Cancellation
+from minibox_store.copying import EventListener, copy_graph, ignore_events
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor
+from minibox_store.errors import InvalidArgument
+from minibox_store.events import ImageCopied, RegisteringName
+from minibox_store.graph import RememberingSource, walk
+from minibox_store.images import Image
+from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
+from minibox_store.limits import Limits
+from minibox_store.platforms import PlatformChoice, WantedPlatforms, checked_choice
+from minibox_store.protocols import ImageTarget, RoomChecking
+
+if TYPE_CHECKING:
+    from minibox_store.archive.formats import ArchiveCompression, ArchiveForm, ArchiveFormat
+
+_File = str | os.PathLike[str] | BinaryIO
+
+
+class Saving:
+    """How images go out of a :class:`minibox_store.Store`, as archives."""
+
+    _layout: Layout
+    _listing: Listing
+    _limits: Limits
+
+    @overload
+    def save(  # type: ignore[overload-overlap]  # a text is a sequence of texts, and the first of these is for it
+        self,
+        name: str,
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        dir_fd: int | None = None,
+        format: "ArchiveFormat" = "minibox",
+        platform: PlatformChoice = None,
+        exclude: Iterable[Digest] = (),
+        compress: "ArchiveCompression | None" = None,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image: ...
+
+    @overload
+    def save(
+        self,
+        name: Sequence[str],
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        dir_fd: int | None = None,
+        format: "ArchiveFormat" = "minibox",
+        platform: PlatformChoice = None,
+        exclude: Iterable[Digest] = (),
+        compress: "ArchiveCompression | None" = None,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> tuple[Image, ...]: ...
+
+    def save(
+        self,
+        name: str | Sequence[str],
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        dir_fd: int | None = None,
+        format: "ArchiveFormat" = "minibox",  # noqa: A002  # what everybody calls it
+        platform: PlatformChoice = None,
+        exclude: Iterable[Digest] = (),
+        compress: "ArchiveCompression | None" = None,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
+    ) -> Image | tuple[Image, ...]:
+        """Write images as one archive, and return them as they are in it. Equal images and names give equal bytes.
+
+        What several images share is written once, and so is an image of several names.
+
+        Args:
+            name: which image, as for :meth:`get`; or several, of which the result has one for each.
+            file: a path, created, or replaced if it is a regular file; or something open that takes bytes, such as a
+                pipe, which is not closed.
+            dir_fd: an open directory that a path is relative to.
+            format: ``"minibox"``, which holds one image; ``"oci"``, an OCI image layout; ``"docker"``, what Docker
+                saves and loads, without the manifest, so that its digest is lost; ``"both"`` of these two. The last two
+                hold images of one platform, under names that are references; ``"both"`` leaves other names to its
+                OCI half.
+            platform: which manifests of an index, as for :meth:`pull`; None takes the whole.
+            exclude: configs and layers that are left out, since the other side has them (:meth:`have`). Manifests and
+                indexes never are.
+            compress: ``"zstd"`` compresses the whole.
+            on_event: called for each step of progress.
+            cancellation: ends it when it is cancelled.
+
+        Raises:
+            ImageNotFound: when there is no such image.
+            IncompleteImage: when blobs of it are missing.
+            PlatformNotFound: when it has no manifest for a platform.
+            InvalidArgument: when the format cannot hold these images or names, or for another argument that is none;
+                nothing has been written then.
+            InvalidPath: when the file cannot be written where it should be.
+            MissingLibrary: for zstd, where nothing that is installed compresses so.
+            StoreFull: when the archive does not fit there; nothing has been written then.
+            StoreUnavailable: when something open refuses, such as a pipe that nobody reads from any more.
+            Cancelled: when ``cancellation`` was cancelled.
+
+        Guarantees: whoever reads a path meanwhile, or after a crash, sees the old file or the new one, whole. To what
+            is open nothing is written before all of each image is known to be there. With ``compress`` equal bytes
+            need equal versions of the library, too.
+        """
+        from minibox_store.archive import ArchiveForm
+
+        wanted = checked_choice(platform)
+        names = _checked_names(name)
+        form = ArchiveForm(format=format, exclude=frozenset(exclude), compress=compress)
+        target = _target(file, dir_fd, form, durable=self._layout.durable)
+        choose = None if wanted is None else partial(self._chosen, wanted)
+        with file_errors(self._layout.paths.root), opening_images(self._layout, names, choose) as images:
+            # Several spellings may have been given of one name.
+            distinct = {image.name: image for image in reversed(images)}
+            _check_count(form, len(distinct))
+            for stored_name in distinct:
+                self._layout.activity.note_used(stored_name)
+            found = [self._listing.image(each.name, distinct[each.name].chosen, distinct[each.name]) for each in images]
+            with _naming_path(file):
+                in_order = [image for _, image in sorted(distinct.items())]
+                self._write(in_order, target, on_event, cancellation or Cancellation())
+        return found[0] if isinstance(name, str) else tuple(found)
+
+    def have(self) -> bytes:
+        """Return the digests of all blobs that the store holds, as JSON: what an archive for it need not have.
+
+        Whoever saves for this store reads them with :func:`minibox_store.parse_digests`, and gives them as ``exclude``.
+        Their bytes are not verified, and a later prune may take what no image needs.
+        """
+        from minibox_store.codec.archive_tables import encode_digests
+        from minibox_store.layout.inventory import stored_digests
+
+        with file_errors(self._layout.paths.root):
+            return encode_digests(stored_digests(self._layout.paths))
+
+    def _chosen(self, wanted: WantedPlatforms, source: RememberingSource, root: Descriptor, name: str) -> Descriptor:
+        from minibox_store.selecting import select_image
+
+        return select_image(source, root, wanted, name, self._limits).root
+
+    def _write(
+        self,
+        images: Sequence[OpenedImage],
+        target: ImageTarget,
+        on_event: EventListener,
+        cancellation: Cancellation,
+    ) -> None:
+        with cancellation.interrupting(target), target.open_writer() as writer:
+            if isinstance(writer, RoomChecking):
+                walks = [walk(image, image.chosen, limits=self._limits) for image in images]
+                writer.check_room(node.descriptor for node in chain.from_iterable(walks))
+            for image in images:
+                copy_graph(
+                    image, writer, image.chosen, limits=self._limits, on_event=on_event, cancellation=cancellation
+                )
+            for image in images:
+                on_event(RegisteringName(name=image.name))
+                writer.write_name(image.name, image.chosen)
+            cancellation.check()
+        for image in images:
+            on_event(ImageCopied(name=image.name))
+
+
+def _checked_names(name: str | Sequence[str]) -> tuple[str, ...]:
+    names = (name,) if isinstance(name, str) else tuple(name)
+    if not names or not all(isinstance(each, str) for each in names):
+        raise InvalidArgument("name", name, "it is neither a name nor a sequence of names")
+    return names
+
+
+def _check_count(form: "ArchiveForm", count: int) -> None:
+    if count > 1 and not form.holds_many:
+        raise InvalidArgument(
+            "format", form.format, f"it holds one image, and not {count}: 'oci' holds as many as wanted"
+        )
+
+
+def _target(file: _File, dir_fd: int | None, form: "ArchiveForm", *, durable: bool) -> ImageTarget:
+    from minibox_store.archive import ArchiveFile, ArchiveStream
+
+    if isinstance(file, str | os.PathLike):
+        return ArchiveFile(os.fspath(file), dir_fd=dir_fd, durable=durable, form=form)
+    if dir_fd is not None:
+        raise InvalidArgument("dir_fd", dir_fd, "only a path can be relative to it")
+    return ArchiveStream(file, form=form)
+
+
+def _naming_path(file: _File) -> AbstractContextManager[None]:
+    return path_errors(os.fspath(file)) if isinstance(file, str | os.PathLike) else nullcontext()
