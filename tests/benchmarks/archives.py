@@ -6,6 +6,7 @@ of whole processes. Where files may share what they have, that is measured on an
 
 import io
 import statistics
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ _MEMBERS_BAR = 5.0
 _MEMORY_BAR_MIB = 48.0
 _MEMORY_RUNS = 2
 _DURABILITIES = ("full", "none")
+# With the windows that they take unasked: 32 KiB, 2 MiB and 8 MiB.
+_COMPRESSORS = {"gzip": ["-c", "-1"], "zstd": ["-q", "-c", "-3"], "xz": ["-c", "-T2", "--lzma2=preset=0,dict=8MiB"]}
 _SKOPEO_SECONDS = 600.0
 # What the file system itself wants, and not less than there can be of it.
 _LEAST_XFS_BYTES = 512 * 1024 * 1024
@@ -126,21 +129,33 @@ def measure_members(scene: Scene) -> Iterator[Row]:
 
 def measure_archive_memory(scene: Scene) -> Iterator[Row]:
     """Yield the rows that say what memory a large archive takes that is more than a file at a path."""
-    place = scene.places[-1]
-    sizes = [scene.sizes.large_layer_bytes] * scene.sizes.large_layers
-    with making_original(place.folder / "original", "load", sizes) as image:
-        contenders = {"load from a pipe": _ours("load-piped", image)}
-        runs = min(scene.runs, _MEMORY_RUNS)
-        samples = measure_in_turn(contenders, scene=scene, place=place, runs=runs, warm_up=False)
-    for name, found in samples.items():
-        yield Row(
-            measure=f"{name}, peak memory, {image.text}",
-            where=f"{place.kind}, full",
-            ours=f"{render_mib(largest_mib(found))}, {_told(found)}",
-            result=largest_mib(found),
-            unit="MiB",
-            bar=_MEMORY_BAR_MIB,
-        )
+    place, sizes = scene.places[-1], scene.sizes
+    with making_original(place.folder / "original", "load", [sizes.large_layer_bytes] * sizes.large_layers) as image:
+        yield _memory_row(scene, place, image, "load from a pipe", _ours("load-piped", image))
+    # Of random bytes, so that what is compressed is no smaller; and less of them, for they take long to compress.
+    with making_original(place.folder / "original", "load", [sizes.layer_bytes] * 2) as image:
+        for compressor, options in _COMPRESSORS.items():
+            if not is_installed(compressor):
+                continue
+            compressed = image.archive.with_suffix(f".{compressor}")
+            with compressed.open("wb") as file:
+                subprocess.run([compressor, *options, image.archive], stdout=file, check=True)
+            measured = f"load of what {compressor} has compressed, from a pipe"
+            yield _memory_row(scene, place, image, measured, _ours("load-piped", replace(image, archive=compressed)))
+            compressed.unlink()
+
+
+def _memory_row(scene: Scene, place: Place, image: Original, measure: str, contender: Contender) -> Row:
+    runs = min(scene.runs, _MEMORY_RUNS)
+    samples = measure_in_turn({"ours": contender}, scene=scene, place=place, runs=runs, warm_up=False)["ours"]
+    return Row(
+        measure=f"{measure}, peak memory, {image.text}",
+        where=f"{place.kind}, full",
+        ours=f"{render_mib(largest_mib(samples))}, {_told(samples)}",
+        result=largest_mib(samples),
+        unit="MiB",
+        bar=_MEMORY_BAR_MIB,
+    )
 
 
 # ---- where it is measured, and what

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -19,6 +20,7 @@ KIBIBYTE = 1024
 # Blobs of the sizes at which their data is aligned, or is not.
 LAYERS = [random_layer(size_bytes) for size_bytes in (63 * KIBIBYTE, 64 * KIBIBYTE, 200 * KIBIBYTE)]
 IMAGE = build_image(LAYERS)
+OTHER = build_image([LAYERS[1], {"etc/release": b"1"}], docker=True)
 IMAGES = {
     "one platform": IMAGE,
     "several platforms": build_index([IMAGE, build_image(platform="linux/arm64")]),
@@ -58,6 +60,25 @@ def test_what_others_pack_is_loaded(tool: str, tar_format: str, image: BuiltImag
         archive = pack(tool, tar_format, tmp_path / "extracted", chosen(), tmp_path / f"{order}.tar")
         for way in ("file", "pipe"):
             check_loaded(archive, tmp_path / f"{order}, {way}", image, by_pipe=way == "pipe")
+
+
+@pytest.mark.parametrize("archive_format", ["oci", "docker", "both"])
+@pytest.mark.parametrize(("tool", "tar_format"), [(tool, each) for tool in TOOLS for each in FORMATS[tool]])
+def test_every_form_that_others_pack_anew_is_loaded(
+    tool: str, tar_format: str, archive_format: Literal["oci", "docker", "both"], tmp_path: Path
+) -> None:
+    images = {NAME: IMAGE, "example.org/team/other:2": OTHER}
+    write_layout(tmp_path / "source", images)
+    store = open_store(tmp_path / "source")
+    store.save(list(images), tmp_path / "saved.tar", format=archive_format)
+    names = sorted(extract("tarfile", tmp_path / "saved.tar", tmp_path / "extracted"))
+    for number, chosen in enumerate((["."], names, names[::-1])):
+        archive = pack(tool, tar_format, tmp_path / "extracted", chosen, tmp_path / f"{number}.tar")
+        for way in ("file", "pipe"):
+            root = tmp_path / f"{number}, {way}"
+            load(archive, root, by_pipe=way == "pipe")
+            open_store(root).save(list(images), tmp_path / "again.tar", format=archive_format)
+            assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "saved.tar").read_bytes()
 
 
 @pytest.fixture(scope="module")
