@@ -159,12 +159,13 @@ def names_by_repositories(
         InvalidArchive: when more than one could be meant.
     """
     nameless = [image for image in dict.fromkeys(images) if not image.repo_tags and image.layer_members]
-    by_key: dict[str, list[DockerImage]] = {}
-    by_digest: dict[Digest | None, list[DockerImage]] = {}
-    for image in nameless:
-        by_key.setdefault(image.layer_members[-1], []).append(image)
-        by_digest.setdefault(members.find(image.layer_members[-1]), []).append(image)
-    found: dict[DockerImage, tuple[str, ...]] = {}
+    # Images by their positions: one has up to a million layers here, and would be hashed for each of its names.
+    by_key: dict[str, list[int]] = {}
+    by_digest: dict[Digest | None, list[int]] = {}
+    for position, image in enumerate(nameless):
+        by_key.setdefault(image.layer_members[-1], []).append(position)
+        by_digest.setdefault(members.find(image.layer_members[-1]), []).append(position)
+    found: list[list[str]] = [[] for _ in nameless]
     for name, identifier in identifiers.items() if nameless else ():
         if len(identifier) != 64 or not is_hexadecimal(identifier):
             raise InvalidArchive(f"what it gives {name[:80]!r} is no identifier of a layer", "repositories")
@@ -175,5 +176,5 @@ def names_by_repositories(
         if meant is not None and len(meant) > 1:
             raise InvalidArchive(f"more than one image could be {name[:80]!r}", "repositories")
         if meant:
-            found[meant[0]] = (*found.get(meant[0], ()), name)
-    return found
+            found[meant[0]].append(name)
+    return {image: tuple(names) for image, names in zip(nameless, found, strict=True) if names}
