@@ -67,6 +67,8 @@ class RecordingOs(OsProxy):
 
     def _describe_open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> Any:
         assert not flags & os.O_TRUNC, "the model does not know it"
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            return lambda opened: self._creation("file", os.path.join(path, ""), dir_fd, os.fstat(opened))
         if not flags & os.O_CREAT:
             return None
         assert flags & os.O_EXCL, "the model does not know it"
@@ -93,12 +95,13 @@ class RecordingOs(OsProxy):
             return None
         node = self._written.number_of(status, new=True)
         assert node is not None
+        name = os.path.basename(path)  # none where it was opened without one
         return Operation(
             text=f"create {kind} {_short(path)}",
             node=node,
             creates=kind,
             content=content,
-            entries=(Entry(folder=folder, name=os.path.basename(path), node=node),),
+            entries=(Entry(folder=folder, name=name, node=node),) if name else (),
             mode=stat.S_IMODE(status.st_mode),
             detail=Detail(name="owner", value=(status.st_uid, status.st_gid)),
         )
