@@ -77,7 +77,9 @@ def load_archive(
         blobs = _ArchivedBlobs(writer, reader.members.sizes, complete_from_store=wish.complete_from_store)
         source = RememberingSource(blobs, limits)
         with _naming_archive():
-            stage_blobs(reader.iter_blobs(), writer, parallel=_PARALLEL, on_event=on_event, cancellation=cancellation)
+            with cancellation.interrupting(reader):
+                blobs_read = reader.iter_blobs()
+                stage_blobs(blobs_read, writer, parallel=_PARALLEL, on_event=on_event, cancellation=cancellation)
             archived = read_images(reader.members, source, blobs.size_of, limits)
         named = _named(archived, wish.names)
         with _naming_archive():
