@@ -54,7 +54,8 @@ class ArchiveInput:
     """
 
     def __init__(self, file: "_CallersStream", stream: BlobStream, file_range: FileRange | None) -> None:
-        self._file = file  # which would close a descriptor that is read here, were nobody else to hold it
+        self._file = file.file  # which would close a descriptor that is read here, were nobody else to hold it
+        self._callers = file
         self._stream = stream
         self.file_range = file_range
         self._at = 0
@@ -76,7 +77,7 @@ class ArchiveInput:
 
     def interrupt(self) -> None:
         """End, with an error, a read that waits for a pipe, now and later. From any thread."""
-        self._file.interrupt()
+        self._callers.interrupt()
 
     def seekable(self) -> bool:
         """Whether bytes can be passed without being read."""
@@ -171,7 +172,7 @@ class _CallersStream:
     """What the caller reads from, with its errors and its ways to say nothing in one form."""
 
     def __init__(self, file: Archive | BinaryIO) -> None:
-        self._file = file
+        self.file = file
         self._into: Callable[[memoryview], int | None] | None = None
         if type(file) is io.BufferedReader:
             self._into = file.readinto1  # what is there: of a pipe, the rest of a buffer may be long in coming
@@ -192,13 +193,13 @@ class _CallersStream:
         except _compression_errors() as error:
             raise _damaged(error) from error
         except io.UnsupportedOperation as error:
-            raise InvalidArgument("file", self._file, "it is not open for reading") from error
+            raise InvalidArgument("file", self.file, "it is not open for reading") from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise _damaged(error) from error  # as gzip and bz2 say it
         if count is None:
-            raise InvalidArgument("file", self._file, "it has nothing to give yet, and does not wait until it has")
+            raise InvalidArgument("file", self.file, "it has nothing to give yet, and does not wait until it has")
         return count
 
     def close(self) -> None:
@@ -214,7 +215,7 @@ class _CallersStream:
     def _fill(self, buffer: memoryview) -> int | None:
         if self._into is not None:
             return self._into(buffer)
-        data: bytes | None = self._file.read(len(buffer))
+        data: bytes | None = self.file.read(len(buffer))
         if data is None:
             return None
         buffer[: len(data)] = data
