@@ -17,6 +17,7 @@ from minibox_store.archive.docker_form import DockerForm, SizeOf, config_digest,
 from minibox_store.archive.member_names import INDEX_JSON, MANIFEST_JSON, META_JSON, OCI_LAYOUT, REPOSITORIES
 from minibox_store.archive.member_table import MemberTable
 from minibox_store.codec import (
+    check_index_spelling,
     decode_archive_metadata,
     decode_docker_images,
     decode_layout_index,
@@ -141,7 +142,9 @@ class _Contents:
     def _entries(self) -> tuple[Descriptor, ...]:
         with _naming(INDEX_JSON):
             content, limit_bytes = self._controls[INDEX_JSON], self._limits.document_bytes
-            return tuple(entry.descriptor for entry in decode_layout_index(content, limit_bytes=limit_bytes).entries)
+            index = decode_layout_index(content, limit_bytes=limit_bytes)
+            check_index_spelling(index)
+            return tuple(entry.descriptor for entry in index.entries)
 
     # ---- what they must agree on
 

@@ -3,15 +3,24 @@
 Spec: Docker Image Specification 1.2, "Combined Image JSON + Filesystem Changeset Format".
 """
 
+from collections.abc import Iterable, Mapping
+
 import attrs
 
 from minibox_store.codec.strict import dump, kind_of, load_array, load_object, structure
 from minibox_store.digest import Digest
+from minibox_store.documents import LayoutIndex
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 
 _MANIFEST_JSON = "manifest.json"
 _REPOSITORIES = "repositories"
+
+
+_MOST_KEY_CHARACTERS = 32  # no key that counts is longer
+_INDEX_KEYS = ("schemaVersion", "mediaType", "manifests", "annotations")
+_ENTRY_KEYS = ("mediaType", "digest", "size", "annotations", "platform")
+_DOCKER_KEYS = ("Config", "RepoTags", "Layers")
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +79,31 @@ def decode_docker_images(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> 
     ('x/layer.tar',)
     """
     value = load_array(content, _MANIFEST_JSON, limits.document_bytes)
+    for each in value:
+        if type(each) is dict:
+            _check_spelling(each, _DOCKER_KEYS, _MANIFEST_JSON)
     return structure({"images": value}, _DockerImages, _MANIFEST_JSON).images
+
+
+def check_index_spelling(index: LayoutIndex, document: str = "index.json") -> None:
+    """Return if no key of an archive's index, nor of an entry, is one that counts in other letters.
+
+    Raises:
+        InvalidDocument: when one is: Go's readers would take its value in place of the one that is read here.
+    """
+    _check_spelling(index.raw or {}, _INDEX_KEYS, document)
+    for entry in index.entries:
+        _check_spelling(entry.raw or {}, _ENTRY_KEYS, document)
+
+
+def _check_spelling(value: Mapping[str, object], keys: Iterable[str], document: str) -> None:
+    folded = {key.casefold(): key for key in keys}
+    for key in value:
+        right = folded.get(key.casefold(), key) if len(key) <= _MOST_KEY_CHARACTERS else key
+        if key != right:
+            raise InvalidDocument(
+                "", f"it spells {right} in other letters, and readers differ on which counts", document
+            )
 
 
 def decode_repositories(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:
