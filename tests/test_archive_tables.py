@@ -1,16 +1,18 @@
 """What an archive's tables of contents may cost, and that no two readers see different images in them."""
 
+import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minibox_store import Store
-from tests.support.archive_forms import FORMS, pack_parts, replaced
+from tests.support.archive_forms import FORMS, both_parts, oci_index, pack_parts, replaced
 from tests.support.archives import pack
-from tests.support.images import build_image, digest_of
-from tests.support.loads import refused, store_with_something
+from tests.support.images import BuiltImage, build_image, digest_of
+from tests.support.loads import holds, refused, store_with_something
 
 HEX = "0123456789abcdef" * 4
 IMAGE = build_image(compressed=False)
@@ -60,3 +62,25 @@ def test_S5_S6_a_table_that_spells_a_key_in_other_letters_is_refused(
     assert changed != content
     sentence = refused(store, pack_parts(replaced(parts, table, changed)))
     assert f"it spells {key} in other letters" in sentence
+
+
+def test_S6_tables_that_call_each_other_s_images_by_their_names_are_refused(store: Store) -> None:
+    one, two = IMAGE, build_image(salt="other", compressed=False)
+    parts = {part.name: part for name, image in {"a:1": one, "b:1": two}.items() for part in both_parts(image, name)}
+    entries = [json.loads(oci_index(image, name))["manifests"][0] for name, image in (("a:1", one), ("b:1", two))]
+    index = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+
+    def archive(names: dict[str, BuiltImage]) -> bytes:
+        docker = [json.loads(both_table(image, name))[0] for name, image in names.items()]
+        tables = {"index.json": index, "manifest.json": json.dumps(docker).encode()}
+        return pack_parts([replace(part, content=tables.get(name, part.content)) for name, part in parts.items()])
+
+    sentence = refused(store, archive({"docker.io/library/b:1": one, "a:1": two}))
+    assert "index.json and manifest.json call different images 'docker.io/library/b:1'" in sentence
+    store.load(io.BytesIO(archive({"docker.io/library/a:1": one, "b:1": two, "c:1": two})))
+    assert holds(store, {"a:1": one, "b:1": two})
+
+
+def both_table(image: BuiltImage, name: str) -> bytes:
+    """Return manifest.json as an archive that is both has it."""
+    return next(part.content for part in both_parts(image, name) if part.name == "manifest.json")
