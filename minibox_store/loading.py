@@ -75,7 +75,8 @@ def load_archive(
         blobs = _ArchivedBlobs(writer, reader.members.sizes, complete_from_store=wish.complete_from_store)
         source = RememberingSource(blobs, limits)
         with _naming_archive():
-            stage_blobs(reader.iter_blobs(), writer, on_event=on_event, cancellation=cancellation)
+            with cancellation.interrupting(reader):
+                stage_blobs(reader.iter_blobs(), writer, on_event=on_event, cancellation=cancellation)
             archived = read_images(reader.members, source, blobs.size_of, limits)
         named = _named(archived, wish.names)
         with _naming_archive():

@@ -7,7 +7,7 @@ reaches, and of no others: whoever reads the archive by another table gets nothi
 Spec: OCI image-spec 1.1, image-layout.md, "index.json file"; annotations.md, `org.opencontainers.image.ref.name`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import attrs
@@ -17,6 +17,7 @@ from minibox_store.archive.docker_form import DockerForm, SizeOf, config_digest,
 from minibox_store.archive.member_names import INDEX_JSON, MANIFEST_JSON, META_JSON, OCI_LAYOUT, REPOSITORIES
 from minibox_store.archive.member_table import MemberTable
 from minibox_store.codec import (
+    check_index_spelling,
     decode_archive_metadata,
     decode_docker_images,
     decode_layout_index,
@@ -25,7 +26,7 @@ from minibox_store.codec import (
     describe_document,
 )
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, children
 from minibox_store.errors import BlobNotFound, InvalidArchive, InvalidDocument
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, name_of
@@ -91,7 +92,7 @@ class _Contents:
             if image.name or tables[0] == META_JSON:
                 check_image_name(image.name)
         if len(tables) > 1:
-            self._check_further(tables, {image.root for image in found})
+            self._check_further(tables, found)
         return tuple(found)
 
     def _check_marker(self) -> None:
@@ -141,39 +142,67 @@ class _Contents:
     def _entries(self) -> tuple[Descriptor, ...]:
         with _naming(INDEX_JSON):
             content, limit_bytes = self._controls[INDEX_JSON], self._limits.document_bytes
-            return tuple(entry.descriptor for entry in decode_layout_index(content, limit_bytes=limit_bytes).entries)
+            index = decode_layout_index(content, limit_bytes=limit_bytes)
+            check_index_spelling(index)
+            return tuple(entry.descriptor for entry in index.entries)
 
     # ---- what they must agree on
 
-    def _check_further(self, tables: list[str], roots: set[Descriptor]) -> None:
-        reached = self._reached(roots)
+    def _check_further(self, tables: list[str], found: Iterable[ArchivedImage]) -> None:
+        led_to, reached = self._reached({image.root for image in found})
+        named: dict[str, list[Digest]] = {}
+        for image in found:
+            named.setdefault(normalised(image.name) or image.name, []).append(image.root.digest)
         for table in tables[1:]:
-            for digest in self._told_by(table):
+            for names, digest in self._told_by(table):
                 if digest not in reached:
                     raise InvalidArchive(f"{tables[0]} and {table} tell of different images: {digest}", table)
+                for name in names:
+                    roots = named.get(normalised(name) or name) if name else None
+                    if roots is not None and not _leads_to(digest, roots, led_to):
+                        problem = f"{tables[0]} and {table} call different images {name[:80]!r}"
+                        raise InvalidArchive(problem, table)
 
-    def _told_by(self, table: str) -> Iterator[Digest]:
+    def _told_by(self, table: str) -> Iterator[tuple[tuple[str, ...], Digest]]:
         if table == INDEX_JSON:
-            yield from (entry.digest for entry in self._entries())
+            yield from (((_name_of(entry),), entry.digest) for entry in self._entries())
         else:
             with _naming(MANIFEST_JSON):
                 images = decode_docker_images(self._controls[MANIFEST_JSON], limits=self._limits)
-            yield from map(config_digest, images)
+            yield from ((image.repo_tags, config_digest(image)) for image in images)
 
-    def _reached(self, roots: set[Descriptor]) -> set[Digest]:
-        """Return the digests of all manifests, indexes and configs that are reached, those that are absent too."""
+    def _reached(self, roots: set[Descriptor]) -> tuple[Mapping[Digest, tuple[Digest, ...]], set[Digest]]:
+        """Return what each document leads to, but for layers, and all that is led to, those that are absent too."""
 
         def pass_by(_: Descriptor, error: Exception) -> None:
             if not isinstance(error, BlobNotFound):
                 raise error
 
         seen: set[tuple[str, int, str]] = set()
-        found = set()
+        reached = set()
+        led_to: dict[Digest, tuple[Digest, ...]] = {}
         for root in roots:
             for node in walk(self._source, root, limits=self._limits, seen=seen, on_unreadable=pass_by):
                 if node.role != "layer":
-                    found.add(node.descriptor.digest)
-        return found
+                    reached.add(node.descriptor.digest)
+                if node.document is not None:
+                    below = (each for each in children(node.document) if each.role != "layer")
+                    led_to[node.descriptor.digest] = tuple(each.descriptor.digest for each in below)
+        return led_to, reached
+
+
+def _leads_to(digest: Digest, roots: Iterable[Digest], led_to: Mapping[Digest, tuple[Digest, ...]]) -> bool:
+    """Whether one of the roots is a blob, or leads to it."""
+    waiting = list(roots)
+    seen = set(waiting)
+    while waiting:
+        found = waiting.pop()
+        if found == digest:
+            return True
+        new = [each for each in led_to.get(found, ()) if each not in seen]
+        seen.update(new)
+        waiting += new
+    return False
 
 
 def _name_of(entry: Descriptor) -> str:

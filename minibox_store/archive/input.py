@@ -6,6 +6,7 @@ come through here. They may be compressed as a whole, by gzip, zstd or xz, once.
 
 import io
 import os
+import select
 import stat
 import sys
 import zlib
@@ -20,12 +21,13 @@ from minibox_store.decompressing import (
     is_compressed_archive,
     iter_decompressed_archive,
 )
-from minibox_store.errors import InvalidArchive, InvalidArgument
+from minibox_store.errors import Cancelled, InvalidArchive, InvalidArgument
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.output_bounds import OutputBounds
 from minibox_store.protocols import BlobStream, FileRange
 
 _WHAT = "the archive"
+_POLL_MILLISECONDS = 200
 _DECOMPRESSORS = (("lzma", "LZMAError"), ("compression.zstd", "ZstdError"), ("backports.zstd", "ZstdError"))
 
 
@@ -51,8 +53,9 @@ class ArchiveInput:
         file_range: the whole of it, where it is the rest of an open regular file as it lies there; else None.
     """
 
-    def __init__(self, file: Archive | BinaryIO, stream: BlobStream, file_range: FileRange | None) -> None:
-        self._file = file  # which would close a descriptor that is read here, were nobody else to hold it
+    def __init__(self, file: "_CallersStream", stream: BlobStream, file_range: FileRange | None) -> None:
+        self._file = file.file  # which would close a descriptor that is read here, were nobody else to hold it
+        self._callers = file
         self._stream = stream
         self.file_range = file_range
         self._at = 0
@@ -71,6 +74,10 @@ class ArchiveInput:
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the front of ``buffer``; return the number of bytes, 0 only at the end. Raises as :meth:`read` does."""
         return self._stream.readinto(buffer)
+
+    def interrupt(self) -> None:
+        """End, with an error, a read that waits for a pipe, now and later. From any thread."""
+        self._callers.interrupt()
 
     def seekable(self) -> bool:
         """Whether bytes can be passed without being read."""
@@ -103,7 +110,7 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         _moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset)
     ):
         stream = _moving.FileStream(lying.file_descriptor, lying.offset, lying.size_bytes, owns_descriptor=False)
-        return ArchiveInput(file, stream, lying)
+        return ArchiveInput(_CallersStream(file), stream, lying)
     bounds = OutputBounds(
         _WHAT,
         most_bytes=limits.archive_bytes,
@@ -112,11 +119,8 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         compressed_bytes=None if lying is None else lying.size_bytes,
         idle_bytes=limits.tar.padding_bytes + INPUT_BYTES,
     )
-    return ArchiveInput(file, _ToldStream(_CallersStream(file), bounds, limits.archive_window_log), None)
-
-
-def _is_compressed(lying: FileRange) -> bool:
-    return is_compressed_archive(_moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset))
+    callers = _CallersStream(file)
+    return ArchiveInput(callers, _ToldStream(callers, bounds, limits.archive_window_log), None)
 
 
 class _ToldStream:
@@ -168,36 +172,50 @@ class _CallersStream:
     """What the caller reads from, with its errors and its ways to say nothing in one form."""
 
     def __init__(self, file: Archive | BinaryIO) -> None:
-        self._file = file
+        self.file = file
         self._into: Callable[[memoryview], int | None] | None = None
         if type(file) is io.BufferedReader:
             self._into = file.readinto1  # what is there: of a pipe, the rest of a buffer may be long in coming
         elif isinstance(file, _ReadableInto):
             self._into = file.readinto
+        self._waiting = _waiting_for(file)
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """End, with an error, the wait for a pipe, now and later."""
+        self._is_interrupted = True
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the front of ``buffer``; return the number of bytes, 0 only at the end."""
         try:
+            self._wait()
             count = self._fill(buffer)
         except _compression_errors() as error:
             raise _damaged(error) from error
         except io.UnsupportedOperation as error:
-            raise InvalidArgument("file", self._file, "it is not open for reading") from error
+            raise InvalidArgument("file", self.file, "it is not open for reading") from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise _damaged(error) from error  # as gzip and bz2 say it
         if count is None:
-            raise InvalidArgument("file", self._file, "it has nothing to give yet, and does not wait until it has")
+            raise InvalidArgument("file", self.file, "it has nothing to give yet, and does not wait until it has")
         return count
 
     def close(self) -> None:
         """Do nothing: the file is the caller's."""
 
+    def _wait(self) -> None:
+        # What the file has read ahead may wait too: nothing is whole before the end of a pipe has come.
+        while self._waiting is not None and not self._is_interrupted and not self._waiting.poll(_POLL_MILLISECONDS):
+            pass
+        if self._is_interrupted:
+            raise Cancelled
+
     def _fill(self, buffer: memoryview) -> int | None:
         if self._into is not None:
             return self._into(buffer)
-        data: bytes | None = self._file.read(len(buffer))
+        data: bytes | None = self.file.read(len(buffer))
         if data is None:
             return None
         buffer[: len(data)] = data
@@ -217,14 +235,29 @@ def _compression_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
+def _descriptor_of(file: Archive | BinaryIO) -> io.FileIO | None:
+    # These very types: what is derived from them may give other bytes than lie there.
+    raw = file.raw if type(file) is io.BufferedReader else file
+    return raw if type(raw) is io.FileIO else None
+
+
+def _waiting_for(file: Archive | BinaryIO) -> "select.poll | None":
+    """Return what tells whether a pipe, or the like, has something to give; None for what never waits, or others."""
+    raw = _descriptor_of(file)
+    if raw is None or stat.S_ISREG(os.fstat(raw.fileno()).st_mode) or not os.get_blocking(raw.fileno()):
+        return None
+    waiting = select.poll()
+    waiting.register(raw.fileno(), select.POLLIN)
+    return waiting
+
+
 def _regular_file(file: Archive | BinaryIO) -> FileRange | None:
     """Return what is left of a regular file as ``open`` gives it.
 
     Many another thing that has a ``fileno`` (a decompressor, say) does not read the bytes that lie there.
     """
-    # These very types: what is derived from them may give other bytes than lie there.
-    raw = file.raw if type(file) is io.BufferedReader else file
-    if type(raw) is not io.FileIO:
+    raw = _descriptor_of(file)
+    if raw is None:
         return None
     status = os.fstat(raw.fileno())
     if not stat.S_ISREG(status.st_mode):

@@ -63,6 +63,10 @@ class ArchiveReader:
         """How much there is to be read, where that is a regular file that is not compressed; else 0."""
         return 0 if self._input.file_range is None else self._input.file_range.size_bytes
 
+    def interrupt(self) -> None:
+        """End, with an error, a read that waits for a pipe, now and later. From any thread."""
+        self._input.interrupt()
+
     def iter_blobs(self) -> Iterator[ArchivedBlob]:
         """Yield each blob; a stream that is no range of a file must be read before the next step.
 

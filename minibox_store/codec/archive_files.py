@@ -5,13 +5,26 @@ Spec: Docker Image Specification 1.2, "Combined Image JSON + Filesystem Changese
 
 import attrs
 
-from minibox_store.codec.strict import dump, kind_of, load_array, load_object, structure
+from minibox_store.codec.strict import (
+    dump,
+    folded_keys,
+    kind_of,
+    load_array,
+    load_object,
+    spelled_wrongly,
+    structure,
+    wrong_spelling,
+)
 from minibox_store.digest import Digest
+from minibox_store.documents import LayoutIndex
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 
 _MANIFEST_JSON = "manifest.json"
 _REPOSITORIES = "repositories"
+
+
+_INDEX_KEYS = folded_keys(("schemaVersion", "mediaType", "manifests", "annotations"))
 
 
 @attrs.frozen(kw_only=True)
@@ -66,6 +79,17 @@ def decode_docker_images(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> 
     """
     value = load_array(content, _MANIFEST_JSON, limits.document_bytes)
     return structure(value, tuple[DockerImage, ...], _MANIFEST_JSON)
+
+
+def check_index_spelling(index: LayoutIndex, document: str = "index.json") -> None:
+    """Return if no key of an archive's index is one that counts in other letters; its entries were decoded so.
+
+    Raises:
+        InvalidDocument: when one is.
+    """
+    for key in index.raw or {}:
+        if (right := spelled_wrongly(key, _INDEX_KEYS)) is not None:
+            raise InvalidDocument("", wrong_spelling(right), document)
 
 
 def decode_repositories(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:

@@ -7,7 +7,7 @@ Spec: RFC 8259.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import UnionType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
@@ -22,6 +22,7 @@ from minibox_store.limits import MAX_SIZE_BYTES
 
 _T = TypeVar("_T")
 _MOST_LEVELS = 64
+_MOST_KEY_CHARACTERS = 64  # no key that counts is longer, and each of its letters may be one that folds into several
 
 _FIELDS = {
     "media_type": "mediaType",
@@ -114,6 +115,7 @@ def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any],
         )
         for field in attrs.fields(cls)
     }
+    folded = folded_keys(known)
     needed = [(field.name, _FIELDS.get(field.name, field.name)) for field in attrs.fields(cls) if _is_needed(field)]
 
     # Not what cattrs would write for a class: that asks for each field that there may be, and this for those there are.
@@ -123,6 +125,8 @@ def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any],
         found = {}
         for key, item in value.items():
             field = known.get(key)
+            if field is None and (right := spelled_wrongly(key, folded)) is not None:
+                raise ValueError(wrong_spelling(right))
             # null is how Go's encoder writes what is not there, and an empty list
             if field is not None and (item is not None or field[3]):
                 found[field[0]] = field[1](item, field[2])
@@ -132,6 +136,25 @@ def _exact_object(converter: cattrs.Converter, cls: Any) -> Callable[[Any, Any],
         return cls(**found)
 
     return exact
+
+
+def folded_keys(keys: Iterable[str]) -> Mapping[str, str]:
+    """Return the keys that count, by what readers that do not tell letters apart take for each."""
+    return {key.casefold(): key for key in keys}
+
+
+def spelled_wrongly(key: str, folded: Mapping[str, str]) -> str | None:
+    """Return which key that counts another one is in other letters, None where it is none, or that very one.
+
+    Go's readers take such a key's value in place of the one that is read here: one document would be two.
+    """
+    right = folded.get(key.casefold()) if len(key) <= _MOST_KEY_CHARACTERS else None
+    return None if right == key else right
+
+
+def wrong_spelling(right: str) -> str:
+    """Return what is wrong with a document that spells a key so."""
+    return f"it spells {right} in other letters, and readers differ on which counts"
 
 
 def _is_needed(field: "attrs.Attribute[Any]") -> bool:
