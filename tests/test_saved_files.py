@@ -4,8 +4,10 @@ import errno
 import gzip
 import io
 import os
+import re
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -441,3 +443,53 @@ def test_what_a_source_in_memory_gives_is_verified_as_it_passes(folder: Path) ->
         with pytest.raises(Exception, match="does not match"):
             copy_image(lying, target, root_of(IMAGE), [NAME])
     assert list(folder.iterdir()) == []
+
+
+# ---- files that are none
+
+
+class _Counting:
+    """Takes what it is given, and says something else."""
+
+    def __init__(self, told: object) -> None:
+        self.told = told
+
+    def write(self, data: bytes) -> object:
+        return self.told
+
+
+@pytest.mark.parametrize("told", [0, -1, 1 << 40, "512", True])
+def test_a_file_that_miscounts_what_it_takes_ends_the_save(told: object, store: Store) -> None:
+    file: Any = _Counting(told)
+    with pytest.raises(StoreUnavailable, match=re.escape(f"it says that of 512 bytes it has taken {told!r}")):
+        store.save(NAME, file)
+
+
+def test_a_file_that_takes_text_and_does_not_say_so_is_refused(store: Store, tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=tmp_path) as text:
+        file: Any = text
+        with pytest.raises(InvalidArgument, match=re.escape(text.name)):
+            store.save(NAME, file)
+
+
+def test_a_file_that_was_detached_or_closed_beneath_is_refused_by_its_name(store: Store, tmp_path: Path) -> None:
+    file = (tmp_path / "detached.tar").open("wb")
+    raw = file.detach()
+    with pytest.raises(InvalidArgument, match="detached"):
+        store.save(NAME, file)
+    os.close(raw.fileno())
+    with pytest.raises(StoreUnavailable, match=r"detached\.tar: Bad file descriptor"):
+        store.save(NAME, raw)
+    with suppress(OSError):
+        raw.close()
+
+
+def test_a_buffered_file_that_does_not_wait_is_named_and_not_the_store(store: Store) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(reading, "rb"), suppress(BlockingIOError), open(writing, "wb") as file:
+        with suppress(BlockingIOError):
+            file.write(bytes(1 << 17))  # some of which it keeps back
+        with pytest.raises(StoreUnavailable, match="it does not wait until it can be written to") as caught:
+            store.save(NAME, file)
+        assert caught.value.path != store.root
