@@ -474,7 +474,7 @@ def test_a_file_that_takes_text_and_does_not_say_so_is_refused(store: Store, tmp
 
 def test_a_file_that_was_detached_or_closed_beneath_is_refused_by_its_name(store: Store, tmp_path: Path) -> None:
     file = (tmp_path / "detached.tar").open("wb")
-    raw = file.detach()
+    raw: Any = file.detach()
     with pytest.raises(InvalidArgument, match="detached"):
         store.save(NAME, file)
     os.close(raw.fileno())

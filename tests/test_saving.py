@@ -1,9 +1,10 @@
 """Saving: which members an archive of each form has, of one image and of several, whole and thin, byte for byte."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -21,6 +22,7 @@ from minibox_store import (
     Platform,
     PlatformNotFound,
     Store,
+    _files,
     parse_digests,
 )
 from minibox_store.archive import ArchiveFile, ArchiveForm
@@ -375,6 +377,45 @@ def test_a_list_of_digests_is_read_within_a_bound() -> None:
     assert len(parse_digests(content, limits=Limits(index_bytes=len(content)))) == 1
     with pytest.raises(InvalidDocument, match=f"larger than {len(content) - 1} bytes"):
         parse_digests(content, limits=Limits(index_bytes=len(content) - 1))
+
+
+# ---- many names
+
+
+def test_what_is_saved_under_many_names_is_noted_by_one_reading_and_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"app:{number}" for number in range(20)]
+    store = store_of(tmp_path / "store", dict.fromkeys(names, FIRST))
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(_files, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **options)
+
+        return call
+
+    for each in ("read_end", "append_bytes"):
+        monkeypatch.setattr(_files, each, counted(each))
+    store.save(names, tmp_path / "a.tar", format="oci")
+    assert calls == ["read_end", "append_bytes"]
+    store.save(names, tmp_path / "a.tar", format="oci")
+    assert calls == ["read_end", "append_bytes", "read_end"]
+
+
+def test_no_more_images_are_saved_than_are_loaded_again(tmp_path: Path) -> None:
+    names = [f"app:{number}" for number in range(4)]
+    write_layout(tmp_path / "store", dict.fromkeys(names, FIRST))
+    limits = Limits(documents=3)
+    store = Store(tmp_path / "store", durability="none", limits=limits)
+    with pytest.raises(InvalidArgument, match="they are 4, and an archive that is to be loaded tells of 3 images"):
+        store.save(names, tmp_path / "a.tar", format="oci")
+    assert not (tmp_path / "a.tar").exists()
+    store.save(names[:3], tmp_path / "a.tar", format="oci")
+    assert len(Store(tmp_path / "loaded", durability="none", limits=limits).load(tmp_path / "a.tar")) == 3
 
 
 # ---- what another tool has written into the store
