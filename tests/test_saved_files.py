@@ -19,8 +19,10 @@ import pytest
 
 from minibox_store import (
     BlobAdvanced,
+    BlobStarted,
     Cancellation,
     Cancelled,
+    ContentMismatch,
     Event,
     InvalidArgument,
     MissingLibrary,
@@ -35,7 +37,7 @@ from minibox_store.copying import copy_image
 from minibox_store.memory import MemoryImages
 from tests.support.forks import forked, sleep_for_ever
 from tests.support.images import build_image, random_layer
-from tests.support.layouts import write_layout
+from tests.support.layouts import blob_path, write_layout
 from tests.support.snapshots import snapshot
 from tests.support.sources import copy_into, memory_of, root_of
 from tests.support.system_calls import Failing, OtherOs
@@ -345,7 +347,14 @@ def test_a_pipe_that_is_closed_at_its_other_end_is_a_clear_error(
         reader.join(30)
 
 
-def test_a_cancel_ends_a_save_to_a_pipe_that_nobody_empties(store: Store) -> None:
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_cancel_ends_a_save_to_a_pipe_that_nobody_empties(
+    is_ours: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_ours:
+        from minibox_store.archive import sinks
+
+        monkeypatch.setattr(sinks, "os", OtherOs(open=Failing(errno.EACCES)))
     cancellation = Cancellation()
     caught: list[BaseException] = []
     with pipe() as (reading, file):
@@ -443,6 +452,19 @@ def test_what_a_source_in_memory_gives_is_verified_as_it_passes(folder: Path) ->
         with pytest.raises(Exception, match="does not match"):
             copy_image(lying, target, root_of(IMAGE), [NAME])
     assert list(folder.iterdir()) == []
+
+
+def test_a_blob_that_is_cut_off_while_it_is_saved_is_named_and_not_the_archive(store: Store, folder: Path) -> None:
+    blob = blob_path(Path(store.root), IMAGE.layer_digests[0])
+
+    def cut(event: Event) -> None:
+        if isinstance(event, BlobStarted) and str(event.descriptor.digest) == IMAGE.layer_digests[0]:
+            blob.chmod(0o600)
+            os.truncate(blob, 1000)
+
+    with pytest.raises(ContentMismatch, match=IMAGE.layer_digests[0]):
+        store.save(NAME, folder / "a.tar", on_event=cut)
+    assert not [*folder.iterdir()]
 
 
 # ---- files that are none

@@ -146,16 +146,21 @@ class StreamSink(_Stream):
 class PipeSink(_Stream):
     """A pipe or FIFO, by a way of its own into it: whoever waits for its reader is not kept there by a cancel.
 
+    Only so much is written at a time as a pipe takes at once, when it takes anything: so no write waits, even by a
+    descriptor that may block.
+
     Args:
-        descriptor: does not block.
+        descriptor: of the pipe; closed by whoever opened it.
         name: how errors call it.
         interrupted: ends a write that waits, once it is set.
+        most_bytes: how much is written at once.
     """
 
-    def __init__(self, descriptor: int, name: str, interrupted: threading.Event) -> None:
+    def __init__(self, descriptor: int, name: str, interrupted: threading.Event, most_bytes: int) -> None:
         self._descriptor = descriptor
         self._name = name
         self._interrupted = interrupted
+        self._most_bytes = most_bytes
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -165,11 +170,10 @@ class PipeSink(_Stream):
         while rest:
             if self._interrupted.is_set():
                 raise Cancelled
-            try:
-                with file_errors_of(self._name):
-                    rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:
-                self._poll.poll(_POLL_MILLISECONDS)
+            if not self._poll.poll(_POLL_MILLISECONDS):
+                continue
+            with suppress(BlockingIOError), file_errors_of(self._name):
+                rest = rest[os.write(self._descriptor, rest[: self._most_bytes]) :]
 
 
 class ZstdSink(_Stream):
@@ -240,13 +244,17 @@ def opened_sink(file: BinaryIO, interrupted: threading.Event) -> Iterator[Sink]:
         yield StreamSink(file)
         return
     try:
-        yield PipeSink(pipe, _name_of(file), interrupted)
+        descriptor, most_bytes = pipe
+        yield PipeSink(descriptor, _name_of(file), interrupted, most_bytes)
     finally:
-        os.close(pipe)
+        os.close(pipe[0])
 
 
-def _own_way(file: BinaryIO) -> int | None:
-    """Return a descriptor of the pipe that ``file`` is, which does not block; None where it is none."""
+def _own_way(file: BinaryIO) -> tuple[int, int] | None:
+    """Return a descriptor of the pipe that ``file`` is, and how much of it is written at once; None where it is none.
+
+    It does not block, where it can be had so: to set that on the file's own would change it for all who share it.
+    """
     with file_errors_of(_name_of(file)), _waiting_only(_name_of(file)):
         raw = file.raw if isinstance(file, io.BufferedWriter) else file
         if not isinstance(raw, io.FileIO) or raw.closed or not raw.writable():
@@ -255,9 +263,10 @@ def _own_way(file: BinaryIO) -> int | None:
             return None
         file.flush()
     try:
-        return os.open(f"/proc/self/fd/{raw.fileno()}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None  # the pipe of another user, one that nobody reads from, or a system without /proc
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{raw.fileno()}", flags), _moving.BUFFER_BYTES
+    except OSError:  # the pipe of another user, one that nobody reads from, or a system without /proc
+        return os.dup(raw.fileno()), select.PIPE_BUF
 
 
 def _name_of(file: object) -> str:
