@@ -27,6 +27,7 @@ from minibox_store import (
 )
 from minibox_store.archive import ArchiveFile, ArchiveForm
 from minibox_store.errors import ContentMismatch, ImageNotFound, IncompleteImage, InvalidDocument, StoreDamaged
+from minibox_store.layout import opening_images
 from tests.support.archives import unpack
 from tests.support.images import (
     OCI_LAYER,
@@ -40,6 +41,7 @@ from tests.support.images import (
 )
 from tests.support.layouts import blob_path, read_layout_blobs, write_layout
 from tests.support.sources import copy_into, memory_of, root_of
+from tests.support.stores import open_layout
 from tests.support.written_archives import FORMATS, written_members
 
 EMPTY = Layer(content=b"", media_type=OCI_LAYER, diff_id=digest_of(b""))
@@ -404,6 +406,15 @@ def test_what_is_saved_under_many_names_is_noted_by_one_reading_and_one_write(
     assert calls == ["read_end", "append_bytes"]
     store.save(names, tmp_path / "a.tar", format="oci")
     assert calls == ["read_end", "append_bytes", "read_end"]
+
+
+def test_what_many_names_stand_for_is_in_memory_once(tmp_path: Path) -> None:
+    write_layout(tmp_path / "store", {"app:1": FIRST, "app:2": FIRST, "app:3": SECOND})
+    with opening_images(open_layout(tmp_path / "store"), ["app:1", "app:2", "app:3"]) as (first, second, third):
+        (document,) = FIRST.document_digests
+        assert first.contents.keys() == second.contents.keys() == {Digest.parse(document)}
+        assert first.contents[Digest.parse(document)] is second.contents[Digest.parse(document)]
+        assert third.contents.keys().isdisjoint(first.contents)
 
 
 def test_no_more_images_are_saved_than_are_loaded_again(tmp_path: Path) -> None:
