@@ -123,9 +123,8 @@ class Saving:
         with file_errors(self._layout.paths.root), opening_images(self._layout, names, choose) as images:
             # Several spellings may have been given of one name.
             distinct = {image.name: image for image in reversed(images)}
-            _check_count(form, len(distinct))
-            for stored_name in distinct:
-                self._layout.activity.note_used(stored_name)
+            _check_count(form, [*distinct], self._limits)
+            self._layout.activity.note_used(*distinct)
             found = [self._listing.image(each.name, distinct[each.name].chosen, distinct[each.name]) for each in images]
             with _naming_path(file):
                 in_order = [image for _, image in sorted(distinct.items())]
@@ -179,11 +178,16 @@ def _checked_names(name: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _check_count(form: "ArchiveForm", count: int) -> None:
+def _check_count(form: "ArchiveForm", names: list[str], limits: Limits) -> None:
+    count = len(names)
     if count > 1 and not form.holds_many:
         raise InvalidArgument(
             "format", form.format, f"it holds one image, and not {count}: 'oci' holds as many as wanted"
         )
+    if count > limits.documents:
+        # Who loads an archive has this bound on what it tells of.
+        problem = f"they are {count}, and an archive that is to be loaded tells of {limits.documents} images at most"
+        raise InvalidArgument("name", names, problem)
 
 
 def _target(file: _File, dir_fd: int | None, form: "ArchiveForm", *, durable: bool) -> ImageTarget:

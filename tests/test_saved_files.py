@@ -4,8 +4,10 @@ import errno
 import gzip
 import io
 import os
+import re
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +19,10 @@ import pytest
 
 from minibox_store import (
     BlobAdvanced,
+    BlobStarted,
     Cancellation,
     Cancelled,
+    ContentMismatch,
     Event,
     InvalidArgument,
     MissingLibrary,
@@ -33,7 +37,7 @@ from minibox_store.copying import copy_image
 from minibox_store.memory import MemoryImages
 from tests.support.forks import forked, sleep_for_ever
 from tests.support.images import build_image, random_layer
-from tests.support.layouts import write_layout
+from tests.support.layouts import blob_path, write_layout
 from tests.support.snapshots import snapshot
 from tests.support.sources import copy_into, memory_of, root_of
 from tests.support.system_calls import Failing, OtherOs
@@ -343,7 +347,14 @@ def test_a_pipe_that_is_closed_at_its_other_end_is_a_clear_error(
         reader.join(30)
 
 
-def test_a_cancel_ends_a_save_to_a_pipe_that_nobody_empties(store: Store) -> None:
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_cancel_ends_a_save_to_a_pipe_that_nobody_empties(
+    is_ours: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_ours:
+        from minibox_store.archive import sinks
+
+        monkeypatch.setattr(sinks, "os", OtherOs(open=Failing(errno.EACCES)))
     cancellation = Cancellation()
     caught: list[BaseException] = []
     with pipe() as (reading, file):
@@ -441,3 +452,66 @@ def test_what_a_source_in_memory_gives_is_verified_as_it_passes(folder: Path) ->
         with pytest.raises(Exception, match="does not match"):
             copy_image(lying, target, root_of(IMAGE), [NAME])
     assert list(folder.iterdir()) == []
+
+
+def test_a_blob_that_is_cut_off_while_it_is_saved_is_named_and_not_the_archive(store: Store, folder: Path) -> None:
+    blob = blob_path(Path(store.root), IMAGE.layer_digests[0])
+
+    def cut(event: Event) -> None:
+        if isinstance(event, BlobStarted) and str(event.descriptor.digest) == IMAGE.layer_digests[0]:
+            blob.chmod(0o600)
+            os.truncate(blob, 1000)
+
+    with pytest.raises(ContentMismatch, match=IMAGE.layer_digests[0]):
+        store.save(NAME, folder / "a.tar", on_event=cut)
+    assert not [*folder.iterdir()]
+
+
+# ---- files that are none
+
+
+class _Counting:
+    """Takes what it is given, and says something else."""
+
+    def __init__(self, told: object) -> None:
+        self.told = told
+
+    def write(self, data: bytes) -> object:
+        return self.told
+
+
+@pytest.mark.parametrize("told", [0, -1, 1 << 40, "512", True])
+def test_a_file_that_miscounts_what_it_takes_ends_the_save(told: object, store: Store) -> None:
+    file: Any = _Counting(told)
+    with pytest.raises(StoreUnavailable, match=re.escape(f"it says that of 512 bytes it has taken {told!r}")):
+        store.save(NAME, file)
+
+
+def test_a_file_that_takes_text_and_does_not_say_so_is_refused(store: Store, tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=tmp_path) as text:
+        file: Any = text
+        with pytest.raises(InvalidArgument, match=re.escape(text.name)):
+            store.save(NAME, file)
+
+
+def test_a_file_that_was_detached_or_closed_beneath_is_refused_by_its_name(store: Store, tmp_path: Path) -> None:
+    file = (tmp_path / "detached.tar").open("wb")
+    raw: Any = file.detach()
+    with pytest.raises(InvalidArgument, match="detached"):
+        store.save(NAME, file)
+    os.close(raw.fileno())
+    with pytest.raises(StoreUnavailable, match=r"detached\.tar: Bad file descriptor"):
+        store.save(NAME, raw)
+    with suppress(OSError):
+        raw.close()
+
+
+def test_a_buffered_file_that_does_not_wait_is_named_and_not_the_store(store: Store) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(reading, "rb"), suppress(BlockingIOError), open(writing, "wb") as file:
+        with suppress(BlockingIOError):
+            file.write(bytes(1 << 17))  # some of which it keeps back
+        with pytest.raises(StoreUnavailable, match="it does not wait until it can be written to") as caught:
+            store.save(NAME, file)
+        assert caught.value.path != store.root

@@ -1,9 +1,10 @@
 """Saving: which members an archive of each form has, of one image and of several, whole and thin, byte for byte."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -21,10 +22,12 @@ from minibox_store import (
     Platform,
     PlatformNotFound,
     Store,
+    _files,
     parse_digests,
 )
 from minibox_store.archive import ArchiveFile, ArchiveForm
 from minibox_store.errors import ContentMismatch, ImageNotFound, IncompleteImage, InvalidDocument, StoreDamaged
+from minibox_store.layout import opening_images
 from tests.support.archives import unpack
 from tests.support.images import (
     OCI_LAYER,
@@ -38,6 +41,7 @@ from tests.support.images import (
 )
 from tests.support.layouts import blob_path, read_layout_blobs, write_layout
 from tests.support.sources import copy_into, memory_of, root_of
+from tests.support.stores import open_layout
 from tests.support.written_archives import FORMATS, written_members
 
 EMPTY = Layer(content=b"", media_type=OCI_LAYER, diff_id=digest_of(b""))
@@ -375,6 +379,54 @@ def test_a_list_of_digests_is_read_within_a_bound() -> None:
     assert len(parse_digests(content, limits=Limits(index_bytes=len(content)))) == 1
     with pytest.raises(InvalidDocument, match=f"larger than {len(content) - 1} bytes"):
         parse_digests(content, limits=Limits(index_bytes=len(content) - 1))
+
+
+# ---- many names
+
+
+def test_what_is_saved_under_many_names_is_noted_by_one_reading_and_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"app:{number}" for number in range(20)]
+    store = store_of(tmp_path / "store", dict.fromkeys(names, FIRST))
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(_files, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **options)
+
+        return call
+
+    for each in ("read_end", "append_bytes"):
+        monkeypatch.setattr(_files, each, counted(each))
+    store.save(names, tmp_path / "a.tar", format="oci")
+    assert calls == ["read_end", "append_bytes"]
+    store.save(names, tmp_path / "a.tar", format="oci")
+    assert calls == ["read_end", "append_bytes", "read_end"]
+
+
+def test_what_many_names_stand_for_is_in_memory_once(tmp_path: Path) -> None:
+    write_layout(tmp_path / "store", {"app:1": FIRST, "app:2": FIRST, "app:3": SECOND})
+    with opening_images(open_layout(tmp_path / "store"), ["app:1", "app:2", "app:3"]) as (first, second, third):
+        (document,) = FIRST.document_digests
+        assert first.contents.keys() == second.contents.keys() == {Digest.parse(document)}
+        assert first.contents[Digest.parse(document)] is second.contents[Digest.parse(document)]
+        assert third.contents.keys().isdisjoint(first.contents)
+
+
+def test_no_more_images_are_saved_than_are_loaded_again(tmp_path: Path) -> None:
+    names = [f"app:{number}" for number in range(4)]
+    write_layout(tmp_path / "store", dict.fromkeys(names, FIRST))
+    limits = Limits(documents=3)
+    store = Store(tmp_path / "store", durability="none", limits=limits)
+    with pytest.raises(InvalidArgument, match="they are 4, and an archive that is to be loaded tells of 3 images"):
+        store.save(names, tmp_path / "a.tar", format="oci")
+    assert not (tmp_path / "a.tar").exists()
+    store.save(names[:3], tmp_path / "a.tar", format="oci")
+    assert len(Store(tmp_path / "loaded", durability="none", limits=limits).load(tmp_path / "a.tar")) == 3
 
 
 # ---- what another tool has written into the store

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol
 
 from minibox_store import _files, _moving
@@ -22,6 +22,7 @@ from minibox_store.protocols import BlobStream
 
 _POLL_MILLISECONDS = 100
 _ZSTD_LEVEL = 3
+_DOES_NOT_WAIT = "it does not wait until it can be written to"
 
 
 class Sink(Protocol):
@@ -125,32 +126,41 @@ class StreamSink(_Stream):
         """Write all of ``data``."""
         rest = memoryview(data)
         while rest:
-            with file_errors_of(self._name):
+            with file_errors_of(self._name), _waiting_only(self._name):
                 count = self._file.write(rest)
             if count is None and isinstance(self._file, io.RawIOBase):
-                raise StoreUnavailable(self._name, "it does not wait until it can be written to")
-            rest = rest[len(rest) if count is None else count :]
+                raise StoreUnavailable(self._name, _DOES_NOT_WAIT)
+            count = len(rest) if count is None else count
+            # One that never takes a byte would be asked for ever, and one that counts wrongly would lose some.
+            if type(count) is not int or not 0 < count <= len(rest):
+                raise StoreUnavailable(self._name, f"it says that of {len(rest)} bytes it has taken {count!r}")
+            rest = rest[count:]
 
     def finish(self) -> None:
         """Flush the file, where it keeps anything back."""
         if hasattr(self._file, "flush"):
-            with file_errors_of(self._name):
+            with file_errors_of(self._name), _waiting_only(self._name):
                 self._file.flush()
 
 
 class PipeSink(_Stream):
     """A pipe or FIFO, by a way of its own into it: whoever waits for its reader is not kept there by a cancel.
 
+    Only so much is written at a time as a pipe takes at once, when it takes anything: so no write waits, even by a
+    descriptor that may block.
+
     Args:
-        descriptor: does not block.
+        descriptor: of the pipe; closed by whoever opened it.
         name: how errors call it.
         interrupted: ends a write that waits, once it is set.
+        most_bytes: how much is written at once.
     """
 
-    def __init__(self, descriptor: int, name: str, interrupted: threading.Event) -> None:
+    def __init__(self, descriptor: int, name: str, interrupted: threading.Event, most_bytes: int) -> None:
         self._descriptor = descriptor
         self._name = name
         self._interrupted = interrupted
+        self._most_bytes = most_bytes
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -160,11 +170,10 @@ class PipeSink(_Stream):
         while rest:
             if self._interrupted.is_set():
                 raise Cancelled
-            try:
-                with file_errors_of(self._name):
-                    rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:
-                self._poll.poll(_POLL_MILLISECONDS)
+            if not self._poll.poll(_POLL_MILLISECONDS):
+                continue
+            with suppress(BlockingIOError), file_errors_of(self._name):
+                rest = rest[os.write(self._descriptor, rest[: self._most_bytes]) :]
 
 
 class ZstdSink(_Stream):
@@ -235,29 +244,45 @@ def opened_sink(file: BinaryIO, interrupted: threading.Event) -> Iterator[Sink]:
         yield StreamSink(file)
         return
     try:
-        yield PipeSink(pipe, _name_of(file), interrupted)
+        descriptor, most_bytes = pipe
+        yield PipeSink(descriptor, _name_of(file), interrupted, most_bytes)
     finally:
-        os.close(pipe)
+        os.close(pipe[0])
 
 
-def _own_way(file: BinaryIO) -> int | None:
-    """Return a descriptor of the pipe that ``file`` is, which does not block; None where it is none."""
-    raw = file.raw if isinstance(file, io.BufferedWriter) else file
-    if not isinstance(raw, io.FileIO) or raw.closed or not raw.writable():
-        return None
-    if not stat.S_ISFIFO(os.fstat(raw.fileno()).st_mode):
-        return None
-    with file_errors_of(_name_of(file)):
+def _own_way(file: BinaryIO) -> tuple[int, int] | None:
+    """Return a descriptor of the pipe that ``file`` is, and how much of it is written at once; None where it is none.
+
+    It does not block, where it can be had so: to set that on the file's own would change it for all who share it.
+    """
+    with file_errors_of(_name_of(file)), _waiting_only(_name_of(file)):
+        raw = file.raw if isinstance(file, io.BufferedWriter) else file
+        if not isinstance(raw, io.FileIO) or raw.closed or not raw.writable():
+            return None
+        if not stat.S_ISFIFO(os.fstat(raw.fileno()).st_mode):
+            return None
         file.flush()
     try:
-        return os.open(f"/proc/self/fd/{raw.fileno()}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None  # the pipe of another user, one that nobody reads from, or a system without /proc
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{raw.fileno()}", flags), _moving.BUFFER_BYTES
+    except OSError:  # the pipe of another user, one that nobody reads from, or a system without /proc
+        return os.dup(raw.fileno()), select.PIPE_BUF
 
 
 def _name_of(file: object) -> str:
-    name = getattr(file, "name", None)
+    name = None
+    with suppress(ValueError):  # what a file says from which another one was detached
+        name = getattr(file, "name", None)
     return name if isinstance(name, str) else "the file that the archive is written to"
+
+
+@contextmanager
+def _waiting_only(name: str) -> Iterator[None]:
+    """Refuse a file that would block: what it has taken of a piece only it knows."""
+    try:
+        yield
+    except BlockingIOError as error:
+        raise StoreUnavailable(name, _DOES_NOT_WAIT) from error
 
 
 @contextmanager
@@ -267,7 +292,7 @@ def file_errors_of(name: str) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise
-    except (io.UnsupportedOperation, ValueError) as error:
+    except (io.UnsupportedOperation, TypeError, ValueError) as error:  # TypeError: one that takes text
         raise InvalidArgument("file", name, str(error)) from error
     except OSError as error:
         if error.errno in _files.NO_SPACE:

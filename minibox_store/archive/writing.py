@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from minibox_store import media_types
+from minibox_store._moving import CutOff
 from minibox_store._unnamed import replacing_large_file
 from minibox_store.archive.formats import ArchiveForm, WrittenImage, control_members
 from minibox_store.archive.layout_plan import ArchivePlan, plan_archive
@@ -180,7 +181,11 @@ class ArchiveWriter:
         try:
             if isinstance(stream, RangeStream):
                 # The file of a store, whose bytes were verified as they were stored: the kernel moves them unseen.
-                written_bytes = self._sink.append(stream, None)
+                try:
+                    written_bytes = self._sink.append(stream, None)
+                except CutOff as error:  # which says nothing of where the archive goes
+                    expected = f"{descriptor.size_bytes} bytes"
+                    raise ContentMismatch(str(descriptor.digest), expected, "fewer") from error
                 _check_size(descriptor, written_bytes)
             else:
                 verifier = Verifier(descriptor.digest, descriptor.size_bytes)

@@ -55,18 +55,19 @@ class Activity:
             (_WRITTEN, now, str(descriptor.digest), name) for name, descriptor in names_of(index) if name in names
         )
 
-    def note_used(self, name: str) -> None:
-        """Remember that an image is used now, unless that was noted in the last hour, or cannot be.
+    def note_used(self, *names: str) -> None:
+        """Remember that images are used now, but for those that were noted in the last hour; or if it cannot be.
 
         In the store of another user nothing is written: root, who could, would leave what its owner cannot add to.
         """
         with suppress(OSError):
             if os.stat(os.path.dirname(self.index_path)).st_uid != os.geteuid():
                 return
-            found = self._read().get(name)
+            known = self._read()
             now = time.time()
-            if found is None or not 0 <= now - found.used_seconds < _USE_SECONDS:
-                self.journal.append([(_USED, f"{now:.3f}", name)])
+            stale = [name for name in names if not 0 <= now - known.get(name, _Record()).used_seconds < _USE_SECONDS]
+            if stale:
+                self.journal.append((_USED, f"{now:.3f}", name) for name in stale)
 
     def times(self, index: LayoutIndex) -> dict[str, NameTimes]:
         """Return what is known of each name of an index."""

@@ -109,12 +109,16 @@ def opening_images(
         ImageNotFound, IncompleteImage, StoreDamaged: as :func:`opening_image`, for the first that cannot be opened.
     """
     shared: dict[Digest, int] = {}
+    contents: dict[Digest, bytes] = {}
     with ExitStack() as stack:
         images = []
         for name in names:
             images.append(_open(layout, name, choose, False, shared))
             stack.callback(images[-1].close)
             shared.update(images[-1].files)
+            own = images[-1].contents
+            # Equal by their digests, and kept once: an image may have very many names.
+            images[-1].contents = {digest: contents.setdefault(digest, own[digest]) for digest in own}
         yield tuple(images)
 
 
