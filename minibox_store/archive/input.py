@@ -95,13 +95,15 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         file: untrusted. Of an open regular file the position stays where it is, unless it is compressed.
         limits: how much a compressed archive may become, and what its decompression may cost.
 
+    Raises:
+        InvalidArgument: when no bytes can be read from it.
+
     Spec: OCI image-spec 1.1, image-layout.md, says nothing of compression; skopeo, podman and docker read gzip, zstd
         and xz by content.
     """
+    _check_readable(file)
     lying = _regular_file(file)
-    if lying is not None and not is_compressed_archive(
-        _moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset)
-    ):
+    if lying is not None and not _is_compressed(lying):
         stream = _moving.FileStream(lying.file_descriptor, lying.offset, lying.size_bytes, owns_descriptor=False)
         return ArchiveInput(file, stream, lying)
     bounds = OutputBounds(
@@ -113,6 +115,15 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         idle_bytes=limits.tar.padding_bytes + INPUT_BYTES,
     )
     return ArchiveInput(file, _ToldStream(_CallersStream(file), bounds, limits.archive_window_log), None)
+
+
+def _check_readable(file: object) -> None:
+    if isinstance(file, io.TextIOBase) or not callable(getattr(file, "read", None)):
+        raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be read from")
+    if isinstance(file, io.IOBase) and file.closed:
+        raise InvalidArgument("file", file, "it is closed")
+    if isinstance(file, io.FileIO) and not file.readable():
+        raise InvalidArgument("file", file, "it is not open for reading")
 
 
 def _is_compressed(lying: FileRange) -> bool:
