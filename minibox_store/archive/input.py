@@ -103,7 +103,9 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
     """
     _check_readable(file)
     lying = _regular_file(file)
-    if lying is not None and not _is_compressed(lying):
+    if lying is not None and not is_compressed_archive(
+        _moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset)
+    ):
         stream = _moving.FileStream(lying.file_descriptor, lying.offset, lying.size_bytes, owns_descriptor=False)
         return ArchiveInput(file, stream, lying)
     bounds = OutputBounds(
@@ -115,15 +117,6 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         idle_bytes=limits.tar.padding_bytes + INPUT_BYTES,
     )
     return ArchiveInput(file, _ToldStream(_CallersStream(file), bounds, limits.archive_window_log), None)
-
-
-def _check_readable(file: object) -> None:
-    if isinstance(file, io.TextIOBase) or not callable(getattr(file, "read", None)):
-        raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be read from")
-    if isinstance(file, io.IOBase) and file.closed:
-        raise InvalidArgument("file", file, "it is closed")
-    if isinstance(file, io.FileIO) and not file.readable():
-        raise InvalidArgument("file", file, "it is not open for reading")
 
 
 def _is_compressed(lying: FileRange) -> bool:
@@ -213,6 +206,16 @@ class _CallersStream:
             return None
         buffer[: len(data)] = data
         return len(data)
+
+
+def _check_readable(file: object) -> None:
+    gives = callable(getattr(file, "read", None)) or isinstance(file, _ReadableInto)
+    if isinstance(file, io.TextIOBase) or not gives:
+        raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be read from")
+    if isinstance(file, io.IOBase) and file.closed:
+        raise InvalidArgument("file", file, "it is closed")
+    if isinstance(file, io.FileIO) and not file.readable():
+        raise InvalidArgument("file", file, "it is not open for reading")
 
 
 def _damaged(error: Exception) -> InvalidArchive:
