@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -36,6 +36,7 @@ from tests.support.compression import (
     zstd_of_window,
 )
 from tests.support.images import OCI_LAYER, Layer, build_image, digest_of
+from tests.support.invariants import find_leftovers
 from tests.support.layouts import read_layout_blobs, read_layout_names
 from tests.support.tars import ForwardOnly
 from tests.support.trials import DEEP, drawing
@@ -299,6 +300,27 @@ class TestWhatACallerReadsThrough:
                 pytest.raises(InvalidArgument, match="not open for reading"),
             ):
                 open_input(file).read(1)
+
+    def test_what_stands_at_its_beginning_but_is_not_open_for_reading_is_told_so(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(GOOD)
+        opened = os.open(tmp_path / "file", os.O_WRONLY)
+        with open(opened, "wb", buffering=0) as file, pytest.raises(InvalidArgument, match="not open for reading"):
+            open_input(file).read(1)
+
+    @pytest.mark.parametrize(
+        "file", [None, 5, b"image.tar", io.StringIO("image")], ids=["None", "a number", "bytes", "a text"]
+    )
+    def test_what_gives_no_bytes_is_refused_by_the_load_too(self, file: Any, tmp_path: Path) -> None:
+        with pytest.raises(InvalidArgument, match="neither a path nor a file that bytes can be read from"):
+            Store(tmp_path / "store").load(file)
+        assert find_leftovers(tmp_path / "store") == []
+
+    def test_what_is_closed_is_told_so(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(GOOD)
+        for file in (io.BytesIO(GOOD), (tmp_path / "file").open("rb"), (tmp_path / "file").open("rb", buffering=0)):
+            file.close()
+            with pytest.raises(InvalidArgument, match="it is closed"):
+                Store(tmp_path / "store").load(file)
 
     def test_errors_of_the_system_pass(self) -> None:
         # There is nothing at the address 0.

@@ -3,14 +3,18 @@
 import gzip
 import io
 import json
+import os
 import sys
 import tarfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.support.certificates import Certificate, make_certificate
 from tests.support.daemon import run_daemon_to_its_end, running_daemon
+from tests.support.engines import running_containerd, running_docker
 from tests.support.images import (
     DOCKER_MANIFEST_LIST,
     BuiltImage,
@@ -22,6 +26,7 @@ from tests.support.images import (
 from tests.support.layouts import read_layout_blobs, read_layout_names, write_layout, write_random_layout
 from tests.support.peers import PeerFailed, docker_registry, push_image, require_peer, run_skopeo, run_umoci
 from tests.support.processes import ProcessFailed
+from tests.support.stores import require_root
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +200,23 @@ def test_a_missing_peer_skips_the_test_and_fails_where_peers_are_required(monkey
     monkeypatch.setenv("MINIBOX_REQUIRE_PEERS", "1")
     with pytest.raises(pytest.fail.Exception, match="no-such-peer is not installed"):
         require_peer("no-such-peer")
+
+
+@pytest.mark.parametrize(("name", "opening"), [("dockerd", running_docker), ("containerd", running_containerd)])
+def test_an_engine_that_does_not_start_skips_the_test_and_fails_where_peers_are_required(
+    name: str, opening: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    require_root()
+    for program in (name, "docker", "ctr"):
+        (tmp_path / program).write_text("#!/bin/sh\nexit 3\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("MINIBOX_REQUIRE_PEERS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=f"{name} does not start"), opening():
+        pass
+    monkeypatch.setenv("MINIBOX_REQUIRE_PEERS", "1")
+    with pytest.raises(pytest.fail.Exception, match=f"{name} does not start"), opening():
+        pass
 
 
 # The daemon's process

@@ -102,9 +102,13 @@ def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Arc
         file: untrusted. Of an open regular file the position stays where it is, unless it is compressed.
         limits: how much a compressed archive may become, and what its decompression may cost.
 
+    Raises:
+        InvalidArgument: when no bytes can be read from it.
+
     Spec: OCI image-spec 1.1, image-layout.md, says nothing of compression; skopeo, podman and docker read gzip, zstd
         and xz by content.
     """
+    _check_readable(file)
     lying = _regular_file(file)
     if lying is not None and not is_compressed_archive(
         _moving.read_at(lying.file_descriptor, BEGINNING_BYTES, lying.offset)
@@ -220,6 +224,16 @@ class _CallersStream:
             return None
         buffer[: len(data)] = data
         return len(data)
+
+
+def _check_readable(file: object) -> None:
+    gives = callable(getattr(file, "read", None)) or isinstance(file, _ReadableInto)
+    if isinstance(file, io.TextIOBase) or not gives:
+        raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be read from")
+    if isinstance(file, io.IOBase) and file.closed:
+        raise InvalidArgument("file", file, "it is closed")
+    if isinstance(file, io.FileIO) and not file.readable():
+        raise InvalidArgument("file", file, "it is not open for reading")
 
 
 def _damaged(error: Exception) -> InvalidArchive:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.forks import not_possible
 from tests.support.peers import PeerFailed, require_peer, run_peer
-from tests.support.processes import plain_environment, running, wait_until
+from tests.support.processes import ProcessFailed, plain_environment, running, wait_until
 from tests.support.stores import require_root
 
 _START_SECONDS = 30.0
@@ -107,7 +108,7 @@ class Containerd:
 
 @contextmanager
 def running_docker() -> Iterator[Docker]:
-    """Run Docker for the block. Where there is none, or no root, the test is skipped, or fails."""
+    """Run Docker for the block. Where there is none that starts, or no root, the test is skipped, or fails."""
     with _opening_folder("dockerd", "docker") as (folder, program):
         (folder / "config.json").write_text(json.dumps({"deprecated-key-path": str(folder / "key.json")}))
         command = [program, "--config-file", str(folder / "config.json"), "--host", f"unix://{folder / 'socket'}"]
@@ -123,7 +124,7 @@ def running_docker() -> Iterator[Docker]:
 
 @contextmanager
 def running_containerd() -> Iterator[Containerd]:
-    """Run containerd for the block. Where there is none, or no root, the test is skipped, or fails."""
+    """Run containerd for the block. Where there is none that starts, or no root, the test is skipped, or fails."""
     with _opening_folder("containerd", "ctr") as (folder, program):
         (folder / "config.toml").write_text(
             "version = 2\n"
@@ -152,5 +153,8 @@ def _opening_folder(server: str, client: str) -> Iterator[tuple[Path, str]]:
 def _running_until_ready(command: Sequence[str], folder: Path, engine: Docker | Containerd) -> Iterator[None]:
     log, environment = folder / "log", plain_environment(folder)
     with running(command, environment=environment, log=log, folder=folder, end_seconds=_START_SECONDS) as process:
-        wait_until(engine.is_ready, process, log=log, timeout_seconds=_START_SECONDS)
+        try:
+            wait_until(engine.is_ready, process, log=log, timeout_seconds=_START_SECONDS)
+        except ProcessFailed as error:  # a kernel or a sandbox that does not let it
+            not_possible(f"{command[0]} does not start: {error}")
         yield
