@@ -503,6 +503,27 @@ def test_S5_a_key_that_stands_twice_in_one_object_is_refused_wherever_it_is(kind
         decode(f'{{"{key}": {json.dumps(value)}, {text[1:]}'.encode())
 
 
+@pytest.mark.parametrize("key", ["Layers", "LAYERS", "layer\u017f", "Config", "mediatype", "Subject"])
+def test_S5_a_manifest_that_spells_a_key_in_other_letters_is_refused_since_readers_take_it_for_that(key: str) -> None:
+    content = json.dumps({**MANIFEST, key: []}).encode()
+    for read in (lambda: decode_document(content, OCI_MANIFEST), lambda: codec.decode_links(content, OCI_MANIFEST)):
+        with pytest.raises(InvalidDocument, match="in other letters"):
+            read()
+
+
+@pytest.mark.parametrize("key", ["Digest", "SIZE", "MediaType", "Annotations"])
+def test_S5_so_is_a_descriptor_wherever_it_stands(key: str) -> None:
+    for document in ({**MANIFEST, "layers": [LEAF, {**LEAF, key: 1}]}, {**INDEX, "manifests": [{**LEAF, key: 1}]}):
+        with pytest.raises(InvalidDocument, match="in other letters"):
+            decode_document(json.dumps(document).encode(), document["mediaType"])
+
+
+def test_the_keys_of_annotations_may_be_spelled_as_anybody_likes() -> None:
+    annotations = {"layers": "a", "Layers": "b", "size": "c", "Size": "d"}
+    document = decode_document(json.dumps({**MANIFEST, "annotations": annotations}).encode(), OCI_MANIFEST)
+    assert document.annotations == annotations
+
+
 def test_S5_a_key_written_with_an_escape_is_the_same_key() -> None:
     text = json.dumps(MANIFEST)
     with pytest.raises(InvalidDocument, match="a key stands twice"):
