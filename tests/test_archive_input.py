@@ -21,7 +21,7 @@ import pytest
 from minibox_store import Store
 from minibox_store.archive import ArchiveReader
 from minibox_store.archive.input import Archive, ArchiveInput, open_input
-from minibox_store.errors import InvalidArchive, InvalidArgument, MissingLibrary, StoreError
+from minibox_store.errors import InvalidArchive, InvalidArgument, MissingLibrary, StoreError, StoreUnavailable
 from minibox_store.limits import DEFAULT_LIMITS, Limits, TarLimits
 from minibox_store.protocols import FileRange
 from tests.support.archives import members_of, pack, piped
@@ -322,10 +322,22 @@ class TestWhatACallerReadsThrough:
             with pytest.raises(InvalidArgument, match="it is closed"):
                 Store(tmp_path / "store").load(file)
 
-    def test_errors_of_the_system_pass(self) -> None:
+    def test_what_the_system_says_of_the_file_names_it_and_not_the_store(self, tmp_path: Path) -> None:
         # There is nothing at the address 0.
-        with open("/proc/self/mem", "rb", buffering=0) as file, pytest.raises(OSError, match="Input/output error"):
-            open_input(file).read(1)
+        with (
+            open("/proc/self/mem", "rb", buffering=0) as file,
+            pytest.raises(StoreUnavailable, match="cannot use /proc/self/mem: Input/output error"),
+        ):
+            Store(tmp_path / "store").load(file)
+
+    @pytest.mark.parametrize("given", ["abc", b"more than was asked for", 7])
+    def test_a_file_that_gives_no_bytes_or_too_many_is_told_so(self, given: object, tmp_path: Path) -> None:
+        class Odd:
+            def read(self, size: int) -> object:
+                return given * size if isinstance(given, bytes) else given
+
+        with pytest.raises(InvalidArgument, match="it gives something else"):
+            Store(tmp_path / "store").load(Odd())  # type: ignore[arg-type]  # this is what is tried
 
     @pytest.mark.parametrize("buffering", [0, -1])
     def test_a_pipe_that_does_not_wait_is_told_so(self, buffering: int) -> None:

@@ -21,7 +21,7 @@ from minibox_store.decompressing import (
     is_compressed_archive,
     iter_decompressed_archive,
 )
-from minibox_store.errors import Cancelled, InvalidArchive, InvalidArgument
+from minibox_store.errors import Cancelled, InvalidArchive, InvalidArgument, StoreUnavailable
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.output_bounds import OutputBounds
 from minibox_store.protocols import BlobStream, FileRange
@@ -200,7 +200,7 @@ class _CallersStream:
             raise InvalidArgument("file", self.file, "it is not open for reading") from error
         except OSError as error:
             if error.errno is not None:
-                raise
+                raise StoreUnavailable(_name_of(self.file), error.strerror or str(error)) from error
             raise _damaged(error) from error  # as gzip and bz2 say it
         if count is None:
             raise InvalidArgument("file", self.file, "it has nothing to give yet, and does not wait until it has")
@@ -222,8 +222,15 @@ class _CallersStream:
         data: bytes | None = self.file.read(len(buffer))
         if data is None:
             return None
+        if not isinstance(data, bytes | bytearray | memoryview) or len(data) > len(buffer):
+            raise InvalidArgument("file", self.file, "it gives something else than as many bytes as it is asked for")
         buffer[: len(data)] = data
         return len(data)
+
+
+def _name_of(file: object) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else "what the archive is read from"
 
 
 def _check_readable(file: object) -> None:
