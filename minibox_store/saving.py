@@ -100,6 +100,7 @@ class Saving:
         Raises:
             ImageNotFound: when there is no such image.
             IncompleteImage: when blobs of it are missing.
+            ContentMismatch: when a blob became shorter while it was saved.
             PlatformNotFound: when it has no manifest for a platform.
             InvalidArgument: when the format cannot hold these images or names, or for another argument that is none;
                 nothing has been written then.
