@@ -100,12 +100,13 @@ class Saving:
         Raises:
             ImageNotFound: when there is no such image.
             IncompleteImage: when blobs of it are missing.
+            ContentMismatch: when a blob became shorter while it was saved.
             PlatformNotFound: when it has no manifest for a platform.
             InvalidArgument: when the format cannot hold these images or names, or for another argument that is none;
                 nothing has been written then.
             InvalidPath: when the file cannot be written where it should be.
             MissingLibrary: for zstd, where nothing that is installed compresses so.
-            StoreFull: when the archive does not fit there; nothing has been written then.
+            StoreFull: when the archive does not fit there; nothing has been written to a path then.
             StoreUnavailable: when something open refuses, such as a pipe that nobody reads from any more.
             Cancelled: when ``cancellation`` was cancelled.
 
@@ -117,7 +118,7 @@ class Saving:
 
         wanted = checked_choice(platform)
         names = _checked_names(name)
-        form = ArchiveForm(format=format, exclude=frozenset(exclude), compress=compress)
+        form = ArchiveForm(format=format, exclude=exclude, compress=compress)
         target = _target(file, dir_fd, form, durable=self._layout.durable)
         choose = None if wanted is None else partial(self._chosen, wanted)
         with file_errors(self._layout.paths.root), opening_images(self._layout, names, choose) as images:
@@ -172,7 +173,7 @@ class Saving:
 
 
 def _checked_names(name: str | Sequence[str]) -> tuple[str, ...]:
-    names = (name,) if isinstance(name, str) else tuple(name)
+    names = (name,) if isinstance(name, str) else tuple(name) if isinstance(name, Iterable) else ()
     if not names or not all(isinstance(each, str) for each in names):
         raise InvalidArgument("name", name, "it is neither a name nor a sequence of names")
     return names
@@ -194,7 +195,10 @@ def _target(file: _File, dir_fd: int | None, form: "ArchiveForm", *, durable: bo
     from minibox_store.archive import ArchiveFile, ArchiveStream
 
     if isinstance(file, str | os.PathLike):
-        return ArchiveFile(os.fspath(file), dir_fd=dir_fd, durable=durable, form=form)
+        path: object = os.fspath(file)
+        if not isinstance(path, str):
+            raise InvalidArgument("file", file, "its path is no text")
+        return ArchiveFile(path, dir_fd=dir_fd, durable=durable, form=form)
     if dir_fd is not None:
         raise InvalidArgument("dir_fd", dir_fd, "only a path can be relative to it")
     return ArchiveStream(file, form=form)

@@ -22,7 +22,6 @@ from minibox_store.errors import (
     InvalidPath,
     StoreDamaged,
     StoreFull,
-    StoreUnavailable,
 )
 from minibox_store.events import BlobAdvanced, Event
 from minibox_store.media_types import OCI_INDEX, OCI_MANIFEST
@@ -247,9 +246,10 @@ def test_a_blob_that_becomes_shorter_while_it_is_saved_leaves_nothing(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_moving, "os", OtherOs(copy_file_range=lambda *_: 0))
-    with pytest.raises(StoreUnavailable) as caught:
+    with pytest.raises(ContentMismatch) as caught:
         store.save(NAME, path)
-    assert str(caught.value) == f"cannot use {path}: input/output error"
+    assert caught.value.what.startswith("sha256:")
+    assert caught.value.actual == "fewer: where they came from became shorter meanwhile"
     assert list(path.parent.iterdir()) == []
 
 

@@ -175,15 +175,29 @@ def test_minibox_holds_one_image_however_often_it_is_named(tmp_path: Path) -> No
     assert [image.name for image in found] == ["app:2", "app:2"]
 
 
-@pytest.mark.parametrize("names", [[], (), ["app:1", 5], [b"app:1"]])
-def test_what_are_no_names_are_refused(names: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [[], (), ["app:1", 5], [b"app:1"], None, 5])
+def test_what_are_no_names_are_refused(names: Any, tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", SEVERAL)
     with pytest.raises(InvalidArgument, match="invalid name"):
         store.save(names, tmp_path / "a.tar", format="oci")
     assert not (tmp_path / "a.tar").exists()
 
 
-@pytest.mark.parametrize("arguments", [{"format": "tar"}, {"format": None}, {"compress": "gzip"}, {"exclude": ["x"]}])
+class _BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"a.tar"
+
+
+def test_a_path_of_bytes_is_refused(tmp_path: Path) -> None:
+    file: Any = _BytesPath()
+    with pytest.raises(InvalidArgument, match="its path is no text"):
+        store_of(tmp_path / "store", SEVERAL).save("app:1", file)
+
+
+_NO_DIGESTS: list[dict[str, Any]] = [{"exclude": value} for value in [["x"], [[]], None, 5, "sha256"]]
+
+
+@pytest.mark.parametrize("arguments", [{"format": "tar"}, {"format": None}, {"compress": "gzip"}, *_NO_DIGESTS])
 def test_an_argument_that_is_none_is_refused_by_its_name(arguments: dict[str, object], tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", SEVERAL)
     with pytest.raises(InvalidArgument) as caught:

@@ -37,6 +37,16 @@ _CONTAINERD_NAME = "io.containerd.image.name"
 _SHOWN_PLATFORMS = 8
 
 
+def _checked_digests(exclude: Iterable[Digest]) -> frozenset[Digest]:
+    if not isinstance(exclude, Iterable):
+        raise InvalidArgument("exclude", exclude, "it is no collection of digests")
+    digests = tuple(exclude)
+    for each in digests:
+        if not isinstance(each, Digest):
+            raise InvalidArgument("exclude", each, "it is no Digest")
+    return frozenset(digests)
+
+
 @attrs.frozen(kw_only=True)
 class ArchiveForm:
     """How an archive is written.
@@ -51,7 +61,7 @@ class ArchiveForm:
     """
 
     format: ArchiveFormat = "minibox"
-    exclude: frozenset[Digest] = frozenset()
+    exclude: frozenset[Digest] = attrs.field(default=frozenset(), converter=_checked_digests)
     compress: ArchiveCompression | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -59,9 +69,6 @@ class ArchiveForm:
             raise InvalidArgument("format", self.format, f"the forms are {', '.join(get_args(ArchiveFormat))}")
         if self.compress is not None and self.compress not in get_args(ArchiveCompression):
             raise InvalidArgument("compress", self.compress, "an archive is compressed with zstd or not at all")
-        for each in self.exclude:
-            if not isinstance(each, Digest):
-                raise InvalidArgument("exclude", each, "it is no Digest")
 
     @property
     def has_documents(self) -> bool:

@@ -28,6 +28,7 @@ from minibox_store.protocols import BlobSource, RangeStream
 from minibox_store.tar import END_OF_ARCHIVE
 
 _PLAIN = ArchiveForm()
+_CUT_OFF = "fewer: where they came from became shorter meanwhile"
 
 
 class ArchiveFile:
@@ -185,7 +186,7 @@ class ArchiveWriter:
                     written_bytes = self._sink.append(stream, None)
                 except CutOff as error:  # which says nothing of where the archive goes
                     expected = f"{descriptor.size_bytes} bytes"
-                    raise ContentMismatch(str(descriptor.digest), expected, "fewer") from error
+                    raise ContentMismatch(str(descriptor.digest), expected, _CUT_OFF) from error
                 _check_size(descriptor, written_bytes)
             else:
                 verifier = Verifier(descriptor.digest, descriptor.size_bytes)
