@@ -28,6 +28,7 @@ from tests.support.invariants import check_invariants, reachable, read_names, st
 from tests.support.snapshots import snapshot
 from tests.support.stores import open_store, put
 from tests.support.tars import BLOCK, END, Endless, Joined, extension, pax, raw_header
+from tests.support.trials import DEEP
 
 KEPT = build_image(salt="kept")
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -178,11 +179,13 @@ BOMBS: dict[str, Callable[[bytes], bytes]] = {
     "xz": partial(lzma.compress, preset=1),
 }
 BOMB_BYTES = 64 * MEBIBYTE
+# What is decompressed is bounded before anybody knows its form: one stands for all, but for a deep run.
+BOMBED_FORMS = FORMS_READ if DEEP else ["both"]
 
 
 @pytest.mark.parametrize("place", ["a blob", "a config", "the zeros behind the end"])
 @pytest.mark.parametrize("bomb", BOMBS)
-@pytest.mark.parametrize("form", FORMS_READ)
+@pytest.mark.parametrize("form", BOMBED_FORMS)
 def test_S8_an_archive_that_is_a_bomb_is_refused_by_its_ratio_in_little_memory(
     form: str, bomb: str, place: str, root: Path, tmp_path: Path
 ) -> None:
@@ -216,10 +219,9 @@ def test_S8_what_is_compressed_twice_is_no_archive(form: str, second: str, root:
 
 
 # How many are taken of each is the usual limit; of what is stored one by one, which takes longer, a lower one.
+# One member over and over is tried in test_archive_bombs.
 TINY: dict[str, tuple[Limits, Callable[[int], Part]]] = {
     "sidecars": (DEFAULT_LIMITS, lambda number: Part(f"{number:064x}/VERSION", b"1.0")),
-    "directories": (DEFAULT_LIMITS, lambda number: Part(f"{number:064x}", flag=b"5")),
-    "sidecars of one name": (DEFAULT_LIMITS, lambda number: Part(f"blobs/sha256/{HEX}.index.json")),
     "blobs of one digest": (Limits(archive_members=10_000), lambda number: Part(blob_name(digest_of(b"")))),
 }
 
