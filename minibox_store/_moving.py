@@ -54,8 +54,12 @@ class FileStream:
             os.close(self._descriptor)
 
 
-def append_stream(stream: BlobStream, descriptor: int, verifier: Verifier | None = None) -> int:
+def append_stream(
+    stream: BlobStream, descriptor: int, verifier: Verifier | None = None, *, expected_bytes: int = BUFFER_BYTES
+) -> int:
     """Append the rest of ``stream`` to the open file, and return how many bytes that was.
+
+    For few ``expected_bytes`` a small buffer is made; there may be more of them all the same.
 
     Where the stream's bytes lie in a file, the kernel moves them, and what the verifier sees is read back from
     the copy: the bytes verified are the bytes kept, whoever changes that file meanwhile. Where both files can share
@@ -63,7 +67,7 @@ def append_stream(stream: BlobStream, descriptor: int, verifier: Verifier | None
     changes is shared no longer.
     """
     position = start = os.lseek(descriptor, 0, os.SEEK_CUR)
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, max(expected_bytes, 1))))
     if isinstance(stream, RangeStream):
         while (source := stream.next_range(STEP_BYTES)).size_bytes:
             _extents.prepare_copy(source, descriptor, position)

@@ -16,6 +16,7 @@ Spec: OCI image-spec 1.1, image-layout.md; Docker Image Specification 1.2.
 
 import enum
 import re
+from sys import intern
 
 import attrs
 
@@ -81,7 +82,7 @@ def parse_member_name(name: str) -> MemberName:
         return MemberName(role=MemberRole.PASSED_OVER, key=key)
     if match := _BLOB.fullmatch(key):
         try:
-            return MemberName(role=MemberRole.BLOB, key=key, digest=Digest(match[1], match[2]))
+            return MemberName(role=MemberRole.BLOB, key=key, digest=Digest(intern(match[1]), match[2]))
         except InvalidDigest as error:
             raise InvalidArchive(str(error), name) from error
     if match := _CONFIG.fullmatch(key):

@@ -266,7 +266,7 @@ class Transaction:
         opened = _files.open_new(path)
         try:
             verifier = Verifier(digest, size_bytes)
-            _moving.append_stream(stream, opened, verifier)
+            _moving.append_stream(stream, opened, verifier, expected_bytes=size_bytes)
             found = verifier.finish()
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")
