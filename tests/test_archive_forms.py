@@ -177,7 +177,7 @@ def test_where_one_image_cannot_come_in_none_does(what: str, in_file: bool, stor
             bad = {**bad, "digest": OTHER.layer_digests[0], "size": len(OTHER.blobs[OTHER.layer_digests[0]])}
     archive = pack(oci_members([*good, bad], IMAGE, other))
     (tmp_path / "a.tar").write_bytes(archive)
-    refused(store, str(tmp_path / "a.tar") if in_file else archive)
+    assert refused(store, str(tmp_path / "a.tar") if in_file else archive)
 
 
 def test_a_policy_that_refuses_one_image_lets_none_in(store: Store) -> None:
@@ -185,9 +185,9 @@ def test_a_policy_that_refuses_one_image_lets_none_in(store: Store) -> None:
         return bool(offer.name != "c:1")
 
     names = {"a:1": IMAGE, "b:1": OTHER, "c:1": INDEX}
-    refused(store, pack(named_oci_members(names)), PolicyRefused, checked_by=Policy(verify=verify))
+    assert refused(store, pack(named_oci_members(names)), PolicyRefused, checked_by=Policy(verify=verify))
     docker = DockerArchive("docker").add(IMAGE, "a:1").add(OTHER, "c:1").finish()
-    refused(store, pack(docker), PolicyRefused, checked_by=Policy(verify=verify))
+    assert refused(store, pack(docker), PolicyRefused, checked_by=Policy(verify=verify))
 
 
 def test_S6_one_name_for_two_images_or_twice_for_one_is_refused(store: Store) -> None:

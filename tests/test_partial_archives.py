@@ -94,7 +94,7 @@ def test_S26_a_sentence_about_many_odd_platforms_stays_one(store: Store) -> None
     digest = digest_of(content)
     root = {"mediaType": INDEX.media_type, "digest": digest, "size": len(content)}
     image = BuiltImage(root=root, blobs={digest: content}, media_types={})
-    refused(store, pack(oci_members([entry_of(image, NAME)], image)))
+    assert len(refused(store, pack(oci_members([entry_of(image, NAME)], image)))) < 2000
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,6 +10,7 @@ import select
 import stat
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol
@@ -92,7 +93,7 @@ def pump(stream: BlobStream, sink: Sink, verifier: Verifier | None) -> int:
     return size_bytes
 
 
-class _Stream:
+class _Stream(ABC):
     """What the sinks have in common that know nothing of room, nor of files."""
 
     def check_room(self, size_bytes: int) -> None:
@@ -101,8 +102,8 @@ class _Stream:
     def prepare(self, size_bytes: int) -> None:
         return
 
-    def write(self, data: bytes | memoryview, /) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, data: bytes | memoryview, /) -> None: ...
 
     def append(self, stream: BlobStream, verifier: Verifier | None, /) -> int:
         return pump(stream, self, verifier)
