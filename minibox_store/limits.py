@@ -51,6 +51,8 @@ class Limits:
         described_bytes: all documents and configs of an image that are told at once, each once.
         index_bytes: index.json.
         archive_metadata_bytes: meta.json of an archive; what else says there which images it has is a document.
+        archive_document_bytes: the manifests and indexes of all images of an archive together, each as often as one of
+            them has it: so much is decoded.
         archive_members: how many members an archive may have, of whatever kind.
         archive_bytes: what a compressed archive may become.
         archive_ratio: how many bytes one byte of a compressed archive may become, over the whole of it; asked once
@@ -70,6 +72,7 @@ class Limits:
     described_bytes: int = 16 * MEBIBYTE
     index_bytes: int = 256 * MEBIBYTE
     archive_metadata_bytes: int = MEBIBYTE
+    archive_document_bytes: int = 64 * MEBIBYTE
     archive_members: int = 1 << 17
     archive_bytes: int = 1 << 40
     archive_ratio: int = 250

@@ -28,10 +28,12 @@ class Presence:
 
     Attributes:
         documents: how many manifests and indexes it has, those that are missing too.
+        document_bytes: of these together.
         missing: every blob that is not there, as far as the documents that are there name it; each once.
     """
 
     documents: int
+    document_bytes: int
     missing: tuple[Descriptor, ...]
 
 
@@ -41,7 +43,7 @@ def find_presence(source: RememberingSource, root: Descriptor, holds: Holds, lim
     Raises:
         ContentMismatch, InvalidDocument: for a document that is there, and wrong.
     """
-    documents = 0
+    documents = document_bytes = 0
     missing: dict[str, Descriptor] = {}
 
     def note_absent(descriptor: Descriptor, error: Exception) -> None:
@@ -52,9 +54,10 @@ def find_presence(source: RememberingSource, root: Descriptor, holds: Holds, lim
     for node in walk(source, root, limits=limits, on_unreadable=note_absent):
         if media_types.is_document(node.descriptor.media_type):
             documents += 1
+            document_bytes += node.descriptor.size_bytes
         elif not holds(node.descriptor):
             missing.setdefault(str(node.descriptor.digest), node.descriptor)
-    return Presence(documents=documents, missing=tuple(missing.values()))
+    return Presence(documents=documents, document_bytes=document_bytes, missing=tuple(missing.values()))
 
 
 def what_is_missing(

@@ -12,7 +12,7 @@ from minibox_store import Limits, Policy, Store
 from minibox_store.errors import InvalidReference, PolicyRefused
 from tests.support.archive_forms import MARKER
 from tests.support.archives import blob_name, members_of, metadata, pack, piped, special
-from tests.support.images import OCI_LAYER, build_artifact, build_image, build_index, digest_of
+from tests.support.images import DOCUMENT_TYPES, OCI_LAYER, build_artifact, build_image, build_index, digest_of
 from tests.support.layouts import read_layout_names
 from tests.support.loads import HELD, holds, refused, store_with_something
 from tests.support.tool_archives import (
@@ -242,6 +242,23 @@ def test_an_archive_of_more_images_than_may_be_is_refused(store: Store) -> None:
     together = pack(named_oci_members({f"i:{number}": each for number, each in enumerate(many)}))
     assert refused(store, together) == "invalid archive: its images have more than 4 documents together"
     assert len(store.load(io.BytesIO(pack(named_oci_members(dict(list(images.items())[:4])))))) == 4
+
+
+def test_images_that_share_manifests_are_refused_when_there_is_too_much_to_decode(store: Store) -> None:
+    shared = build_image([{"a": b"1"}])
+    indexes = {f"i:{number}": build_index([shared, build_image(salt=str(number))]) for number in range(4)}
+    size_bytes = sum(
+        len(each.blobs[digest])
+        for each in indexes.values()
+        for digest, media_type in each.media_types.items()
+        if media_type in DOCUMENT_TYPES
+    )
+    archive = pack(named_oci_members(indexes))
+    narrow = Store(store.root, durability="none", limits=Limits(archive_document_bytes=size_bytes - 1))
+    sentence = f"invalid archive: its images have documents of more than {size_bytes - 1} bytes together"
+    assert refused(narrow, archive) == sentence
+    wide = Store(store.root, durability="none", limits=Limits(archive_document_bytes=size_bytes))
+    assert len(wide.load(io.BytesIO(archive))) == 4
 
 
 # ---- tables of contents
