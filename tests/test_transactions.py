@@ -1146,7 +1146,7 @@ def test_a_save_has_all_blobs_open_before_its_first_byte_and_survives_a_removal_
         assert prune(root) == len(IMAGE.blobs)
 
     with replaced_os() as system:
-        system.before("open", take_away, path=f"{root.parent}/.")
+        system.before("write", take_away, path=f"{root.parent}/#")  # as a file is told that has no name yet
         image = open_store(root).save("image:1", root.parent / "a.tar")
     assert read_archive((root.parent / "a.tar").read_bytes()) == ("image:1", IMAGE.digest, IMAGE.blobs)
     assert not stored(root) & set(IMAGE.blobs)

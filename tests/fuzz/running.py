@@ -1,5 +1,6 @@
 """How a target is run: the folder it works in, the seeds it begins with, and the bounds on one input."""
 
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore] 
 
 _MOST_BYTES = 1 << 15
 _SECONDS_EACH = 20
-_MEBIBYTES = 1024
+_MOST_MEMORY_BYTES = 1 << 30
 
 
 def fuzz(target: Callable[[bytes], None], seeds: Mapping[str, bytes], folder: Path, options: list[str]) -> None:
@@ -24,7 +25,9 @@ def fuzz(target: Callable[[bytes], None], seeds: Mapping[str, bytes], folder: Pa
     corpus.mkdir(parents=True, exist_ok=True)
     for name, content in seeds.items():
         (corpus / f"seed-{name.replace(' ', '-')}").write_bytes(content)
-    bounds = [f"-max_len={_MOST_BYTES}", f"-timeout={_SECONDS_EACH}", f"-rss_limit_mb={_MEBIBYTES}"]
+    # libFuzzer's own limit looks at the peak of a process, which begins with that of the one that has started it.
+    bounds = [f"-max_len={_MOST_BYTES}", f"-timeout={_SECONDS_EACH}", "-rss_limit_mb=0"]
+    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
     places = [] if any(not each.startswith("-") for each in options) else [str(corpus)]
     arguments = [*bounds, "-print_final_stats=1", f"-artifact_prefix={folder}/failed-", *options, *places]
     atheris.Setup([sys.argv[0], *arguments], target)
