@@ -16,6 +16,9 @@ BLOCK_BYTES = 4096  # of most file systems; on others nothing is shared
 # processors spell it otherwise; there it is a request that no file system knows.
 _CLONE_RANGE = 0x4020940D
 _CLONE_ARGUMENT = struct.Struct("=qQQQ")
+# FS_IOC_FIEMAP of linux/fiemap.h: from where, how much, and of the extents none but their number.
+_MAP_EXTENTS = 0xC020660B
+_MAP_ARGUMENT = struct.Struct("=QQIIII")
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 # Less is found room for as it is written out, as well and as soon.
 _LARGE_BYTES = MEBIBYTE
@@ -25,9 +28,13 @@ def prepare_copy(source: FileRange, descriptor: int, position: int) -> None:
     """Prepare a file for a range that will be copied to ``position`` by the kernel.
 
     Where the two files can share blocks, the copy will let them, and nothing is to be done; elsewhere the room is
-    taken at once, without a change of the file's size.
+    taken at once, without a change of the file's size, where there are extents to be had.
     """
-    if source.size_bytes >= _LARGE_BYTES and not _shares_block(source, descriptor, position):
+    if (
+        source.size_bytes >= _LARGE_BYTES
+        and not _shares_block(source, descriptor, position)
+        and _has_extents(descriptor)
+    ):
         _take_room(descriptor, position, source.size_bytes)
 
 
@@ -36,6 +43,15 @@ def _shares_block(source: FileRange, descriptor: int, position: int) -> bool:
     argument = _CLONE_ARGUMENT.pack(source.file_descriptor, source.offset, BLOCK_BYTES, position)
     try:
         fcntl.ioctl(descriptor, _CLONE_RANGE, argument)
+    except OSError:
+        return False
+    return True
+
+
+def _has_extents(descriptor: int) -> bool:
+    """Whether the file lies in extents: in memory nothing comes of room that is taken at once, but more work."""
+    try:
+        fcntl.ioctl(descriptor, _MAP_EXTENTS, _MAP_ARGUMENT.pack(0, BLOCK_BYTES, 0, 0, 0, 0))
     except OSError:
         return False
     return True
