@@ -30,7 +30,7 @@ class Sizes:
     # Three, since so many move at once: more of them would take longer and no more memory.
     large_layers: int = 3
     large_layer_bytes: int = 512 * _MIB
-    # Of what is moved between a store and an archive in a process that runs already.
+    # Of what is moved between a store and an archive.
     archived_layers: int = 8
     archived_layer_bytes: int = 128 * _MIB
     archived_members: int = 100_000

@@ -40,6 +40,8 @@ _DURABILITIES = ("full", "none")
 def measure_transfer(operation: str, scene: Scene) -> Iterator[Row]:
     """Yield the rows of one operation: against skopeo, its memory, and against what the machine gives at all."""
     sizes = [scene.sizes.layer_bytes] * scene.sizes.layers
+    if operation != "pull":
+        sizes = [scene.sizes.archived_layer_bytes] * scene.sizes.archived_layers
     for place in scene.places:
         with making_original(place.folder / "original", operation, sizes) as image:
             contenders = {"full": our_contender(operation, image, "full")}
