@@ -11,10 +11,10 @@ import pytest
 from minibox_store import Limits, Policy, Store
 from minibox_store.errors import InvalidReference, PolicyRefused
 from tests.support.archive_forms import MARKER
-from tests.support.archives import blob_name, members_of, metadata, pack, piped, special
+from tests.support.archives import blob_name, members_of, metadata, pack, special
 from tests.support.images import DOCUMENT_TYPES, OCI_LAYER, build_artifact, build_image, build_index, digest_of
 from tests.support.layouts import read_layout_names
-from tests.support.loads import HELD, holds, refused, store_with_something
+from tests.support.loads import HELD, holds, load_in_a_way, refused, store_with_something
 from tests.support.tool_archives import (
     AnyMembers,
     DockerArchive,
@@ -57,15 +57,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.mark.parametrize("way", ["file", "pipe", "bytes"])
 def test_an_oci_archive_is_read(way: str, image: Any, store: Store, tmp_path: Path) -> None:
     archive = pack(named_oci_members({NAME: image}))
-    match way:
-        case "file":
-            (tmp_path / "a.tar").write_bytes(archive)
-            (loaded,) = store.load(tmp_path / "a.tar")
-        case "pipe":
-            with piped(archive) as pipe:
-                (loaded,) = store.load(pipe)
-        case _:
-            (loaded,) = store.load(io.BytesIO(archive))
+    (loaded,) = load_in_a_way(way, archive, store, tmp_path)
     assert (loaded.name, str(loaded.digest)) == (NAME, image.digest)
     assert holds(store, {NAME: image})
     assert read_layout_names(Path(store.root))[NAME]["mediaType"] == image.media_type

@@ -12,7 +12,7 @@ from backports import zstd
 
 from minibox_store import Store
 from minibox_store.archive import ArchiveReader
-from tests.support.archives import blob_name, pack, piped, special
+from tests.support.archives import blob_name, pack, special
 from tests.support.images import (
     OCI_LAYER,
     BuiltImage,
@@ -23,7 +23,7 @@ from tests.support.images import (
     random_layer,
 )
 from tests.support.layouts import read_layout_names
-from tests.support.loads import holds, refusal_of, refused, store_with_something
+from tests.support.loads import holds, load_in_a_way, refusal_of, refused, store_with_something
 from tests.support.sources import read_stream
 from tests.support.tool_archives import (
     DOCKER_STYLES,
@@ -67,15 +67,7 @@ def test_a_docker_archive_is_read_whoever_wrote_it(
 ) -> None:
     image, made = IMAGES[name], made_image(IMAGES[name], style)
     archive = pack(docker_members(image, NAME, style=style))
-    match way:
-        case "file":
-            (tmp_path / "a.tar").write_bytes(archive)
-            (loaded,) = store.load(tmp_path / "a.tar")
-        case "pipe":
-            with piped(archive) as pipe:
-                (loaded,) = store.load(pipe)
-        case _:
-            (loaded,) = store.load(io.BytesIO(archive))
+    (loaded,) = load_in_a_way(way, archive, store, tmp_path)
     assert (loaded.name, str(loaded.digest)) == (NAME, made.digest)
     assert [str(each) for each in loaded.platforms] == ["linux/amd64"]
     assert holds(store, {NAME: made})

@@ -6,8 +6,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from minibox_store import Store
+from minibox_store import Image, Store
 from minibox_store.errors import InvalidArchive, StoreError
+from tests.support.archives import piped
 from tests.support.images import BuiltImage, build_image
 from tests.support.layouts import read_layout_blobs, read_layout_names, write_layout
 from tests.support.snapshots import snapshot
@@ -55,3 +56,16 @@ def refused(
 ) -> str:
     """Return the sentence with which a load is refused, after seeing that the store is as it was."""
     return str(refusal_of(store, archive, kind, **options))
+
+
+def load_in_a_way(way: str, archive: bytes, store: Store, folder: Path) -> tuple[Image, ...]:
+    """Load an archive as a ``file``, by its path; through a ``pipe``; or as ``bytes`` in memory."""
+    match way:
+        case "file":
+            (folder / "a.tar").write_bytes(archive)
+            return store.load(folder / "a.tar")
+        case "pipe":
+            with piped(archive) as pipe:
+                return store.load(pipe)
+        case _:
+            return store.load(io.BytesIO(archive))
