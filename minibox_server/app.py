@@ -6,11 +6,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.images import ImageEndpoints
+from minibox_server.api.system import SystemEndpoints
 from minibox_server.archive_paths import ArchivePaths
+from minibox_server.declarations import EndpointTable
 from minibox_server.distribution import Distribution
 from minibox_server.guard import Guard
 from minibox_server.responses import RequestError, error_response
-from minibox_server.routes import Routes
 from minibox_server.settings import Settings
 from minibox_server.workers import Workers
 from minibox_store import Store, StoreError
@@ -30,9 +32,16 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     workers = workers or Workers()
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
+    endpoints = EndpointTable(
+        [
+            *SystemEndpoints(store, workers).all(),
+            *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
+            *Distribution(store, workers).all(),
+        ]
+    )
     app = Starlette(
-        routes=[*Routes(store, paths, workers, unpack=settings.unpack).all(), *Distribution(store, workers).all()],
-        middleware=[Middleware(Guard, settings)],
+        routes=endpoints.routes,
+        middleware=[Middleware(Guard, settings, endpoints)],
         exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
     )
     # It would send clients to an address made of their own Host header.

@@ -12,8 +12,9 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from minibox_server.declarations import EndpointTable
 from minibox_server.responses import DISTRIBUTION_VERSION, RequestError, error_response, is_distribution
-from minibox_server.security import MAX_BODY_BYTES, Security, body_too_large, headers_of
+from minibox_server.security import Security, body_too_large, headers_of
 from minibox_server.settings import Settings
 from minibox_store import one_line
 
@@ -24,14 +25,15 @@ LOGGER = logging.getLogger("minibox_server")
 class Guard:
     """An ASGI application around another one."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, endpoints: EndpointTable) -> None:
         self._app = app
         self._security = Security(settings)
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it; other kinds of connections are not served."""
         if scope["type"] == "http":
-            await _Exchange(scope, receive, send).run(self._app, self._security)
+            await _Exchange(scope, receive, send, self._endpoints).run(self._app, self._security)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         else:
@@ -41,7 +43,9 @@ class Guard:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, endpoints: EndpointTable) -> None:
+        self._endpoints = endpoints
+        self._most_body_bytes: int | None = 0
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -51,7 +55,9 @@ class _Exchange:
 
     async def run(self, app: ASGIApp, security: Security) -> None:
         try:
-            security.check(self._scope)
+            security.check(self._scope, self._endpoints.most_body_bytes)
+            if self._has_body():
+                self._most_body_bytes = self._endpoints.most_body_bytes(self._scope)
             await app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
             # The server ends, and waits for nobody any more; with this the task has ended as well as it can.
@@ -69,10 +75,10 @@ class _Exchange:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        # Bodies are not kept, so their size costs nothing; but nobody may keep the daemon reading for ever.
+        # A body that is passed over costs nothing; but nobody may keep the daemon reading for ever.
         self._body_bytes += len(message.get("body", b""))
-        if self._body_bytes > MAX_BODY_BYTES:
-            raise body_too_large()
+        if self._most_body_bytes is not None and self._body_bytes > self._most_body_bytes:
+            raise body_too_large(self._most_body_bytes)
         return message
 
     async def send(self, message: Message) -> None:

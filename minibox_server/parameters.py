@@ -9,7 +9,6 @@ from urllib.parse import parse_qsl
 from minibox_server.responses import RequestError
 
 _FIELDS = 100
-_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
 class Parameters:
@@ -34,18 +33,21 @@ class Parameters:
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)
 
+    def all(self, name: str) -> list[str]:
+        """Return the values of a parameter that may stand there several times."""
+        values = self._values.get(name, [])
+        for value in values:
+            if not value:
+                raise RequestError(400, f"parameter {name} is empty")
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise RequestError(400, f"parameter {name} is not UTF-8")
+        return values
+
     def optional(self, name: str) -> str | None:
         """Return the value, or None where the parameter is missing."""
-        values = self._values.get(name, [])
-        if not values:
-            return None
-        if len(values) > 1:
+        if len(self._values.get(name, [])) > 1:
             raise RequestError(400, f"parameter {name} is repeated")
-        if not values[0]:
-            raise RequestError(400, f"parameter {name} is empty")
-        if any("\ud800" <= character <= "\udfff" for character in values[0]):
-            raise RequestError(400, f"parameter {name} is not UTF-8")
-        return values[0]
+        return next(iter(self.all(name)), None)
 
     def required(self, name: str, *, missing: str | None = None) -> str:
         """Return the value; where it is missing or empty, ``missing`` is the sentence of the error."""
@@ -54,22 +56,3 @@ class Parameters:
         value = self.optional(name)
         assert value is not None
         return value
-
-    def switch(self, name: str) -> bool:
-        """Return whether the parameter is ``1`` (or ``true``); missing means no."""
-        value = self.optional(name)
-        if value is None:
-            return False
-        if value not in _SWITCH:
-            raise RequestError(400, f"parameter {name} must be 1 or 0")
-        return _SWITCH[value]
-
-    def count(self, name: str, *, most: int, code: str) -> int:
-        """Return a number of at least 0, and ``most`` where it is more or missing; ``code`` names a wrong one."""
-        value = self.optional(name)
-        if value is None:
-            return most
-        if not (value.isascii() and value.isdigit()):
-            raise RequestError(400, f"parameter {name} must be a whole number of at least 0", code=code)
-        # So many digits are more than any limit, and Python refuses to read thousands of them.
-        return most if len(value.lstrip("0")) > 9 else min(int(value), most)

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minibox_server.security import MAX_BODY_BYTES
+from minibox_server.declarations import PASSED_OVER_BYTES
 
 # Together with the limits of security.py: what is longer than this is not even collected.
 MAX_HEAD_BYTES = 64 * 1024
@@ -19,7 +19,7 @@ class Protocol(H11Protocol):
         """Take what comes; where the answer is complete and the body is not, only so much more of it."""
         if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
             self._surplus_bytes += len(data)
-            if self._surplus_bytes > MAX_BODY_BYTES:
+            if self._surplus_bytes > PASSED_OVER_BYTES:
                 self.transport.close()
                 return
         super().data_received(data)

@@ -9,7 +9,7 @@ import base64
 import binascii
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 from starlette.types import Scope
@@ -20,7 +20,6 @@ from minibox_server.settings import Settings, is_loopback, parse_host, parse_ip
 MAX_TARGET_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEADERS = 100
-MAX_BODY_BYTES = 64 * 1024
 
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@]+)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -33,8 +32,12 @@ class Security:
 
     settings: Settings
 
-    def check(self, scope: Scope) -> None:
+    def check(self, scope: Scope, most_body_bytes: Callable[[Scope], int | None]) -> None:
         """Let a request pass, or say no; no byte of its body has been read then.
+
+        Args:
+            scope: the request.
+            most_body_bytes: how large its body may be; asked only of one that may do what it asks for.
 
         Raises:
             RequestError: 400, 401, 403, 413, 414 or 431.
@@ -43,7 +46,7 @@ class Security:
         host = self._check_host(scope)
         check_origin(scope, host)
         self._check_token(scope)
-        check_size_of_body(scope)
+        check_size_of_body(scope, most_body_bytes)
 
     def _check_host(self, scope: Scope) -> tuple[str, int | None]:
         values = headers_of(scope, b"host")
@@ -139,7 +142,7 @@ def check_size_of_head(scope: Scope) -> None:
         raise RequestError(400, "the target of a request must be a path of printable characters")
 
 
-def check_size_of_body(scope: Scope) -> None:
+def check_size_of_body(scope: Scope, most_body_bytes: Callable[[Scope], int | None]) -> None:
     """Refuse a body that says of itself that it is too large, or that two readers could end at different places.
 
     Raises:
@@ -151,10 +154,13 @@ def check_size_of_body(scope: Scope) -> None:
     for value in lengths:
         if not value.isdigit():
             raise RequestError(400, "the Content-Length header is malformed")
-        if len(value) > 18 or int(value) > MAX_BODY_BYTES:
-            raise body_too_large()
+        if len(value) > 18:
+            raise body_too_large(10**18)
+        most_bytes = most_body_bytes(scope) if int(value) else None
+        if most_bytes is not None and int(value) > most_bytes:
+            raise body_too_large(most_bytes)
 
 
-def body_too_large() -> RequestError:
+def body_too_large(most_bytes: int) -> RequestError:
     """Return the answer to a body of which more came, or is to come, than anybody needs."""
-    return RequestError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+    return RequestError(413, f"the body is longer than {most_bytes} bytes")

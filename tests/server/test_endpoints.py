@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from minibox_server.app import create_app
+from minibox_server.declarations import EndpointTable
 from minibox_server.guard import Guard
 from minibox_server.settings import Settings
 from minibox_store import Store
@@ -467,7 +468,7 @@ def test_an_unexpected_error_is_logged_and_told_as_nothing_more(caplog: pytest.L
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise LookupError("what only the log may say")
 
-    client = TestClient(Guard(broken, Settings()), base_url=BASE_URL)
+    client = TestClient(Guard(broken, Settings(), EndpointTable([])), base_url=BASE_URL)
     response = client.get("/images")
     assert (response.status_code, response.text) == (500, "internal error\n")
     assert response.headers["x-content-type-options"] == "nosniff"

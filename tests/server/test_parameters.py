@@ -1,12 +1,24 @@
 """The rules about parameters, and about ranges of bytes."""
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minibox_server.declarations import SWITCH, counted, decode_query, parameter
+from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
 from minibox_server.parameters import Parameters
-from minibox_server.ranges import ByteRange, RangeNotSatisfiable, parse_range
 from minibox_server.responses import RequestError
+
+
+@attrs.frozen(kw_only=True)
+class Switched:
+    x: bool = parameter(SWITCH, "on or off", default=False)
+
+
+@attrs.frozen(kw_only=True)
+class Counted:
+    n: int = parameter(counted(most=1000), "how many", default=1000, code="X")
 
 
 def sentence(query: bytes, name: str) -> str:
@@ -57,13 +69,13 @@ def test_an_optional_parameter_is_none_or_of_its_form() -> None:
     ("query", "expected"), [(b"", False), (b"x=1", True), (b"x=true", True), (b"x=0", False), (b"x=false", False)]
 )
 def test_a_switch_is_on_or_off(query: bytes, expected: bool) -> None:
-    assert Parameters(query).switch("x") is expected
+    assert decode_query(Switched, query).x is expected
 
 
 @pytest.mark.parametrize("query", [b"x=", b"x=yes", b"x=2", b"x=1&x=1", b"x"])
 def test_anything_else_is_no_switch(query: bytes) -> None:
     with pytest.raises(RequestError, match="x"):
-        Parameters(query).switch("x")
+        decode_query(Switched, query)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +83,13 @@ def test_anything_else_is_no_switch(query: bytes) -> None:
     [(b"", 1000), (b"n=0", 0), (b"n=7", 7), (b"n=007", 7), (b"n=1001", 1000), (b"n=" + b"9" * 5000, 1000)],
 )
 def test_s25_a_count_is_capped(query: bytes, expected: int) -> None:
-    assert Parameters(query).count("n", most=1000, code="X") == expected
+    assert decode_query(Counted, query).n == expected
 
 
 @pytest.mark.parametrize("query", [b"n=", b"n=-1", b"n=1.5", b"n=x", b"n=1&n=2", b"n=%D9%A1", b"n=+1"])
 def test_anything_else_is_no_count(query: bytes) -> None:
     with pytest.raises(RequestError, match="n"):
-        Parameters(query).count("n", most=1000, code="X")
+        decode_query(Counted, query)
 
 
 @given(st.binary(max_size=200))

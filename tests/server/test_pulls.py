@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from minibox_server.routes import PullAnswer
+from minibox_server.api.pulls import PullAnswer
 from minibox_server.workers import Workers
 from minibox_store import LINUX_AMD64, Store
 from tests.server.clients import client_of

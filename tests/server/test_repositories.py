@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_server.repositories import build_catalogue, is_repository_name, offers_of
+from minibox_server.distribution.repositories import build_catalogue, is_repository_name, offers_of
 from minibox_store import Descriptor, Digest, Image
 
 DIGEST = "sha256:" + "ab" * 32

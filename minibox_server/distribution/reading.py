@@ -9,14 +9,14 @@ import functools
 import threading
 from collections.abc import Mapping
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from minibox_server.parameters import Parameters
-from minibox_server.ranges import ByteRange, RangeNotSatisfiable, parse_range
-from minibox_server.repositories import Repository, build_catalogue, is_repository_name, parse_digest
+from minibox_server.declarations import TEXT, Answer, Endpoint, NoQuery, counted, parameter
+from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
+from minibox_server.distribution.repositories import Repository, build_catalogue, is_repository_name, parse_digest
 from minibox_server.responses import RequestError
 from minibox_server.workers import Workers
 from minibox_store import (
@@ -36,6 +36,16 @@ _MOST_TAGS = 1000
 _PIECE_BYTES = 512 * 1024
 
 
+@attrs.frozen(kw_only=True)
+class TagsQuery:
+    """Which page of the tags."""
+
+    n: int = parameter(
+        counted(most=_MOST_TAGS), "how many at most", default=_MOST_TAGS, code="PAGINATION_NUMBER_INVALID"
+    )
+    last: str | None = parameter(TEXT, "the tag after which the page begins", default=None)
+
+
 class Distribution:
     """The endpoints over one store."""
 
@@ -44,40 +54,87 @@ class Distribution:
         self._workers = workers
         self._last: tuple[tuple[Image, ...], Mapping[str, Repository]] | None = None
 
-    def all(self) -> list[BaseRoute]:
-        """Return each endpoint under its path; every other method than GET and HEAD is refused."""
+    def all(self) -> list[Endpoint]:
+        """Return each endpoint; every other method than GET and HEAD is refused."""
         return [
-            Route("/v2", self.version),
-            Route("/v2/", self.version),
-            Route("/v2/{name:path}/manifests/{reference}", self.manifest),
-            Route("/v2/{name:path}/blobs/{digest}", self.blob),
-            Route("/v2/{name:path}/tags/list", self.tags),
+            Endpoint(
+                method="GET",
+                path="/v2",
+                what="Say that this is a registry.",
+                call=self.version,
+                answers=(Answer(what="yes", media_type="application/json"),),
+                tag="distribution",
+            ),
+            Endpoint(
+                method="GET",
+                path="/v2/",
+                what="Say that this is a registry.",
+                call=self.version,
+                answers=(Answer(what="yes", media_type="application/json"),),
+                tag="distribution",
+            ),
+            Endpoint(
+                method="GET",
+                path="/v2/{name:path}/manifests/{reference}",
+                what="Send a manifest or an index, by tag or by digest.",
+                call=self.manifest,
+                answers=(Answer(what="the very bytes", media_type="*/*"),),
+                refusals=(404,),
+                tag="distribution",
+            ),
+            Endpoint(
+                method="GET",
+                path="/v2/{name:path}/blobs/{digest}",
+                what="Send a blob, or one range of it.",
+                call=self.blob,
+                answers=(
+                    Answer(what="the blob", media_type="application/octet-stream"),
+                    Answer(status=206, what="the range", media_type="application/octet-stream"),
+                ),
+                refusals=(404, 416),
+                tag="distribution",
+            ),
+            Endpoint(
+                method="GET",
+                path="/v2/{name:path}/tags/list",
+                what="List a page of a repository's tags.",
+                call=self.tags,
+                query=TagsQuery,
+                answers=(Answer(what="the tags", media_type="application/json"),),
+                refusals=(404,),
+                tag="distribution",
+            ),
             # The last one: a repository's own path may hold these words.
-            Route("/v2/{name:path}/blobs/uploads/{rest:path}", self.upload),
+            Endpoint(
+                method="GET",
+                path="/v2/{name:path}/blobs/uploads/{rest:path}",
+                what="Say how much of an upload has come.",
+                call=self.upload,
+                answers=(Answer(what="how much", status=204, media_type=None),),
+                refusals=(404,),
+                tag="distribution",
+            ),
         ]
 
-    async def version(self, request: Request) -> Response:
+    async def version(self, request: Request, query: NoQuery) -> Response:
         """Say that this is a registry."""
         return JSONResponse({})
 
-    async def upload(self, request: Request) -> Response:
+    async def upload(self, request: Request, query: NoQuery) -> Response:
         """Say that nothing is being uploaded."""
         raise RequestError(404, "there are no uploads here", code="BLOB_UPLOAD_UNKNOWN")
 
-    async def tags(self, request: Request) -> Response:
+    async def tags(self, request: Request, query: TagsQuery) -> Response:
         """List a page of a repository's tags."""
-        parameters = Parameters(request.scope["query_string"])
-        count = parameters.count("n", most=_MOST_TAGS, code="PAGINATION_NUMBER_INVALID")
-        last = parameters.optional("last")
         repository = await self._workers.run(self._workers.reading, lambda: self._repository(request))
-        tags = sorted(tag for tag in repository.tags if last is None or tag > last)
-        page = tags[:count]
+        tags = sorted(tag for tag in repository.tags if query.last is None or tag > query.last)
+        page = tags[: query.n]
         headers = {}
-        if page and len(tags) > count:
-            headers["Link"] = f'</v2/{repository.name}/tags/list?n={count}&last={page[-1]}>; rel="next"'
+        if page and len(tags) > query.n:
+            headers["Link"] = f'</v2/{repository.name}/tags/list?n={query.n}&last={page[-1]}>; rel="next"'
         return JSONResponse({"name": repository.name, "tags": page}, headers=headers)
 
-    async def manifest(self, request: Request) -> Response:
+    async def manifest(self, request: Request, query: NoQuery) -> Response:
         """Serve a manifest or an index, by tag or by digest."""
 
         def call() -> Response:
@@ -92,7 +149,7 @@ class Distribution:
 
         return await self._workers.run(self._workers.reading, call)
 
-    async def blob(self, request: Request) -> Response:
+    async def blob(self, request: Request, query: NoQuery) -> Response:
         """Serve a blob, or one range of it."""
 
         def call() -> Response:

@@ -1,0 +1,44 @@
+"""The JSON forms of what the store tells: each value of the library in one place."""
+
+from collections.abc import Mapping
+
+import attrs
+
+from minibox_store import Image, PruneReport
+
+
+def describe_image(image: Image) -> Mapping[str, object]:
+    """Return what GET /images says of an image."""
+    described: dict[str, object] = {
+        "name": image.name,
+        "size_bytes": image.size_bytes,
+        "digest": str(image.digest),
+        "media_type": image.descriptor.media_type,
+        "platform": None if image.platform is None else str(image.platform),
+        "created": image.created,
+        "layers": image.layers,
+    }
+    if image.platform is None:
+        described["platforms"] = [str(platform) for platform in image.platforms]
+    if image.damaged:
+        described["damaged"] = True
+    return described
+
+
+def describe_report(report: PruneReport, *, build_cache: bool) -> Mapping[str, object]:
+    """Return what POST /system/prune says of a collection; of a dry run, with everything that it would remove."""
+    described: dict[str, object] = {
+        "blobs_removed": report.blobs_removed,
+        "bytes_freed": report.bytes_freed,
+        "fuse_mounts_killed": report.fuse_mounts_killed,
+        "dry_run": report.dry_run,
+        "kept": list(report.kept),
+        "absent": [str(digest) for digest in report.absent],
+        "errors": list(report.errors),
+    }
+    if build_cache:
+        described["build_cache_removed"] = report.build_cache_removed
+        described["build_cache_bytes_freed"] = report.build_cache_bytes_freed
+    if report.dry_run:
+        described["plan"] = [attrs.asdict(removal) for removal in report.removed]
+    return described

@@ -1,0 +1,249 @@
+"""What an endpoint is: its path, its parameters, its body and its answers, declared once.
+
+One declaration decodes the request, bounds its body, and is described in ``/openapi.json``: so none can say otherwise
+than another. The parameters of an endpoint are the fields of an attrs class, each made by :func:`parameter`.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import attrs
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
+
+from minibox_server.parameters import Parameters
+from minibox_server.responses import RequestError
+from minibox_store import Digest, InvalidInput, Platform
+
+T = TypeVar("T")
+Q = TypeVar("Q")
+
+# Where an endpoint takes no body, one is passed over; it may be so large.
+PASSED_OVER_BYTES = 64 * 1024
+
+_DECLARED = "minibox_server.parameter"
+_SWITCH = {"1": True, "true": True, "0": False, "false": False}
+
+
+@attrs.frozen(kw_only=True)
+class Kind(Generic[T]):
+    """What the text of a parameter means.
+
+    Attributes:
+        read: makes the value of the text, which is not trusted; the sentence of its ValueError goes on from the
+            parameter's name: "must be 1 or 0".
+        schema: what the text may be, as a JSON Schema.
+    """
+
+    read: Callable[[str], T]
+    schema: Mapping[str, object]
+
+
+def _read_switch(text: str) -> bool:
+    if text not in _SWITCH:
+        raise ValueError("must be 1 or 0")
+    return _SWITCH[text]
+
+
+TEXT: Kind[str] = Kind(read=str, schema={"type": "string", "minLength": 1})
+SWITCH: Kind[bool] = Kind(read=_read_switch, schema={"type": "string", "enum": list(_SWITCH)})
+PLATFORM: Kind[Platform] = Kind(read=Platform.parse, schema={"type": "string", "examples": ["linux/arm64/v8"]})
+DIGEST: Kind[Digest] = Kind(read=Digest.parse, schema={"type": "string", "pattern": "^sha(256|512):[0-9a-f]+$"})
+
+
+def choice(*texts: str) -> Kind[str]:
+    """Return the kind of a parameter that is one of these texts."""
+
+    def read(text: str) -> str:
+        if text not in texts:
+            raise ValueError(f"must be one of {', '.join(texts)}")
+        return text
+
+    return Kind(read=read, schema={"type": "string", "enum": list(texts)})
+
+
+def counted(*, least: int = 0, most: int) -> Kind[int]:
+    """Return the kind of a whole number; one above ``most`` is taken for ``most``."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or (len(text) < 10 and int(text) < least):
+            raise ValueError(f"must be a whole number of at least {least}")
+        # So many digits are more than any limit, and Python refuses to read thousands of them.
+        return most if len(text.lstrip("0")) > 9 else min(int(text), most)
+
+    return Kind(read=read, schema={"type": "integer", "minimum": least})
+
+
+@attrs.frozen(kw_only=True)
+class Parameter:
+    """One declared parameter of a query.
+
+    Attributes:
+        kind: what its text means.
+        what: what it is for, as the description says.
+        missing: the sentence where it is needed and missing; None for the usual one.
+        code: what the distribution API calls a wrong one; None outside of it.
+        repeated: whether it may stand there several times; the field is a tuple then.
+    """
+
+    kind: Kind[Any]
+    what: str
+    missing: str | None = None
+    code: str | None = None
+    repeated: bool = False
+
+
+def parameter(
+    kind: Kind[Any],
+    what: str,
+    *,
+    default: Any = attrs.NOTHING,
+    missing: str | None = None,
+    code: str | None = None,
+    repeated: bool = False,
+) -> Any:
+    """Return the attrs field of a parameter; one without ``default`` is needed. The arguments are of Parameter."""
+    declared = Parameter(kind=kind, what=what, missing=missing, code=code, repeated=repeated)
+    return attrs.field(default=() if repeated and default is attrs.NOTHING else default, metadata={_DECLARED: declared})
+
+
+def parameters_of(query: type) -> Mapping[str, tuple[Parameter, bool]]:
+    """Return each parameter that a class declares, by name, and whether it is needed."""
+    return {field.name: (field.metadata[_DECLARED], field.default is attrs.NOTHING) for field in attrs.fields(query)}
+
+
+@attrs.frozen
+class NoQuery:
+    """The query of an endpoint that has no parameters; what stands there is ignored."""
+
+
+def decode_query(query: type[Q], text: bytes) -> Q:
+    """Return what the query string of a request says, as an object of the class that declares it.
+
+    Raises:
+        RequestError: 400, naming the parameter that is missing, empty, repeated or wrong.
+    """
+    given = Parameters(text)
+    values: dict[str, object] = {}
+    for name, (declared, is_needed) in parameters_of(query).items():
+        if declared.repeated:
+            values[name] = tuple(_read(declared, name, each) for each in given.all(name))
+            continue
+        found = given.required(name, missing=declared.missing) if is_needed else given.optional(name)
+        if found is not None:
+            values[name] = _read(declared, name, found)
+    return query(**values)
+
+
+def _read(declared: Parameter, name: str, text: str) -> object:
+    try:
+        return declared.kind.read(text)
+    except InvalidInput as error:
+        raise RequestError(400, f"parameter {name}: {error}", code=declared.code) from error
+    except ValueError as error:
+        raise RequestError(400, f"parameter {name} {error}", code=declared.code) from error
+
+
+@attrs.frozen(kw_only=True)
+class Body:
+    """A body that an endpoint reads.
+
+    Attributes:
+        what: what it is, as the description says.
+        media_types: what it may be called; nothing else is done with the name.
+        most_bytes: how large it may be; None where only the store's own limits bound it.
+    """
+
+    what: str
+    media_types: tuple[str, ...]
+    most_bytes: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """One answer that an endpoint gives.
+
+    Attributes:
+        what: what it says, as the description says.
+        media_type: of its body; None where it has none.
+        schema: of its body where that is JSON, or each line of it for ``application/x-ndjson``.
+        headers: further headers that it has, by name, with what each says.
+    """
+
+    what: str
+    status: int = 200
+    media_type: str | None = "text/plain"
+    schema: Mapping[str, object] | None = None
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Endpoint:
+    """One method of one path.
+
+    Attributes:
+        method: the method; with GET comes HEAD.
+        path: in Starlette's words, such as ``/v2/{name:path}/blobs/{digest}``.
+        what: what it does, in one sentence.
+        call: answers a request, given its decoded query.
+        query: the class that declares its parameters.
+        body: the body that it reads; None where one is passed over.
+        answers: what it answers when all is well; what may go wrong everywhere is not repeated.
+        refusals: the statuses by which it refuses, beside those that every endpoint may answer.
+        tag: the chapter of the description that it stands in.
+    """
+
+    method: str
+    path: str
+    what: str
+    call: Callable[[Request, Any], Awaitable[Response]]
+    query: type = NoQuery
+    body: Body | None = None
+    answers: tuple[Answer, ...]
+    refusals: tuple[int, ...] = ()
+    tag: str = "images"
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request for this endpoint."""
+        return await self.call(request, decode_query(self.query, request.scope["query_string"]))
+
+
+class EndpointTable:
+    """All endpoints of an application, by path and method; where several paths match, the first one counts."""
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self.endpoints = tuple(endpoints)
+        by_path: dict[str, dict[str, Endpoint]] = {}
+        for each in self.endpoints:
+            by_path.setdefault(each.path, {})[each.method] = each
+        self._methods = [(_route(path, methods), methods) for path, methods in by_path.items()]
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes of the application."""
+        return [route for route, _ in self._methods]
+
+    def find(self, scope: Scope) -> Endpoint | None:
+        """Return the endpoint that a request is for; None where there is none."""
+        for route, methods in self._methods:
+            if route.matches(scope)[0] is not Match.NONE:
+                return methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        return None
+
+    def most_body_bytes(self, scope: Scope) -> int | None:
+        """Return how large the body of a request may be; None where nothing but the store bounds it."""
+        endpoint = self.find(scope)
+        return PASSED_OVER_BYTES if endpoint is None or endpoint.body is None else endpoint.body.most_bytes
+
+
+def _route(path: str, methods: Mapping[str, Endpoint]) -> Route:
+    async def answer(request: Request) -> Response:
+        endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
+        if endpoint is None:  # Starlette has asked already; the type checker has not
+            raise HTTPException(405)
+        return await endpoint.answer(request)
+
+    return Route(path, answer, methods=list(methods))

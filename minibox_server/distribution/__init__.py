@@ -1,0 +1,5 @@
+"""The OCI distribution API over the same store: what ``/v2/`` answers."""
+
+from minibox_server.distribution.reading import Distribution
+
+__all__ = ["Distribution"]
