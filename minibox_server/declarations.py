@@ -193,6 +193,7 @@ class Endpoint:
         body: the body that it reads; None where one is passed over.
         answers: what it answers when all is well; what may go wrong everywhere is not repeated.
         refusals: the statuses by which it refuses, beside those that every endpoint may answer.
+        is_open: whether it is answered without a token: it tells nothing, and changes nothing.
         tag: the chapter of the description that it stands in.
     """
 
@@ -204,6 +205,7 @@ class Endpoint:
     body: Body | None = None
     answers: tuple[Answer, ...]
     refusals: tuple[int, ...] = ()
+    is_open: bool = False
     tag: str = "images"
 
     async def answer(self, request: Request) -> Response:
@@ -232,6 +234,11 @@ class EndpointTable:
             if route.matches(scope)[0] is not Match.NONE:
                 return methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
         return None
+
+    def is_open(self, scope: Scope) -> bool:
+        """Whether a request is answered without a token."""
+        endpoint = self.find(scope)
+        return endpoint is not None and endpoint.is_open
 
     def most_body_bytes(self, scope: Scope) -> int | None:
         """Return how large the body of a request may be; None where nothing but the store bounds it."""

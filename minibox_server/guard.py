@@ -55,7 +55,7 @@ class _Exchange:
 
     async def run(self, app: ASGIApp, security: Security) -> None:
         try:
-            security.check(self._scope, self._endpoints.most_body_bytes)
+            security.check(self._scope, self._endpoints)
             if self._has_body():
                 self._most_body_bytes = self._endpoints.most_body_bytes(self._scope)
             await app(self._scope, self.receive, self.send)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import attrs
 from starlette.types import Scope
 
+from minibox_server.declarations import EndpointTable
 from minibox_server.responses import RequestError, is_distribution
 from minibox_server.settings import Settings, is_loopback, parse_host, parse_ip
 
@@ -32,12 +33,8 @@ class Security:
 
     settings: Settings
 
-    def check(self, scope: Scope, most_body_bytes: Callable[[Scope], int | None]) -> None:
-        """Let a request pass, or say no; no byte of its body has been read then.
-
-        Args:
-            scope: the request.
-            most_body_bytes: how large its body may be; asked only of one that may do what it asks for.
+    def check(self, scope: Scope, endpoints: EndpointTable) -> None:
+        """Let a request for one of the endpoints pass, or say no; no byte of its body has been read then.
 
         Raises:
             RequestError: 400, 401, 403, 413, 414 or 431.
@@ -45,8 +42,9 @@ class Security:
         check_size_of_head(scope)
         host = self._check_host(scope)
         check_origin(scope, host)
-        self._check_token(scope)
-        check_size_of_body(scope, most_body_bytes)
+        if not endpoints.is_open(scope):
+            self._check_token(scope)
+        check_size_of_body(scope, endpoints.most_body_bytes)
 
     def _check_host(self, scope: Scope) -> tuple[str, int | None]:
         values = headers_of(scope, b"host")
