@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.system import SystemEndpoints
+from minibox_server.api.watching import WatchingEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
 from minibox_server.distribution import Distribution
@@ -32,11 +33,12 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     workers = workers or Workers()
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
-    endpoints = EndpointTable(
+    endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
             *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
             *Distribution(store, workers).all(),
+            *WatchingEndpoints(lambda: endpoints).all(),
         ]
     )
     app = Starlette(
@@ -44,6 +46,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         middleware=[Middleware(Guard, settings, endpoints)],
         exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
     )
+    app.state.endpoints = endpoints
     # It would send clients to an address made of their own Host header.
     app.router.redirect_slashes = False
     return app

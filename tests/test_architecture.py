@@ -200,7 +200,7 @@ def breaches_of_public_names(path: str, tree: ast.Module) -> Iterator[str]:
         return
     for line, name in imports_of(tree):
         package, _, rest = name.partition(".")
-        if package == "minibox_store" and rest not in minibox_store.__all__:
+        if package == "minibox_store" and rest not in (*minibox_store.__all__, "__version__"):
             yield f"{path}:{line}: {name} is no public name of minibox_store"
 
 
