@@ -7,18 +7,19 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
 import uvicorn
 
 from minibox_server.app import create_app
+from minibox_server.logs import logging_settings
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
 from minibox_server.settings import (
     DEFAULT_ADDRESS,
     DEFAULT_DATA_ROOT,
     DEFAULT_PREFIXES,
+    DEFAULT_READY_FREE_BYTES,
     Settings,
     SettingsError,
     read_settings,
@@ -38,18 +39,9 @@ settings, all from the environment:
   MINIBOX_ALLOWED_HOSTS     further names that Host may have, by comma       (none)
   MINIBOX_ARCHIVE_PREFIXES  folders that archives lie in, by colon           ({DEFAULT_PREFIXES})
   MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
+  MINIBOX_LOG_FORMAT        text: lines for people; json: lines for programs (text)
+  MINIBOX_READY_FREE_BYTES  with less room /readyz says 503                  ({DEFAULT_READY_FREE_BYTES})
 """
-_LOGGING: Mapping[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-    "loggers": {
-        "minibox_server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "minibox_store": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-    },
-}
 
 
 class Server(uvicorn.Server):
@@ -93,7 +85,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         loop="asyncio",
         lifespan="off",
         workers=1,
-        log_config=dict(_LOGGING),
+        log_config=logging_settings(settings.log_format),
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -13,8 +13,11 @@ from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
 from minibox_server.distribution import Distribution
 from minibox_server.guard import Guard
+from minibox_server.health import HealthCheck
+from minibox_server.metrics import Metrics
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
+from minibox_server.store_size import StoreSize
 from minibox_server.workers import Workers
 from minibox_store import Store, StoreError
 
@@ -32,18 +35,21 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     """
     workers = workers or Workers()
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
+    metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
+    health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
+    watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
             *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
             *Distribution(store, workers).all(),
-            *WatchingEndpoints(lambda: endpoints).all(),
+            *watching.all(),
         ]
     )
     app = Starlette(
         routes=endpoints.routes,
-        middleware=[Middleware(Guard, settings, endpoints)],
+        middleware=[Middleware(Guard, settings, endpoints, metrics)],
         exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
     )
     app.state.endpoints = endpoints

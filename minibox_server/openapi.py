@@ -66,6 +66,7 @@ _REFUSED_WITH: Mapping[int, Mapping[str, str]] = {
 _REFUSED_BEFORE = (400, 408, 414, 431, 503)
 _EVERYWHERE: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
+    "X-Request-ID": "the id of this request in the daemon's log; the client's own where it sent one of the usual form",
 }
 _IN_DISTRIBUTION: Mapping[str, str] = {"Docker-Distribution-Api-Version": "registry/2.0"}
 _OF_LINES = ("application/x-ndjson", "text/event-stream")

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Literal
 
 import attrs
 
@@ -14,12 +15,16 @@ DEFAULT_ADDRESS = "127.0.0.1:8080"
 DEFAULT_DATA_ROOT = "/var/lib/minibox"
 DEFAULT_PREFIXES = "/home:/root:/tmp:/srv:/opt:/var/lib/minibox"
 
+# What a daemon needs to write an index and a few documents.
+DEFAULT_READY_FREE_BYTES = 64 * 1024 * 1024
+
 # 22 characters of base64 hold the 128 bits that make guessing hopeless.
 _TOKEN_LENGTH = 22
 _VISIBLE = re.compile(r"[!-~]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]|[^\[\]:]*)(?::(?P<port>[0-9]{1,5}))?")
 
+LogFormat = Literal["text", "json"]
 IPAddress = IPv4Address | IPv6Address
 
 
@@ -43,6 +48,8 @@ class Settings:
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
         archive_prefixes: the folders below which the paths of archives lie.
         unpack: whether what is pulled is unpacked to ``base_layers/`` too.
+        log_format: what a line of the log is: ``text`` for people, ``json`` for programs.
+        ready_free_bytes: with less room than this the daemon says that it is not ready.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +59,8 @@ class Settings:
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
     archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
     unpack: bool = True
+    log_format: LogFormat = "text"
+    ready_free_bytes: int = DEFAULT_READY_FREE_BYTES
 
     @property
     def address(self) -> str:
@@ -88,6 +97,8 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
         unpack=_parse_switch(environment, "MINIBOX_UNPACK", default="1"),
+        log_format=_parse_log_format(environment.get("MINIBOX_LOG_FORMAT") or "text"),
+        ready_free_bytes=_parse_number(environment, "MINIBOX_READY_FREE_BYTES", DEFAULT_READY_FREE_BYTES),
     )
 
 
@@ -176,6 +187,21 @@ def _parse_switch(environment: Mapping[str, str], name: str, *, default: str = "
     if text not in ("0", "1"):
         raise SettingsError(f"{name} is {text!r}, where it must be 1 or 0")
     return text == "1"
+
+
+def _parse_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise SettingsError(f"{name} is {text!r}, where it must be a whole number")
+    return int(text)
+
+
+def _parse_log_format(text: str) -> LogFormat:
+    if text == "text":
+        return "text"
+    if text == "json":
+        return "json"
+    raise SettingsError(f"MINIBOX_LOG_FORMAT is {text!r}, where it must be text or json")
 
 
 def _parse_hosts(text: str) -> tuple[tuple[str, int | None], ...]:

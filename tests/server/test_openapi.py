@@ -101,7 +101,8 @@ def each_request(scene: Scene) -> Iterator[httpx2.Response]:
     archive = str(scene.folder / "app.tar")
     layer = image.document()["layers"][0]["digest"]
     yield client.get("/ping")
-    yield client.get("/openapi.json")
+    for path in ("/openapi.json", "/metrics", "/healthz", "/readyz"):
+        yield client.get(path)
     yield client.get("/images")
     yield client.post("/images/pull", params={"image": scene.registry.reference("team/app", "1")})
     yield client.post("/images/save", params={"image": "app:1", "path": archive})
@@ -176,7 +177,7 @@ def endpoint_that_answers(answer: Make, **declared: Any) -> Endpoint:
     return Endpoint(method="GET", path="/it", what="Answer.", call=call, **values)
 
 
-GOOD_HEADERS = {"X-Content-Type-Options": "nosniff"}
+GOOD_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Request-ID": "0123456789abcdef"}
 
 
 def described_client(answer: Make, **declared: Any) -> TestClient:
@@ -200,7 +201,7 @@ def test_an_answer_as_it_is_declared_passes() -> None:
         (lambda: JSONResponse({"count": "1"}, headers=GOOD_HEADERS), "is not of type 'integer'"),
         (lambda: JSONResponse({"count": 1, "more": 1}, headers=GOOD_HEADERS), "Additional properties"),
         (lambda: JSONResponse({}, headers=GOOD_HEADERS), "is a required property"),
-        (lambda: JSONResponse({"count": 1}), "lacks {'x-content-type-options'}"),
+        (lambda: JSONResponse({"count": 1}, headers={"X-Request-ID": "x"}), "lacks {'x-content-type-options'}"),
         (lambda: JSONResponse({"count": 1}, headers=GOOD_HEADERS | {"X-More": "1"}), "'x-more'"),
         (lambda: PlainTextResponse("x", headers=GOOD_HEADERS), "is text/plain"),
         (lambda: PlainTextResponse("x", 418, headers=GOOD_HEADERS), "418: of /it only"),
