@@ -6,7 +6,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
+from minibox_server.api.operations import Operations
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.api.watching import WatchingEndpoints
 from minibox_server.archive_paths import ArchivePaths
@@ -15,6 +17,7 @@ from minibox_server.distribution import Distribution
 from minibox_server.guard import Guard
 from minibox_server.health import HealthCheck
 from minibox_server.metrics import Metrics
+from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
 from minibox_server.store_size import StoreSize
@@ -39,12 +42,15 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
+    operations = Operations(workers, metrics.operation)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
+            *FileEndpoints(store, workers).all(),
             *Distribution(store, workers).all(),
             *watching.all(),
+            *PageEndpoints().all(),
         ]
     )
     app = Starlette(

@@ -18,6 +18,7 @@ from minibox_server.metrics import Metrics
 from minibox_server.responses import DISTRIBUTION_VERSION, RequestError, error_response, is_distribution
 from minibox_server.security import Security, body_too_large, headers_of
 from minibox_server.settings import Settings
+from minibox_server.zero_copy import EXTENSION as ZERO_COPY
 from minibox_store import one_line
 
 LOGGER = logging.getLogger("minibox_server")
@@ -108,8 +109,9 @@ class _Exchange:
                 name, value = DISTRIBUTION_VERSION
                 headers[name] = value
         await self._send(message)
-        if message["type"] == "http.response.body":
-            self._sent_bytes += 0 if self._scope["method"] == "HEAD" else len(message.get("body", b""))
+        if message["type"] in ("http.response.body", ZERO_COPY):
+            sent_bytes = message["count"] if message["type"] == ZERO_COPY else len(message.get("body", b""))
+            self._sent_bytes += 0 if self._scope["method"] == "HEAD" else sent_bytes
             self._is_whole = not message.get("more_body", False)
 
     async def _answer(self, error: Exception) -> None:
