@@ -30,7 +30,9 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
     """
     workers = workers or Workers()
-    store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
+    store = store or Store(
+        settings.data_root, lock_timeout_seconds=_LOCK_SECONDS, private_addresses=not settings.is_reached_by_others
+    )
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     endpoints = EndpointTable(
         [

@@ -58,6 +58,11 @@ class Settings:
         """Where it listens, as people write it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def is_reached_by_others(self) -> bool:
+        """Whether requests may come from other machines: to them it must not lend its place in this one's network."""
+        return not is_loopback(self.host)
+
 
 def read_settings() -> Settings:
     """Return the settings that this process's environment holds.

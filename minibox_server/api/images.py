@@ -17,11 +17,13 @@ from minibox_store import (
     Image,
     ImageNotFound,
     IncompleteImage,
+    InvalidDocument,
     InvalidInput,
     InvalidPath,
     InvalidReference,
     Platform,
     Reference,
+    RegistryBlocked,
     Store,
     StoreFull,
     check_image_name,
@@ -86,6 +88,7 @@ class ImageEndpoints:
                 call=self.pull,
                 query=PullQuery,
                 answers=(Answer(what="a line for each step; the last one says how it ended"),),
+                refusals=(403,),
             ),
             Endpoint(
                 method="POST",
@@ -126,8 +129,13 @@ class ImageEndpoints:
         try:
             Reference.parse(query.image)
             check_image_name(query.image)
+            await self._workers.run(self._workers.reading, lambda: self._store.check_allowed(query.image))
         except InvalidReference as error:
             return error_response(RequestError(400, f"[error] pull failed: {error}"), request.scope)
+        except RegistryBlocked as error:
+            return error_response(RequestError(403, f"[error] pull failed: {error}"), request.scope)
+        except (InvalidPath, InvalidDocument):
+            pass  # the pull itself says what is wrong with the rules
         return PullAnswer(self._store, self._workers, query.image, query.platform, unpack=self._unpack)
 
     async def save(self, request: Request, query: SaveQuery) -> Response:
