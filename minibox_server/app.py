@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.archives import ArchiveEndpoints
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.archive_paths import ArchivePaths
@@ -35,7 +36,8 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, unpack=settings.unpack).all(),
+            *ArchiveEndpoints(store, paths, workers).all(),
             *Distribution(store, workers).all(),
         ]
     )
