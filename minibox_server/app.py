@@ -7,12 +7,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from minibox_server.api.archives import ArchiveEndpoints
+from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
+from minibox_server.api.operations import Operations
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
 from minibox_server.distribution import Distribution
 from minibox_server.guard import Guard
+from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
 from minibox_server.workers import Workers
@@ -33,12 +36,15 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     workers = workers or Workers()
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
+    operations = Operations(workers)
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, workers, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
             *ArchiveEndpoints(store, paths, workers).all(),
+            *FileEndpoints(store, workers).all(),
             *Distribution(store, workers).all(),
+            *PageEndpoints().all(),
         ]
     )
     app = Starlette(

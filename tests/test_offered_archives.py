@@ -19,6 +19,7 @@ from minibox_store import (
     IncompleteImage,
     InvalidArgument,
     OfferedArchive,
+    Platform,
     PlatformNotFound,
     Store,
 )
@@ -133,7 +134,7 @@ def test_what_cannot_be_had_is_said_before_there_is_an_archive(store: Store, tmp
     with pytest.raises(ImageNotFound):
         store.open_archive("none:1")
     with pytest.raises(PlatformNotFound):
-        store.open_archive("app:1", platform="linux/s390x")  # type: ignore[arg-type]  # refused as a text is
+        store.open_archive("index:1", platform=Platform.parse("linux/s390x"))
     with pytest.raises(InvalidArgument, match="'oci' holds as many"):
         store.open_archive(["app:1", "team/app:2"])
     with pytest.raises(InvalidArgument, match="is an index of"):
@@ -147,8 +148,11 @@ def test_what_cannot_be_had_is_said_before_there_is_an_archive(store: Store, tmp
 
 
 def check_files_closed(root: Path) -> None:
-    open_files = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if number.isdigit()
-                  and os.path.lexists(f"/proc/self/fd/{number}")]
+    open_files = [
+        os.readlink(f"/proc/self/fd/{number}")
+        for number in os.listdir("/proc/self/fd")
+        if number.isdigit() and os.path.lexists(f"/proc/self/fd/{number}")
+    ]
     assert [path for path in open_files if path.startswith(str(root))] == []
 
 
