@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.archives import ArchiveEndpoints
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.operations import Operations
@@ -41,7 +42,8 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
+            *ArchiveEndpoints(store, paths, workers).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers).all(),
             *PageEndpoints().all(),
