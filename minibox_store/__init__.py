@@ -103,10 +103,12 @@ if TYPE_CHECKING:
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
+    from minibox_store.protocols import FileRange as FileRange
     from minibox_store.protocols import ImageSource as ImageSource
     from minibox_store.protocols import ImageTarget as ImageTarget
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
+    from minibox_store.protocols import RangeStream as RangeStream
     from minibox_store.pushes import PushedManifest as PushedManifest
     from minibox_store.pushes import StillNeeded as StillNeeded
     from minibox_store.pushes import Upload as Upload
@@ -248,10 +250,12 @@ _MODULES = {
         "BlobSource",
         "BlobStage",
         "BlobStream",
+        "FileRange",
         "ImageSource",
         "ImageTarget",
         "ImageWriter",
         "NamedImages",
+        "RangeStream",
     ),
     "pushes": ("PushedManifest", "StillNeeded", "Upload", "UploadNotFound", "UploadOutOfOrder"),
     "rate_limits": ("RateLimit",),
