@@ -27,6 +27,7 @@ from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
+from minibox_store.receiving import Receiving
 from minibox_store.saving import Saving
 from minibox_store.upkeep import Upkeep
 
@@ -37,7 +38,17 @@ if TYPE_CHECKING:
 
 
 class Store(
-    Pulling, Planning, Pushing, Saving, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages
+    Pulling,
+    Planning,
+    Pushing,
+    Receiving,
+    Saving,
+    NamedStore,
+    ExaminedStore,
+    Generations,
+    Upkeep,
+    Filesystems,
+    MountedImages,
 ):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
