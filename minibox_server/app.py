@@ -6,12 +6,15 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
+from minibox_server.api.operations import Operations
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
 from minibox_server.distribution import Distribution
 from minibox_server.guard import Guard
+from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
 from minibox_server.workers import Workers
@@ -32,11 +35,14 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     workers = workers or Workers()
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
+    operations = Operations(workers)
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
+            *FileEndpoints(store, workers).all(),
             *Distribution(store, workers).all(),
+            *PageEndpoints().all(),
         ]
     )
     app = Starlette(
