@@ -13,6 +13,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
 from minibox_store.examining import ExaminedStore
+from minibox_store.fetching import Fetching
 from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
 from minibox_store.graph import read_content, walk
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 class Store(
     Pulling,
+    Fetching,
     Planning,
     Pushing,
     Receiving,

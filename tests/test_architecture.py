@@ -38,7 +38,7 @@ FILE_PARTS |= {"mounts", "_mount_views", "_unnamed"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
-FACE |= {"pushing", "remote", "saving", "sending", "receiving", "local_repository", "taking"}
+FACE |= {"fetching", "pushing", "remote", "saving", "sending", "receiving", "local_repository", "taking"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

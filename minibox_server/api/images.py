@@ -16,6 +16,7 @@ from minibox_store import (
     Image,
     ImageNotFound,
     InvalidDocument,
+    InvalidPath,
     InvalidReference,
     Platform,
     Reference,
