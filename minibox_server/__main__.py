@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -16,6 +15,7 @@ import uvicorn
 
 from minibox_server.app import create_app
 from minibox_server.connections import LISTEN_BACKLOG, Connections, room_for
+from minibox_server.logs import logging_settings
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
 from minibox_server.settings import (
     DEFAULT_ADDRESS,
@@ -23,6 +23,7 @@ from minibox_server.settings import (
     DEFAULT_DATA_ROOT,
     DEFAULT_IDLE_SECONDS,
     DEFAULT_PREFIXES,
+    DEFAULT_READY_FREE_BYTES,
     DEFAULT_REQUESTS,
     Settings,
     SettingsError,
@@ -44,6 +45,8 @@ settings, all from the environment:
   MINIBOX_ARCHIVE_PREFIXES  folders that archives lie in, by colon           ({DEFAULT_PREFIXES})
   MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
   MINIBOX_REGISTRIES        a file: what may be pulled from, mirrors, rules  (none)
+  MINIBOX_LOG_FORMAT        text: lines for people; json: lines for programs (text)
+  MINIBOX_READY_FREE_BYTES  with less room /readyz says 503                  ({DEFAULT_READY_FREE_BYTES})
 
 limits, of each process; where one is passed the client is told so and has to go:
   MINIBOX_MAX_CONNECTIONS   how many connections there are at once; those
@@ -56,17 +59,6 @@ limits, of each process; where one is passed the client is told so and has to go
   A target has at most 16 KiB (414), headers 32 KiB and 100 in number (431), and a
   body that an endpoint does not ask for 64 KiB (413).
 """
-_LOGGING: Mapping[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-    "loggers": {
-        "minibox_server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "minibox_store": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-    },
-}
 
 
 class Server(uvicorn.Server):
@@ -112,7 +104,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         loop="asyncio",
         lifespan="off",
         workers=1,
-        log_config=dict(_LOGGING),
+        log_config=logging_settings(settings.log_format),
         access_log=False,
         proxy_headers=False,
         server_header=False,

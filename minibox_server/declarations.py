@@ -25,6 +25,7 @@ Q = TypeVar("Q")
 PASSED_OVER_BYTES = 64 * 1024
 
 _DECLARED = "minibox_server.parameter"
+_FOUND = "minibox_server.endpoint"
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -237,6 +238,13 @@ class EndpointTable:
 
     def find(self, scope: Scope) -> Endpoint | None:
         """Return the endpoint that a request is for; None where there is none."""
+        # It is asked for several times for each request, and is looked for once.
+        if _FOUND not in scope:
+            scope[_FOUND] = self._find(scope)
+        found: Endpoint | None = scope[_FOUND]
+        return found
+
+    def _find(self, scope: Scope) -> Endpoint | None:
         for route, methods in self._methods:
             if route.matches(scope)[0] is not Match.NONE:
                 return methods.get("GET" if scope["method"] == "HEAD" else scope["method"])

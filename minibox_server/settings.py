@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Literal
 
 import attrs
 
@@ -18,12 +19,16 @@ DEFAULT_CONNECTIONS = 1024
 DEFAULT_REQUESTS = 768
 DEFAULT_IDLE_SECONDS = 60
 
+# What a daemon needs to write an index and a few documents.
+DEFAULT_READY_FREE_BYTES = 64 * 1024 * 1024
+
 # 22 characters of base64 hold the 128 bits that make guessing hopeless.
 _TOKEN_LENGTH = 22
 _VISIBLE = re.compile(r"[!-~]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]|[^\[\]:]*)(?::(?P<port>[0-9]{1,5}))?")
 
+LogFormat = Literal["text", "json"]
 IPAddress = IPv4Address | IPv6Address
 
 
@@ -50,6 +55,8 @@ class Settings:
         max_connections: how many connections each process has at once.
         max_requests: how many requests each process answers at once.
         idle_seconds: how long a client may keep still where it owes something, or asks nothing.
+        log_format: what a line of the log is: ``text`` for people, ``json`` for programs.
+        ready_free_bytes: with less room than this the daemon says that it is not ready.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +69,8 @@ class Settings:
     max_connections: int = DEFAULT_CONNECTIONS
     max_requests: int = DEFAULT_REQUESTS
     idle_seconds: float = DEFAULT_IDLE_SECONDS
+    log_format: LogFormat = "text"
+    ready_free_bytes: int = DEFAULT_READY_FREE_BYTES
 
     @property
     def address(self) -> str:
@@ -106,6 +115,8 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         max_connections=_parse_count(environment, "MINIBOX_MAX_CONNECTIONS", DEFAULT_CONNECTIONS),
         max_requests=_parse_count(environment, "MINIBOX_MAX_REQUESTS", DEFAULT_REQUESTS),
         idle_seconds=_parse_count(environment, "MINIBOX_IDLE_SECONDS", DEFAULT_IDLE_SECONDS),
+        log_format=_parse_log_format(environment.get("MINIBOX_LOG_FORMAT") or "text"),
+        ready_free_bytes=_parse_number(environment, "MINIBOX_READY_FREE_BYTES", DEFAULT_READY_FREE_BYTES),
     )
 
 
@@ -201,6 +212,21 @@ def _parse_count(environment: Mapping[str, str], name: str, default: int) -> int
     if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text)):
         raise SettingsError(f"{name} is {text!r}, where it must be a whole number from 1 to 9999999")
     return int(text)
+
+
+def _parse_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise SettingsError(f"{name} is {text!r}, where it must be a whole number")
+    return int(text)
+
+
+def _parse_log_format(text: str) -> LogFormat:
+    if text == "text":
+        return "text"
+    if text == "json":
+        return "json"
+    raise SettingsError(f"MINIBOX_LOG_FORMAT is {text!r}, where it must be text or json")
 
 
 def _parse_hosts(text: str) -> tuple[tuple[str, int | None], ...]:

@@ -10,6 +10,7 @@ from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, NoQuery, parameter
 from minibox_server.responses import RequestError, error_response, text_response
+from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
@@ -59,7 +60,7 @@ class ImageEndpoints:
                 path="/images",
                 what="List the named images, sorted by name.",
                 call=self.images,
-                answers=(Answer(what="the images", media_type="application/json"),),
+                answers=(Answer(what="the images", media_type="application/json", schema=list_of(IMAGE_SCHEMA)),),
             ),
             Endpoint(
                 method="POST",

@@ -18,6 +18,7 @@ from minibox_server.declarations import TEXT, Answer, Endpoint, NoQuery, counted
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
 from minibox_server.distribution.repositories import Repository, build_catalogue, is_repository_name, parse_digest
 from minibox_server.responses import RequestError
+from minibox_server.schemas import TAGS_SCHEMA, VERSION_SCHEMA
 from minibox_server.workers import Operation, Workers
 from minibox_server.zero_copy import EXTENSION
 from minibox_store import (
@@ -38,6 +39,15 @@ _MOST_TAGS = 1000
 _PIECE_BYTES = 512 * 1024
 # What never comes by here may be more at once; between two of them it is seen that the daemon ends.
 _RANGE_BYTES = 2 * 1024 * 1024
+_TELLING = {"Docker-Content-Digest": "its digest", "ETag": "its digest, in quotation marks"}
+_RANGES = {"Accept-Ranges": "bytes"}
+# All that is_document has.
+_DOCUMENTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -66,7 +76,7 @@ class Distribution:
                 path="/v2",
                 what="Say that this is a registry.",
                 call=self.version,
-                answers=(Answer(what="yes", media_type="application/json"),),
+                answers=(Answer(what="yes", media_type="application/json", schema=VERSION_SCHEMA),),
                 tag="distribution",
             ),
             Endpoint(
@@ -74,7 +84,7 @@ class Distribution:
                 path="/v2/",
                 what="Say that this is a registry.",
                 call=self.version,
-                answers=(Answer(what="yes", media_type="application/json"),),
+                answers=(Answer(what="yes", media_type="application/json", schema=VERSION_SCHEMA),),
                 tag="distribution",
             ),
             Endpoint(
@@ -82,7 +92,7 @@ class Distribution:
                 path="/v2/{name:path}/manifests/{reference}",
                 what="Send a manifest or an index, by tag or by digest.",
                 call=self.manifest,
-                answers=(Answer(what="the very bytes", media_type="*/*"),),
+                answers=tuple(Answer(what="the very bytes", media_type=each, headers=_TELLING) for each in _DOCUMENTS),
                 refusals=(404,),
                 tag="distribution",
             ),
@@ -92,8 +102,13 @@ class Distribution:
                 what="Send a blob, or one range of it.",
                 call=self.blob,
                 answers=(
-                    Answer(what="the blob", media_type="application/octet-stream"),
-                    Answer(status=206, what="the range", media_type="application/octet-stream"),
+                    Answer(what="the blob", media_type="application/octet-stream", headers=_TELLING | _RANGES),
+                    Answer(
+                        status=206,
+                        what="the range",
+                        media_type="application/octet-stream",
+                        headers=_TELLING | _RANGES | {"Content-Range": "which bytes of how many"},
+                    ),
                 ),
                 refusals=(404, 416),
                 tag="distribution",
@@ -104,7 +119,15 @@ class Distribution:
                 what="List a page of a repository's tags.",
                 call=self.tags,
                 query=TagsQuery,
-                answers=(Answer(what="the tags", media_type="application/json"),),
+                answers=(
+                    Answer(what="the tags", media_type="application/json", schema=TAGS_SCHEMA),
+                    Answer(
+                        what="with a link where there are more",
+                        media_type="application/json",
+                        schema=TAGS_SCHEMA,
+                        headers={"Link": "the next page"},
+                    ),
+                ),
                 refusals=(404,),
                 tag="distribution",
             ),
