@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
+from minibox_server.api.operations import Operations
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
@@ -34,10 +35,11 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     workers = workers or Workers()
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
+    operations = Operations(workers)
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers).all(),
             *PageEndpoints().all(),

@@ -2,15 +2,14 @@
 
 from http import HTTPStatus
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from minibox_server.declarations import PASSED_OVER_BYTES
+from minibox_server.zero_copy import ZeroCopyProtocol
 
 # Together with the limits of security.py: what is longer than this is not even collected.
 MAX_HEAD_BYTES = 64 * 1024
 
 
-class Protocol(H11Protocol):
+class Protocol(ZeroCopyProtocol):
     """uvicorn's protocol, with this daemon's words for requests that are none, and an end to bodies without one."""
 
     _surplus_bytes = 0

@@ -76,7 +76,8 @@ _CODES: Mapping[int, str] = {
 }
 _BUSY_SECONDS = 5
 _RATE_LIMIT_SECONDS = 60
-_JSON_TYPES = ("application/json", "application/problem+json")
+# A program that wants to be told of progress reads JSON too.
+_JSON_TYPES = ("application/json", "application/problem+json", "application/x-ndjson", "text/event-stream")
 
 
 @attrs.frozen(slots=False)

@@ -73,19 +73,27 @@ class Workers:
     def operation(self, receive: Receive) -> Iterator["Operation"]:
         """Watch the client of an operation while the block runs, and cancel the operation when an error ends it."""
         cancellation = Cancellation()
+        with self.cancellable(cancellation):
+            operation = Operation(cancellation)
+            watcher = asyncio.create_task(operation.watch(receive))
+            try:
+                yield operation
+            except BaseException:
+                cancellation.cancel()
+                raise
+            finally:
+                watcher.cancel()
+
+    @contextmanager
+    def cancellable(self, cancellation: Cancellation) -> Iterator[None]:
+        """Let the daemon's end cancel what runs in the block."""
         with self._lock:
             self._operations.add(cancellation)
             if self._closing:
                 cancellation.cancel()
-        operation = Operation(cancellation)
-        watcher = asyncio.create_task(operation.watch(receive))
         try:
-            yield operation
-        except BaseException:
-            cancellation.cancel()
-            raise
+            yield
         finally:
-            watcher.cancel()
             with self._lock:
                 self._operations.discard(cancellation)
 

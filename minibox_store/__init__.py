@@ -102,10 +102,12 @@ if TYPE_CHECKING:
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
+    from minibox_store.protocols import FileRange as FileRange
     from minibox_store.protocols import ImageSource as ImageSource
     from minibox_store.protocols import ImageTarget as ImageTarget
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
+    from minibox_store.protocols import RangeStream as RangeStream
     from minibox_store.rate_limits import RateLimit as RateLimit
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
@@ -241,10 +243,12 @@ _MODULES = {
         "BlobSource",
         "BlobStage",
         "BlobStream",
+        "FileRange",
         "ImageSource",
         "ImageTarget",
         "ImageWriter",
         "NamedImages",
+        "RangeStream",
     ),
     "rate_limits": ("RateLimit",),
     "reference": ("Reference", "check_image_name"),

@@ -88,7 +88,7 @@ class Pushing:
         ):
             tags = tags_to_write(parsed, image.chosen)
             self._layout.activity.note_used(image.name)
-            on_event(ManifestChosen(descriptor=image.chosen))
+            on_event(ManifestChosen(name=image.name, descriptor=image.chosen))
             for each in image.referrers:
                 on_event(ReferrerFound(referrer=each))
             target = RepositoryTarget(

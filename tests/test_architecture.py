@@ -53,7 +53,7 @@ MAY_IMPORT = {
 # What each package may import from outside the standard library.
 MAY_DEPEND_ON = {
     "minibox_store": {"attrs", "cattrs", "urllib3", "backports", "compression", "indexed_gzip", "mfusepy"},
-    "minibox_server": {"anyio", "attrs", "prometheus_client", "starlette", "uvicorn"},
+    "minibox_server": {"anyio", "attrs", "h11", "prometheus_client", "starlette", "uvicorn"},
 }
 
 # Where a module, function or attribute may be used: in these files and folders and nowhere else.

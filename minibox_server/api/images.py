@@ -5,7 +5,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from minibox_server.api.descriptions import describe_image
-from minibox_server.api.pulls import PullAnswer
+from minibox_server.api.feeds import accepted_form
+from minibox_server.api.operations import Operations, StreamAnswer
+from minibox_server.api.pulls import PullAnswer, pull_call
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, NoQuery, parameter
 from minibox_server.responses import RequestError, error_response, text_response
@@ -62,8 +64,11 @@ class ImageQuery:
 class ImageEndpoints:
     """The endpoints over one store; ``unpack`` says whether a pull unpacks too."""
 
-    def __init__(self, store: Store, paths: ArchivePaths, workers: Workers, *, unpack: bool) -> None:
+    def __init__(
+        self, store: Store, paths: ArchivePaths, workers: Workers, operations: Operations, *, unpack: bool
+    ) -> None:
         self._store = store
+        self._operations = operations
         self._unpack = unpack
         self._paths = paths
         self._workers = workers
@@ -128,7 +133,14 @@ class ImageEndpoints:
             check_image_name(query.image)
         except InvalidReference as error:
             return error_response(RequestError(400, f"[error] pull failed: {error}"), request.scope)
-        return PullAnswer(self._store, self._workers, query.image, query.platform, unpack=self._unpack)
+        running = self._operations.join(
+            doing="pull",
+            limiter=self._workers.pulling,
+            call=pull_call(self._store, query.image, query.platform, unpack=self._unpack),
+            key=("pull", query.image, query.platform, self._unpack),
+        )
+        form = accepted_form(request.headers)
+        return PullAnswer(running) if form is None else StreamAnswer(running, form)
 
     async def save(self, request: Request, query: SaveQuery) -> Response:
         """Write an image to a file."""

@@ -1,0 +1,209 @@
+"""Bytes of a file that leave by the kernel alone: never in this process's memory, and by threads, beside each other.
+
+A connection in plain text offers ``http.response.zerocopysend``; where TLS has to encrypt, nothing is offered, and the
+application sends pieces. The threads have a descriptor of their own of the socket and of the file, so that whoever
+closes either meanwhile cannot make them send another file's bytes, or to another client: numbers of descriptors are
+given out again at once.
+
+Spec: ASGI, extension "Zero Copy Send"; ``file`` is the number of a descriptor, and ``offset`` and ``count`` are needed.
+"""
+
+import asyncio
+import os
+import select
+import socket
+import threading
+import time
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.utils import is_ssl
+
+EXTENSION = "http.response.zerocopysend"
+
+# A client that is quick is waited for in the thread, and one that is slow in the loop, where that costs nothing.
+_POLL_MS = 20
+# Others want the thread too.
+_TURN_SECONDS = 0.25
+_THREADS = 8
+
+
+class ZeroCopyProtocol(H11Protocol):
+    """uvicorn's protocol with the extension."""
+
+    _waiting: "asyncio.Future[None] | None" = None
+    _application: ASGIApp
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Offer the extension where nothing stands between a file and the socket."""
+        super().connection_made(transport)
+        if not is_ssl(transport):
+            self._application, self.app = self.app, self._answer
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of whoever waits for the client."""
+        super().connection_lost(exc)
+        self._wake()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = self.cycle
+
+        async def send_also_files(message: Message) -> None:
+            if message["type"] != EXTENSION:
+                await send(message)
+                return
+            if scope["method"] != "HEAD":
+                await self._send_file(cycle, message["file"], message["offset"], message["count"])
+            if not message.get("more_body", False):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: {}}
+        await self._application(scope, receive, send_also_files)
+
+    async def _send_file(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:
+        """Send part of a file as part of the body.
+
+        Raises:
+            EOFError: when the file is shorter: the answer is cut.
+        """
+        if cycle.disconnected or not count:
+            return
+        # h11 passes on what has a length, and never looks at it: such a thing is made for this.
+        announced: Any = _Announced(count)
+        for piece in self.conn.send_with_data_passthrough(h11.Data(data=announced)) or ():
+            if piece is announced:
+                if not await self._move(cycle, file, offset, count):
+                    return
+            else:
+                self.transport.write(piece)
+
+    async def _move(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> bool:
+        """Move the bytes of the file; return False once the client is gone."""
+        # Until what was written before has left, the socket is the transport's.
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            await self.flow.drain()
+            if cycle.disconnected or self.transport.is_closing():
+                return False
+            return await self._move_all(cycle, _Pipe(self.transport.get_extra_info("socket"), file), offset, count)
+        finally:
+            self.transport.set_write_buffer_limits()
+
+    async def _move_all(self, cycle: RequestResponseCycle, pipe: "_Pipe", offset: int, count: int) -> bool:
+        end = offset + count
+        limiter = self._limiter()
+        try:
+            while offset < end:
+                try:
+                    moved, is_slow = await anyio.to_thread.run_sync(
+                        pipe.move, offset, end, abandon_on_cancel=True, limiter=limiter
+                    )
+                except (ConnectionError, TimeoutError):
+                    self.transport.abort()
+                    return False
+                offset += moved
+                if is_slow:
+                    await self._wait_for_client(pipe.socket)
+                if cycle.disconnected or self.transport.is_closing():
+                    return False
+            return True
+        finally:
+            pipe.close()
+
+    async def _wait_for_client(self, descriptor: int) -> None:
+        """Return once the socket takes more, or the connection is lost."""
+        if self.transport.is_closing():
+            return
+        self._waiting = self.loop.create_future()
+        self.loop.add_writer(descriptor, self._wake)
+        try:
+            await self._waiting
+        finally:
+            self.loop.remove_writer(descriptor)
+            self._waiting = None
+
+    def _limiter(self) -> anyio.CapacityLimiter:
+        """Return what all connections of this server have in common: so many threads, and no more."""
+        limiter: anyio.CapacityLimiter = self.app_state.setdefault(EXTENSION, anyio.CapacityLimiter(_THREADS))
+        return limiter
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
+class _Announced:
+    """So many bytes that h11 counts and does not see."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+
+class _Pipe:
+    """A file and a socket, each by a descriptor of its own, which the last one who uses them closes."""
+
+    def __init__(self, client: socket.socket, file: int) -> None:
+        self.socket = os.dup(client.fileno())
+        try:
+            self._file = os.dup(file)
+        except BaseException:
+            os.close(self.socket)
+            raise
+        self._lock = threading.Lock()
+        self._is_used = False
+        self._is_closed = False
+
+    def move(self, offset: int, end: int) -> tuple[int, bool]:
+        """Move bytes until they are all gone, the time is, or the client is slow; return how many, and whether it is.
+
+        Raises:
+            EOFError: when the file has no more bytes.
+            OSError: when the client has gone.
+        """
+        with self._lock:
+            if self._is_closed:
+                return 0, False
+            self._is_used = True
+        try:
+            return self._move(offset, end)
+        finally:
+            with self._lock:
+                self._is_used = False
+                if self._is_closed:
+                    self._release()
+
+    def close(self) -> None:
+        """Close both, now or when the thread that uses them is done with its turn."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            if not self._is_used:
+                self._release()
+
+    def _move(self, offset: int, end: int) -> tuple[int, bool]:
+        begin, deadline = offset, time.monotonic() + _TURN_SECONDS
+        waiting = select.poll()
+        waiting.register(self.socket, select.POLLOUT)
+        while offset < end and time.monotonic() < deadline and not self._is_closed:
+            try:
+                moved = os.sendfile(self.socket, self._file, offset, end - offset)
+            except BlockingIOError:
+                if not waiting.poll(_POLL_MS):
+                    return offset - begin, True
+                continue
+            if not moved:
+                raise EOFError(f"a file ends at {offset}, and not at {end}")
+            offset += moved
+        return offset - begin, False
+
+    def _release(self) -> None:
+        os.close(self.socket)
+        os.close(self._file)
