@@ -51,6 +51,10 @@ class Watch:
         if urlsplit(request.url).scheme not in ("data", "blob"):
             self.requests.append(request.url)
 
+    def take_violation(self, words: str) -> None:
+        """Take note of what the policy refused."""
+        self.violations.append(words)
+
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
@@ -78,7 +82,7 @@ def watched_page(browser: Browser, *, script: str = "", **options: Any) -> Itera
     try:
         context.set_default_timeout(PATIENCE_SECONDS * 1000)
         context.on("request", watch.take_request)
-        context.expose_function("tellOfViolation", watch.violations.append)
+        context.expose_function("tellOfViolation", watch.take_violation)
         context.add_init_script(_WATCH_POLICY + script)
         page = context.new_page()
         page.on("pageerror", lambda error: watch.errors.append(str(error)))
