@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,11 +15,15 @@ from typing import Any, NoReturn
 import uvicorn
 
 from minibox_server.app import create_app
+from minibox_server.connections import LISTEN_BACKLOG, Connections, room_for
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
 from minibox_server.settings import (
     DEFAULT_ADDRESS,
+    DEFAULT_CONNECTIONS,
     DEFAULT_DATA_ROOT,
+    DEFAULT_IDLE_SECONDS,
     DEFAULT_PREFIXES,
+    DEFAULT_REQUESTS,
     Settings,
     SettingsError,
     read_settings,
@@ -38,6 +43,18 @@ settings, all from the environment:
   MINIBOX_ALLOWED_HOSTS     further names that Host may have, by comma       (none)
   MINIBOX_ARCHIVE_PREFIXES  folders that archives lie in, by colon           ({DEFAULT_PREFIXES})
   MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
+  MINIBOX_REGISTRIES        a file: what may be pulled from, mirrors, rules  (none)
+
+limits, of each process; where one is passed the client is told so and has to go:
+  MINIBOX_MAX_CONNECTIONS   how many connections there are at once; those
+                            that ask nothing go first, then 503 is said      ({DEFAULT_CONNECTIONS})
+  MINIBOX_MAX_REQUESTS      how many requests are answered at once; one more
+                            gets 503 with Retry-After                        ({DEFAULT_REQUESTS})
+  MINIBOX_IDLE_SECONDS      how long the head of a request may take, and how
+                            long a client may ask nothing, send none of its
+                            body, or take none of its answer                 ({DEFAULT_IDLE_SECONDS})
+  A target has at most 16 KiB (414), headers 32 KiB and 100 in number (431), and a
+  body that an endpoint does not ask for 64 KiB (413).
 """
 _LOGGING: Mapping[str, Any] = {
     "version": 1,
@@ -86,9 +103,11 @@ def main() -> None:
 def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     """Serve until SIGTERM or SIGINT, and end the process's work within ten seconds of it."""
     workers = Workers()
+    most_connections = room_for(settings.max_connections)
+    connections = Connections(most=most_connections, idle_seconds=settings.idle_seconds)
     config = uvicorn.Config(
         create_app(settings, workers=workers),
-        http=Protocol,
+        http=Protocol.within(connections),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -97,6 +116,8 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        backlog=LISTEN_BACKLOG,
+        timeout_keep_alive=math.ceil(settings.idle_seconds),
         timeout_graceful_shutdown=_GRACE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
@@ -105,6 +126,8 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         signal.signal(number, _end)
     protection = "a token is needed" if settings.token else "no token is needed"
     LOGGER.info("listening on %s, store in %s, %s", settings.address, settings.data_root, protection)
+    if most_connections < settings.max_connections:
+        LOGGER.warning("there are descriptors for %d connections only (ulimit -n)", most_connections)
     try:
         Server(config, workers).run(sockets)
     finally:

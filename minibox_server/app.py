@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.archives import ArchiveEndpoints
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.operations import Operations
@@ -33,13 +34,16 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
     """
     workers = workers or Workers()
-    store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
+    store = store or Store(
+        settings.data_root, lock_timeout_seconds=_LOCK_SECONDS, private_addresses=not settings.is_reached_by_others
+    )
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     operations = Operations(workers)
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
+            *ArchiveEndpoints(store, paths, workers).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers).all(),
             *PageEndpoints().all(),

@@ -21,6 +21,8 @@ from minibox_store import one_line
 _ACCESS = logging.getLogger("minibox_server.access")
 LOGGER = logging.getLogger("minibox_server")
 
+_PIECE_BYTES = 128 * 1024
+
 
 class Guard:
     """An ASGI application around another one."""
@@ -29,15 +31,28 @@ class Guard:
         self._app = app
         self._security = Security(settings)
         self._endpoints = endpoints
+        self._most_requests = settings.max_requests
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it; other kinds of connections are not served."""
         if scope["type"] == "http":
-            await _Exchange(scope, receive, send, self._endpoints).run(self._app, self._security)
+            # What is open is quickly answered; and who asks whether the daemon lives must not hear that it is busy.
+            is_full = self._requests >= self._most_requests and not self._endpoints.is_open(scope)
+            self._requests += 1
+            try:
+                exchange = _Exchange(scope, receive, send, self._endpoints)
+                await exchange.run(_say_busy if is_full else self._app, self._security)
+            finally:
+                self._requests -= 1
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         else:
             await self._app(scope, receive, send)
+
+
+async def _say_busy(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RequestError(503, "there are too many requests at once", {"Retry-After": "1"})
 
 
 class _Exchange:
@@ -89,7 +104,15 @@ class _Exchange:
             if is_distribution(self._scope["path"]):
                 name, value = DISTRIBUTION_VERSION
                 headers[name] = value
-        await self._send(message)
+        body = message.get("body", b"") if message["type"] == "http.response.body" else b""
+        if len(body) <= _PIECE_BYTES:
+            await self._send(message)
+            return
+        # Between two pieces a client that is slow is waited for: no connection has more than one of its own in memory.
+        for offset in range(0, len(body), _PIECE_BYTES):
+            is_last = offset + _PIECE_BYTES >= len(body)
+            piece = body[offset : offset + _PIECE_BYTES]
+            await self._send({**message, "body": piece, "more_body": not is_last or message.get("more_body", False)})
 
     async def _answer(self, error: Exception) -> None:
         response = error_response(error, self._scope)

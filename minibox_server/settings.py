@@ -13,6 +13,10 @@ import attrs
 DEFAULT_ADDRESS = "127.0.0.1:8080"
 DEFAULT_DATA_ROOT = "/var/lib/minibox"
 DEFAULT_PREFIXES = "/home:/root:/tmp:/srv:/opt:/var/lib/minibox"
+DEFAULT_CONNECTIONS = 1024
+# Fewer, so that there is room for connections that wait, and for saying no.
+DEFAULT_REQUESTS = 768
+DEFAULT_IDLE_SECONDS = 60
 
 # 22 characters of base64 hold the 128 bits that make guessing hopeless.
 _TOKEN_LENGTH = 22
@@ -43,6 +47,9 @@ class Settings:
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
         archive_prefixes: the folders below which the paths of archives lie.
         unpack: whether what is pulled is unpacked to ``base_layers/`` too.
+        max_connections: how many connections each process has at once.
+        max_requests: how many requests each process answers at once.
+        idle_seconds: how long a client may keep still where it owes something, or asks nothing.
     """
 
     host: str = "127.0.0.1"
@@ -52,11 +59,19 @@ class Settings:
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
     archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
     unpack: bool = True
+    max_connections: int = DEFAULT_CONNECTIONS
+    max_requests: int = DEFAULT_REQUESTS
+    idle_seconds: float = DEFAULT_IDLE_SECONDS
 
     @property
     def address(self) -> str:
         """Where it listens, as people write it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_reached_by_others(self) -> bool:
+        """Whether requests may come from other machines: to them it must not lend its place in this one's network."""
+        return not is_loopback(self.host)
 
 
 def read_settings() -> Settings:
@@ -88,6 +103,9 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
         unpack=_parse_switch(environment, "MINIBOX_UNPACK", default="1"),
+        max_connections=_parse_count(environment, "MINIBOX_MAX_CONNECTIONS", DEFAULT_CONNECTIONS),
+        max_requests=_parse_count(environment, "MINIBOX_MAX_REQUESTS", DEFAULT_REQUESTS),
+        idle_seconds=_parse_count(environment, "MINIBOX_IDLE_SECONDS", DEFAULT_IDLE_SECONDS),
     )
 
 
@@ -176,6 +194,13 @@ def _parse_switch(environment: Mapping[str, str], name: str, *, default: str = "
     if text not in ("0", "1"):
         raise SettingsError(f"{name} is {text!r}, where it must be 1 or 0")
     return text == "1"
+
+
+def _parse_count(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text)):
+        raise SettingsError(f"{name} is {text!r}, where it must be a whole number from 1 to 9999999")
+    return int(text)
 
 
 def _parse_hosts(text: str) -> tuple[tuple[str, int | None], ...]:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 _READING = 16
 _STREAMING = 8
 _CHANGING = 16
+_RECEIVING = 16
 _PULLING = 32
 
 
@@ -32,6 +33,7 @@ class Workers:
         reading: for calls that read a little and wait for nobody.
         streaming: for reading the next piece of a blob.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
+        receiving: for calls that read a body as its client sends it.
         pulling: for pulls; one more waits until another has ended.
     """
 
@@ -39,6 +41,7 @@ class Workers:
         self.reading = anyio.CapacityLimiter(_READING)
         self.streaming = anyio.CapacityLimiter(_STREAMING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
+        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.pulling = anyio.CapacityLimiter(_PULLING)
         self._lock = threading.Lock()
         self._running = 0

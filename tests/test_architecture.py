@@ -25,12 +25,12 @@ MOST_LINES = 400
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
     *("limits", "rate_limits", "removals", "reports", "summaries", "unpacked", "file_status", "plans"),
-    *("registry_rules", "sentences"),
+    *("registry_rules", "sentences", "pushes"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers", "manifest_choice"),
-    *("referring", "cancellation", "decompressing", "output_bounds", "wholeness"),
+    *("referring", "cancellation", "decompressing", "output_bounds", "wholeness", "repositories"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_extents", "_trees"}
@@ -38,7 +38,7 @@ FILE_PARTS |= {"mounts", "_mount_views", "_unnamed"}
 FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "choosing", "repairing"}
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
-FACE |= {"pushing", "remote", "saving", "sending"}
+FACE |= {"fetching", "pushing", "remote", "saving", "sending", "receiving", "local_repository", "taking"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {
