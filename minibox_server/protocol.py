@@ -1,8 +1,10 @@
 """HTTP/1.1 as bytes: what is answered where no request could be understood, so that no application sees it."""
 
+import asyncio
 from http import HTTPStatus
 
 from minibox_server.declarations import PASSED_OVER_BYTES
+from minibox_server.listening import peer_of
 from minibox_server.zero_copy import ZeroCopyProtocol
 
 # Together with the limits of security.py: what is longer than this is not even collected.
@@ -13,6 +15,12 @@ class Protocol(ZeroCopyProtocol):
     """uvicorn's protocol, with this daemon's words for requests that are none, and an end to bodies without one."""
 
     _surplus_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Note who is there, where that is a user of this machine and not an address."""
+        super().connection_made(transport)
+        if self.client is None:
+            self.client = peer_of(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Take what comes; where the answer is complete and the body is not, only so much more of it."""
