@@ -59,8 +59,11 @@ class Security:
         name, _ = host
         if is_loopback(name) or name == self.settings.host.lower():
             return True
-        # An address cannot be pointed elsewhere as a name can: the one that the connection came in on is ours.
         server = scope.get("server")
+        # No page can make a browser connect to a unix socket, and its clients say what they like.
+        if server is not None and server[1] is None:
+            return True
+        # An address cannot be pointed elsewhere as a name can: the one that the connection came in on is ours.
         address = parse_ip(name)
         if address is not None and server is not None and address == parse_ip(str(server[0])):
             return True

@@ -32,6 +32,10 @@ LogFormat = Literal["text", "json"]
 IPAddress = IPv4Address | IPv6Address
 
 
+# sockaddr_un has room for so much, and for the zero at its end.
+_SOCKET_PATH_BYTES = 107
+
+
 class SettingsError(ValueError):
     """A setting with which the daemon does not start; one sentence that names the variable."""
 
@@ -47,6 +51,10 @@ class Settings:
     Attributes:
         host: the address or name that it listens on; empty for every interface.
         port: the port that it listens on.
+        socket_path: the unix socket that it listens on instead, absolute; None for a host and a port.
+        anonymous: whether others than this machine may ask without a token.
+        tls_certificate: the file of the certificate, and of those between it and the authority; None for plain HTTP.
+        tls_key: the file of its private key.
         data_root: DataRoot, absolute.
         token: what each request must carry; None when everybody may ask.
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
@@ -61,6 +69,10 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    socket_path: str | None = None
+    anonymous: bool = False
+    tls_certificate: str | None = None
+    tls_key: str | None = None
     data_root: str = DEFAULT_DATA_ROOT
     token: str | None = attrs.field(default=None, repr=_masked)
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
@@ -75,6 +87,8 @@ class Settings:
     @property
     def address(self) -> str:
         """Where it listens, as people write it."""
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -92,6 +106,16 @@ def read_settings() -> Settings:
     return parse_settings(os.environ)
 
 
+def read_variables() -> dict[str, str]:
+    """Return this daemon's variables of the environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith("MINIBOX_")}
+
+
+def take_variables(*names: str) -> dict[str, str]:
+    """Return variables of the environment, and take them out of it: what this process starts does not have them."""
+    return {name: os.environ.pop(name, "") for name in names}
+
+
 def parse_settings(environment: Mapping[str, str]) -> Settings:
     """Return the settings in ``environment``; a variable that is empty counts as not set.
 
@@ -101,12 +125,21 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
     >>> parse_settings({"MINIBOX_HTTP_ADDR": "[::1]:9000"}).address
     '[::1]:9000'
     """
-    host, port = parse_address(environment.get("MINIBOX_HTTP_ADDR") or DEFAULT_ADDRESS)
+    address = environment.get("MINIBOX_HTTP_ADDR") or DEFAULT_ADDRESS
+    socket_path = parse_socket_path(address)
+    # A name that is no other one's, for a socket that none but this machine's own users reach.
+    host, port = parse_address(address) if socket_path is None else ("localhost", 0)
     token = environment.get("MINIBOX_API_TOKEN") or None
-    _check_protection(host, token, anonymous=_parse_switch(environment, "MINIBOX_ALLOW_ANONYMOUS"))
+    anonymous = _parse_switch(environment, "MINIBOX_ALLOW_ANONYMOUS")
+    check_protection(host, token, anonymous=anonymous)
+    certificate, key = _parse_tls(environment)
     return Settings(
         host=host,
         port=port,
+        socket_path=socket_path,
+        anonymous=anonymous,
+        tls_certificate=certificate,
+        tls_key=key,
         data_root=os.path.abspath(environment.get("MINIBOX_DATA_ROOT") or DEFAULT_DATA_ROOT),
         token=token,
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
@@ -133,6 +166,27 @@ def parse_address(text: str) -> tuple[str, int]:
     if found is None or found[1] is None or found[1] == 0:
         raise SettingsError(f"MINIBOX_HTTP_ADDR is {text!r}, where it must be host:port, :port or [IPv6 address]:port")
     return found[0], found[1]
+
+
+def parse_socket_path(text: str) -> str | None:
+    """Return the path of ``unix:/path``, None where the text is no such thing but perhaps an address.
+
+    Raises:
+        SettingsError: when it is one and no absolute path: an abstract name has no mode, and anybody could connect.
+
+    >>> parse_socket_path("unix:/run/minibox.sock")
+    '/run/minibox.sock'
+    """
+    scheme, colon, path = text.partition(":")
+    if scheme != "unix" or not colon or path.isdigit():
+        return None
+    if not path.startswith("/") or path.endswith("/") or not path.isprintable():
+        raise SettingsError(f"MINIBOX_HTTP_ADDR is {text!r}, where unix: wants the absolute path of a socket")
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise SettingsError(
+            f"MINIBOX_HTTP_ADDR has a path of more than {_SOCKET_PATH_BYTES} bytes, which no socket has"
+        )
+    return path
 
 
 def parse_host(text: str, *, empty: bool = False) -> tuple[str, int | None] | None:
@@ -183,7 +237,12 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
-def _check_protection(host: str, token: str | None, *, anonymous: bool) -> None:
+def check_protection(host: str, token: str | None, *, anonymous: bool) -> None:
+    """Refuse to listen on an address that others can reach, and that no token protects.
+
+    Raises:
+        SettingsError: when the token is missing, too short, or none that a header could carry.
+    """
     if token is not None and _VISIBLE.fullmatch(token) is None:
         raise SettingsError("MINIBOX_API_TOKEN must be visible ASCII characters without spaces")
     if is_loopback(host) or anonymous:
@@ -198,6 +257,16 @@ def _check_protection(host: str, token: str | None, *, anonymous: bool) -> None:
             f"to listen on {where}, which others can reach, MINIBOX_API_TOKEN needs at least "
             f"{_TOKEN_LENGTH} characters (or set MINIBOX_ALLOW_ANONYMOUS=1)"
         )
+
+
+def _parse_tls(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    found = []
+    for name, other in (("CERTIFICATE", "KEY"), ("KEY", "CERTIFICATE")):
+        path = environment.get(f"MINIBOX_TLS_{name}") or None
+        if path is None and environment.get(f"MINIBOX_TLS_{other}"):
+            raise SettingsError(f"MINIBOX_TLS_{other} is set, and so MINIBOX_TLS_{name} must be")
+        found.append(None if path is None else os.path.abspath(path))
+    return found[0], found[1]
 
 
 def _parse_switch(environment: Mapping[str, str], name: str, *, default: str = "0") -> bool:

@@ -78,7 +78,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tomllib": ("minibox_store/codec/",),
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
-    "fcntl": (*LOCKS, "minibox_store/_extents.py"),
+    # The last one holds a folder while a socket is made in it.
+    "fcntl": (*LOCKS, "minibox_store/_extents.py", "minibox_server/listening.py"),
     "mmap": (),  # what others may shorten ends the process that has it mapped
     "subprocess": (
         *("minibox_store/rootfs/mounting.py", "minibox_store/rootfs/unmounting.py"),
