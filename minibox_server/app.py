@@ -43,9 +43,9 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     )
     metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
-    operations = Operations(workers)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
+    operations = Operations(workers, metrics.operation)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
