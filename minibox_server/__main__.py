@@ -38,6 +38,7 @@ settings, all from the environment:
   MINIBOX_ALLOWED_HOSTS     further names that Host may have, by comma       (none)
   MINIBOX_ARCHIVE_PREFIXES  folders that archives lie in, by colon           ({DEFAULT_PREFIXES})
   MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
+  MINIBOX_UPSTREAM          a registry that /v2/ brings from what is missing (none)
 """
 _LOGGING: Mapping[str, Any] = {
     "version": 1,

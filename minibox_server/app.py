@@ -12,7 +12,7 @@ from minibox_server.api.operations import Operations
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
-from minibox_server.distribution import Distribution
+from minibox_server.distribution import Distribution, Upstream
 from minibox_server.guard import Guard
 from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
@@ -36,12 +36,13 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     operations = Operations(workers)
+    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
             *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
             *FileEndpoints(store, workers).all(),
-            *Distribution(store, workers).all(),
+            *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),
         ]
     )

@@ -10,6 +10,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import attrs
 
+from minibox_store import InvalidReference, Reference
+
 DEFAULT_ADDRESS = "127.0.0.1:8080"
 DEFAULT_DATA_ROOT = "/var/lib/minibox"
 DEFAULT_PREFIXES = "/home:/root:/tmp:/srv:/opt:/var/lib/minibox"
@@ -43,6 +45,7 @@ class Settings:
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
         archive_prefixes: the folders below which the paths of archives lie.
         unpack: whether what is pulled is unpacked to ``base_layers/`` too.
+        upstream: the registry from which ``/v2/`` brings what the store has not; None where it brings nothing.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +55,7 @@ class Settings:
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
     archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
     unpack: bool = True
+    upstream: str | None = None
 
     @property
     def address(self) -> str:
@@ -88,6 +92,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
         unpack=_parse_switch(environment, "MINIBOX_UNPACK", default="1"),
+        upstream=_parse_upstream(environment.get("MINIBOX_UPSTREAM") or None, (host, port)),
     )
 
 
@@ -194,3 +199,19 @@ def _parse_prefixes(text: str) -> tuple[str, ...]:
         if not item.startswith("/") or "\0" in item:
             raise SettingsError(f"MINIBOX_ARCHIVE_PREFIXES has {item!r}, which is no absolute path")
     return prefixes
+
+
+def _parse_upstream(text: str | None, own_address: tuple[str, int]) -> str | None:
+    """Return the registry that is meant, as references name it; it is not this daemon, which would ask itself."""
+    if text is None:
+        return None
+    try:
+        reference = Reference(domain=text, repository="any/repository", tag="latest")
+    except InvalidReference:
+        raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, where it must be a registry: host or host:port") from None
+    found = parse_host(text)
+    if found is not None and found[1] == own_address[1]:
+        own_host = own_address[0]
+        if found[0] == own_host or (is_loopback(found[0]) and (not own_host or is_loopback(own_host))):
+            raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, which is where this daemon listens")
+    return reference.domain

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from minibox_server.declarations import TEXT, Answer, Endpoint, NoQuery, counted, parameter
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
 from minibox_server.distribution.repositories import Repository, build_catalogue, is_repository_name, parse_digest
+from minibox_server.distribution.upstream import Upstream
 from minibox_server.responses import RequestError
 from minibox_server.workers import Operation, Workers
 from minibox_server.zero_copy import EXTENSION
@@ -53,9 +54,10 @@ class TagsQuery:
 class Distribution:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, workers: Workers) -> None:
+    def __init__(self, store: Store, workers: Workers, upstream: Upstream | None = None) -> None:
         self._store = store
         self._workers = workers
+        self._upstream = upstream
         self._last: tuple[tuple[Image, ...], Mapping[str, Repository]] | None = None
 
     def all(self) -> list[Endpoint]:
@@ -151,6 +153,12 @@ class Distribution:
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            reference = request.path_params["reference"]
+            if not await self._bring(request, error, _digest(reference) or reference, is_manifest=True):
+                raise
         return await self._workers.run(self._workers.reading, call)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
@@ -166,7 +174,23 @@ class Distribution:
             stream = self._open(descriptor, wanted.first if wanted else 0, "BLOB_UNKNOWN")
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            if not await self._bring(request, error, _digest(request.path_params["digest"]), is_manifest=False):
+                raise
         return await self._workers.run(self._workers.reading, call)
+
+    async def _bring(
+        self, request: Request, error: RequestError, wanted: Digest | str | None, *, is_manifest: bool
+    ) -> bool:
+        """Return whether what was not found is here now, because the registry behind this one has it."""
+        if self._upstream is None or error.status != 404 or wanted is None:
+            return False
+        name = request.path_params["name"]
+        if is_manifest:
+            return await self._upstream.bring_manifest(request, name, wanted)
+        return isinstance(wanted, Digest) and await self._upstream.bring_blob(request, name, wanted)
 
     def _repository(self, request: Request) -> Repository:
         name = request.path_params["name"]
