@@ -70,7 +70,7 @@ class Fetching:
         with self._asking(parsed, client, on_event, cancellation) as asked:
             on_event(ResolvingName(name=name))
             root = asked.repository.resolve(str(parsed.digest or parsed.tag))
-            on_event(ManifestChosen(descriptor=root))
+            on_event(ManifestChosen(name=name, descriptor=root))
             pulled_as = Provenance(reference=str(parsed), digest=root.digest, platform=None)
             with attrs.evolve(asked.target, provenance=pulled_as).open_writer() as writer:
                 self._bring(asked, writer, root, on_event)

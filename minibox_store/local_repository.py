@@ -9,7 +9,6 @@ Spec: OCI distribution-spec 1.1, "Pull", "Push", "Content Discovery" and "Conten
 
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from minibox_store import media_types
@@ -24,7 +23,6 @@ from minibox_store.errors import (
     NotFound,
     StoreDamaged,
 )
-from minibox_store.graph import ContentSource
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
 from minibox_store.pushes import PushedManifest, StillNeeded, Upload
@@ -32,13 +30,12 @@ from minibox_store.repositories import (
     RepositoryEntries,
     check_repository_name,
     find_repository,
-    with_pushed,
     without_entries,
 )
-from minibox_store.taking import hold_graph
+from minibox_store.taking import Taking
 
 if TYPE_CHECKING:
-    from minibox_store.layout import Layout, Transaction
+    from minibox_store.layout import Layout
     from minibox_store.layout.pushed import PushedBlobs
     from minibox_store.layout.reaching import Reaches
     from minibox_store.layout.uploads import Uploads
@@ -223,7 +220,8 @@ class LocalRepository:
                 ``missing`` has all of it. What it refers to (``subject``) may be absent.
 
         Guarantees: everything that it reaches stays from then on. A name comes last, in one step, and in the same step
-            go those entries without a name that it reaches.
+            go those entries without a name that it reaches. What the tag stood for before stays, by its digest, if it
+            is whole.
         """
         if tag is not None:
             check_repository_name(self.name, tag)
@@ -236,28 +234,10 @@ class LocalRepository:
                 raise ContentMismatch("the manifest", str(digest), str(actual))
             descriptor = Descriptor(media_type=said, digest=actual, size_bytes=len(content))
             subject = None if document.subject is None else document.subject.digest
-            with self._layout.open_writer() as writer:
-                reached = hold_graph(self._layout, writer, descriptor, content, self.find)
-                writer.write_blob(descriptor, ContentSource(content))
-                change = partial(
-                    with_pushed,
-                    repository=self.name,
-                    descriptor=descriptor,
-                    tag=tag,
-                    is_kept_by_subject=subject is not None and self._hold_subject(writer, subject),
-                    reached=reached,
-                )
-                writer.write_change(change, [] if tag is None else [f"{self.name}:{tag}"])
+            taking = Taking(self._layout, self.name, self.find, self._find_reached)
+            reached = taking.take(descriptor, content, tag=tag, subject=subject)
             self._pushed.unpin(self.name, reached)
         return PushedManifest(descriptor=descriptor, subject=subject)
-
-    def _hold_subject(self, writer: "Transaction", subject: Digest) -> bool:
-        """Whether a manifest or index is there to be referred to; it is pinned then."""
-        try:
-            found = self._find_reached(subject)
-        except (BlobNotFound, StoreDamaged):
-            return False
-        return found is not None and media_types.is_document(found.media_type) and writer.has_blob(found)
 
     # ---- deleting
 

@@ -142,6 +142,7 @@ def with_pushed(
     tag: str | None,
     is_kept_by_subject: bool,
     reached: Container[Digest],
+    earlier: Descriptor | None = None,
 ) -> LayoutIndex:
     """Return the index with a manifest or index that was pushed to a repository.
 
@@ -153,6 +154,7 @@ def with_pushed(
         is_kept_by_subject: whether what it refers to is there, so that it may be kept as long as that.
         reached: the digests of all that it reaches: entries without a name of the same repository that were there for
             these alone are not needed any more.
+        earlier: what the tag stands for now, if that is to stay, by its digest.
     """
     plain = Descriptor(media_type=descriptor.media_type, digest=descriptor.digest, size_bytes=descriptor.size_bytes)
     kept = tuple(
@@ -166,13 +168,24 @@ def with_pushed(
         )
     )
     index = attrs.evolve(index, entries=kept)
-    if tag is not None:
-        return with_name(index, f"{repository}:{tag}", plain)
-    if any(root.digest == plain.digest for root in find_repository(index, repository).roots):
+    if tag is None:
+        said = {REFERRER_ANNOTATION: "true"} if is_kept_by_subject else {}
+        return _with_nameless(index, repository, plain, said)
+    index = with_name(index, f"{repository}:{tag}", plain)
+    return index if earlier is None or earlier.digest in reached else _with_nameless(index, repository, earlier, {})
+
+
+def _with_nameless(index: LayoutIndex, repository: str, descriptor: Descriptor, said: Mapping[str, str]) -> LayoutIndex:
+    """Return the index in which an entry of a repository stands for this, with a name or without."""
+    if any(root.digest == descriptor.digest for root in find_repository(index, repository).roots):
         return index
-    said = {REPOSITORY_ANNOTATION: repository, **({REFERRER_ANNOTATION: "true"} if is_kept_by_subject else {})}
-    new = LayoutEntry(descriptor=attrs.evolve(plain, annotations=said))
-    return attrs.evolve(index, entries=(*index.entries, new))
+    new = Descriptor(
+        media_type=descriptor.media_type,
+        digest=descriptor.digest,
+        size_bytes=descriptor.size_bytes,
+        annotations={REPOSITORY_ANNOTATION: repository, **said},
+    )
+    return attrs.evolve(index, entries=(*index.entries, LayoutEntry(descriptor=new)))
 
 
 def without_entries(index: LayoutIndex, taken: Container[Descriptor], repository: str) -> LayoutIndex:
