@@ -86,7 +86,8 @@ class Parameter:
         what: what it is for, as the description says.
         missing: the sentence where it is needed and missing, or stands there and is empty; None for the usual one.
         code: what the distribution API calls a wrong one; None outside of it.
-        repeated: whether it may stand there several times; the field is a tuple then.
+        repeated: whether it may stand there several times; the field is a tuple then, which may be empty unless there
+            is a sentence for a missing one.
     """
 
     kind: Kind[Any]
@@ -112,7 +113,12 @@ def parameter(
 
 def parameters_of(query: type) -> Mapping[str, tuple[Parameter, bool]]:
     """Return each parameter that a class declares, by name, and whether it is needed."""
-    return {field.name: (field.metadata[_DECLARED], field.default is attrs.NOTHING) for field in attrs.fields(query)}
+    declared = {field.name: (field.metadata[_DECLARED], field.default) for field in attrs.fields(query)}
+    return {name: (each, _is_needed(each, default)) for name, (each, default) in declared.items()}
+
+
+def _is_needed(declared: Parameter, default: object) -> bool:
+    return default is attrs.NOTHING or (declared.repeated and declared.missing is not None)
 
 
 @attrs.frozen
@@ -131,6 +137,8 @@ def decode_query(query: type[Q], text: bytes) -> Q:
     for name, (declared, is_needed) in parameters_of(query).items():
         if declared.repeated:
             values[name] = tuple(_read(declared, name, each) for each in given.all(name))
+            if is_needed and not values[name]:
+                raise RequestError(400, declared.missing or "", code=declared.code)
             continue
         is_asked_for = is_needed or (declared.missing is not None and given.has(name))
         found = given.required(name, missing=declared.missing) if is_asked_for else given.optional(name)
