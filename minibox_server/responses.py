@@ -30,6 +30,7 @@ from minibox_store import (
     RateLimited,
     RegistryBlocked,
     RegistryError,
+    StillNeeded,
     StoreBusy,
     StoreDamaged,
     StoreError,
@@ -62,6 +63,7 @@ _STATUSES: Mapping[type[Exception], int] = {
     StoreUnavailable: 500,
     CredentialHelperFailed: 500,
     PolicyRefused: 403,
+    StillNeeded: 409,
     Cancelled: 503,
     StoreError: 500,
 }

@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from minibox_store.limits import Limits as Limits
     from minibox_store.limits import TarLimits as TarLimits
     from minibox_store.limits import UnpackLimits as UnpackLimits
+    from minibox_store.local_repository import LocalRepository as LocalRepository
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.offers import OfferedImage as OfferedImage
@@ -109,6 +110,11 @@ if TYPE_CHECKING:
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
     from minibox_store.protocols import RangeStream as RangeStream
+    from minibox_store.pushes import PushedManifest as PushedManifest
+    from minibox_store.pushes import StillNeeded as StillNeeded
+    from minibox_store.pushes import Upload as Upload
+    from minibox_store.pushes import UploadNotFound as UploadNotFound
+    from minibox_store.pushes import UploadOutOfOrder as UploadOutOfOrder
     from minibox_store.rate_limits import RateLimit as RateLimit
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
@@ -235,6 +241,7 @@ _MODULES = {
     "images": ("Image",),
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits", "TarLimits", "UnpackLimits"),
+    "local_repository": ("LocalRepository",),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
@@ -252,6 +259,7 @@ _MODULES = {
         "NamedImages",
         "RangeStream",
     ),
+    "pushes": ("PushedManifest", "StillNeeded", "Upload", "UploadNotFound", "UploadOutOfOrder"),
     "rate_limits": ("RateLimit",),
     "reference": ("Reference", "check_image_name"),
     "registry": (

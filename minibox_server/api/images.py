@@ -10,14 +10,18 @@ from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, NoQuery, parameter
 from minibox_server.responses import RequestError, error_response, text_response
+from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
     Image,
     ImageNotFound,
+    InvalidDocument,
+    InvalidPath,
     InvalidReference,
     Platform,
     Reference,
+    RegistryBlocked,
     Store,
     check_image_name,
 )
@@ -56,7 +60,7 @@ class ImageEndpoints:
                 path="/images",
                 what="List the named images, sorted by name.",
                 call=self.images,
-                answers=(Answer(what="the images", media_type="application/json"),),
+                answers=(Answer(what="the images", media_type="application/json", schema=list_of(IMAGE_SCHEMA)),),
             ),
             Endpoint(
                 method="POST",
@@ -65,6 +69,7 @@ class ImageEndpoints:
                 call=self.pull,
                 query=PullQuery,
                 answers=(Answer(what="a line for each step; the last one says how it ended"),),
+                refusals=(403,),
             ),
             Endpoint(
                 method="POST",
@@ -87,8 +92,13 @@ class ImageEndpoints:
         try:
             Reference.parse(query.image)
             check_image_name(query.image)
+            await self._workers.run(self._workers.reading, lambda: self._store.check_allowed(query.image))
         except InvalidReference as error:
             return error_response(RequestError(400, f"[error] pull failed: {error}"), request.scope)
+        except RegistryBlocked as error:
+            return error_response(RequestError(403, f"[error] pull failed: {error}"), request.scope)
+        except (InvalidPath, InvalidDocument):
+            pass  # the pull itself says what is wrong with the rules
         running = self._operations.join(
             doing="pull",
             limiter=self._workers.pulling,
