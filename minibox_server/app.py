@@ -51,7 +51,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         [
             *SystemEndpoints(store, workers).all(),
             *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
-            *ArchiveEndpoints(store, paths, workers).all(),
+            *ArchiveEndpoints(store, paths, workers, operations).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),
