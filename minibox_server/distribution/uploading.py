@@ -19,7 +19,6 @@ from minibox_server.responses import RequestError
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobNotFound,
-    Cancellation,
     Descriptor,
     Digest,
     InvalidReference,
