@@ -23,6 +23,7 @@ _READING = 16
 _STREAMING = 8
 _RECEIVING = 32
 _CHANGING = 16
+_RECEIVING = 16
 _PULLING = 32
 
 
@@ -34,6 +35,7 @@ class Workers:
         streaming: for reading the next piece of a blob.
         receiving: for the bodies of uploads, which come as slowly as their clients send them.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
+        receiving: for calls that read a body as its client sends it.
         pulling: for pulls; one more waits until another has ended.
     """
 
@@ -42,6 +44,7 @@ class Workers:
         self.streaming = anyio.CapacityLimiter(_STREAMING)
         self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
+        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.pulling = anyio.CapacityLimiter(_PULLING)
         self._lock = threading.Lock()
         self._running = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from minibox_store.archive.formats import ArchiveCompression as ArchiveCompression
     from minibox_store.archive.formats import ArchiveFormat as ArchiveFormat
+    from minibox_store.archive.offering import OfferedArchive as OfferedArchive
     from minibox_store.cancellation import Cancellation as Cancellation
     from minibox_store.codec import encode_document as encode_document
     from minibox_store.codec.archive_tables import parse_digests as parse_digests
@@ -164,6 +165,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "archive.formats": ("ArchiveCompression", "ArchiveFormat"),
+    "archive.offering": ("OfferedArchive",),
     "codec": ("encode_document",),
     "codec.archive_tables": ("parse_digests",),
     "cancellation": ("Cancellation",),

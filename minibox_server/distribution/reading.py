@@ -15,13 +15,16 @@ from starlette.types import Receive, Scope, Send
 from minibox_server.declarations import Answer, Endpoint, NoQuery
 from minibox_server.distribution.naming import naming_errors, open_repository, parse_digest
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
+from minibox_server.distribution.upstream import Upstream
 from minibox_server.responses import RequestError
+from minibox_server.schemas import VERSION_SCHEMA
 from minibox_server.workers import Operation, Workers
 from minibox_server.zero_copy import EXTENSION
 from minibox_store import (
     BlobNotFound,
     BlobStream,
     Descriptor,
+    Digest,
     ImageNotFound,
     LocalRepository,
     RangeStream,
@@ -32,14 +35,24 @@ from minibox_store import (
 _PIECE_BYTES = 512 * 1024
 # What never comes by here may be more at once; between two of them it is seen that the daemon ends.
 _RANGE_BYTES = 2 * 1024 * 1024
+_TELLING = {"Docker-Content-Digest": "its digest", "ETag": "its digest, in quotation marks"}
+_RANGES = {"Accept-Ranges": "bytes"}
+# All that is_document has.
+_DOCUMENTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 
 
 class Reading:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, workers: Workers) -> None:
+    def __init__(self, store: Store, workers: Workers, upstream: Upstream | None = None) -> None:
         self._store = store
         self._workers = workers
+        self._upstream = upstream
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -49,7 +62,7 @@ class Reading:
                 path="/v2",
                 what="Say that this is a registry.",
                 call=self.version,
-                answers=(Answer(what="yes", media_type="application/json"),),
+                answers=(Answer(what="yes", media_type="application/json", schema=VERSION_SCHEMA),),
                 tag="distribution",
             ),
             Endpoint(
@@ -57,7 +70,7 @@ class Reading:
                 path="/v2/",
                 what="Say that this is a registry.",
                 call=self.version,
-                answers=(Answer(what="yes", media_type="application/json"),),
+                answers=(Answer(what="yes", media_type="application/json", schema=VERSION_SCHEMA),),
                 tag="distribution",
             ),
             Endpoint(
@@ -65,7 +78,7 @@ class Reading:
                 path="/v2/{name:path}/manifests/{reference}",
                 what="Send a manifest or an index, by tag or by digest.",
                 call=self.manifest,
-                answers=(Answer(what="the very bytes", media_type="*/*"),),
+                answers=tuple(Answer(what="the very bytes", media_type=each, headers=_TELLING) for each in _DOCUMENTS),
                 refusals=(404,),
                 tag="distribution",
             ),
@@ -75,8 +88,13 @@ class Reading:
                 what="Send a blob, or one range of it.",
                 call=self.blob,
                 answers=(
-                    Answer(what="the blob", media_type="application/octet-stream"),
-                    Answer(status=206, what="the range", media_type="application/octet-stream"),
+                    Answer(what="the blob", media_type="application/octet-stream", headers=_TELLING | _RANGES),
+                    Answer(
+                        status=206,
+                        what="the range",
+                        media_type="application/octet-stream",
+                        headers=_TELLING | _RANGES | {"Content-Range": "which bytes of how many"},
+                    ),
                 ),
                 refusals=(404, 416),
                 tag="distribution",
@@ -99,6 +117,12 @@ class Reading:
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            reference = request.path_params["reference"]
+            if not await self._bring(request, error, parse_digest(reference) or reference, is_manifest=True):
+                raise
         return await self._workers.run(self._workers.reading, call)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
@@ -117,7 +141,23 @@ class Reading:
                 stream = self._store.open_blob(descriptor, wanted.first if wanted else 0)
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            if not await self._bring(request, error, parse_digest(request.path_params["digest"]), is_manifest=False):
+                raise
         return await self._workers.run(self._workers.reading, call)
+
+    async def _bring(
+        self, request: Request, error: RequestError, wanted: Digest | str | None, *, is_manifest: bool
+    ) -> bool:
+        """Return whether what was not found is here now, because the registry behind this one has it."""
+        if self._upstream is None or error.status != 404 or wanted is None:
+            return False
+        name = request.path_params["name"]
+        if is_manifest:
+            return await self._upstream.bring_manifest(request, name, wanted)
+        return isinstance(wanted, Digest) and await self._upstream.bring_blob(request, name, wanted)
 
     def _read(self, descriptor: Descriptor) -> bytes:
         try:
