@@ -5,14 +5,14 @@ import asyncio
 import contextlib
 import logging
 import logging.config
+import math
 import os
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import attrs
 import uvicorn
@@ -20,13 +20,19 @@ import uvicorn
 from minibox_server.activation import Activation, take_activation
 from minibox_server.app import create_app
 from minibox_server.configuration import check_configuration, version
+from minibox_server.connections import LISTEN_BACKLOG, Connections, room_for
 from minibox_server.listening import Listening, listen
+from minibox_server.logs import logging_settings
 from minibox_server.processes import Processes
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
 from minibox_server.settings import (
     DEFAULT_ADDRESS,
+    DEFAULT_CONNECTIONS,
     DEFAULT_DATA_ROOT,
+    DEFAULT_IDLE_SECONDS,
     DEFAULT_PREFIXES,
+    DEFAULT_READY_FREE_BYTES,
+    DEFAULT_REQUESTS,
     Settings,
     SettingsError,
     read_settings,
@@ -38,7 +44,6 @@ LOGGER = logging.getLogger("minibox_server")
 
 # Within ten seconds of SIGTERM everything has ended: what is cancelled ends within one, what commits is let finish.
 _GRACE_SECONDS = 7
-_BACKLOG = 2048
 _MOST_PROCESSES = 256
 _VARIABLES = f"""\
 settings, all from the environment:
@@ -52,18 +57,22 @@ settings, all from the environment:
   MINIBOX_TLS_CERTIFICATE   the file of a certificate chain: speak TLS       (none)
   MINIBOX_TLS_KEY           the file of its private key                      (none)
   MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
+  MINIBOX_REGISTRIES        a file: what may be pulled from, mirrors, rules  (none)
+  MINIBOX_UPSTREAM          a registry that /v2/ brings from what is missing (none)
+  MINIBOX_LOG_FORMAT        text: lines for people; json: lines for programs (text)
+  MINIBOX_READY_FREE_BYTES  with less room /readyz says 503                  ({DEFAULT_READY_FREE_BYTES})
+
+limits, of each process; where one is passed the client is told so and has to go:
+  MINIBOX_MAX_CONNECTIONS   how many connections there are at once; those
+                            that ask nothing go first, then 503 is said      ({DEFAULT_CONNECTIONS})
+  MINIBOX_MAX_REQUESTS      how many requests are answered at once; one more
+                            gets 503 with Retry-After                        ({DEFAULT_REQUESTS})
+  MINIBOX_IDLE_SECONDS      how long the head of a request may take, and how
+                            long a client may ask nothing, send none of its
+                            body, or take none of its answer                 ({DEFAULT_IDLE_SECONDS})
+  A target has at most 16 KiB (414), headers 32 KiB and 100 in number (431), and a
+  body that an endpoint does not ask for 64 KiB (413).
 """
-_LOGGING: Mapping[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-    "loggers": {
-        "minibox_server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "minibox_store": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-    },
-}
 
 
 @attrs.frozen(kw_only=True)
@@ -101,7 +110,7 @@ class Server(uvicorn.Server):
         if self._service.lifeline is not None:
             loop.add_reader(self._service.lifeline, self._end_alone, loop, self._service.lifeline)
             for each in sockets or ():
-                each.listen(_BACKLOG)
+                each.listen(LISTEN_BACKLOG)
         self._service.activation.notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -134,9 +143,9 @@ def main() -> None:
         sys.stdout.write(findings.text)
         sys.exit(2 if findings.problems else 0)
     activation = take_activation()
-    logging.config.dictConfig(dict(_LOGGING))
     try:
         settings = read_settings()
+        logging.config.dictConfig(dict(logging_settings(settings.log_format)))
         tls = open_context(settings)
         listening = listen(settings, activation.sockets)
     except SettingsError as error:
@@ -172,10 +181,12 @@ def serve_by_several(service: Service, count: int) -> None:
 def serve(service: Service) -> None:
     """Serve until SIGTERM or SIGINT, and end the process's work within ten seconds of it."""
     workers = Workers()
-    tls = service.tls
+    settings, tls = service.settings, service.tls
+    most_connections = room_for(settings.max_connections)
+    connections = Connections(most=most_connections, idle_seconds=settings.idle_seconds)
     config = uvicorn.Config(
-        create_app(service.settings, workers=workers),
-        http=Protocol,
+        create_app(settings, workers=workers),
+        http=Protocol.within(connections),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -184,12 +195,15 @@ def serve(service: Service) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.idle_seconds),
         timeout_graceful_shutdown=_GRACE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         # asyncio takes as many connections at once as it lets wait; so that each process gets some, one at a time.
-        backlog=_BACKLOG if service.lifeline is None else 1,
+        backlog=LISTEN_BACKLOG if service.lifeline is None else 1,
         ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
+    if most_connections < settings.max_connections:
+        LOGGER.warning("there are descriptors for %d connections only (ulimit -n)", most_connections)
     try:
         Server(config, workers, service).run(service.listening.sockets)
     finally:

@@ -24,6 +24,7 @@ MAX_HEADERS = 100
 
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@]+)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_VERSIONS = ("1.0", "1.1")
 _OWN_SITES = (b"same-origin", b"none")
 
 
@@ -39,6 +40,7 @@ class Security:
         Raises:
             RequestError: 400, 401, 403, 413, 414 or 431.
         """
+        check_version(scope)
         check_size_of_head(scope)
         host = self._check_host(scope)
         check_origin(scope, host)
@@ -128,6 +130,19 @@ def _is_same_origin(origin: str, host: tuple[str, int | None], scheme: str) -> b
         return False
     default = _DEFAULT_PORTS[match["scheme"]]
     return (parsed[0], parsed[1] or default) == (host[0], host[1] or default)
+
+
+def check_version(scope: Scope) -> None:
+    """Refuse what says of itself that it is another HTTP: whoever passed it on may have read something else in it.
+
+    Raises:
+        RequestError: 400.
+    """
+    version = scope.get("http_version", "1.1")
+    if version not in _VERSIONS:
+        raise RequestError(400, "only HTTP/1.1 and HTTP/1.0 are spoken here", {"Connection": "close"})
+    if version == "1.0" and headers_of(scope, b"transfer-encoding"):
+        raise RequestError(400, "in HTTP/1.0 a body has a Content-Length", {"Connection": "close"})
 
 
 def check_size_of_head(scope: Scope) -> None:

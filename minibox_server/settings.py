@@ -7,12 +7,22 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Literal
 
 import attrs
+
+from minibox_store import InvalidReference, Reference
 
 DEFAULT_ADDRESS = "127.0.0.1:8080"
 DEFAULT_DATA_ROOT = "/var/lib/minibox"
 DEFAULT_PREFIXES = "/home:/root:/tmp:/srv:/opt:/var/lib/minibox"
+DEFAULT_CONNECTIONS = 1024
+# Fewer, so that there is room for connections that wait, and for saying no.
+DEFAULT_REQUESTS = 768
+DEFAULT_IDLE_SECONDS = 60
+
+# What a daemon needs to write an index and a few documents.
+DEFAULT_READY_FREE_BYTES = 64 * 1024 * 1024
 
 # 22 characters of base64 hold the 128 bits that make guessing hopeless.
 _TOKEN_LENGTH = 22
@@ -20,6 +30,7 @@ _VISIBLE = re.compile(r"[!-~]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]|[^\[\]:]*)(?::(?P<port>[0-9]{1,5}))?")
 
+LogFormat = Literal["text", "json"]
 IPAddress = IPv4Address | IPv6Address
 
 
@@ -51,6 +62,12 @@ class Settings:
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
         archive_prefixes: the folders below which the paths of archives lie.
         unpack: whether what is pulled is unpacked to ``base_layers/`` too.
+        max_connections: how many connections each process has at once.
+        max_requests: how many requests each process answers at once.
+        idle_seconds: how long a client may keep still where it owes something, or asks nothing.
+        log_format: what a line of the log is: ``text`` for people, ``json`` for programs.
+        ready_free_bytes: with less room than this the daemon says that it is not ready.
+        upstream: the registry from which ``/v2/`` brings what the store has not; None where it brings nothing.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +81,12 @@ class Settings:
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
     archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
     unpack: bool = True
+    max_connections: int = DEFAULT_CONNECTIONS
+    max_requests: int = DEFAULT_REQUESTS
+    idle_seconds: float = DEFAULT_IDLE_SECONDS
+    log_format: LogFormat = "text"
+    ready_free_bytes: int = DEFAULT_READY_FREE_BYTES
+    upstream: str | None = None
 
     @property
     def address(self) -> str:
@@ -71,6 +94,11 @@ class Settings:
         if self.socket_path is not None:
             return f"unix:{self.socket_path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_reached_by_others(self) -> bool:
+        """Whether requests may come from other machines: to them it must not lend its place in this one's network."""
+        return not is_loopback(self.host)
 
 
 def read_settings() -> Settings:
@@ -121,6 +149,12 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
         unpack=_parse_switch(environment, "MINIBOX_UNPACK", default="1"),
+        max_connections=_parse_count(environment, "MINIBOX_MAX_CONNECTIONS", DEFAULT_CONNECTIONS),
+        max_requests=_parse_count(environment, "MINIBOX_MAX_REQUESTS", DEFAULT_REQUESTS),
+        idle_seconds=_parse_count(environment, "MINIBOX_IDLE_SECONDS", DEFAULT_IDLE_SECONDS),
+        log_format=_parse_log_format(environment.get("MINIBOX_LOG_FORMAT") or "text"),
+        ready_free_bytes=_parse_number(environment, "MINIBOX_READY_FREE_BYTES", DEFAULT_READY_FREE_BYTES),
+        upstream=_parse_upstream(environment.get("MINIBOX_UPSTREAM") or None, (host, port)),
     )
 
 
@@ -247,6 +281,28 @@ def _parse_switch(environment: Mapping[str, str], name: str, *, default: str = "
     return text == "1"
 
 
+def _parse_count(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text)):
+        raise SettingsError(f"{name} is {text!r}, where it must be a whole number from 1 to 9999999")
+    return int(text)
+
+
+def _parse_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise SettingsError(f"{name} is {text!r}, where it must be a whole number")
+    return int(text)
+
+
+def _parse_log_format(text: str) -> LogFormat:
+    if text == "text":
+        return "text"
+    if text == "json":
+        return "json"
+    raise SettingsError(f"MINIBOX_LOG_FORMAT is {text!r}, where it must be text or json")
+
+
 def _parse_hosts(text: str) -> tuple[tuple[str, int | None], ...]:
     hosts = []
     for item in text.replace(",", " ").split():
@@ -263,3 +319,19 @@ def _parse_prefixes(text: str) -> tuple[str, ...]:
         if not item.startswith("/") or "\0" in item:
             raise SettingsError(f"MINIBOX_ARCHIVE_PREFIXES has {item!r}, which is no absolute path")
     return prefixes
+
+
+def _parse_upstream(text: str | None, own_address: tuple[str, int]) -> str | None:
+    """Return the registry that is meant, as references name it; it is not this daemon, which would ask itself."""
+    if text is None:
+        return None
+    try:
+        reference = Reference(domain=text, repository="any/repository", tag="latest")
+    except InvalidReference:
+        raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, where it must be a registry: host or host:port") from None
+    found = parse_host(text)
+    if found is not None and found[1] == own_address[1]:
+        own_host = own_address[0]
+        if found[0] == own_host or (is_loopback(found[0]) and (not own_host or is_loopback(own_host))):
+            raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, which is where this daemon listens")
+    return reference.domain

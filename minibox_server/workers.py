@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 _READING = 16
 _STREAMING = 8
+_RECEIVING = 32
 _CHANGING = 16
+_RECEIVING = 16
 _PULLING = 32
 
 
@@ -31,14 +33,18 @@ class Workers:
     Attributes:
         reading: for calls that read a little and wait for nobody.
         streaming: for reading the next piece of a blob.
+        receiving: for the bodies of uploads, which come as slowly as their clients send them.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
+        receiving: for calls that read a body as its client sends it.
         pulling: for pulls; one more waits until another has ended.
     """
 
     def __init__(self) -> None:
         self.reading = anyio.CapacityLimiter(_READING)
         self.streaming = anyio.CapacityLimiter(_STREAMING)
+        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
+        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.pulling = anyio.CapacityLimiter(_PULLING)
         self._lock = threading.Lock()
         self._running = 0
@@ -73,19 +79,27 @@ class Workers:
     def operation(self, receive: Receive) -> Iterator["Operation"]:
         """Watch the client of an operation while the block runs, and cancel the operation when an error ends it."""
         cancellation = Cancellation()
+        with self.cancellable(cancellation):
+            operation = Operation(cancellation)
+            watcher = asyncio.create_task(operation.watch(receive))
+            try:
+                yield operation
+            except BaseException:
+                cancellation.cancel()
+                raise
+            finally:
+                watcher.cancel()
+
+    @contextmanager
+    def cancellable(self, cancellation: Cancellation) -> Iterator[None]:
+        """Let the daemon's end cancel what runs in the block."""
         with self._lock:
             self._operations.add(cancellation)
             if self._closing:
                 cancellation.cancel()
-        operation = Operation(cancellation)
-        watcher = asyncio.create_task(operation.watch(receive))
         try:
-            yield operation
-        except BaseException:
-            cancellation.cancel()
-            raise
+            yield
         finally:
-            watcher.cancel()
             with self._lock:
                 self._operations.discard(cancellation)
 

@@ -85,7 +85,7 @@ def choose_incoming(
     if chosen.made_from is not None:
         platforms = tuple(each.descriptor.platform for each in chosen.manifests if each.descriptor.platform is not None)
         on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
-    on_event(ManifestChosen(descriptor=chosen.root))
+    on_event(ManifestChosen(name=wish.name, descriptor=chosen.root))
     return chosen
 
 

@@ -59,8 +59,9 @@ class IndexMade:
 
 @attrs.frozen(kw_only=True)
 class ManifestChosen:
-    """The one manifest, or whole index, that is copied."""
+    """The one manifest, or whole index, that is copied; ``name`` is what it was found by."""
 
+    name: str
     descriptor: Descriptor
 
 

@@ -86,7 +86,7 @@ def copy(
                 on_event(ChoosingPlatform(name=str(origin), platform=platform))
             root = select_manifest(remembering, root, platform, str(origin))
         tags = tags_to_write(place, root)
-        on_event(ManifestChosen(descriptor=root))
+        on_event(ManifestChosen(name=str(origin), descriptor=root))
         along = gather_referrers(remembering, repository, root) if referrers else ()
         for each in along:
             on_event(ReferrerFound(referrer=each))

@@ -62,7 +62,7 @@ LINES: list[tuple[Event, str | None]] = [
         ),
         "[pull] new index 48d9183eb12a of 111111111111 for linux/amd64, linux/arm/v7",
     ),
-    (ManifestChosen(descriptor=leaf("48d9183eb12a")), "[pull] manifest: 48d9183eb12a"),
+    (ManifestChosen(name="alpine", descriptor=leaf("48d9183eb12a")), "[pull] manifest: 48d9183eb12a"),
     (started("config"), "[pull] pulling config 8ca4688f4f35..."),
     (started("layer", start="91d30c5bc195"), "[pull] pulling layer 1/1 (91d30c5bc195)..."),
     (started("layer", 2, 8, "91d30c5bc195"), "[pull] pulling layer 2/8 (91d30c5bc195)..."),
@@ -122,7 +122,7 @@ def test_a_blob_that_is_there_has_a_line_of_its_own(role: str, position: int, to
 
 def test_a_sha512_is_told_by_its_first_twelve_digits_too() -> None:
     digest = Digest("sha512", "0123456789ab" + "c" * 116)
-    event = ManifestChosen(descriptor=Descriptor(media_type="", digest=digest, size_bytes=1))
+    event = ManifestChosen(name="a", descriptor=Descriptor(media_type="", digest=digest, size_bytes=1))
     assert render_line(event) == "[pull] manifest: 0123456789ab"
 
 

@@ -1,67 +1,56 @@
-"""A pull as the answer that tells of it."""
+"""A pull, and the answer that tells of it line by line."""
 
-import asyncio
-import logging
+from collections.abc import Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from minibox_server.api.descriptions import describe_image
+from minibox_server.api.operations import Call, Failure, Listener, Running
 from minibox_server.responses import RequestError
-from minibox_server.workers import Workers
-from minibox_store import Cancellation, Event, Platform, Store, StoreError, one_line, render_line
+from minibox_store import Cancellation, EventListener, Platform, Store, StoreError, one_line
 
-LOGGER = logging.getLogger("minibox_server")
+
+def pull_call(store: Store, name: str, platform: Platform, *, unpack: bool) -> Call:
+    """Return what pulls an image, and then describes it as GET /images does."""
+
+    def call(on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        pulled = store.pull(name, platform=platform, unpack=unpack, on_event=on_event, cancellation=cancellation)
+        return describe_image(pulled)
+
+    return call
 
 
 class PullAnswer(Response):
     """A pull as the answer that tells of it: each line is sent as it happens, and the last one says how it ended."""
 
-    def __init__(self, store: Store, workers: Workers, name: str, platform: Platform, *, unpack: bool) -> None:
+    def __init__(self, running: Running) -> None:
         super().__init__(media_type="text/plain")
         del self.headers["content-length"]
-        self._store = store
-        self._workers = workers
-        self._name = name
-        self._platform = platform
-        self._unpack = unpack
+        self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pull, and send the answer."""
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
-        pulling = asyncio.create_task(self._pull(receive, lines))
-        try:
+        """Send the answer while the pull goes on."""
+        with self._running.listening(receive) as listener:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            while (line := await lines.get()) is not None:
+            try:
+                await self._tell(listener, send)
+                last = "[pull] Done"
+            except (StoreError, RequestError) as error:
+                last = one_line(f"[error] pull failed: {error}")
+            await send({"type": "http.response.body", "body": f"{last}\n".encode(), "more_body": False})
+
+    async def _tell(self, listener: Listener, send: Send) -> None:
+        running, seen = self._running, 0
+        while True:
+            outcome, lines = running.outcome(), running.lines[seen:]
+            seen += len(lines)
+            for line in lines:
                 await send({"type": "http.response.body", "body": f"{line}\n".encode(), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            pulling.cancel()
-
-    async def _pull(self, receive: Receive, lines: "asyncio.Queue[str | None]") -> None:
-        loop = asyncio.get_running_loop()
-
-        def on_event(event: Event) -> None:
-            # Only what makes a line crosses into the loop: the steps of a blob's bytes are far too many.
-            line = render_line(event)
-            if line is not None:
-                loop.call_soon_threadsafe(lines.put_nowait, line)
-
-        def call(cancellation: Cancellation) -> None:
-            self._store.pull(
-                self._name,
-                platform=self._platform,
-                unpack=self._unpack,
-                on_event=on_event,
-                cancellation=cancellation,
-            )
-
-        try:
-            await self._workers.run_operation(self._workers.pulling, receive, call)
-            lines.put_nowait("[pull] Done")
-        except (StoreError, RequestError) as error:
-            lines.put_nowait(one_line(f"[error] pull failed: {error}"))
-        except Exception:
-            LOGGER.exception("unexpected error in a pull")
-            lines.put_nowait("[error] pull failed: internal error")
-        finally:
-            lines.put_nowait(None)
+            if lines:
+                continue
+            if isinstance(outcome, Failure):
+                raise outcome
+            if outcome is not None:
+                return
+            await listener.wait()

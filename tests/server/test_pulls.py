@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
-from minibox_server.api.pulls import PullAnswer
+from minibox_server.api.operations import Operations
+from minibox_server.api.pulls import PullAnswer, pull_call
 from minibox_server.workers import Workers
 from minibox_store import LINUX_AMD64, Store
 from tests.server.clients import client_of
@@ -356,7 +359,13 @@ def test_a_platform_from_an_index_cannot_write_a_line_of_its_own(tmp_path: Path,
 
 def test_an_unexpected_error_is_logged_and_ends_the_stream(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     no_name: Any = None
-    answer = PullAnswer(Store(tmp_path / "data"), Workers(), no_name, LINUX_AMD64, unpack=False)
+    operations = Operations(Workers())
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        call = pull_call(Store(tmp_path / "data"), no_name, LINUX_AMD64, unpack=False)
+        running = operations.join(doing="pull", limiter=anyio.CapacityLimiter(1), call=call)
+        await PullAnswer(running)(scope, receive, send)
+
     assert TestClient(answer).post("/").text == "[error] pull failed: internal error\n"
     assert "TypeError" in caplog.text
 

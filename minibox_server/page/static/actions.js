@@ -1,0 +1,126 @@
+// What is done with one image: download, tag, remove; and the way back in, load.
+
+import { address, ask, hasToken, send, upload } from "./api.js";
+import * as dialogs from "./dialogs.js";
+import { field, make } from "./dom.js";
+import { refresh, usageOf } from "./holdings.js";
+import { tell } from "./telling.js";
+import { start } from "./work.js";
+import { bytes, fileName } from "./words.js";
+
+const FORMATS = {
+  both: "For every tool: an OCI layout, and docker's form",
+  oci: "OCI layout",
+  docker: "Docker",
+  minibox: "This program's own",
+};
+
+/** Ask for the form of an archive, and let the browser keep one of this image. */
+export async function saveImage(image) {
+  const format = make("select", {}, Object.entries(FORMATS).map(([value, label]) => make("option", { value }, label)));
+  const chosen = await dialogs.ask({
+    title: `Download ${image.name}`,
+    content: field("Form", format, `About ${bytes(image.size_bytes)}.`),
+    yes: "Download",
+    // The file is chosen while the click still counts as the user's.
+    confirm: async () => ({ format: format.value, file: await chooseFile(fileName(image.name)) }),
+  });
+  if (chosen === null) return;
+  const query = { image: image.name, format: chosen.format };
+  if (chosen.file === null && !hasToken()) {
+    // Where no header is needed, the browser's own download is the best there is.
+    keep(address("images/archive", query), fileName(image.name));
+    tell(`The download of ${image.name} has begun.`);
+    return;
+  }
+  start(`Download ${image.name}`, (work) => receive(query, chosen.file, fileName(image.name), work));
+}
+
+/** Send a file to the store. */
+export function loadFile(file) {
+  start(`Load ${file.name}`, async (work) => {
+    const sent = (count) => work.take({ event: "progress", phase: "sending", done_bytes: count, total_bytes: file.size });
+    const query = {};
+    const result = await upload("images/load", file, {
+      query, signal: work.signal, onSent: sent, onEvent: (event) => work.take(event),
+    });
+    await refresh();
+    const names = (result.images ?? result.loaded ?? []).map((each) => each.name ?? each);
+    return names.length ? `Here now: ${names.join(", ")}.` : "Its images are here.";
+  });
+}
+
+/** Ask for a further name for an image, and write it. */
+export async function tagImage(name) {
+  const input = make("input", { required: true, value: name, autocomplete: "off", spellcheck: "false", autofocus: true });
+  const given = await dialogs.ask({
+    title: `Tag ${name}`,
+    content: field("New name", input, "The image keeps the name that it has; a name that stands for another image moves."),
+    yes: "Tag",
+    confirm: async () => {
+      await ask("images/tag", { method: "POST", query: { image: name, new_name: input.value.trim() } });
+      return input.value.trim();
+    },
+  });
+  if (given === null) return;
+  tell(`${name} is ${given} too.`);
+  await refresh();
+}
+
+/** Ask whether a name is to go, and take it away. Promises whether it went. */
+export async function removeImage(name) {
+  const own = usageOf(name)?.own_bytes;
+  const gone = await dialogs.ask({
+    title: `Remove ${name}?`,
+    content: make("p", {}, "The name goes. Its bytes stay until a prune",
+      own === undefined ? "." : `, which can free ${bytes(own)} then.`),
+    yes: "Remove",
+    isDangerous: true,
+    confirm: () => ask("images/remove", { method: "POST", query: { image: name } }),
+  });
+  if (gone === null) return false;
+  tell(`${name} is removed.`);
+  await refresh();
+  // The button that had the focus is gone with its row.
+  document.querySelector("h1")?.focus();
+  return true;
+}
+
+async function chooseFile(suggestedName) {
+  if (!window.showSaveFilePicker) return null;
+  try {
+    return await window.showSaveFilePicker({ suggestedName });
+  } catch (error) {
+    if (error.name === "AbortError") throw new Error("No file was chosen.");
+    throw error;
+  }
+}
+
+async function receive(query, file, name, work) {
+  const response = await send("images/archive", { query, signal: work.signal });
+  const total = Number(response.headers.get("Content-Length")) || null;
+  let done = 0;
+  const counted = response.body.pipeThrough(new TransformStream({
+    transform(piece, controller) {
+      done += piece.byteLength;
+      work.take({ event: "progress", phase: "receiving", done_bytes: done, total_bytes: total });
+      controller.enqueue(piece);
+    },
+  }));
+  if (file !== null) {
+    // What is not whole is thrown away by the browser: the file is there when its stream is closed, not before.
+    await counted.pipeTo(await file.createWritable(), { signal: work.signal });
+    return `${bytes(done)}, in the file that was chosen.`;
+  }
+  const url = URL.createObjectURL(await new Response(counted).blob());
+  keep(url, name);
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  return `${bytes(done)}, in the folder for downloads.`;
+}
+
+function keep(url, name) {
+  const link = make("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+}

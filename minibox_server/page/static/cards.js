@@ -1,0 +1,125 @@
+// How work is shown: one card for each, with a bar for the whole and one for each blob, and words for those who hear it.
+
+import { button, make, replace } from "./dom.js";
+import { tell } from "./telling.js";
+import { bytes, short } from "./words.js";
+
+const STATES = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled" };
+const PHASES = { unpacking: "Unpacking", registering: "Writing its name", verifying: "Checking", resolving: "Asking" };
+const MOST_MESSAGES = 5;
+
+/** Show a piece of work in `place` until its user puts it away. */
+export function showWork(place, work) {
+  const card = new Card(work, () => {
+    card.element.remove();
+    place.hidden = !place.children.length;
+    document.getElementById("main").focus();
+  });
+  place.hidden = false;
+  place.prepend(card.element);
+  tell(`${work.title}: started.`);
+}
+
+class Card {
+  #rows = new Map();
+  #isDrawing = false;
+
+  constructor(work, onPutAway) {
+    this.work = work;
+    this.bar = make("progress", { "aria-label": work.title });
+    this.line = make("p", { class: "line" });
+    this.blobs = make("ul", { class: "blobs", "aria-label": "Blobs" });
+    this.details = make("details", { open: true, hidden: true }, make("summary", {}, "Blobs"), this.blobs);
+    this.messages = make("ul", { class: "messages", hidden: true });
+    this.ending = make("div", {}, button("Cancel", () => work.cancel(), { "aria-label": `Cancel: ${work.title}` }));
+    this.state = make("span", { class: "state" });
+    const head = make("div", { class: "head" }, make("h2", {}, work.title), this.state, this.ending);
+    this.element = make("article", { class: "card work" }, head, this.bar, this.line, this.details, this.messages);
+    work.addEventListener("change", () => this.#drawSoon());
+    work.addEventListener("end", () => this.#end(onPutAway));
+    this.#draw();
+  }
+
+  #drawSoon() {
+    // Events come in bursts; a screen shows no more than one state of them at a time.
+    if (this.#isDrawing) return;
+    this.#isDrawing = true;
+    requestAnimationFrame(() => {
+      this.#isDrawing = false;
+      this.#draw();
+    });
+  }
+
+  #draw() {
+    const { work } = this;
+    this.element.dataset.state = work.state;
+    this.state.textContent = STATES[work.state];
+    this.line.textContent = work.hasEnded ? work.sentence : lineOf(work);
+    setBar(this.bar, work.state === "done" ? 1 : work.progress.part);
+    this.bar.hidden = work.state === "failed" || work.state === "cancelled";
+    this.details.hidden = !work.progress.blobs.size;
+    for (const blob of work.progress.blobs.values()) this.#drawBlob(blob);
+    const messages = work.progress.messages.slice(-MOST_MESSAGES);
+    this.messages.hidden = !messages.length;
+    replace(this.messages, messages.map((text) => make("li", {}, text)));
+  }
+
+  #drawBlob(blob) {
+    let row = this.#rows.get(blob.digest);
+    if (!row) {
+      const name = nameOf(blob);
+      row = { bar: make("progress", { "aria-label": name }), told: make("span", { class: "number" }) };
+      row.element = make("li", {}, make("span", {}, name, " ", make("code", {}, short(blob.digest))), row.told, row.bar);
+      this.#rows.set(blob.digest, row);
+      this.blobs.append(row.element);
+    }
+    row.element.dataset.phase = blob.phase;
+    row.told.textContent = toldOf(blob);
+    setBar(row.bar, blob.sizeBytes ? blob.doneBytes / blob.sizeBytes : null);
+  }
+
+  #end(onPutAway) {
+    const { work } = this;
+    this.details.open = false;
+    const hadFocus = this.ending.contains(document.activeElement);
+    replace(this.ending, button("Put away", onPutAway, { "aria-label": `Put away: ${work.title}` }));
+    if (hadFocus) this.ending.firstChild.focus();
+    tell(`${work.title}: ${STATES[work.state]}. ${work.sentence}`);
+  }
+}
+
+function lineOf(work) {
+  if (work.state === "queued") return "Waits until other work of this page is done.";
+  const { progress } = work;
+  if (progress.ahead !== null) {
+    return progress.ahead === 1 ? "Waits its turn: 1 pull is ahead." : `Waits its turn: ${progress.ahead} pulls are ahead.`;
+  }
+  const [done, total] = progress.bytes;
+  const seconds = (performance.now() - work.startedAt) / 1000;
+  const moved = done - progress.resumedBytes;
+  const parts = [
+    PHASES[progress.phase] ?? null,
+    total ? `${bytes(done)} of ${bytes(total)}` : done ? bytes(done) : "Asking…",
+    seconds > 1 && moved > 0 ? `${bytes(moved / seconds)}/s` : null,
+    progress.resumedBytes ? `resumed, ${bytes(progress.resumedBytes)} were here` : null,
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
+
+function nameOf(blob) {
+  return blob.position && blob.total > 1 ? `${blob.role} ${blob.position} of ${blob.total}` : blob.role;
+}
+
+function toldOf(blob) {
+  if (blob.phase === "unpacking") return `${bytes(blob.sizeBytes)}, unpacking`;
+  if (blob.wasPresent) return `${bytes(blob.sizeBytes)}, was here`;
+  if (blob.phase === "stored") return `${bytes(blob.sizeBytes)}, stored`;
+  const resumed = blob.resumedBytes ? `, resumed at ${bytes(blob.resumedBytes)}` : "";
+  const attempt = blob.attempt > 1 ? `, attempt ${blob.attempt}` : "";
+  return `${bytes(blob.doneBytes)} of ${bytes(blob.sizeBytes)}${resumed}${attempt}`;
+}
+
+function setBar(bar, part) {
+  if (part === null) bar.removeAttribute("value");
+  else bar.value = part;
+}

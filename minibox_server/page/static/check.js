@@ -1,0 +1,23 @@
+// Verify: every byte of every image is read and hashed; what is wrong is listed, and nothing is changed.
+
+import { follow } from "./api.js";
+import { button, make, replace } from "./dom.js";
+import { finish } from "./pull.js";
+import { start } from "./work.js";
+import { count } from "./words.js";
+
+/** Return the panel. */
+export function checkPanel() {
+  const findings = make("ul", { class: "findings" });
+  const run = () => start("Verify the store", async (work) => {
+    const report = await finish(follow("system/verify", { signal: work.signal }), work);
+    const found = report.findings ?? [];
+    replace(findings, found.map((each) => make("li", {}, make("strong", {}, each.kind), " ", make("code", {}, each.path), " ", each.problem,
+      each.names?.length ? ` (${each.names.join(", ")})` : null)));
+    return found.length ? `${count(found.length, "finding")}: see below.` : "Every byte is what it should be.";
+  });
+  return make("section", { class: "card", "aria-labelledby": "verify" },
+    make("h2", { id: "verify" }, "Verify"),
+    make("p", {}, "Reads and hashes every byte of every image. Nothing is changed."),
+    button("Verify every byte", run), findings);
+}

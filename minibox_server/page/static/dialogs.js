@@ -1,0 +1,65 @@
+// Questions. Each is a modal <dialog>: the browser keeps the focus inside it, closes it on Escape, and gives the focus
+// back to where it was.
+
+import { button, field, make } from "./dom.js";
+
+let numbered = 0;
+
+/**
+ * Open a dialog, and promise what it was closed with: null after Escape or Cancel, else what `confirm()` returns. An
+ * error that it throws is shown, and the dialog stays open.
+ *
+ * `content` are elements; `yes` is the word on the button, null for a dialog that only shows something; `isDangerous`
+ * gives the focus to Cancel instead.
+ */
+export function ask({ title, content, yes = null, no = "Cancel", confirm = async () => true, isDangerous = false }) {
+  numbered += 1;
+  const id = `dialog-${numbered}`;
+  const failed = make("p", { class: "failed", role: "alert", hidden: true });
+  const agree = yes && make("button", { type: "submit", class: isDangerous ? "danger" : "main" }, yes);
+  const refuse = button(no, () => dialog.close(), { autofocus: isDangerous });
+  const form = make("form", { method: "dialog" }, make("h2", { id }, title), content, failed,
+    make("div", { class: "actions" }, refuse, agree));
+  const dialog = make("dialog", { "aria-labelledby": id }, form);
+  document.body.append(dialog);
+  return new Promise((resolve) => {
+    let answer = null;
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      failed.hidden = true;
+      agree.disabled = true;
+      try {
+        answer = await confirm();
+        dialog.close();
+      } catch (error) {
+        failed.textContent = error.message;
+        failed.hidden = false;
+      } finally {
+        agree.disabled = false;
+      }
+    });
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(answer);
+    });
+    dialog.showModal();
+  });
+}
+
+/** Ask for the token; `wasRefused` says that there was one before. Promises a text, or null. */
+export function askForToken(wasRefused) {
+  const input = make("input", { type: "password", required: true, autocomplete: "off", spellcheck: "false", autofocus: true });
+  return ask({
+    title: "This daemon wants a token",
+    content: [
+      make("p", {}, wasRefused ? "That token was not the right one." : "It is the value of MINIBOX_API_TOKEN."),
+      field("Token", input, "It is kept in this page's memory, until the page is closed."),
+    ],
+    yes: "Use it",
+    // A header holds visible characters; anything else would be refused before it is sent.
+    confirm: async () => {
+      if (!/^[\x21-\x7e]+$/.test(input.value)) throw new Error("A token is visible characters, without spaces.");
+      return input.value;
+    },
+  });
+}

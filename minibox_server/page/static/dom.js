@@ -1,0 +1,59 @@
+// Elements from values. Whatever comes from a registry, an image or a user becomes text: nothing here, and nothing
+// anywhere on this page, reads a string as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+let fields = 0;
+
+/**
+ * Return an element. Of `properties`, `on…` functions are listeners, true and false switch an attribute, null and
+ * undefined leave it out, and all others are attributes. Of `children`, null and false are left out.
+ */
+export function make(tag, properties = {}, ...children) {
+  return fill(document.createElement(tag), properties, children);
+}
+
+/** Return an element of a picture. */
+export function draw(tag, properties = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), properties, children);
+}
+
+/** Put these children, and nothing else, into an element. */
+export function replace(element, ...children) {
+  element.replaceChildren(...children.flat(Infinity).filter(isShown));
+  return element;
+}
+
+/** Return a button that does something; its `label` is seen. */
+export function button(label, onclick, properties = {}) {
+  return make("button", { type: "button", onclick, ...properties }, label);
+}
+
+/** Return a labelled field: `input` under the words that say what it is, and over a hint that says more. */
+export function field(label, input, hint = null) {
+  fields += 1;
+  input.id ||= `field-${fields}`;
+  if (hint !== null) input.setAttribute("aria-describedby", `${input.id}-hint`);
+  return make("div", { class: "field" },
+    make("label", { for: input.id }, label), input, hint !== null && make("small", { id: `${input.id}-hint` }, hint));
+}
+
+/** Return terms and what they stand for; a pair whose second part is null is left out. */
+export function facts(...pairs) {
+  const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return make("dl", { class: "facts" }, shown.map(([term, value]) => [make("dt", {}, term), make("dd", {}, value)]));
+}
+
+function fill(element, properties, children) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter(isShown));
+  return element;
+}
+
+function isShown(child) {
+  return child !== null && child !== undefined && child !== false;
+}

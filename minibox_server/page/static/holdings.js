@@ -1,0 +1,92 @@
+// What the store holds, as last asked: its images, and whose its bytes are. Who shows it is told when it changes.
+
+import { ask, follow, Refused } from "./api.js";
+
+const SOON_MS = 150;
+const AGAIN_MS = 5000;
+
+/** The images, and the bytes: null until they are known; `problem` is why they are not. */
+export const holdings = { images: null, usage: null, problem: null };
+
+const listeners = new Set();
+let timer = null;
+
+/** Call `listener` at every change; return what ends that. */
+export function onHoldings(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+/** Ask anew, and tell everybody. */
+export async function refresh() {
+  try {
+    const [images, usage] = await Promise.all([ask("images"), ask("system/df").catch(withoutUsage)]);
+    Object.assign(holdings, { images, usage, problem: null });
+  } catch (error) {
+    holdings.problem = error.message;
+  }
+  for (const listener of listeners) listener();
+}
+
+/** The bytes of one image: its own, and those that others need too; null where that is not known. */
+export function usageOf(name) {
+  return holdings.usage?.images?.find((each) => each.name === name) ?? null;
+}
+
+/** Refresh whenever the store changes, by whomever, as long as the page is seen. */
+export async function keepFresh() {
+  for (;;) {
+    await untilSeen();
+    await untilKnown();
+    // A page that is not seen gives its connection back: a browser has few of them for one host.
+    const controller = new AbortController();
+    const hide = () => document.hidden && controller.abort();
+    document.addEventListener("visibilitychange", hide);
+    try {
+      for await (const event of follow("events", { method: "GET", signal: controller.signal, isQuiet: true })) {
+        if (event.event === "image" || event.event === "prune") refreshSoon();
+      }
+    } catch (error) {
+      if (error instanceof Refused && error.status === 404) return;
+      if (!controller.signal.aborted) await new Promise((resolve) => { setTimeout(resolve, AGAIN_MS); });
+    } finally {
+      document.removeEventListener("visibilitychange", hide);
+    }
+    refreshSoon();
+  }
+}
+
+function refreshSoon() {
+  clearTimeout(timer);
+  timer = setTimeout(refresh, SOON_MS);
+}
+
+function withoutUsage(error) {
+  // The list is worth showing though a damaged image keeps its bytes from being counted.
+  if (error.status === 401 || error.status === 0) throw error;
+  return null;
+}
+
+function untilKnown() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (holdings.images === null) return;
+      listeners.delete(look);
+      resolve();
+    };
+    listeners.add(look);
+    look();
+  });
+}
+
+function untilSeen() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
+}

@@ -1,0 +1,103 @@
+// The view of one image: what it is, how it was made, how it is run, and which files are in it.
+
+import { ask } from "./api.js";
+import { removeImage, saveImage, tagImage } from "./actions.js";
+import { button, facts, field, make, replace } from "./dom.js";
+import { filesPanel } from "./files.js";
+import { onHoldings, usageOf } from "./holdings.js";
+import { age, bytes, count, short } from "./words.js";
+
+/** Return the view of the image of this name, and what ends it. */
+export function imageView(name) {
+  const body = make("div", { class: "parted" }, make("p", { class: "quiet" }, "Asking the daemon…"));
+  const controller = new AbortController();
+  const { signal } = controller;
+  let seen = null;
+  const load = async () => {
+    try {
+      const image = await ask("images/inspect", { query: { image: name }, signal });
+      // What has not changed stays as it is, and so do the focus and the place in it.
+      const text = JSON.stringify([image, usageOf(name)]);
+      if (text === seen) return;
+      seen = text;
+      replace(body, parts(name, image, signal));
+    } catch (error) {
+      if (signal.aborted) return;
+      seen = null;
+      replace(body, make("div", { class: "notice", role: "alert" }, make("p", {}, error.message), button("Try again", load)));
+    }
+  };
+  load();
+  const ends = onHoldings(load);
+  return {
+    title: name,
+    view: [make("p", { class: "crumb" }, make("a", { href: "#/images" }, "All images")), make("h1", { tabindex: "-1" }, name), body],
+    end: () => { ends(); controller.abort(); },
+  };
+}
+
+function parts(name, image, signal) {
+  const usage = usageOf(name);
+  const place = make("div", { class: "parted" });
+  const manifests = image.manifests ?? [];
+  const runnable = manifests.filter((each) => !each.is_attestation);
+  const show = (manifest) => replace(place, manifestParts(name, manifest, signal));
+  const choice = make("select", { onchange: () => show(runnable[choice.value]) },
+    runnable.map((each, number) => make("option", { value: number }, each.platform ?? short(each.digest))));
+  if (runnable.length) show(runnable[0]);
+  const remove = async () => {
+    if (await removeImage(name)) location.hash = "#/images";
+  };
+  return [
+    make("section", { class: "card", "aria-label": "Overview" },
+      facts(
+        ["Size", usage && usage.shared_bytes ? `${bytes(image.size_bytes)}, of which ${bytes(usage.shared_bytes)} are shared with other images` : bytes(image.size_bytes)],
+        ["Platform", image.platform ?? (image.platforms ?? []).join(", ")],
+        ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
+        ["Digest", make("code", {}, image.digest)],
+        ["Type", make("code", {}, image.media_type)],
+        ["Damage", image.damaged ? "A document of this image cannot be read." : null]),
+      make("div", { class: "actions" },
+        button("Download", () => saveImage(image)), button("Tag", () => tagImage(name)),
+        button("Remove", remove, { class: "danger quiet" }))),
+    runnable.length > 1 && field("Platform", choice),
+    place,
+  ];
+}
+
+function manifestParts(name, manifest, signal) {
+  const config = manifest.config ?? null;
+  return [
+    config && make("section", { class: "card", "aria-labelledby": "runs" }, make("h2", { id: "runs" }, "How it runs"), configFacts(config)),
+    make("section", { class: "card", "aria-labelledby": "made" },
+      make("h2", { id: "made" }, "How it was made"), make("ol", { class: "steps" }, stepsOf(manifest).map(step))),
+    config && filesPanel(name, manifest.platform, signal),
+  ];
+}
+
+function configFacts(config) {
+  const lines = (values) => (values?.length ? make("code", {}, values.flatMap((each) => [each, make("br")])) : null);
+  const pairs = (values) => lines(Object.entries(values ?? {}).map(([key, value]) => `${key}=${value}`));
+  return facts(
+    ["Entry point", config.entrypoint?.length ? make("code", {}, JSON.stringify(config.entrypoint)) : null],
+    ["Command", config.cmd?.length ? make("code", {}, JSON.stringify(config.cmd)) : null],
+    ["User", config.user],
+    ["Folder", config.working_dir],
+    ["Environment", lines(config.env)],
+    ["Ports", lines(config.exposed_ports)],
+    ["Volumes", lines(config.volumes)],
+    ["Stop signal", config.stop_signal],
+    ["Labels", pairs(config.labels)]);
+}
+
+function stepsOf(manifest) {
+  const layers = (manifest.layers ?? []).map((layer) => ({ layer }));
+  return manifest.history?.length ? manifest.history : layers;
+}
+
+function step({ layer, created, created_by: command, comment }) {
+  return make("li", { class: layer ? "" : "empty-step" },
+    make("span", {}, make("code", {}, command || comment || "a layer"),
+      make("small", {}, [layer && ` ${short(layer.digest)}`, age(created) && ` ${age(created)}`].filter(Boolean).join(" ·"))),
+    make("span", { class: "number" }, layer ? bytes(layer.size_bytes) : "no bytes"));
+}

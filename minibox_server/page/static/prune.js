@@ -1,0 +1,86 @@
+// Prune: the plan is shown first, with the reason and the bytes of each thing, and only then may it be done.
+
+import { ask, follow } from "./api.js";
+import * as dialogs from "./dialogs.js";
+import { button, make, replace } from "./dom.js";
+import { refresh } from "./holdings.js";
+import { finish } from "./pull.js";
+import { start } from "./work.js";
+import { bytes, count } from "./words.js";
+
+const MOST_ROWS = 200;
+
+/** Return the panel. */
+export function prunePanel() {
+  const failed = make("p", { class: "failed", role: "alert", hidden: true });
+  const show = button("Show the plan", async () => {
+    failed.hidden = true;
+    show.disabled = true;
+    try {
+      await prune();
+    } catch (error) {
+      failed.textContent = error.message;
+      failed.hidden = false;
+    } finally {
+      show.disabled = false;
+      if (document.activeElement === document.body) show.focus();
+    }
+  }, { class: "main" });
+  return make("section", { class: "card", "aria-labelledby": "prune" },
+    make("h2", { id: "prune" }, "Prune"),
+    make("p", {}, "Removes what no image needs and nobody is working on. First it says what that would be."),
+    failed, show);
+}
+
+async function prune() {
+  const place = make("div", {});
+  const withCache = make("input", { type: "checkbox", onchange: () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message))) });
+  const showPlan = async () => replace(place, planOf(await ask("system/prune", {
+    method: "POST", query: { dry_run: true, build_cache: withCache.checked },
+  })));
+  await showPlan();
+  const agreed = await dialogs.ask({
+    title: "What a prune would remove",
+    content: [place, make("label", { class: "check" }, withCache, " and unpacked layers that nothing uses")],
+    yes: "Prune",
+    isDangerous: true,
+    confirm: async () => ({ build_cache: withCache.checked }),
+  });
+  if (agreed === null) return;
+  start("Prune", async (work) => {
+    const report = await finish(follow("system/prune", { query: agreed, signal: work.signal }), work);
+    await refresh();
+    const freed = report.bytes_freed + (report.build_cache_bytes_freed ?? 0);
+    const problems = report.errors?.length ? ` ${count(report.errors.length, "thing")} could not be removed: ${report.errors[0]}` : "";
+    return `${bytes(freed)} freed, ${count(report.blobs_removed, "blob")} removed.${problems}`;
+  });
+}
+
+function planOf(report) {
+  const plan = report.plan ?? [];
+  const sum = plan.reduce((total, each) => total + each.size_bytes, 0);
+  if (!plan.length) return [make("p", {}, "Nothing: every blob is needed."), ...remarks(report)];
+  const rows = [...plan].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS).map((each) => make("tr", {},
+    make("td", {}, each.kind, " ", make("code", { title: each.path }, shortPath(each.path))),
+    make("td", { class: "number" }, bytes(each.size_bytes)),
+    make("td", {}, each.reason)));
+  const more = plan.length > MOST_ROWS ? make("p", { class: "quiet" }, `and ${plan.length - MOST_ROWS} more`) : null;
+  return [
+    make("p", {}, make("b", {}, bytes(sum)), ` in ${count(plan.length, "thing")}`),
+    make("div", { class: "wide plan", tabindex: "0", role: "region", "aria-label": "The plan" },
+      make("table", {},
+        make("thead", {}, make("tr", {}, ["What", "Size", "Why"].map((each) => make("th", { scope: "col" }, each)))),
+        make("tbody", {}, rows)), more),
+    ...remarks(report),
+  ];
+}
+
+function remarks(report) {
+  return [["It stays, though nothing needs it", report.kept], ["Not known", report.errors]]
+    .filter(([, sentences]) => sentences?.length)
+    .map(([title, sentences]) => make("div", { class: "remark" }, make("h3", {}, title), make("ul", {}, sentences.map((each) => make("li", {}, each)))));
+}
+
+function shortPath(path) {
+  return path.replace(/^blobs\/sha\d+\//, "").replace(/[0-9a-f]{40,}/, (hex) => hex.slice(0, 12));
+}

@@ -1,0 +1,76 @@
+// The view of the store's bytes: whose they are, what a prune would give back, and whether they are right.
+
+import { checkPanel } from "./check.js";
+import { button, make, replace } from "./dom.js";
+import { holdings, onHoldings, refresh } from "./holdings.js";
+import { groupName, kindOf, Picture } from "./picture.js";
+import { prunePanel } from "./prune.js";
+import { bytes, count, short } from "./words.js";
+
+const MOST_ROWS = 50;
+
+/** Return the view, and what ends it. */
+export function spaceView() {
+  const picture = new Picture();
+  const numbers = make("div", { class: "numbers" });
+  const body = make("div", {});
+  const table = make("div", {});
+  const show = () => {
+    const { usage, problem } = holdings;
+    if (usage === null) {
+      replace(body, problem === null && holdings.images === null
+        ? make("p", { class: "quiet" }, "Asking the daemon…")
+        : make("div", { class: "notice", role: "alert" },
+          make("p", {}, problem ?? "The daemon does not say whose the bytes are."), button("Try again", refresh)));
+      return;
+    }
+    replace(numbers,
+      number(bytes(usage.total_bytes), "in all blobs"),
+      number(bytes(sharedBytes(usage)), "needed by more than one image"),
+      number(bytes(usage.reclaimable_bytes), "needed by none"));
+    if (!usage.blobs.length) {
+      replace(body, make("div", { class: "empty" }, make("h2", {}, "No bytes yet"), make("p", {}, "Pull or load an image, and see what it is made of.")));
+      return;
+    }
+    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, table);
+    picture.show(usage.blobs);
+    replace(table, blobTable(usage.blobs));
+  };
+  const ends = onHoldings(show);
+  // It is drawn for the width that it has, which it has when it stands in the page.
+  requestAnimationFrame(show);
+  return {
+    title: "Space",
+    view: [make("h1", { tabindex: "-1" }, "Space"), numbers, body, make("div", { class: "ways" }, prunePanel(), checkPanel())],
+    end: () => { ends(); picture.end(); },
+  };
+}
+
+function number(value, label) {
+  return make("p", {}, make("b", {}, value), make("span", {}, label));
+}
+
+function sharedBytes(usage) {
+  return usage.blobs.filter((blob) => blob.images.length > 1).reduce((sum, blob) => sum + blob.size_bytes, 0);
+}
+
+function legend() {
+  return make("p", { class: "legend" },
+    make("span", {}, make("i", { class: "swatch own" }), "one image's own"),
+    make("span", {}, make("i", { class: "swatch shared" }), "shared, drawn once"),
+    make("span", {}, make("i", { class: "swatch unneeded" }), "needed by none"),
+    make("span", { class: "quiet" }, "Choose a piece, or walk with the arrow keys."));
+}
+
+function blobTable(blobs) {
+  const largest = [...blobs].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS);
+  const rows = largest.map((blob) => make("tr", {},
+    make("td", {}, kindOf(blob), " ", make("code", { title: blob.digest }, short(blob.digest))),
+    make("td", { class: "number" }, bytes(blob.size_bytes)),
+    make("td", { title: blob.images.join(", ") }, groupName({ names: blob.images }))));
+  const label = largest.length < blobs.length ? `The largest ${largest.length} of ${count(blobs.length, "blob")}` : `All ${count(blobs.length, "blob")}`;
+  return make("details", { class: "card" }, make("summary", {}, label),
+    make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
+      make("table", {}, make("thead", {}, make("tr", {}, ["Blob", "Size", "Needed by"].map((each) => make("th", { scope: "col" }, each)))),
+        make("tbody", {}, rows))));
+}

@@ -1,0 +1,327 @@
+"""An operation and its answer: in each form, joined, left, and ended exactly once."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from minibox_server.api.operations import Call, Operations
+from minibox_server.responses import error_response
+from minibox_server.workers import Workers
+from minibox_store import (
+    BlobAdvanced,
+    BlobStarted,
+    BlobStored,
+    Cancellation,
+    Cancelled,
+    Descriptor,
+    Digest,
+    Event,
+    EventListener,
+    ImageNotFound,
+    ManifestChosen,
+    RegistryWarning,
+    ResolvingName,
+    StoreError,
+    StoreFull,
+)
+from tests.support.asgi import asking
+
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
+MANIFEST = Descriptor(media_type="application/x", digest=Digest.of(b"manifest"), size_bytes=8)
+LAYER = Descriptor(media_type="application/y", digest=Digest.of(b"layer"), size_bytes=500)
+CHOSEN = ManifestChosen(name="app:1", descriptor=MANIFEST)
+STARTED = BlobStarted(descriptor=LAYER, role="layer", position=1, total=1, offset_bytes=0)
+STORED = BlobStored(descriptor=LAYER, role="layer", position=1, total=1)
+
+
+def application(call: Call, *, key: str | None = None, workers: Workers | None = None) -> ASGIApp:
+    """Return an application of one operation, whatever the path."""
+    workers = workers or Workers()
+    operations = Operations(workers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            response = await operations.answer(
+                request,
+                doing="pull",
+                limiter=workers.pulling,
+                call=call,
+                plain=lambda result: JSONResponse({"plainly": result}),
+                key=key,
+            )
+        except StoreError as error:
+            response = error_response(error, scope)
+        await response(scope, receive, send)
+
+    return app
+
+
+class Script:
+    """A call that tells events as the test lets it, and counts how often it was begun."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        self.begun = 0
+        self.cancelled = threading.Event()
+        self.ended = threading.Event()
+        self._listener: EventListener
+        self._error = error
+        self._is_there = threading.Event()
+        self._may_end = threading.Event()
+
+    def __call__(self, on_event: EventListener, cancellation: Cancellation) -> dict[str, object]:
+        self.begun += 1
+        self._listener = on_event
+        self._is_there.set()
+        try:
+            while not self._may_end.wait(0.01):
+                if cancellation.is_cancelled:
+                    self.cancelled.set()
+                    raise Cancelled
+            if self._error is not None:
+                raise self._error
+            return {"name": "app:1"}
+        finally:
+            self.ended.set()
+
+    async def tell(self, *events: Event) -> None:
+        await asyncio.to_thread(self._is_there.wait, 10)
+        for event in events:
+            await asyncio.to_thread(self._listener, event)
+
+    def end(self) -> None:
+        self._may_end.set()
+
+
+def at_once(*events: Event, error: Exception | None = None) -> Call:
+    """Return a call that tells these and ends."""
+
+    def call(on_event: EventListener, cancellation: Cancellation) -> dict[str, object]:
+        for event in events:
+            on_event(event)
+        if error is not None:
+            raise error
+        return {"name": "app:1"}
+
+    return call
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    asyncio.run(bounded())
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json", "text/html, application/x-ndjson;q=0"])
+def test_a_client_that_wants_no_stream_gets_the_result_when_it_is_there(accept: str | None) -> None:
+    async def test() -> None:
+        async with asking(application(at_once(CHOSEN)), "POST", "/", accept=accept) as exchange:
+            await exchange.end()
+        assert (exchange.status, exchange.body) == (200, b'{"plainly":{"name":"app:1"}}')
+
+    run(test)
+
+
+@pytest.mark.parametrize("accept", [NDJSON, SSE, f"application/json;q=0.5, {NDJSON}", f"{SSE}, {NDJSON}"])
+def test_a_stream_tells_what_was_resolved_then_each_blob_and_last_the_result(accept: str) -> None:
+    async def test() -> None:
+        call = at_once(ResolvingName(name="app:1"), CHOSEN, STARTED, STORED)
+        async with asking(application(call), "POST", "/", accept=accept) as exchange:
+            await exchange.end()
+        assert exchange.status == 200
+        form = SSE if accept.startswith(SSE) else NDJSON
+        assert exchange.headers["content-type"].partition(";")[0] == form
+        assert exchange.headers["cache-control"] == "no-store"
+        assert "content-length" not in exchange.headers
+        assert exchange.events() == [
+            {
+                "event": "resolved",
+                "name": "app:1",
+                "digest": str(MANIFEST.digest),
+                "media_type": "application/x",
+            },
+            {
+                "event": "blob",
+                "digest": str(LAYER.digest),
+                "role": "layer",
+                "position": 1,
+                "total": 1,
+                "phase": "stored",
+                "done_bytes": 500,
+                "size_bytes": 500,
+                "resumed_bytes": 0,
+                "attempt": 1,
+            },
+            {"event": "progress", "phase": "moving", "done_bytes": 500, "total_bytes": 500},
+            {"event": "result", "name": "app:1"},
+        ]
+
+    run(test)
+
+
+@pytest.mark.parametrize("accept", [NDJSON, SSE])
+def test_what_fails_before_it_is_resolved_has_a_status_of_its_own(accept: str) -> None:
+    async def test() -> None:
+        call = at_once(ResolvingName(name="app"), RegistryWarning(host="a", text="b"), error=ImageNotFound(name="app"))
+        async with asking(application(call), "POST", "/", accept=accept) as exchange:
+            await exchange.end()
+        assert exchange.status == 404
+        assert exchange.headers["content-type"] == "application/problem+json"
+        assert b'"status":404' in exchange.body
+
+    run(test)
+
+
+@pytest.mark.parametrize("accept", [NDJSON, SSE])
+def test_what_fails_later_ends_the_stream_with_the_same_words(accept: str) -> None:
+    async def test() -> None:
+        call = at_once(CHOSEN, error=StoreFull("/data"))
+        async with asking(application(call), "POST", "/", accept=accept) as exchange:
+            await exchange.end()
+        assert exchange.status == 200
+        last = exchange.events()[-1]
+        assert last == {
+            "event": "error",
+            "status": 507,
+            "title": "Insufficient Storage",
+            "detail": str(StoreFull("/data")),
+        }
+        assert [each["event"] for each in exchange.events()] == ["resolved", "error"]
+
+    run(test)
+
+
+def test_an_unexpected_error_is_logged_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        for events in ((), (CHOSEN,)):
+            call = at_once(*events, error=ZeroDivisionError("secret"))
+            async with asking(application(call), "POST", "/", accept=NDJSON) as exchange:
+                await exchange.end()
+            assert exchange.status == (200 if events else 500)
+            assert b"internal error" in exchange.body
+            assert b"secret" not in exchange.body
+
+    run(test)
+    assert caplog.text.count("ZeroDivisionError: secret") == 2
+
+
+def test_a_stream_tells_each_thing_while_it_happens() -> None:
+    async def test() -> None:
+        script = Script()
+        async with asking(application(script), "POST", "/", accept=NDJSON) as exchange:
+            await script.tell(ResolvingName(name="app:1"))
+            await asyncio.sleep(0.05)
+            assert exchange.status is None
+            await script.tell(CHOSEN)
+            await exchange.until("resolved")
+            assert exchange.status == 200
+            await script.tell(STARTED, BlobAdvanced(digest=LAYER.digest, done_bytes=200, size_bytes=500))
+            await exchange.until('"done_bytes":200')
+            script.end()
+            await exchange.end()
+        assert exchange.events()[-1] == {"event": "result", "name": "app:1"}
+
+    run(test)
+
+
+def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest() -> None:
+    async def test() -> None:
+        script = Script()
+        app = application(script, key="same")
+        async with asking(app, "POST", "/", accept=NDJSON) as first:
+            await script.tell(CHOSEN, STARTED, BlobAdvanced(digest=LAYER.digest, done_bytes=200, size_bytes=500))
+            await first.until('"done_bytes":200')
+            async with asking(app, "POST", "/", accept=SSE) as second:
+                await second.until('"done_bytes":200')
+                state: list[dict[str, Any]] = second.events()
+                await script.tell(STORED)
+                script.end()
+                await first.end()
+                await second.end()
+        assert [each["event"] for each in state] == ["resolved", "blob", "progress"]
+        assert script.begun == 1
+        for exchange in (first, second):
+            assert exchange.events()[-1] == {"event": "result", "name": "app:1"}
+            assert [each["event"] for each in exchange.events()].count("result") == 1
+        async with asking(app, "POST", "/", accept=NDJSON) as third:
+            await third.end()
+        assert script.begun == 2
+
+    run(test)
+
+
+def test_an_operation_goes_on_while_anybody_listens_and_is_cancelled_with_the_last() -> None:
+    async def test() -> None:
+        script = Script()
+        app = application(script, key="same")
+        async with asking(app, "POST", "/", accept=NDJSON) as first:
+            await script.tell(CHOSEN)
+            async with asking(app, "POST", "/") as second:
+                await first.until("resolved")
+                first.leave()
+                await first.end()
+                await asyncio.sleep(0.1)
+                assert not script.cancelled.is_set()
+                second.leave()
+                await second.end()
+        assert await asyncio.to_thread(script.cancelled.wait, 5)
+        assert script.begun == 1
+
+    run(test)
+
+
+def test_who_comes_after_the_last_has_gone_begins_anew() -> None:
+    async def test() -> None:
+        script = Script()
+        app = application(script, key="same")
+        async with asking(app, "POST", "/", accept=NDJSON):
+            await script.tell(CHOSEN)
+        async with asking(app, "POST", "/", accept=NDJSON) as second:
+            script.end()
+            await second.end()
+        assert second.events()[-1]["event"] == "result"
+        assert script.begun == 2
+
+    run(test)
+
+
+def test_an_error_goes_to_all() -> None:
+    async def test() -> None:
+        script = Script(error=StoreFull("/data"))
+        app = application(script, key="same")
+        async with (
+            asking(app, "POST", "/", accept=NDJSON) as first,
+            asking(app, "POST", "/", accept=SSE) as second,
+            asking(app, "POST", "/") as third,
+        ):
+            await script.tell(CHOSEN)
+            script.end()
+            for exchange in (first, second, third):
+                await exchange.end()
+        assert first.events()[-1] == second.events()[-1]
+        assert first.events()[-1]["status"] == third.status == 507
+
+    run(test)
+
+
+def test_the_end_of_the_daemon_ends_the_stream_with_an_error() -> None:
+    async def test() -> None:
+        script, workers = Script(), Workers()
+        async with asking(application(script, workers=workers), "POST", "/", accept=NDJSON) as exchange:
+            await script.tell(CHOSEN)
+            await exchange.until("resolved")
+            workers.cancel_operations()
+            await exchange.end()
+        assert exchange.events()[-1]["event"] == "error"
+        assert exchange.events()[-1]["status"] == 503
+
+    run(test)
