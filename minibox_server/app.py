@@ -6,6 +6,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.archives import ArchiveEndpoints
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.operations import Operations
@@ -13,7 +14,7 @@ from minibox_server.api.system import SystemEndpoints
 from minibox_server.api.watching import WatchingEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
-from minibox_server.distribution import Distribution
+from minibox_server.distribution import Distribution, Upstream
 from minibox_server.guard import Guard
 from minibox_server.health import HealthCheck
 from minibox_server.metrics import Metrics
@@ -37,20 +38,24 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
     """
     workers = workers or Workers()
-    store = store or Store(settings.data_root, lock_timeout_seconds=_LOCK_SECONDS)
+    store = store or Store(
+        settings.data_root, lock_timeout_seconds=_LOCK_SECONDS, private_addresses=not settings.is_reached_by_others
+    )
     metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
     operations = Operations(workers, metrics.operation)
+    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
+            *ArchiveEndpoints(store, paths, workers, operations).all(),
             *FileEndpoints(store, workers).all(),
-            *Distribution(store, workers).all(),
-            *watching.all(),
+            *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),
+            *watching.all(),
         ]
     )
     app = Starlette(

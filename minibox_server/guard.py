@@ -23,6 +23,8 @@ from minibox_store import one_line
 
 LOGGER = logging.getLogger("minibox_server")
 
+_PIECE_BYTES = 128 * 1024
+
 
 class Guard:
     """An ASGI application around another one; ``metrics`` counts the requests."""
@@ -33,16 +35,22 @@ class Guard:
         self._app = app
         self._security = Security(settings)
         self._endpoints = endpoints
+        self._most_requests = settings.max_requests
+        self._requests = 0
         self._metrics = metrics or Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it; other kinds of connections are not served."""
         if scope["type"] == "http":
+            # What is open is quickly answered; and who asks whether the daemon lives must not hear that it is busy.
+            is_full = self._requests >= self._most_requests and not self._endpoints.is_open(scope)
+            self._requests += 1
             self._metrics.request_began()
             exchange = _Exchange(scope, receive, send, self._endpoints)
             try:
-                await exchange.run(self._app, self._security)
+                await exchange.run(_say_busy if is_full else self._app, self._security)
             finally:
+                self._requests -= 1
                 record = exchange.record()
                 record.log()
                 self._metrics.request_ended(record)
@@ -50,6 +58,10 @@ class Guard:
             await send({"type": "websocket.close"})
         else:
             await self._app(scope, receive, send)
+
+
+async def _say_busy(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RequestError(503, "there are too many requests at once", {"Retry-After": "1"})
 
 
 class _Exchange:
@@ -108,11 +120,22 @@ class _Exchange:
             if is_distribution(self._scope["path"]):
                 name, value = DISTRIBUTION_VERSION
                 headers[name] = value
-        await self._send(message)
-        if message["type"] in ("http.response.body", ZERO_COPY):
-            sent_bytes = message["count"] if message["type"] == ZERO_COPY else len(message.get("body", b""))
-            self._sent_bytes += 0 if self._scope["method"] == "HEAD" else sent_bytes
-            self._is_whole = not message.get("more_body", False)
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            if message["type"] == ZERO_COPY:
+                self._note_sent(message["count"], is_last=not message.get("more_body", False))
+            return
+        body, is_last = message.get("body", b""), not message.get("more_body", False)
+        # Between two pieces a client that is slow is waited for: no connection has more than one of its own in memory.
+        for offset in range(0, len(body) or 1, _PIECE_BYTES):
+            piece = body[offset : offset + _PIECE_BYTES]
+            is_end = is_last and offset + _PIECE_BYTES >= len(body)
+            await self._send({**message, "body": piece, "more_body": not is_end})
+            self._note_sent(len(piece), is_last=is_end)
+
+    def _note_sent(self, count: int, *, is_last: bool) -> None:
+        self._sent_bytes += 0 if self._scope["method"] == "HEAD" else count
+        self._is_whole = is_last
 
     async def _answer(self, error: Exception) -> None:
         response = error_response(error, self._scope)

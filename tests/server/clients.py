@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def read_reply(connection: socket.socket) -> RawReply:
     while len(body) < length:
         body += _receive(connection)
     return RawReply(status=int(match[1]), headers=headers, body=body[:length])
+
+
+def blobs_open(pid: int, seconds: float = 5.0) -> int:
+    """Return how many blobs a process holds open, once that is none or the time is over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        links = []
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                links.append(str(link.readlink()))
+            except FileNotFoundError:
+                continue
+        count = sum("/blobs/" in link for link in links)
+        if count == 0 or time.monotonic() > deadline:
+            return count
+        time.sleep(0.05)
 
 
 def _receive(connection: socket.socket) -> bytes:
