@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from minibox_server.declarations import Answer, Endpoint, NoQuery
 from minibox_server.distribution.naming import naming_errors, open_repository, parse_digest
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
+from minibox_server.distribution.upstream import Upstream
 from minibox_server.responses import RequestError
 from minibox_server.schemas import VERSION_SCHEMA
 from minibox_server.workers import Operation, Workers
@@ -23,6 +24,7 @@ from minibox_store import (
     BlobNotFound,
     BlobStream,
     Descriptor,
+    Digest,
     ImageNotFound,
     LocalRepository,
     RangeStream,
@@ -47,9 +49,10 @@ _DOCUMENTS = (
 class Reading:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, workers: Workers) -> None:
+    def __init__(self, store: Store, workers: Workers, upstream: Upstream | None = None) -> None:
         self._store = store
         self._workers = workers
+        self._upstream = upstream
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -114,6 +117,12 @@ class Reading:
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            reference = request.path_params["reference"]
+            if not await self._bring(request, error, parse_digest(reference) or reference, is_manifest=True):
+                raise
         return await self._workers.run(self._workers.reading, call)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
@@ -132,7 +141,23 @@ class Reading:
                 stream = self._store.open_blob(descriptor, wanted.first if wanted else 0)
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            if not await self._bring(request, error, parse_digest(request.path_params["digest"]), is_manifest=False):
+                raise
         return await self._workers.run(self._workers.reading, call)
+
+    async def _bring(
+        self, request: Request, error: RequestError, wanted: Digest | str | None, *, is_manifest: bool
+    ) -> bool:
+        """Return whether what was not found is here now, because the registry behind this one has it."""
+        if self._upstream is None or error.status != 404 or wanted is None:
+            return False
+        name = request.path_params["name"]
+        if is_manifest:
+            return await self._upstream.bring_manifest(request, name, wanted)
+        return isinstance(wanted, Digest) and await self._upstream.bring_blob(request, name, wanted)
 
     def _read(self, descriptor: Descriptor) -> bytes:
         try:

@@ -91,6 +91,10 @@ class DistributionClient:
         """Send a GET; a header is named with ``_`` in place of ``-``."""
         return self.request("GET", target, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
+    def get_for(self, target: str, seconds: float) -> Answer:
+        """Send a GET, and hang up after so long."""
+        return self.request("GET", target, timeout_seconds=seconds)
+
     def head(self, target: str) -> Answer:
         """Send a HEAD."""
         return self.request("HEAD", target)
