@@ -13,6 +13,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
 from minibox_store.examining import ExaminedStore
+from minibox_store.fetching import Fetching
 from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
 from minibox_store.graph import read_content, walk
@@ -27,6 +28,7 @@ from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
+from minibox_store.receiving import Receiving
 from minibox_store.saving import Saving
 from minibox_store.upkeep import Upkeep
 
@@ -37,7 +39,18 @@ if TYPE_CHECKING:
 
 
 class Store(
-    Pulling, Planning, Pushing, Saving, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages
+    Pulling,
+    Fetching,
+    Planning,
+    Pushing,
+    Receiving,
+    Saving,
+    NamedStore,
+    ExaminedStore,
+    Generations,
+    Upkeep,
+    Filesystems,
+    MountedImages,
 ):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 
@@ -52,6 +65,8 @@ class Store(
         lock_timeout_seconds: how long a method waits for another process at most.
         limits: the bounds on what is read from anywhere.
         settle_seconds: how long what another tool may be writing now is read again before it is called damaged.
+        private_addresses: whether methods that are given no client may connect to private addresses, where the file of
+            registries does not say.
 
     Spec: OCI image-spec 1.1, image-layout.md.
     """
@@ -64,6 +79,7 @@ class Store(
         lock_timeout_seconds: float = 30.0,
         limits: Limits = DEFAULT_LIMITS,
         settle_seconds: float = 1.0,
+        private_addresses: bool = True,
     ) -> None:
         self._layout = Layout(
             absolute_root(root),
@@ -74,6 +90,7 @@ class Store(
         )
         self._listing = Listing(self._layout)
         self._limits = limits
+        self._private_addresses = private_addresses
 
     @property
     def root(self) -> str:

@@ -7,7 +7,7 @@ one has gone, it is cancelled. How it ends is told to each of them exactly once.
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http import HTTPStatus
 
 import anyio
@@ -19,6 +19,7 @@ from minibox_server.api.feeds import SERVER_SENT, Feed, Form, Lines, accepted_fo
 from minibox_server.api.progress import Progress
 from minibox_server.api.turns import Turns
 from minibox_server.responses import RequestError, describe, error_response
+from minibox_server.settings import DEFAULT_PULLS
 from minibox_server.workers import Workers
 from minibox_store import Cancellation, Cancelled, EventListener, StoreError, one_line
 
@@ -28,8 +29,8 @@ Result = Mapping[str, object]
 Failure = StoreError | RequestError
 Call = Callable[[EventListener, Cancellation], Result]
 ProgressingCall = Callable[[Progress, Cancellation], Result]
+Observe = Callable[[str], AbstractContextManager[EventListener]]
 
-DEFAULT_PULLS = 4
 # How often what changes all the time is told, and, for each who listens, how much more seldom: telling costs time.
 _TICK_SECONDS = 0.1
 _TICK_SECONDS_EACH = 0.0005
@@ -39,12 +40,19 @@ _SILENCE_SECONDS = 15.0
 class Operations:
     """The operations of one process, those that others may join by their key.
 
+    Args:
+        workers: where they run.
+        observe: is entered, in the operation's thread, with what it is called, while it runs: it gives a listener that
+            is told each event, and sees how it ends.
+        max_pulls: how many pulls move at once.
+
     Attributes:
         pull_turns: which pulls move, and which wait until those have ended.
     """
 
-    def __init__(self, workers: Workers, *, max_pulls: int = DEFAULT_PULLS) -> None:
+    def __init__(self, workers: Workers, observe: Observe | None = None, *, max_pulls: int = DEFAULT_PULLS) -> None:
         self._workers = workers
+        self._observe = observe
         self.pull_turns = Turns(max_pulls)
         self._joinable: dict[Hashable, Running] = {}
 
@@ -101,8 +109,18 @@ class Operations:
             if key is not None and self._joinable.get(key) is running:
                 del self._joinable[key]
 
-        running.begin(self._workers, limiter, call, ended)
+        observed = call if self._observe is None else _observed(call, self._observe, doing)
+        running.begin(self._workers, limiter, observed, ended)
         return running
+
+
+def _observed(call: ProgressingCall, observe: Observe, doing: str) -> ProgressingCall:
+    def observed(progress: Progress, cancellation: Cancellation) -> Result:
+        with observe(doing) as listener:
+            progress.observe(listener)
+            return call(progress, cancellation)
+
+    return observed
 
 
 class Running:

@@ -22,6 +22,7 @@ from minibox_store import (
     ChoosingPlatform,
     Digest,
     Event,
+    EventListener,
     ImageCopied,
     ImagePresent,
     IndexMade,
@@ -103,6 +104,7 @@ class Progress:
         self.is_resolved = False
         self._doing = doing
         self._on_news = on_news
+        self._observers: list[EventListener] = []
         self._lock = threading.Lock()
         self._urgent: list[News] = []
         self._lines: deque[str] = deque(maxlen=MOST_LINES)
@@ -115,8 +117,14 @@ class Progress:
         self._unpacked: tuple[int, int] | None = None
         self._told_overall: Mapping[str, object] | None = None
 
+    def observe(self, listener: EventListener) -> None:
+        """Let ``listener`` be told each event too, from now on."""
+        self._observers.append(listener)
+
     def on_event(self, event: Event) -> None:
         """Take note of what the library tells. From any thread."""
+        for observer in self._observers:
+            observer(event)
         if isinstance(event, BlobAdvanced | UnpackAdvanced):
             with self._lock:
                 self._advance(event)
