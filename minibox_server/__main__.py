@@ -31,6 +31,7 @@ from minibox_server.settings import (
     DEFAULT_DATA_ROOT,
     DEFAULT_IDLE_SECONDS,
     DEFAULT_PREFIXES,
+    DEFAULT_PULLS,
     DEFAULT_READY_FREE_BYTES,
     DEFAULT_REQUESTS,
     Settings,
@@ -70,6 +71,8 @@ limits, of each process; where one is passed the client is told so and has to go
   MINIBOX_IDLE_SECONDS      how long the head of a request may take, and how
                             long a client may ask nothing, send none of its
                             body, or take none of its answer                 ({DEFAULT_IDLE_SECONDS})
+  MINIBOX_MAX_PULLS         how many pulls move at once; one more waits for
+                            its turn, and says so                            ({DEFAULT_PULLS})
   A target has at most 16 KiB (414), headers 32 KiB and 100 in number (431), and a
   body that an endpoint does not ask for 64 KiB (413).
 """
@@ -180,8 +183,8 @@ def serve_by_several(service: Service, count: int) -> None:
 
 def serve(service: Service) -> None:
     """Serve until SIGTERM or SIGINT, and end the process's work within ten seconds of it."""
-    workers = Workers()
     settings, tls = service.settings, service.tls
+    workers = Workers(max_pulls=settings.max_pulls)
     most_connections = room_for(settings.max_connections)
     connections = Connections(most=most_connections, idle_seconds=settings.idle_seconds)
     config = uvicorn.Config(
