@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import uvicorn
 
 from minibox_server.app import create_app
-from minibox_server.connections import LISTEN_BACKLOG, Connections, room_for
+from minibox_server.connections import LISTEN_BACKLOG, Connections, accepted_at_once, room_for
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
 from minibox_server.settings import (
     DEFAULT_ADDRESS,
@@ -70,11 +70,17 @@ _LOGGING: Mapping[str, Any] = {
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which cancels what runs before it waits for it."""
+    """uvicorn, which cancels what runs before it waits for it, and lets many connections wait to be accepted."""
 
     def __init__(self, config: uvicorn.Config, workers: Workers) -> None:
         super().__init__(config)
         self._workers = workers
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve; what waits to be accepted may be more than what is accepted at once."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(LISTEN_BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End every operation, and then the server."""
@@ -116,7 +122,7 @@ def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        backlog=LISTEN_BACKLOG,
+        backlog=accepted_at_once(most_connections),
         timeout_keep_alive=math.ceil(settings.idle_seconds),
         timeout_graceful_shutdown=_GRACE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
