@@ -24,6 +24,7 @@ MAX_HEADERS = 100
 
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>[^/?#@]+)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_VERSIONS = ("1.0", "1.1")
 _OWN_SITES = (b"same-origin", b"none")
 
 
@@ -39,6 +40,7 @@ class Security:
         Raises:
             RequestError: 400, 401, 403, 413, 414 or 431.
         """
+        check_version(scope)
         check_size_of_head(scope)
         host = self._check_host(scope)
         check_origin(scope, host)
@@ -59,8 +61,11 @@ class Security:
         name, _ = host
         if is_loopback(name) or name == self.settings.host.lower():
             return True
-        # An address cannot be pointed elsewhere as a name can: the one that the connection came in on is ours.
         server = scope.get("server")
+        # No page can make a browser connect to a unix socket, and its clients say what they like.
+        if server is not None and server[1] is None:
+            return True
+        # An address cannot be pointed elsewhere as a name can: the one that the connection came in on is ours.
         address = parse_ip(name)
         if address is not None and server is not None and address == parse_ip(str(server[0])):
             return True
@@ -122,6 +127,19 @@ def _is_same_origin(origin: str, host: tuple[str, int | None]) -> bool:
         return False
     default = _DEFAULT_PORTS[match["scheme"]]
     return (parsed[0], parsed[1] or default) == (host[0], host[1] or default)
+
+
+def check_version(scope: Scope) -> None:
+    """Refuse what says of itself that it is another HTTP: whoever passed it on may have read something else in it.
+
+    Raises:
+        RequestError: 400.
+    """
+    version = scope.get("http_version", "1.1")
+    if version not in _VERSIONS:
+        raise RequestError(400, "only HTTP/1.1 and HTTP/1.0 are spoken here", {"Connection": "close"})
+    if version == "1.0" and headers_of(scope, b"transfer-encoding"):
+        raise RequestError(400, "in HTTP/1.0 a body has a Content-Length", {"Connection": "close"})
 
 
 def check_size_of_head(scope: Scope) -> None:

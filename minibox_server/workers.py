@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 _READING = 16
 _STREAMING = 8
+_RECEIVING = 32
 _CHANGING = 16
+_RECEIVING = 16
 _PULLING = 32
 
 
@@ -31,14 +33,18 @@ class Workers:
     Attributes:
         reading: for calls that read a little and wait for nobody.
         streaming: for reading the next piece of a blob.
+        receiving: for the bodies of uploads, which come as slowly as their clients send them.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
+        receiving: for calls that read a body as its client sends it.
         pulling: for pulls; one more waits until another has ended.
     """
 
     def __init__(self) -> None:
         self.reading = anyio.CapacityLimiter(_READING)
         self.streaming = anyio.CapacityLimiter(_STREAMING)
+        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
+        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.pulling = anyio.CapacityLimiter(_PULLING)
         self._lock = threading.Lock()
         self._running = 0

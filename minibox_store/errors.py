@@ -272,13 +272,14 @@ class AuthenticationRefused(RegistryError):
 
 @attrs.frozen(slots=False, repr=False)
 class RegistryBlocked(StoreError):
-    """A rule of registries forbids all that the reference would lead to; nobody was asked."""
+    """A rule of registries forbids what a reference, or a host, would lead to; nobody was asked there."""
 
     reference: str
     prefix: str
+    problem: str = ""
 
     def _sentence(self) -> str:
-        return f"{_beginning(self.reference)} is blocked by the rule for {_beginning(self.prefix)}"
+        return f"{_beginning(self.reference)} {self.problem or f'is blocked by the rule for {_beginning(self.prefix)}'}"
 
 
 @attrs.frozen(slots=False, repr=False)

@@ -22,6 +22,7 @@ class Planning:
 
     _layout: Layout
     _limits: Limits
+    _private_addresses: bool
 
     def plan_pull(
         self,
@@ -64,7 +65,7 @@ class Planning:
         cancellation = cancellation or Cancellation()
         with file_errors(self._layout.paths.root):
             self._layout.read_index()  # one that cannot be read stops the pull, too
-        client = client or RegistryClient.for_machine(limits=self._limits)
+        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed, on_event=on_event) as repository,
@@ -73,3 +74,17 @@ class Planning:
             on_event(ResolvingName(name=reference))
             root = repository.resolve(str(parsed.digest or parsed.tag))
             return plan_copy(self._layout, repository, root, wish, on_event=on_event)
+
+    def check_allowed(self, reference: str) -> None:
+        """Return if the machine's rules of registries let something be done with an image; nobody is asked.
+
+        Where a registry is, and whether it may be connected to there, turns out when it is.
+
+        Raises:
+            InvalidReference: for a text that is no reference.
+            RegistryBlocked: when the rules block it, or do not allow it.
+            InvalidPath, InvalidDocument: when the file of rules cannot be read.
+        """
+        from minibox_store.registry.registries import machine_rules
+
+        machine_rules().check(Reference.parse(reference))

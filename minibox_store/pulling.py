@@ -37,6 +37,7 @@ class Pulling:
     _layout: Layout
     _listing: Listing
     _limits: Limits
+    _private_addresses: bool
 
     def pull(
         self,
@@ -124,7 +125,7 @@ class Pulling:
         wish = Wish(name=name, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
         wish.check()
         cancellation = cancellation or Cancellation()
-        client = client or RegistryClient.for_machine(limits=self._limits)
+        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed, on_event=on_event) as repository,

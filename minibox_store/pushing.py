@@ -30,6 +30,7 @@ class Pushing:
 
     _layout: Layout
     _limits: Limits
+    _private_addresses: bool
 
     def push(
         self,
@@ -80,7 +81,7 @@ class Pushing:
 
         check_sending(parallel, chunk_bytes)
         parsed = Reference.parse(name if reference is None else reference)
-        client = client or RegistryClient.for_machine(limits=self._limits)
+        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
         choose = None if platform is None else partial(self._choose, platform)
         with (
             file_errors(self._layout.paths.root),

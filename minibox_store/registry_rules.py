@@ -5,6 +5,8 @@ whatever its port. It is compared by whole segments, never as the beginning of a
 the longest path counts, then one that names the host itself, then the one with the longest domain; no other has a say.
 What is said of Docker Hub holds for images that are named by the host of its API too.
 
+Where the rules have a list of what is allowed, every name that none of its prefixes fits is blocked.
+
 The name of an image stays what it is. A rule says who is asked for it: its mirrors in their order, and at last the
 place that the rule's ``location`` names, or the registry of the name itself.
 
@@ -28,6 +30,7 @@ _WILDCARD = "*."
 _WHOSE_CREDENTIALS = ("own", "shared")
 _ASKED_FOR = ("all", "digest-only", "tag-only")
 _SCHEMES = ("https", "http")
+_NOT_ALLOWED = "is blocked: no rule allows it"
 _VISIBLE = re.compile(r"[!-~]+")
 
 
@@ -95,10 +98,8 @@ class RegistryRule:
             _check_place("location", self.location)
         if not self.prefix and self.location is None:
             raise InvalidArgument("prefix", self.prefix, "a rule needs a prefix or a location")
-        if self.prefix.startswith(_WILDCARD):
-            _check_wildcard(self.prefix)
-        elif self.prefix:
-            _check_place("prefix", self.prefix)
+        if self.prefix:
+            _check_prefix("prefix", self.prefix)
         for realm in self.realms:
             _check_realm(realm)
 
@@ -115,14 +116,8 @@ class RegistryRule:
     def fit(self, domain: str, repository: str) -> tuple[int, bool, int] | None:
         """Return how well the rule fits a name, the better the greater; None where it does not."""
         host, _, path = self.covers.lower().partition("/")
-        domain = domain.lower()
-        if host.startswith(_WILDCARD):
-            if not _without_port(domain).endswith(host[1:]):
-                return None
-        elif host != domain and (host, domain) != (DOCKER_HUB, DOCKER_HUB_API):
-            return None
         segments = path.split("/") if path else []
-        if repository.split("/")[: len(segments)] != segments:
+        if not _fits_host(host, domain.lower()) or repository.split("/")[: len(segments)] != segments:
             return None
         return len(segments), not host.startswith(_WILDCARD), len(host)
 
@@ -148,13 +143,24 @@ class RegistryPlace:
 class RegistryRules:
     """All rules of a client.
 
+    Attributes:
+        rules: for each prefix what holds there.
+        allowed: the prefixes of the names with which anything may be done; None for every name. Where rules lead, to a
+            mirror or another location, is said by who wrote them, and needs no place in this list.
+        private_addresses: whether anybody may be connected to at an address that not the whole Internet reaches:
+            registries, their mirrors, token servers, and hosts that they redirect to. None where nothing is said.
+
     Raises:
-        InvalidArgument: on construction, when two rules have the same prefix.
+        InvalidArgument: on construction, when two rules have the same prefix, or what is allowed is no prefix.
     """
 
     rules: tuple[RegistryRule, ...] = ()
+    allowed: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_texts))
+    private_addresses: bool | None = None
 
     def __attrs_post_init__(self) -> None:
+        for prefix in self.allowed or ():
+            _check_prefix("allowed", prefix)
         seen: set[str] = set()
         for rule in self.rules:
             if rule.covers.lower() in seen:
@@ -188,6 +194,30 @@ class RegistryRules:
         """
         return self._as_named(reference, self._allowed(reference))
 
+    def registry_place(self, domain: str) -> RegistryPlace:
+        """Return the place of a registry itself, for what is no matter of one repository.
+
+        Raises:
+            InvalidReference: when it is none.
+            RegistryBlocked: when nothing may be done with any image of it.
+        """
+        anything = Reference(domain=domain, repository="any/repository", tag="any")
+        rule = self.find(domain, anything.repository)
+        hosts = [prefix.lower().partition("/")[0] for prefix in self.allowed or ()]
+        if self.allowed is not None and not any(_fits_host(host, domain.lower()) for host in hosts):
+            raise RegistryBlocked(domain, "", _NOT_ALLOWED)
+        if rule is not None and rule.blocked:
+            raise RegistryBlocked(domain, rule.covers)
+        return self._as_named(anything, rule)
+
+    def check(self, reference: Reference) -> None:
+        """Return if something may be done with an image; only what is connected to is judged later, by its address.
+
+        Raises:
+            RegistryBlocked: when nothing may be.
+        """
+        self._allowed(reference)
+
     def _mirror(self, reference: Reference, rule: RegistryRule, mirror: Mirror) -> RegistryPlace:
         there = _moved(reference, rule, mirror.location)
         named = self._as_named(there, self.find(there.domain, there.repository))
@@ -199,6 +229,10 @@ class RegistryRules:
         return RegistryPlace(reference=reference, insecure=rule.insecure, realms=rule.realms)
 
     def _allowed(self, reference: Reference) -> RegistryRule | None:
+        if self.allowed is not None and not any(
+            RegistryRule(prefix=prefix).fit(reference.domain, reference.repository) for prefix in self.allowed
+        ):
+            raise RegistryBlocked(str(reference), "", _NOT_ALLOWED)
         rule = self.find(reference.domain, reference.repository)
         if rule is not None and rule.blocked:
             raise RegistryBlocked(str(reference), rule.covers)
@@ -231,13 +265,20 @@ def _check_place(name: str, text: str) -> None:
         raise InvalidArgument(name, text, problem)
 
 
-def _check_wildcard(text: str) -> None:
+def _check_prefix(name: str, text: str) -> None:
+    if text.startswith(_WILDCARD):
+        _check_wildcard(name, text)
+    else:
+        _check_place(name, text)
+
+
+def _check_wildcard(name: str, text: str) -> None:
     domain = text.removeprefix(_WILDCARD)
     problem = _problem_of_host(f"any.{domain}")
     if "/" in domain or ":" in domain:
         problem = "behind *. stands a domain, and nothing else"
     if problem is not None:
-        raise InvalidArgument("prefix", text, problem)
+        raise InvalidArgument(name, text, problem)
 
 
 def _check_realm(text: str) -> None:
@@ -271,6 +312,13 @@ def _problem_of_path(host: str, path: str) -> str | None:
     except InvalidReference as error:
         return error.problem
     return None
+
+
+def _fits_host(host: str, domain: str) -> bool:
+    """Whether the host of a prefix is that of a name; both in lower case."""
+    if host.startswith(_WILDCARD):
+        return _without_port(domain).endswith(host[1:])
+    return host == domain or (host, domain) == (DOCKER_HUB, DOCKER_HUB_API)
 
 
 def _without_port(domain: str) -> str:

@@ -28,6 +28,7 @@ from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
+from minibox_store.receiving import Receiving
 from minibox_store.saving import Saving
 from minibox_store.upkeep import Upkeep
 
@@ -42,6 +43,7 @@ class Store(
     Fetching,
     Planning,
     Pushing,
+    Receiving,
     Saving,
     NamedStore,
     ExaminedStore,
@@ -63,6 +65,8 @@ class Store(
         lock_timeout_seconds: how long a method waits for another process at most.
         limits: the bounds on what is read from anywhere.
         settle_seconds: how long what another tool may be writing now is read again before it is called damaged.
+        private_addresses: whether methods that are given no client may connect to private addresses, where the file of
+            registries does not say.
 
     Spec: OCI image-spec 1.1, image-layout.md.
     """
@@ -75,6 +79,7 @@ class Store(
         lock_timeout_seconds: float = 30.0,
         limits: Limits = DEFAULT_LIMITS,
         settle_seconds: float = 1.0,
+        private_addresses: bool = True,
     ) -> None:
         self._layout = Layout(
             absolute_root(root),
@@ -85,6 +90,7 @@ class Store(
         )
         self._listing = Listing(self._layout)
         self._limits = limits
+        self._private_addresses = private_addresses
 
     @property
     def root(self) -> str:

@@ -23,6 +23,7 @@ class Upkeep:
     """How a :class:`minibox_store.Store` is kept in order."""
 
     _layout: Layout
+    _private_addresses: bool
 
     def prune(
         self,
@@ -112,7 +113,9 @@ class Upkeep:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-        opened = client or RegistryClient.for_machine(limits=self._layout.limits)
+        opened = client or RegistryClient.for_machine(
+            limits=self._layout.limits, private_addresses=self._private_addresses
+        )
         with file_errors(self._layout.paths.root):
             return repair(
                 self._layout,

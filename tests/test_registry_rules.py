@@ -213,6 +213,8 @@ def test_the_example_of_the_document_is_read_as_it_says() -> None:
         ),
         RegistryRule(prefix="*.example.edu", blocked=True),
     )
+    assert known.allowed == ("docker.io/library", "registry.example.com", "*.example.org")
+    assert known.private_addresses is False
     assert [str(place.reference) for place in known.places(Reference.parse("alpine:3.20"))] == [
         "mirror.example.org:5000/hub/library/alpine:3.20",
         "mirror.example.net/library/alpine:3.20",
@@ -255,6 +257,12 @@ def test_the_example_of_the_document_is_read_as_it_says() -> None:
         (b'[[registry]]\nprefix = "quay.io"\nrealms = ["x.io", 1]', "registry[0].realms[1]", "expected a string"),
         (b'[[registry]]\nprefix = "quay.io"\nlocation = ""', "registry[0].location", "no domain"),
         (b'[[registry]]\nprefix="a.io"\n[[registry]]\nprefix="a.io"', "registry.prefix", "another rule has it too"),
+        (b'allowed = "quay.io"', "allowed", "expected an array"),
+        (b'allowed = ["quay.io", 5]', "allowed[1]", "expected a string"),
+        (b'allowed = ["quay.io/"]', "allowed", "'quay.io/'"),
+        (b'allowed = ["*.a.io/team"]', "allowed", "behind"),
+        (b'allowed = [""]', "allowed", "no domain"),
+        (b'private_addresses = "no"', "private_addresses", "expected true or false"),
         (b'unqualified-search-registries = ["quay.io"]', "unqualified-search-registries", "no such setting"),
         (b"[[registry]\n", "", "not TOML"),
         (b'prefix = "a"\nprefix = "b"', "", "not TOML"),

@@ -17,6 +17,7 @@ REGISTRIES_FILE_BYTES = MEBIBYTE
 
 _T = TypeVar("_T")
 
+_WHOLE = ("registry", "allowed", "private_addresses")
 _REGISTRY = ("prefix", "location", "mirrors", "insecure", "blocked", "realms")
 _MIRROR = ("location", "insecure", "credentials", "pull")
 _NAMES: Mapping[type, str] = {str: "a string", bool: "true or false", list: "an array", dict: "a table"}
@@ -47,8 +48,13 @@ def decode_registries_file(content: bytes, document: str) -> RegistryRules:
     except (ValueError, RecursionError) as error:
         problem = f"it is not TOML: {error}" if isinstance(error, tomllib.TOMLDecodeError) else "it is not TOML"
         raise InvalidDocument("", problem, document) from None
-    rules = [_rule(table) for table in _Table(value, "", document, ["registry"]).tables("registry", _REGISTRY)]
-    return _checked(lambda: RegistryRules(tuple(rules)), "registry", document)
+    whole = _Table(value, "", document, _WHOLE)
+    rules = tuple(_rule(table) for table in whole.tables("registry", _REGISTRY))
+    allowed = whole.texts("allowed") if whole.has("allowed") else None
+    private = whole.flag("private_addresses") if whole.has("private_addresses") else None
+    # What is wrong with a prefix that is there twice is said of all tables, what is wrong with another setting of it.
+    _checked(lambda: RegistryRules(rules), "registry", document)
+    return _checked(lambda: RegistryRules(rules, allowed, private), "", document)
 
 
 class _Table:
@@ -128,7 +134,8 @@ def _checked(make: Callable[[], _T], where: str, document: str) -> _T:
     try:
         return make()
     except InvalidArgument as error:
-        raise InvalidDocument(f"{where}.{error.name}", f"{error.value!r}: {error.problem}", document) from None
+        place = f"{where}.{error.name}" if where else error.name
+        raise InvalidDocument(place, f"{error.value!r}: {error.problem}", document) from None
 
 
 def _kind_of(value: object) -> str:

@@ -50,6 +50,22 @@ def restricted_class(address: str) -> str | None:
     return None
 
 
+def is_private(address: str) -> bool:
+    """Whether a numeric address is one that not the whole Internet reaches: private, shared, local or reserved.
+
+    >>> is_private("10.1.2.3"), is_private("fd00::1"), is_private("::ffff:192.168.0.1"), is_private("9.9.9.9")
+    (True, True, True, False)
+
+    Spec: the IANA registries of special-purpose addresses.
+    """
+    if restricted_class(address) is not None:
+        return True
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    judged = (mapped,) if mapped is not None else (parsed, *_embedded(parsed))
+    return not all(each.is_global for each in judged)
+
+
 def literal_address(host: str) -> str | None:
     """Return the address that a host is by its very spelling, in any that resolvers take; None for a name.
 

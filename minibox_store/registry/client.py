@@ -65,7 +65,8 @@ class RegistryClient:
         proxies: through whom hosts are reached that are not this machine; nobody where it is None. A proxy resolves
             the names that it is given, so that of hosts behind one only those that are spelled as addresses can be
             kept from leading to this machine, or to what answers near it.
-        registries: what holds for the images of a registry: where else they are to be had, and what is blocked.
+        registries: what holds for the images of a registry: where else they are to be had, what is blocked, and, where
+            these are ``RegistryRules``, what alone is allowed, and whether private addresses are.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
         ca_file: certificates of authorities to be trusted besides the system's.
         connect_seconds: how long connecting may take.
@@ -125,11 +126,15 @@ class RegistryClient:
         self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
 
     @classmethod
-    def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS) -> Self:
+    def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS, private_addresses: bool = True) -> Self:
         """Return a client that does what the machine is set up for.
 
         It has the credentials and certificates of Docker and Podman, the proxies that the environment names, and the
         rules of the file that ``MINIBOX_REGISTRIES`` names.
+
+        Args:
+            limits: how large documents, tokens and errors may be.
+            private_addresses: whether private addresses may be connected to where that file does not say.
 
         Raises:
             InvalidArgument: when the environment names a proxy that is none.
@@ -139,12 +144,15 @@ class RegistryClient:
         from minibox_store.registry.registries import machine_rules
 
         environment = process_environment()
+        rules = machine_rules(environment)
+        if rules.private_addresses is None:
+            rules = attrs.evolve(rules, private_addresses=private_addresses)
         return cls(
             credentials=MachineCredentials(environment=environment),
             certificates=CertificateFolders(*certificate_folders(environment)),
             proxies=Proxies(**proxy_settings(environment)),
             limits=limits,
-            registries=machine_rules(environment),
+            registries=rules,
         )
 
     def open_repository(
@@ -197,7 +205,7 @@ class RegistryClient:
         """
         anything = Reference(domain=registry, repository="any/repository", tag="any")
         find = partial(self._credentials.find, registry, anything.repository)
-        place = self._rules.named_place(anything)
+        place = self._rules.registry_place(registry)
         return self._towards(place)._open(anything, "registry:catalog:*", find, self._cache)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
@@ -211,7 +219,7 @@ class RegistryClient:
         """
         # No repository is asked for; and tokens that other credentials got before would prove nothing.
         anything = Reference(domain=registry, repository="any/repository", tag="any")
-        place = self._rules.named_place(anything)
+        place = self._rules.registry_place(registry)
         with self._towards(place)._open(anything, "", lambda _: credentials, TokenCache()) as repository:
             repository.check_access()
 
@@ -315,6 +323,7 @@ class RegistryClient:
             silence_seconds=self._silence_seconds,
             proxy_for=self._proxy_rules.proxy_for,
             proxy_context=self._trust.plain_context,
+            private_addresses=self._rules.private_addresses is not False,
         )
         return session, pool
 

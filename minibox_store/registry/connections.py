@@ -297,6 +297,7 @@ class ConnectionPool:
         tls_context: asked for each connection with TLS.
         proxy_for: through whom a host is reached; None for no proxy at all.
         proxy_context: how TLS is spoken with proxies.
+        private_addresses: whether any host may be at a private address.
         connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
         silence_seconds: how long nothing may come while something should.
     """
@@ -312,11 +313,12 @@ class ConnectionPool:
         silence_seconds: float,
         proxy_for: Callable[[Origin], Proxy | None] | None = None,
         proxy_context: Callable[[], ssl.SSLContext] | None = None,
+        private_addresses: bool = True,
     ) -> None:
         self.lines = lines
         self.silence_seconds = silence_seconds
         self._home = home
-        self._dialler = Dialler(home, network, self.lines, connect_seconds)
+        self._dialler = Dialler(home, network, self.lines, connect_seconds, private_addresses=private_addresses)
         self._tls_context = tls_context
         self._proxy_for = proxy_for
         self._proxy_context = proxy_context

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import attrs
 
-from minibox_store.registry.addresses import literal_address, restricted_class
-from minibox_store.registry.failures import AddressRefused, LineInterrupted, ProxyFailed
+from minibox_store.registry.addresses import is_private, literal_address, restricted_class
+from minibox_store.registry.failures import AddressBlocked, AddressRefused, LineInterrupted, ProxyFailed
 from minibox_store.registry.urls import Origin
 
 _POLL_SECONDS = 0.1
@@ -135,9 +135,25 @@ class Dialler:
     A proxy may be anywhere, since nobody but the program or its user names it. Behind it names are resolved by the
     proxy, and where they lead is not known here: a host that is an address by its spelling is still judged, and a
     registry that is reached by its name counts as one that is at no restricted address.
+
+    Args:
+        home: the registry.
+        network: how it is reached.
+        lines: where all that is opened is known.
+        connect_seconds: how long connecting may take, by all addresses of a host together.
+        private_addresses: whether anybody may be at a private address at all, the registry itself included.
     """
 
-    def __init__(self, home: Origin, network: Network, lines: OpenLines, connect_seconds: float) -> None:
+    def __init__(
+        self,
+        home: Origin,
+        network: Network,
+        lines: OpenLines,
+        connect_seconds: float,
+        *,
+        private_addresses: bool = True,
+    ) -> None:
+        self._private_addresses = private_addresses
         self._home = home
         self._network = network
         self._lines = lines
@@ -153,6 +169,7 @@ class Dialler:
             proxy: whom it leads to instead.
 
         Raises:
+            AddressBlocked: when it has none but private ones, and nobody may be at such a one.
             AddressRefused: when no address of the host is allowed.
             ProxyFailed: when the proxy cannot be connected to.
             OSError: when none can be connected to in time.
@@ -160,15 +177,24 @@ class Dialler:
         deadline = time.monotonic() + self._connect_seconds
         self._lines.check()
         if proxy is not None:
+            literal = literal_address(origin.host)
+            self._check_private(origin, [] if literal is None else [literal])
             if not self._may_be_at(origin, _class_by_spelling(origin)):
                 raise _refused(origin)
             return self._dial_proxy(proxy, deadline)
         found = self._resolve(origin, deadline)
+        self._check_private(origin, [str(address.sockaddr[0]) for address in found])
+        if not self._private_addresses:
+            found = [address for address in found if not is_private(str(address.sockaddr[0]))]
         kinds = [restricted_class(str(address.sockaddr[0])) for address in found]
         allowed = [address for address, kind in zip(found, kinds, strict=True) if self._may_be_at(origin, kind)]
         if found and not allowed:
             raise _refused(origin)
         return self._dial_any(allowed, deadline)
+
+    def _check_private(self, origin: Origin, addresses: Sequence[str]) -> None:
+        if addresses and not self._private_addresses and all(map(is_private, addresses)):
+            raise AddressBlocked(origin.host)
 
     def _dial_proxy(self, proxy: Origin, deadline: float) -> tuple[socket.socket, socket.socket, Address]:
         try:

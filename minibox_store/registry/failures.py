@@ -22,6 +22,7 @@ from minibox_store.errors import (
     BlobNotFound,
     ManifestUnknown,
     RateLimited,
+    RegistryBlocked,
     RegistryError,
     StoreError,
 )
@@ -51,6 +52,7 @@ _CLIENT_REFUSED = frozenset(
         *("TLSV1_ALERT_UNKNOWN_CA", "TLSV1_ALERT_ACCESS_DENIED"),
     }
 )
+_AT_PRIVATE_ADDRESS = "is at a private address, and private_addresses = true is not among the rules of registries"
 _UNKNOWN_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
@@ -109,6 +111,14 @@ class AddressRefused(OSError):
     """A host resolves to nothing but addresses that it may not send us to."""
 
 
+class AddressBlocked(OSError):
+    """A host is at nothing but addresses that the rules let nobody be connected to at; ``host`` is its name."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"{host} {_AT_PRIVATE_ADDRESS}")
+        self.host = host
+
+
 class LineCut(ConnectionError):
     """The peer closed the connection before the body's end."""
 
@@ -127,6 +137,8 @@ def foreign_errors(method: str, url: str) -> Iterator[None]:
     """Turn every error of sockets, TLS and HTTP in this block into a :class:`Failure` that names ``url``."""
     try:
         yield
+    except AddressBlocked as error:
+        raise Failure(RegistryBlocked(error.host, "", _AT_PRIVATE_ADDRESS)) from error
     except (OSError, http.client.HTTPException, HTTPError) as error:
         problem, may_retry = _problem_of(error)
         # Errors of HTTP itself quote what came, which may be what was sent; those of the system do not.

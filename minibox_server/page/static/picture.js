@@ -6,7 +6,10 @@ import { bytes, count, short } from "./words.js";
 
 const TONES = 8;
 const LABEL = 22;
-const LETTER = 7;
+// As the style has them.
+const FONTS = { name: "600 12px", size: "400 12px" };
+const FAMILY = getComputedStyle(document.body).fontFamily;
+const ruler = document.createElement("canvas").getContext("2d");
 const GAP = 3;
 // What is smaller than so many square pixels would be a line: such blobs of one group are drawn as one.
 const LEAST_AREA = 60;
@@ -70,9 +73,9 @@ export class Picture {
     const width = Math.round(this.element.clientWidth);
     this.#width = width;
     if (!width) return;
-    const height = Math.round(Math.max(280, Math.min(520, width * 0.5)));
+    const height = Math.round(width < 500 ? width * 1.2 : Math.min(520, width * 0.5));
     const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "listbox", "aria-label": "Blobs by size",
-      onkeydown: (event) => this.#move(event) }, PATTERN());
+      onkeydown: (event) => this.#move(event) }, stripes());
     for (const cell of squarify(this.groups, { x: 0, y: 0, width, height })) svg.append(this.#group(cell));
     const had = this.element.contains(document.activeElement);
     replace(this.element, svg);
@@ -93,7 +96,7 @@ export class Picture {
     const items = large.map((blob) => ({ size: blob.size_bytes, blobs: [blob] }));
     if (small.length) items.push({ size: small.reduce((sum, blob) => sum + blob.size_bytes, 0), blobs: small });
     return draw("g", { role: "group", "aria-label": `${name}, ${bytes(group.size)}`, class: `tone-${group.tone}` },
-      hasLabel && draw("text", { class: "name", x: x + GAP, y: y + 15, "aria-hidden": "true" }, fit(name, width - 2 * GAP)),
+      hasLabel && draw("text", { class: "name", x: x + GAP, y: y + 15, "aria-hidden": "true" }, fit(name, width - 3 * GAP, FONTS.name)),
       squarify(items, box).map((cell) => this.#cell(cell, group)));
   }
 
@@ -108,7 +111,7 @@ export class Picture {
       "aria-label": `${what}, ${bytes(item.size)}, ${groupName(group)}`, onfocus: choose, onclick: (event) => event.currentTarget.focus(),
     },
     draw("rect", { x: x + 0.5, y: y + 0.5, width: Math.max(0.5, width - 1), height: Math.max(0.5, height - 1), rx: 3 }),
-    isWide && draw("text", { x: x + 7, y: y + 17, "aria-hidden": "true" }, fit(bytes(item.size), width - 10)));
+    isWide && draw("text", { x: x + 7, y: y + 17, "aria-hidden": "true" }, fit(bytes(item.size), width - 10, FONTS.size)));
   }
 
   #choose(key, item, group, what) {
@@ -148,13 +151,17 @@ export function kindOf(blob) {
   return /layer|rootfs/.test(type) ? "layer" : "blob";
 }
 
-function fit(text, width) {
-  const letters = Math.floor(width / LETTER);
-  if (text.length <= letters) return text;
-  return letters > 2 ? `${text.slice(0, letters - 1)}…` : "";
+// The words as they are, else what stands last in a name, else as much of its beginning as there is room for.
+function fit(text, width, font) {
+  ruler.font = `${font} ${FAMILY}`;
+  const isShort = (words) => ruler.measureText(words).width <= width;
+  for (const words of [text, text.split("/").pop()]) if (isShort(words)) return words;
+  let letters = text.length - 1;
+  while (letters > 2 && !isShort(`${text.slice(0, letters)}…`)) letters -= 1;
+  return letters > 2 ? `${text.slice(0, letters)}…` : "";
 }
 
-function PATTERN() {
+function stripes() {
   return draw("defs", {}, draw("pattern", { id: "stripes", width: 8, height: 8, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
     draw("rect", { class: "ground", width: 8, height: 8 }), draw("rect", { class: "stripe", width: 3, height: 8 })));
 }
