@@ -57,8 +57,8 @@ settings, all from the environment:
   MINIBOX_TLS_CERTIFICATE   the file of a certificate chain: speak TLS       (none)
   MINIBOX_TLS_KEY           the file of its private key                      (none)
   MINIBOX_UNPACK            0: what is pulled is not unpacked to base_layers (1)
-  MINIBOX_UPSTREAM          a registry that /v2/ brings from what is missing (none)
   MINIBOX_REGISTRIES        a file: what may be pulled from, mirrors, rules  (none)
+  MINIBOX_UPSTREAM          a registry that /v2/ brings from what is missing (none)
   MINIBOX_LOG_FORMAT        text: lines for people; json: lines for programs (text)
   MINIBOX_READY_FREE_BYTES  with less room /readyz says 503                  ({DEFAULT_READY_FREE_BYTES})
 

@@ -43,15 +43,15 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     )
     metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
-    operations = Operations(workers)
-    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
+    operations = Operations(workers, metrics.operation)
+    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
             *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
-            *ArchiveEndpoints(store, paths, workers).all(),
+            *ArchiveEndpoints(store, paths, workers, operations).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),

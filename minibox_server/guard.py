@@ -18,6 +18,7 @@ from minibox_server.metrics import Metrics
 from minibox_server.responses import DISTRIBUTION_VERSION, RequestError, error_response, is_distribution
 from minibox_server.security import Security, body_too_large, headers_of
 from minibox_server.settings import Settings
+from minibox_server.zero_copy import EXTENSION as ZERO_COPY
 from minibox_store import one_line
 
 LOGGER = logging.getLogger("minibox_server")
@@ -121,7 +122,8 @@ class _Exchange:
                 headers[name] = value
         if message["type"] != "http.response.body":
             await self._send(message)
-            self._sent_bytes += message.get("count", 0)  # what the kernel has sent by itself
+            if message["type"] == ZERO_COPY:
+                self._note_sent(message["count"], is_last=not message.get("more_body", False))
             return
         body, is_last = message.get("body", b""), not message.get("more_body", False)
         # Between two pieces a client that is slow is waited for: no connection has more than one of its own in memory.
@@ -129,7 +131,10 @@ class _Exchange:
             piece = body[offset : offset + _PIECE_BYTES]
             is_end = is_last and offset + _PIECE_BYTES >= len(body)
             await self._send({**message, "body": piece, "more_body": not is_end})
-            self._sent_bytes += 0 if self._scope["method"] == "HEAD" else len(piece)
+            self._note_sent(len(piece), is_last=is_end)
+
+    def _note_sent(self, count: int, *, is_last: bool) -> None:
+        self._sent_bytes += 0 if self._scope["method"] == "HEAD" else count
         self._is_whole = is_last
 
     async def _answer(self, error: Exception) -> None:

@@ -19,7 +19,8 @@ COMMON_REFUSALS = (400, 401, 403, 413, 414, 431, 500, 503)
 _PLACE = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _COMPONENT = "[a-z0-9]+(?:(?:[.]|__?|-+)[a-z0-9]+)*"
 # What the parts of a path may be, by their names in the declared paths.
-_PLACES: Mapping[str, tuple[str, Schema]] = {
+PLACES: Mapping[str, tuple[str, Schema]] = {
+    "file": ("the name of a file", {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$"}),
     "name": (
         "the name of a repository",
         {"type": "string", "pattern": f"^{_COMPONENT}(?:/{_COMPONENT})*$", "maxLength": 251},
@@ -161,7 +162,7 @@ def _security(endpoint: Endpoint) -> list[Mapping[str, list[str]]]:
 
 def _path_parameters(path: str) -> Iterable[Mapping[str, object]]:
     for name, kind in _PLACE.findall(path):
-        what, schema = _PLACES[name]
+        what, schema = PLACES.get(name, (name, TEXT_SCHEMA))
         note = "; it may have slashes, which are sent as they are" if kind == "path" else ""
         yield {"name": name, "in": "path", "required": True, "description": what + note, "schema": schema}
 

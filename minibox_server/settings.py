@@ -62,12 +62,12 @@ class Settings:
         allowed_hosts: further values of ``Host``: a name or an address, and its port where only that one will do.
         archive_prefixes: the folders below which the paths of archives lie.
         unpack: whether what is pulled is unpacked to ``base_layers/`` too.
-        upstream: the registry from which ``/v2/`` brings what the store has not; None where it brings nothing.
         max_connections: how many connections each process has at once.
         max_requests: how many requests each process answers at once.
         idle_seconds: how long a client may keep still where it owes something, or asks nothing.
         log_format: what a line of the log is: ``text`` for people, ``json`` for programs.
         ready_free_bytes: with less room than this the daemon says that it is not ready.
+        upstream: the registry from which ``/v2/`` brings what the store has not; None where it brings nothing.
     """
 
     host: str = "127.0.0.1"
@@ -81,12 +81,12 @@ class Settings:
     allowed_hosts: tuple[tuple[str, int | None], ...] = ()
     archive_prefixes: tuple[str, ...] = tuple(DEFAULT_PREFIXES.split(":"))
     unpack: bool = True
-    upstream: str | None = None
     max_connections: int = DEFAULT_CONNECTIONS
     max_requests: int = DEFAULT_REQUESTS
     idle_seconds: float = DEFAULT_IDLE_SECONDS
     log_format: LogFormat = "text"
     ready_free_bytes: int = DEFAULT_READY_FREE_BYTES
+    upstream: str | None = None
 
     @property
     def address(self) -> str:
@@ -149,12 +149,12 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
         unpack=_parse_switch(environment, "MINIBOX_UNPACK", default="1"),
-        upstream=_parse_upstream(environment.get("MINIBOX_UPSTREAM") or None, (host, port)),
         max_connections=_parse_count(environment, "MINIBOX_MAX_CONNECTIONS", DEFAULT_CONNECTIONS),
         max_requests=_parse_count(environment, "MINIBOX_MAX_REQUESTS", DEFAULT_REQUESTS),
         idle_seconds=_parse_count(environment, "MINIBOX_IDLE_SECONDS", DEFAULT_IDLE_SECONDS),
         log_format=_parse_log_format(environment.get("MINIBOX_LOG_FORMAT") or "text"),
         ready_free_bytes=_parse_number(environment, "MINIBOX_READY_FREE_BYTES", DEFAULT_READY_FREE_BYTES),
+        upstream=_parse_upstream(environment.get("MINIBOX_UPSTREAM") or None, (host, port)),
     )
 
 

@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from minibox_server.api.descriptions import describe_image
+from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
 from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
@@ -68,8 +69,11 @@ class ImageEndpoints:
                 what="Pull an image from a registry, and tell of it line by line.",
                 call=self.pull,
                 query=PullQuery,
-                answers=(Answer(what="a line for each step; the last one says how it ended"),),
-                refusals=(403,),
+                answers=(
+                    Answer(what="a line for each step; the last one says how it ended"),
+                    *told_as_it_goes_on(IMAGE_SCHEMA),
+                ),
+                refusals=(403, 404, 409, 429, 501, 502, 507),
             ),
             Endpoint(
                 method="POST",

@@ -7,7 +7,7 @@ one has gone, it is cancelled. How it ends is told to each of them exactly once.
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
 
 import anyio
@@ -19,13 +19,14 @@ from minibox_server.api.feeds import SERVER_SENT, Feed, Form, accepted_form
 from minibox_server.api.progress import Progress
 from minibox_server.responses import RequestError, describe, error_response
 from minibox_server.workers import Workers
-from minibox_store import Cancellation, Cancelled, EventListener, StoreError, one_line
+from minibox_store import Cancellation, Cancelled, Event, EventListener, StoreError, one_line
 
 LOGGER = logging.getLogger("minibox_server")
 
 Result = Mapping[str, object]
 Failure = StoreError | RequestError
 Call = Callable[[EventListener, Cancellation], Result]
+Observe = Callable[[str], AbstractContextManager[EventListener]]
 
 # How often what changes all the time is told, and, for each who listens, how much more seldom: telling costs time.
 _TICK_SECONDS = 0.1
@@ -34,10 +35,17 @@ _SILENCE_SECONDS = 15.0
 
 
 class Operations:
-    """The operations of one daemon, those that others may join by their key."""
+    """The operations of one daemon, those that others may join by their key.
 
-    def __init__(self, workers: Workers) -> None:
+    Args:
+        workers: where they run.
+        observe: is entered, in the operation's thread, with what it is called, while it runs: it gives a listener that
+            is told each event, and sees how it ends.
+    """
+
+    def __init__(self, workers: Workers, observe: Observe | None = None) -> None:
         self._workers = workers
+        self._observe = observe
         self._joinable: dict[Hashable, Running] = {}
 
     async def answer(
@@ -83,8 +91,22 @@ class Operations:
             if key is not None and self._joinable.get(key) is running:
                 del self._joinable[key]
 
-        running.begin(self._workers, limiter, call, ended)
+        observed = call if self._observe is None else _observed(call, self._observe, doing)
+        running.begin(self._workers, limiter, observed, ended)
         return running
+
+
+def _observed(call: Call, observe: Observe, doing: str) -> Call:
+    def observed(on_event: EventListener, cancellation: Cancellation) -> Result:
+        with observe(doing) as count:
+
+            def on_both(event: Event) -> None:
+                count(event)
+                on_event(event)
+
+            return call(on_both, cancellation)
+
+    return observed
 
 
 class Running:

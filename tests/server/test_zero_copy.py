@@ -68,7 +68,14 @@ def test_the_application_hands_over_the_open_file_where_that_is_offered(tmp_path
         sent.extend(message.get("body", b""))
 
     path = f"/v2/app/blobs/{large}"
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "query_string": b"", "scheme": "http"}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "scheme": "http",
+        "server": ("127.0.0.1", 1),
+    }
     headers = [(b"host", b"localhost"), (b"range", b"bytes=5-")]
     scope |= {"headers": headers, "extensions": {EXTENSION: {}}, "root_path": ""}
     asyncio.run(create_app(Settings(data_root=str(tmp_path / "data")))(scope, receive, send))

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.support.browser import Watch, focused, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
 from tests.support.images import build_image
+from tests.support.layouts import write_layout_files
 from tests.support.stores import put
 from tests.ui.conftest import APP, WORKER, SlowRegistry
 
@@ -42,8 +43,8 @@ def images_of(daemon: Daemon) -> dict[str, str]:
 def pull(page: Page, reference: str) -> Locator:
     """Pull by the form, and return the card that tells of it."""
     page.get_by_label("Image", exact=True).fill(reference)
-    page.get_by_role("button", name="Pull").click()
-    return work(page, f"Pull {reference}")
+    page.get_by_role("button", name="Pull", exact=True).click()
+    return work(page, f"Pull {reference}").first
 
 
 def work(page: Page, title: str) -> Locator:
@@ -119,7 +120,7 @@ def test_a_pull_that_is_cancelled_ends_in_the_daemon_too(
     expect(card.get_by_role("button")).to_be_focused()
     assert registry.reference("app:1") not in images_of(daemon)
     # What had come is used: the next try goes on where this one ended.
-    again = pull(page, registry.reference("app:1")).first
+    again = pull(page, registry.reference("app:1"))
     expect(again).to_contain_text("resumed")
     expect(again).to_have_attribute("data-state", "done")
     assert images_of(daemon)[registry.reference("app:1")] == APP.digest
@@ -253,3 +254,18 @@ def test_an_image_that_is_not_there_is_said_to_be_none(opened: tuple[Page, Watch
     page, _ = opened
     page.goto(page.url.partition("#")[0] + "#/image/nothing%3A1")
     expect(page.get_by_role("alert")).to_contain_text("nothing:1")
+
+
+def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(
+    opened: tuple[Page, Watch], daemon: Daemon
+) -> None:
+    page, _ = opened
+    write_layout_files(daemon.data_root, {f"many/{number:03}:1": WORKER.root for number in range(250)})
+    page.reload()
+    names = page.locator(".image h2 a")
+    expect(names).to_have_count(200)
+    page.get_by_role("button", name="Show 50 more").click()
+    expect(names).to_have_count(250)
+    expect(focused(page)).to_have_text("many/200:1")
+    page.get_by_label("Find").fill("many/249")
+    expect(names).to_have_count(1)
