@@ -154,6 +154,9 @@ def main() -> None:
     except SettingsError as error:
         sys.stderr.write(f"minibox-server: {error}\n")
         sys.exit(2)
+    if listening.inherited and listening.is_reached_by_others:
+        # The address of the settings is not the one, and others are not to reach through it what only this one does.
+        settings = attrs.evolve(settings, host="")
     service = Service(settings=settings, listening=listening, tls=tls, activation=activation)
     # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
     for number in (signal.SIGTERM, signal.SIGINT):
