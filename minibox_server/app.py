@@ -6,17 +6,22 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.api.archives import ArchiveEndpoints
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.operations import Operations
 from minibox_server.api.system import SystemEndpoints
+from minibox_server.api.watching import WatchingEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
-from minibox_server.distribution import Distribution
+from minibox_server.distribution import Distribution, Upstream
 from minibox_server.guard import Guard
+from minibox_server.health import HealthCheck
+from minibox_server.metrics import Metrics
 from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
+from minibox_server.store_size import StoreSize
 from minibox_server.workers import Workers
 from minibox_store import Store, StoreError
 
@@ -32,26 +37,33 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         store: the store in DataRoot; made here where it is None.
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
     """
-    workers = workers or Workers()
+    workers = workers or Workers(max_pulls=settings.max_pulls)
     store = store or Store(
         settings.data_root, lock_timeout_seconds=_LOCK_SECONDS, private_addresses=not settings.is_reached_by_others
     )
+    metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
-    operations = Operations(workers)
-    endpoints = EndpointTable(
+    health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
+    watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
+    operations = Operations(workers, metrics.operation, max_pulls=settings.max_pulls)
+    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
+    endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
-            *ImageEndpoints(store, paths, workers, operations, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
+            *ArchiveEndpoints(store, paths, workers, operations).all(),
             *FileEndpoints(store, workers).all(),
-            *Distribution(store, workers).all(),
+            *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),
+            *watching.all(),
         ]
     )
     app = Starlette(
         routes=endpoints.routes,
-        middleware=[Middleware(Guard, settings, endpoints)],
+        middleware=[Middleware(Guard, settings, endpoints, metrics)],
         exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
     )
+    app.state.endpoints = endpoints
     # It would send clients to an address made of their own Host header.
     app.router.redirect_slashes = False
     return app

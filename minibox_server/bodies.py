@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,9 +19,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from minibox_server.responses import RequestError
 from minibox_store import Cancelled
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 QUEUE_BYTES = 1024 * 1024
 IDLE_SECONDS = 60.0
@@ -60,7 +57,7 @@ class RequestBody(io.RawIOBase, BinaryIO):
         """Return True."""
         return True
 
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]  # of the buffers there are
         """Fill the front of ``buffer`` with what is there; return the number of bytes, 0 only at the body's end."""
         view = memoryview(buffer).cast("B")
         with self._changed:
@@ -189,6 +186,8 @@ async def streamed_body(request: Request, *, idle_seconds: float = IDLE_SECONDS)
     try:
         yield body
         await body.pass_over_rest()
+    except Cancelled:  # nobody is there to look, or the daemon ends
+        raise
     except Exception:
         await body.pass_over_rest()
         raise
@@ -210,4 +209,4 @@ class AnswerToBody(Response):
         """Make the answer, and send it."""
         async with streamed_body(self._request) as body:
             response = await self._answer(body)
-            await response(scope, receive, send)
+            await response(scope, body.receive, send)

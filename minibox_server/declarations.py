@@ -25,6 +25,7 @@ Q = TypeVar("Q")
 PASSED_OVER_BYTES = 64 * 1024
 
 _DECLARED = "minibox_server.parameter"
+_FOUND = "minibox_server.endpoint"
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -84,9 +85,11 @@ class Parameter:
     Attributes:
         kind: what its text means.
         what: what it is for, as the description says.
-        missing: the sentence where it is needed and missing; None for the usual one.
+        missing: the sentence where it is needed and missing, or stands there and is empty; None for the usual one.
         code: what the distribution API calls a wrong one; None outside of it.
-        repeated: whether it may stand there several times; the field is a tuple then.
+        repeated: whether it may stand there several times; the field is a tuple then, which may be empty unless there
+            is a sentence for a missing one.
+        name: what it is called in the query; None where that is what the field is called.
     """
 
     kind: Kind[Any]
@@ -94,6 +97,7 @@ class Parameter:
     missing: str | None = None
     code: str | None = None
     repeated: bool = False
+    name: str | None = None
 
 
 def parameter(
@@ -104,15 +108,25 @@ def parameter(
     missing: str | None = None,
     code: str | None = None,
     repeated: bool = False,
+    name: str | None = None,
 ) -> Any:
     """Return the attrs field of a parameter; one without ``default`` is needed. The arguments are of Parameter."""
-    declared = Parameter(kind=kind, what=what, missing=missing, code=code, repeated=repeated)
+    declared = Parameter(kind=kind, what=what, missing=missing, code=code, repeated=repeated, name=name)
     return attrs.field(default=() if repeated and default is attrs.NOTHING else default, metadata={_DECLARED: declared})
 
 
 def parameters_of(query: type) -> Mapping[str, tuple[Parameter, bool]]:
     """Return each parameter that a class declares, by name, and whether it is needed."""
-    return {field.name: (field.metadata[_DECLARED], field.default is attrs.NOTHING) for field in attrs.fields(query)}
+    declared = [(field, field.metadata[_DECLARED]) for field in attrs.fields(query)]
+    return {each.name or field.name: (each, _is_needed(each, field.default)) for field, each in declared}
+
+
+def _is_needed(declared: Parameter, default: object) -> bool:
+    return default is attrs.NOTHING or (declared.repeated and declared.missing is not None)
+
+
+def _fields_of(query: type) -> list[str]:
+    return [field.name for field in attrs.fields(query)]
 
 
 @attrs.frozen
@@ -128,13 +142,19 @@ def decode_query(query: type[Q], text: bytes) -> Q:
     """
     given = Parameters(text)
     values: dict[str, object] = {}
-    for name, (declared, is_needed) in parameters_of(query).items():
-        if declared.repeated:
-            values[name] = tuple(_read(declared, name, each) for each in given.all(name))
-            continue
-        found = given.required(name, missing=declared.missing) if is_needed else given.optional(name)
-        if found is not None:
-            values[name] = _read(declared, name, found)
+    for field_name, (name, (declared, is_needed)) in zip(_fields_of(query), parameters_of(query).items(), strict=True):
+        try:
+            if declared.repeated:
+                values[field_name] = tuple(_read(declared, name, each) for each in given.all(name))
+                if is_needed and not values[field_name]:
+                    raise RequestError(400, declared.missing or "")
+                continue
+            is_asked_for = is_needed or (declared.missing is not None and given.has(name))
+            found = given.required(name, missing=declared.missing) if is_asked_for else given.optional(name)
+            if found is not None:
+                values[field_name] = _read(declared, name, found)
+        except RequestError as error:
+            raise attrs.evolve(error, code=error.code or declared.code) from error
     return query(**values)
 
 
@@ -155,11 +175,17 @@ class Body:
         what: what it is, as the description says.
         media_types: what it may be called; nothing else is done with the name.
         most_bytes: how large it may be; None where only the store's own limits bound it.
+        instead_of: the parameter that says otherwise where the content comes from: with it a body is passed over.
     """
 
     what: str
     media_types: tuple[str, ...]
     most_bytes: int | None
+    instead_of: str | None = None
+
+    def is_wanted(self, query: bytes) -> bool:
+        """Whether a request with this query string has the body read."""
+        return self.instead_of is None or not Parameters(query).has(self.instead_of)
 
 
 @attrs.frozen(kw_only=True)
@@ -230,6 +256,13 @@ class EndpointTable:
 
     def find(self, scope: Scope) -> Endpoint | None:
         """Return the endpoint that a request is for; None where there is none."""
+        # It is asked for several times for each request, and is looked for once.
+        if _FOUND not in scope:
+            scope[_FOUND] = self._find(scope)
+        found: Endpoint | None = scope[_FOUND]
+        return found
+
+    def _find(self, scope: Scope) -> Endpoint | None:
         for route, methods in self._methods:
             if route.matches(scope)[0] is not Match.NONE:
                 return methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
@@ -243,7 +276,9 @@ class EndpointTable:
     def most_body_bytes(self, scope: Scope) -> int | None:
         """Return how large the body of a request may be; None where nothing but the store bounds it."""
         endpoint = self.find(scope)
-        return PASSED_OVER_BYTES if endpoint is None or endpoint.body is None else endpoint.body.most_bytes
+        if endpoint is None or endpoint.body is None or not endpoint.body.is_wanted(scope["query_string"]):
+            return PASSED_OVER_BYTES
+        return endpoint.body.most_bytes
 
 
 def _route(path: str, methods: Mapping[str, Endpoint]) -> Route:

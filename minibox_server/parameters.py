@@ -33,6 +33,10 @@ class Parameters:
         for name, value in pairs:
             self._values.setdefault(name, []).append(value)
 
+    def has(self, name: str) -> bool:
+        """Whether the parameter stands there, were it empty."""
+        return name in self._values
+
     def all(self, name: str) -> list[str]:
         """Return the values of a parameter that may stand there several times."""
         values = self._values.get(name, [])

@@ -14,6 +14,7 @@ import h11
 
 from minibox_server.connections import Connections
 from minibox_server.declarations import PASSED_OVER_BYTES
+from minibox_server.listening import peer_of
 from minibox_server.zero_copy import ZeroCopyProtocol
 
 # Together with the limits of security.py: what is longer than this is not even collected.
@@ -49,6 +50,8 @@ class Protocol(ZeroCopyProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Take a connection in, or say that there are too many."""
         super().connection_made(transport)
+        if self.client is None:  # a user of this machine, and not an address
+            self.client = peer_of(transport.get_extra_info("socket"))
         if not self.connections_of_process.admit(self):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "there are too many connections", "Retry-After: 1")
 

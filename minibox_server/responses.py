@@ -30,6 +30,7 @@ from minibox_store import (
     RateLimited,
     RegistryBlocked,
     RegistryError,
+    StillNeeded,
     StoreBusy,
     StoreDamaged,
     StoreError,
@@ -62,6 +63,7 @@ _STATUSES: Mapping[type[Exception], int] = {
     StoreUnavailable: 500,
     CredentialHelperFailed: 500,
     PolicyRefused: 403,
+    StillNeeded: 409,
     Cancelled: 503,
     StoreError: 500,
 }
@@ -133,7 +135,7 @@ def error_response(error: Exception, scope: Scope) -> Response:
         code = described.code or _CODES.get(described.status, "UNKNOWN")
         content = {"errors": [{"code": code, "message": sentence}]}
         return JSONResponse(content, described.status, dict(described.headers))
-    if _accepts_json(Headers(scope=scope)):
+    if accepts_json(Headers(scope=scope)):
         title = HTTPStatus(described.status).phrase
         problem = {"type": "about:blank", "title": title, "status": described.status, "detail": sentence}
         return JSONResponse(problem, described.status, dict(described.headers), "application/problem+json")
@@ -145,7 +147,8 @@ def text_response(sentence: str, status: int = 200, headers: Mapping[str, str] |
     return PlainTextResponse(one_line(sentence) + "\n", status, dict(headers or {}))
 
 
-def _accepts_json(headers: Headers) -> bool:
+def accepts_json(headers: Headers) -> bool:
+    """Whether a client asks for JSON, of answers that are text to others."""
     accepted = ",".join(headers.getlist("accept")).lower().split(",")
     return any(item.partition(";")[0].strip() in _JSON_TYPES for item in accepted)
 

@@ -61,8 +61,11 @@ class Security:
         name, _ = host
         if is_loopback(name) or name == self.settings.host.lower():
             return True
-        # An address cannot be pointed elsewhere as a name can: the one that the connection came in on is ours.
         server = scope.get("server")
+        # No page can make a browser connect to a unix socket, and its clients say what they like.
+        if server is not None and server[1] is None:
+            return True
+        # An address cannot be pointed elsewhere as a name can: the one that the connection came in on is ours.
         address = parse_ip(name)
         if address is not None and server is not None and address == parse_ip(str(server[0])):
             return True
@@ -113,12 +116,15 @@ def check_origin(scope: Scope, host: tuple[str, int | None]) -> None:
         if site not in _OWN_SITES:
             raise RequestError(403, "requests from other sites are not allowed")
     for origin in headers_of(scope, b"origin"):
-        if not _is_same_origin(origin.decode("latin-1"), host):
+        if not _is_same_origin(origin.decode("latin-1"), host, scope["scheme"]):
             raise RequestError(403, "requests from another origin are not allowed")
 
 
-def _is_same_origin(origin: str, host: tuple[str, int | None]) -> bool:
+def _is_same_origin(origin: str, host: tuple[str, int | None], scheme: str) -> bool:
     match = _ORIGIN.fullmatch(origin)
+    # What came in plain text may be a proxy's, to which a page spoke TLS; what came over TLS is no plain page's.
+    if match is not None and scheme == "https" and match["scheme"] != "https":
+        return False
     parsed = parse_host(match["host"]) if match is not None else None
     if match is None or parsed is None:
         return False

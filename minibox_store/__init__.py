@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from minibox_store.archive.formats import ArchiveCompression as ArchiveCompression
     from minibox_store.archive.formats import ArchiveFormat as ArchiveFormat
+    from minibox_store.archive.offering import OfferedArchive as OfferedArchive
     from minibox_store.cancellation import Cancellation as Cancellation
     from minibox_store.codec import encode_document as encode_document
     from minibox_store.codec.archive_tables import parse_digests as parse_digests
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from minibox_store.errors import StoreUnavailable as StoreUnavailable
     from minibox_store.events import BlobAdvanced as BlobAdvanced
     from minibox_store.events import BlobPresent as BlobPresent
+    from minibox_store.events import BlobRetried as BlobRetried
+    from minibox_store.events import BlobsCounted as BlobsCounted
     from minibox_store.events import BlobStarted as BlobStarted
     from minibox_store.events import BlobStored as BlobStored
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import RegistryWarning as RegistryWarning
     from minibox_store.events import ResolvingName as ResolvingName
+    from minibox_store.events import UnpackAdvanced as UnpackAdvanced
     from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import UsingMirror as UsingMirror
     from minibox_store.events import render_line as render_line
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
     from minibox_store.limits import Limits as Limits
     from minibox_store.limits import TarLimits as TarLimits
     from minibox_store.limits import UnpackLimits as UnpackLimits
+    from minibox_store.local_repository import LocalRepository as LocalRepository
     from minibox_store.media_types import is_document as is_document
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.offers import OfferedImage as OfferedImage
@@ -108,6 +113,11 @@ if TYPE_CHECKING:
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
     from minibox_store.protocols import RangeStream as RangeStream
+    from minibox_store.pushes import PushedManifest as PushedManifest
+    from minibox_store.pushes import StillNeeded as StillNeeded
+    from minibox_store.pushes import Upload as Upload
+    from minibox_store.pushes import UploadNotFound as UploadNotFound
+    from minibox_store.pushes import UploadOutOfOrder as UploadOutOfOrder
     from minibox_store.rate_limits import RateLimit as RateLimit
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
@@ -158,6 +168,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "archive.formats": ("ArchiveCompression", "ArchiveFormat"),
+    "archive.offering": ("OfferedArchive",),
     "codec": ("encode_document",),
     "codec.archive_tables": ("parse_digests",),
     "cancellation": ("Cancellation",),
@@ -210,7 +221,9 @@ _MODULES = {
         "BlobAdvanced",
         "BlobPresent",
         "BlobStarted",
+        "BlobRetried",
         "BlobStored",
+        "BlobsCounted",
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
@@ -224,6 +237,7 @@ _MODULES = {
         "RegisteringName",
         "RegistryWarning",
         "ResolvingName",
+        "UnpackAdvanced",
         "UnpackingLayer",
         "UsingMirror",
         "render_line",
@@ -233,6 +247,7 @@ _MODULES = {
     "images": ("Image",),
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits", "TarLimits", "UnpackLimits"),
+    "local_repository": ("LocalRepository",),
     "media_types": ("is_document",),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
@@ -250,6 +265,7 @@ _MODULES = {
         "NamedImages",
         "RangeStream",
     ),
+    "pushes": ("PushedManifest", "StillNeeded", "Upload", "UploadNotFound", "UploadOutOfOrder"),
     "rate_limits": ("RateLimit",),
     "reference": ("Reference", "check_image_name"),
     "registry": (

@@ -99,6 +99,21 @@ def hash_range(
         offset += count
 
 
+def open_to_extend(path: str) -> int:
+    """Return a descriptor to read and write what is at ``path``, which is not made where it is not there.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        OSError: ELOOP for a link.
+    """
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def cut_to(descriptor: int, size_bytes: int) -> None:
+    """Let an open file have no more than its first ``size_bytes``."""
+    os.ftruncate(descriptor, size_bytes)
+
+
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of ``data`` where the descriptor stands."""
     view = memoryview(data)

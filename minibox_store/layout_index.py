@@ -24,6 +24,8 @@ _FOREIGN_NAMES = frozenset({CONTAINERD_NAME_ANNOTATION})
 # What begins so is written by this project alone.
 _OWN = "dev.minibox.store."
 REFERRER_ANNOTATION = f"{_OWN}referrer"
+# Of an entry without a name: the repository that it was pushed to.
+REPOSITORY_ANNOTATION = f"{_OWN}repository"
 REFERENCE_ANNOTATION = f"{_OWN}source-reference"
 DIGEST_ANNOTATION = f"{_OWN}source-digest"
 PLATFORM_ANNOTATION = f"{_OWN}source-platform"
@@ -208,7 +210,8 @@ def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, 
     """Return the entries of ``before`` that ``after`` has not: removed, or their names standing for another entry.
 
     Of entries with one name the first counts, in both. An image that was pulled again as something else is not lost,
-    nor is a referrer, which went for want of what it refers to.
+    nor is a referrer, which went for want of what it refers to, nor what was pushed by its digest: that went since a
+    name came that reaches it, or because somebody deleted that very digest.
     """
     kept = {name: _without_source(descriptor) for name, descriptor in names_of(after)}
     nameless = {entry.descriptor for entry in after.entries if name_of(entry.descriptor) is None}
@@ -217,7 +220,8 @@ def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, 
     for entry in before.entries:
         name = name_of(entry.descriptor)
         if name is None:
-            is_kept = entry.descriptor in nameless or is_referrer(entry.descriptor)
+            is_pushed = REPOSITORY_ANNOTATION in entry.descriptor.annotations
+            is_kept = entry.descriptor in nameless or is_referrer(entry.descriptor) or is_pushed
         else:
             is_kept = name in seen or kept.get(name) == _without_source(entry.descriptor)
             seen.add(name)

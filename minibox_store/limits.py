@@ -62,6 +62,8 @@ class Limits:
         tar: the bounds on the tar itself.
         token_bytes: the answer of a token server.
         error_bytes: an error that a registry tells.
+        pushed_seconds: how long an upload that does not grow is kept, and a blob that was pushed to a repository and
+            that no manifest there needs.
     """
 
     document_bytes: int = 4 * MEBIBYTE
@@ -81,6 +83,7 @@ class Limits:
     tar: TarLimits = DEFAULT_TAR_LIMITS
     token_bytes: int = MEBIBYTE
     error_bytes: int = 64 * 1024
+    pushed_seconds: float = 24 * 3600.0
 
 
 DEFAULT_LIMITS = Limits()

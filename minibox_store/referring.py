@@ -12,7 +12,7 @@ from contextlib import suppress
 from minibox_store import media_types
 from minibox_store.codec import decode_document
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Manifest, Referrer
+from minibox_store.documents import Descriptor, Document, Manifest, Referrer
 from minibox_store.errors import BlobNotFound, InvalidDocument
 from minibox_store.graph import RememberingSource, read_content, walk
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -32,6 +32,11 @@ def read_referrer(source: BlobSource, descriptor: Descriptor, limits: Limits = D
     else:
         content = read_content(source, descriptor, limits)
     document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
+    return referrer_of(descriptor, document)
+
+
+def referrer_of(descriptor: Descriptor, document: Document) -> Referrer | None:
+    """Return what a document, read already, says that it refers to, and what it is; None where that is nothing."""
     if document.subject is None:
         return None
     artifact_type = document.artifact_type

@@ -11,7 +11,8 @@ class Removal:
     """One thing that a collection removes, or would.
 
     Attributes:
-        kind: ``blob``, ``sidecar``, ``transaction``, ``partial``, ``temporary``, ``build cache``; of what was made of
+        kind: ``blob``, ``sidecar``, ``transaction``, ``partial``, ``temporary``, ``build cache``; of what was pushed
+            ``upload``, and ``pin`` where a blob was kept for a manifest that did not come; of what was made of
             images ``mount``, ``mount point``, ``extracted layer``, ``base layer``; ``name`` where a filter chose an
             image; ``referrer`` where an entry was kept for what it refers to alone, and that is gone.
         path: relative to the store's root; of a name, the name; of a referrer, its digest.

@@ -1,19 +1,19 @@
 """The part of the store's face that brings images out as archives, and says what need not be in them."""
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, copy_graph, ignore_events
+from minibox_store.copying import EventListener, copy_graph, count_blobs, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import ImageCopied, RegisteringName
+from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
@@ -23,6 +23,7 @@ from minibox_store.protocols import ImageTarget, RoomChecking
 
 if TYPE_CHECKING:
     from minibox_store.archive.formats import ArchiveCompression, ArchiveForm, ArchiveFormat
+    from minibox_store.archive.offering import OfferedArchive
 
 _File = str | os.PathLike[str] | BinaryIO
 
@@ -120,17 +121,62 @@ class Saving:
         names = _checked_names(name)
         form = ArchiveForm(format=format, exclude=exclude, compress=compress)
         target = _target(file, dir_fd, form, durable=self._layout.durable)
+        with (
+            file_errors(self._layout.paths.root),
+            self._opened(names, wanted, form) as (in_order, found),
+            _naming_path(file),
+        ):
+            self._write(in_order, target, on_event, cancellation or Cancellation())
+        return found[0] if isinstance(name, str) else found
+
+    def open_archive(
+        self,
+        name: str | Sequence[str],
+        *,
+        format: "ArchiveFormat" = "minibox",  # noqa: A002  # what everybody calls it
+        platform: PlatformChoice = None,
+        exclude: Iterable[Digest] = (),
+    ) -> "OfferedArchive":
+        """Return the archive that :meth:`save` would write, to be read from any place; the caller closes it.
+
+        Nothing is written anywhere; its exact size is known before its first byte is read.
+
+        Args:
+            name: as for :meth:`save`.
+            format: as for :meth:`save`.
+            platform: as for :meth:`save`.
+            exclude: as for :meth:`save`.
+
+        Raises:
+            ImageNotFound, IncompleteImage, PlatformNotFound, InvalidArgument: as :meth:`save`.
+
+        Guarantees: all blobs are open, so that nobody can take them away any more: no lock is held for that.
+        """
+        from minibox_store.archive import ArchiveForm, OfferedArchive
+
+        wanted = checked_choice(platform)
+        names = _checked_names(name)
+        form = ArchiveForm(format=format, exclude=exclude)
+        with file_errors(self._layout.paths.root), ExitStack() as opened:
+            in_order, found = opened.enter_context(self._opened(names, wanted, form))
+            walks = [walk(image, image.chosen, limits=self._limits) for image in in_order]
+            blobs = [tuple(node.descriptor for node in each) for each in walks]
+            graphs = [(image.name, image.chosen, each, image) for image, each in zip(in_order, blobs, strict=True)]
+            return OfferedArchive(graphs, form, found, opened)
+
+    @contextmanager
+    def _opened(
+        self, names: tuple[str, ...], wanted: WantedPlatforms | None, form: "ArchiveForm"
+    ) -> Iterator[tuple[list[OpenedImage], tuple[Image, ...]]]:
+        """Open each image once, in the order of the names; and give what is told of each name that was asked for."""
         choose = None if wanted is None else partial(self._chosen, wanted)
-        with file_errors(self._layout.paths.root), opening_images(self._layout, names, choose) as images:
+        with opening_images(self._layout, names, choose) as images:
             # Several spellings may have been given of one name.
             distinct = {image.name: image for image in reversed(images)}
             _check_count(form, [*distinct], self._limits)
             self._layout.activity.note_used(*distinct)
             found = [self._listing.image(each.name, distinct[each.name].chosen, distinct[each.name]) for each in images]
-            with _naming_path(file):
-                in_order = [image for _, image in sorted(distinct.items())]
-                self._write(in_order, target, on_event, cancellation or Cancellation())
-        return found[0] if isinstance(name, str) else tuple(found)
+            yield [image for _, image in sorted(distinct.items())], tuple(found)
 
     def have(self) -> bytes:
         """Return the digests of all blobs that the store holds, as JSON: what an archive for it need not have.
@@ -160,6 +206,11 @@ class Saving:
             if isinstance(writer, RoomChecking):
                 walks = [walk(image, image.chosen, limits=self._limits) for image in images]
                 writer.check_room(node.descriptor for node in chain.from_iterable(walks))
+            if on_event is not ignore_events:
+                for image in images:
+                    on_event(ManifestChosen(name=image.name, descriptor=image.chosen))
+                roots = ((image, image.chosen) for image in images)
+                on_event(count_blobs(roots, self._limits, cancellation))
             for image in images:
                 copy_graph(
                     image, writer, image.chosen, limits=self._limits, on_event=on_event, cancellation=cancellation

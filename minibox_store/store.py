@@ -13,6 +13,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
 from minibox_store.examining import ExaminedStore
+from minibox_store.fetching import Fetching
 from minibox_store.filesystems import Filesystems
 from minibox_store.generations import Generations
 from minibox_store.graph import read_content, walk
@@ -27,6 +28,7 @@ from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
 from minibox_store.pulling import Pulling
 from minibox_store.pushing import Pushing
+from minibox_store.receiving import Receiving
 from minibox_store.saving import Saving
 from minibox_store.upkeep import Upkeep
 
@@ -37,7 +39,18 @@ if TYPE_CHECKING:
 
 
 class Store(
-    Pulling, Planning, Pushing, Saving, NamedStore, ExaminedStore, Generations, Upkeep, Filesystems, MountedImages
+    Pulling,
+    Fetching,
+    Planning,
+    Pushing,
+    Receiving,
+    Saving,
+    NamedStore,
+    ExaminedStore,
+    Generations,
+    Upkeep,
+    Filesystems,
+    MountedImages,
 ):
     """A store of images in one folder, which is an OCI image layout that other tools read as it stands.
 

@@ -20,6 +20,32 @@ from minibox_store import FileKind, FileStatus, Platform, Store
 _LOOKING = 2
 _MOST_ENTRIES = 5_000
 
+_ENTRY: Mapping[str, object] = {
+    "type": "object",
+    "required": ["name", "kind", "mode", "uid", "gid", "size_bytes", "modified"],
+    "properties": {
+        "name": {"type": "string"},
+        "kind": {"type": "string", "enum": [kind.value for kind in FileKind]},
+        "mode": {"type": "string", "pattern": "^[0-7]{4}$"},
+        "uid": {"type": "integer"},
+        "gid": {"type": "integer"},
+        "size_bytes": {"type": "integer", "minimum": 0},
+        "modified": {"type": ["string", "null"]},
+        "layer": {"type": "integer", "minimum": 1, "description": "of a file, the layer that it comes from"},
+        "link_target": {"type": "string"},
+    },
+}
+DIRECTORY: Mapping[str, object] = {
+    "type": "object",
+    "required": ["image", "path", "entries", "complete"],
+    "properties": {
+        "image": {"type": "string"},
+        "path": {"type": "string"},
+        "entries": {"type": "array", "items": _ENTRY, "maxItems": _MOST_ENTRIES},
+        "complete": {"type": "boolean", "description": "whether these are all; more than so many are not told"},
+    },
+}
+
 
 @attrs.frozen(kw_only=True)
 class FilesQuery:
@@ -93,30 +119,3 @@ def _time(nanoseconds: int) -> str | None:
         return datetime.fromtimestamp(nanoseconds // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (OverflowError, ValueError, OSError):
         return None
-
-
-_ENTRY: Mapping[str, object] = {
-    "type": "object",
-    "required": ["name", "kind", "mode", "uid", "gid", "size_bytes", "modified"],
-    "properties": {
-        "name": {"type": "string"},
-        "kind": {"type": "string", "enum": [kind.value for kind in FileKind]},
-        "mode": {"type": "string", "pattern": "^[0-7]{4}$"},
-        "uid": {"type": "integer"},
-        "gid": {"type": "integer"},
-        "size_bytes": {"type": "integer", "minimum": 0},
-        "modified": {"type": ["string", "null"]},
-        "layer": {"type": "integer", "minimum": 1, "description": "of a file, the layer that it comes from"},
-        "link_target": {"type": "string"},
-    },
-}
-DIRECTORY: Mapping[str, object] = {
-    "type": "object",
-    "required": ["image", "path", "entries", "complete"],
-    "properties": {
-        "image": {"type": "string"},
-        "path": {"type": "string"},
-        "entries": {"type": "array", "items": _ENTRY, "maxItems": _MOST_ENTRIES},
-        "complete": {"type": "boolean", "description": "whether these are all; more than so many are not told"},
-    },
-}

@@ -2,34 +2,29 @@
 
 import attrs
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from minibox_server.api.descriptions import describe_image
+from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
 from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
-from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, NoQuery, parameter
 from minibox_server.responses import RequestError, error_response, text_response
+from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
-    Cancellation,
-    ContentMismatch,
     Image,
     ImageNotFound,
-    IncompleteImage,
     InvalidDocument,
-    InvalidInput,
     InvalidPath,
     InvalidReference,
     Platform,
     Reference,
     RegistryBlocked,
     Store,
-    StoreFull,
     check_image_name,
-    one_line,
 )
 
 
@@ -42,21 +37,6 @@ class PullQuery:
 
 
 @attrs.frozen(kw_only=True)
-class SaveQuery:
-    """What a save is asked for."""
-
-    image: str = parameter(TEXT, "which image", missing="missing image or path")
-    path: str = parameter(TEXT, "the file on the daemon's machine, absolute", missing="missing image or path")
-
-
-@attrs.frozen(kw_only=True)
-class LoadQuery:
-    """What a load is asked for."""
-
-    path: str = parameter(TEXT, "the file on the daemon's machine, absolute")
-
-
-@attrs.frozen(kw_only=True)
 class ImageQuery:
     """One image, by name."""
 
@@ -66,13 +46,10 @@ class ImageQuery:
 class ImageEndpoints:
     """The endpoints over one store; ``unpack`` says whether a pull unpacks too."""
 
-    def __init__(
-        self, store: Store, paths: ArchivePaths, workers: Workers, operations: Operations, *, unpack: bool
-    ) -> None:
+    def __init__(self, store: Store, workers: Workers, operations: Operations, *, unpack: bool) -> None:
         self._store = store
         self._operations = operations
         self._unpack = unpack
-        self._paths = paths
         self._workers = workers
         self._listing = ImageList()
 
@@ -84,7 +61,7 @@ class ImageEndpoints:
                 path="/images",
                 what="List the named images, sorted by name.",
                 call=self.images,
-                answers=(Answer(what="the images", media_type="application/json"),),
+                answers=(Answer(what="the images", media_type="application/json", schema=list_of(IMAGE_SCHEMA)),),
             ),
             Endpoint(
                 method="POST",
@@ -92,26 +69,11 @@ class ImageEndpoints:
                 what="Pull an image from a registry, and tell of it line by line.",
                 call=self.pull,
                 query=PullQuery,
-                answers=(Answer(what="a line for each step; the last one says how it ended"),),
-                refusals=(403,),
-            ),
-            Endpoint(
-                method="POST",
-                path="/images/save",
-                what="Write an image to an archive on the daemon's machine.",
-                call=self.save,
-                query=SaveQuery,
-                answers=(Answer(what="one line"),),
-                refusals=(403, 404, 409, 507),
-            ),
-            Endpoint(
-                method="POST",
-                path="/images/load",
-                what="Bring the images of an archive into the store.",
-                call=self.load,
-                query=LoadQuery,
-                answers=(Answer(what="a line for each image"),),
-                refusals=(403, 422, 507),
+                answers=(
+                    Answer(what="a line for each step; the last one says how it ended"),
+                    *told_as_it_goes_on(IMAGE_SCHEMA),
+                ),
+                refusals=(403, 404, 409, 429, 501, 502, 507),
             ),
             Endpoint(
                 method="POST",
@@ -144,44 +106,11 @@ class ImageEndpoints:
         running = self._operations.join(
             doing="pull",
             limiter=self._workers.pulling,
-            call=pull_call(self._store, query.image, query.platform, unpack=self._unpack),
+            call=pull_call(self._store, self._operations, query.image, query.platform, unpack=self._unpack),
             key=("pull", query.image, query.platform, self._unpack),
         )
         form = accepted_form(request.headers)
         return PullAnswer(running) if form is None else StreamAnswer(running, form)
-
-    async def save(self, request: Request, query: SaveQuery) -> Response:
-        """Write an image to a file."""
-        name, path = query.image, query.path
-
-        def call(cancellation: Cancellation) -> None:
-            with self._paths.open_target(path) as (folder, file_name):
-                try:
-                    self._store.save(name, file_name, dir_fd=folder, cancellation=cancellation)
-                except (InvalidPath, StoreFull) as error:
-                    # The library was given the name alone; the client named the whole path.
-                    raise attrs.evolve(error, path=path) if error.path == file_name else error from None
-                except ImageNotFound:
-                    _check_form(name)
-                    raise
-
-        await self._workers.run_operation(self._workers.changing, request.receive, call)
-        return text_response(f"Saved image {name} to {path}")
-
-    async def load(self, request: Request, query: LoadQuery) -> Response:
-        """Bring the images of a file into the store."""
-        path = query.path
-
-        def call(cancellation: Cancellation) -> tuple[Image, ...]:
-            with self._paths.open_archive(path) as file:
-                try:
-                    return self._store.load(file, cancellation=cancellation)
-                except (InvalidInput, ContentMismatch, IncompleteImage) as error:
-                    # Whatever is wrong in an archive, its name or its digests, is wrong with the archive.
-                    raise RequestError(422, str(error)) from error
-
-        loaded = await self._workers.run_operation(self._workers.changing, request.receive, call)
-        return PlainTextResponse("".join(f"{one_line(f'Loaded image {each.name} from {path}')}\n" for each in loaded))
 
     async def remove(self, request: Request, query: ImageQuery) -> Response:
         """Take a name away."""
@@ -189,7 +118,7 @@ class ImageEndpoints:
         try:
             removed = await self._workers.run(self._workers.changing, lambda: self._store.remove(name))
         except ImageNotFound:
-            _check_form(name)
+            check_form(name)
             raise RequestError(404, "image not found") from None
         return text_response(f"Image {removed} removed")
 
@@ -210,7 +139,7 @@ class ImageList:
         return body
 
 
-def _check_form(name: str) -> None:
+def check_form(name: str) -> None:
     """Refuse a name that no image could have; asked only of one that none has, for other tools have other rules."""
     try:
         check_image_name(name)

@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from minibox_server.api.descriptions import describe_report
 from minibox_server.declarations import SWITCH, Answer, Endpoint, NoQuery, parameter
+from minibox_server.schemas import PRUNE_SCHEMA
 from minibox_server.workers import Workers
 from minibox_store import Store
 
@@ -42,7 +43,7 @@ class SystemEndpoints:
                 what="Remove what no image needs, or say what that would be.",
                 call=self.prune,
                 query=PruneQuery,
-                answers=(Answer(what="what was removed", media_type="application/json"),),
+                answers=(Answer(what="what was removed", media_type="application/json", schema=PRUNE_SCHEMA),),
                 tag="system",
             ),
         ]

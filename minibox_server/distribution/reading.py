@@ -1,72 +1,70 @@
-"""The reading half of the OCI distribution API, over the same store.
+"""Manifests and blobs on their way out.
 
 A repository shows the manifests and blobs of its own images and no others, each exactly as it is stored.
 
-Spec: OCI distribution-spec 1.1, sections "Pulling" and "Listing Tags".
+Spec: OCI distribution-spec 1.1, "Pull".
 """
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 
-import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from minibox_server.declarations import TEXT, Answer, Endpoint, NoQuery, counted, parameter
+from minibox_server.declarations import Answer, Endpoint, NoQuery
+from minibox_server.distribution.naming import naming_errors, open_repository, parse_digest
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
-from minibox_server.distribution.repositories import Repository, build_catalogue, is_repository_name, parse_digest
+from minibox_server.distribution.upstream import Upstream
 from minibox_server.responses import RequestError
+from minibox_server.schemas import VERSION_SCHEMA
 from minibox_server.workers import Operation, Workers
 from minibox_server.zero_copy import EXTENSION
 from minibox_store import (
     BlobNotFound,
     BlobStream,
     Descriptor,
-    Digest,
-    Image,
     ImageNotFound,
-    InvalidDigest,
+    LocalRepository,
     RangeStream,
     Store,
-    StoreDamaged,
     is_document,
 )
 
-_MOST_TAGS = 1000
 _PIECE_BYTES = 512 * 1024
 # What never comes by here may be more at once; between two of them it is seen that the daemon ends.
 _RANGE_BYTES = 2 * 1024 * 1024
+_TELLING = {"Docker-Content-Digest": "its digest", "ETag": "its digest, in quotation marks"}
+_RANGES = {"Accept-Ranges": "bytes"}
+# What the registry behind this one may have to say, or the store to what it sends.
+_OF_UPSTREAM = (403, 429, 502, 507)
+# All that is_document has.
+_DOCUMENTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 
 
-@attrs.frozen(kw_only=True)
-class TagsQuery:
-    """Which page of the tags."""
-
-    n: int = parameter(
-        counted(most=_MOST_TAGS), "how many at most", default=_MOST_TAGS, code="PAGINATION_NUMBER_INVALID"
-    )
-    last: str | None = parameter(TEXT, "the tag after which the page begins", default=None)
-
-
-class Distribution:
+class Reading:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, workers: Workers) -> None:
+    def __init__(self, store: Store, workers: Workers, upstream: Upstream | None = None) -> None:
         self._store = store
         self._workers = workers
-        self._last: tuple[tuple[Image, ...], Mapping[str, Repository]] | None = None
+        self._upstream = upstream
 
     def all(self) -> list[Endpoint]:
-        """Return each endpoint; every other method than GET and HEAD is refused."""
+        """Return each endpoint."""
         return [
             Endpoint(
                 method="GET",
                 path="/v2",
                 what="Say that this is a registry.",
                 call=self.version,
-                answers=(Answer(what="yes", media_type="application/json"),),
+                answers=(Answer(what="yes", media_type="application/json", schema=VERSION_SCHEMA),),
                 tag="distribution",
             ),
             Endpoint(
@@ -74,7 +72,7 @@ class Distribution:
                 path="/v2/",
                 what="Say that this is a registry.",
                 call=self.version,
-                answers=(Answer(what="yes", media_type="application/json"),),
+                answers=(Answer(what="yes", media_type="application/json", schema=VERSION_SCHEMA),),
                 tag="distribution",
             ),
             Endpoint(
@@ -82,8 +80,8 @@ class Distribution:
                 path="/v2/{name:path}/manifests/{reference}",
                 what="Send a manifest or an index, by tag or by digest.",
                 call=self.manifest,
-                answers=(Answer(what="the very bytes", media_type="*/*"),),
-                refusals=(404,),
+                answers=tuple(Answer(what="the very bytes", media_type=each, headers=_TELLING) for each in _DOCUMENTS),
+                refusals=(404, *_OF_UPSTREAM),
                 tag="distribution",
             ),
             Endpoint(
@@ -92,30 +90,15 @@ class Distribution:
                 what="Send a blob, or one range of it.",
                 call=self.blob,
                 answers=(
-                    Answer(what="the blob", media_type="application/octet-stream"),
-                    Answer(status=206, what="the range", media_type="application/octet-stream"),
+                    Answer(what="the blob", media_type="application/octet-stream", headers=_TELLING | _RANGES),
+                    Answer(
+                        status=206,
+                        what="the range",
+                        media_type="application/octet-stream",
+                        headers=_TELLING | _RANGES | {"Content-Range": "which bytes of how many"},
+                    ),
                 ),
-                refusals=(404, 416),
-                tag="distribution",
-            ),
-            Endpoint(
-                method="GET",
-                path="/v2/{name:path}/tags/list",
-                what="List a page of a repository's tags.",
-                call=self.tags,
-                query=TagsQuery,
-                answers=(Answer(what="the tags", media_type="application/json"),),
-                refusals=(404,),
-                tag="distribution",
-            ),
-            # The last one: a repository's own path may hold these words.
-            Endpoint(
-                method="GET",
-                path="/v2/{name:path}/blobs/uploads/{rest:path}",
-                what="Say how much of an upload has come.",
-                call=self.upload,
-                answers=(Answer(what="how much", status=204, media_type=None),),
-                refusals=(404,),
+                refusals=(404, 416, *_OF_UPSTREAM),
                 tag="distribution",
             ),
         ]
@@ -124,98 +107,57 @@ class Distribution:
         """Say that this is a registry."""
         return JSONResponse({})
 
-    async def upload(self, request: Request, query: NoQuery) -> Response:
-        """Say that nothing is being uploaded."""
-        raise RequestError(404, "there are no uploads here", code="BLOB_UPLOAD_UNKNOWN")
-
-    async def tags(self, request: Request, query: TagsQuery) -> Response:
-        """List a page of a repository's tags."""
-        repository = await self._workers.run(self._workers.reading, lambda: self._repository(request))
-        tags = sorted(tag for tag in repository.tags if query.last is None or tag > query.last)
-        page = tags[: query.n]
-        headers = {}
-        if page and len(tags) > query.n:
-            headers["Link"] = f'</v2/{repository.name}/tags/list?n={query.n}&last={page[-1]}>; rel="next"'
-        return JSONResponse({"name": repository.name, "tags": page}, headers=headers)
-
     async def manifest(self, request: Request, query: NoQuery) -> Response:
         """Serve a manifest or an index, by tag or by digest."""
 
         def call() -> Response:
-            descriptor = self._find_manifest(self._repository(request), request.path_params["reference"])
-            try:
-                content = self._store.read_document(descriptor)
-            except BlobNotFound as error:
-                raise _unknown(f"{descriptor.digest}", "MANIFEST_UNKNOWN") from error
+            repository = open_repository(self._store, request)
+            with naming_errors(repository):
+                descriptor = _find_manifest(repository, request.path_params["reference"])
+                content = self._read(descriptor)
             content = b"" if request.method == "HEAD" else content
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 
-        return await self._workers.run(self._workers.reading, call)
+        return await self._answer(request, call, request.path_params["reference"], is_manifest=True)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
         """Serve a blob, or one range of it."""
 
         def call() -> Response:
-            repository = self._repository(request)
-            digest = _digest(request.path_params["digest"])
-            if digest is None:
-                raise RequestError(400, "a blob is asked for by its digest", code="DIGEST_INVALID")
-            descriptor = self._find(repository, digest, "BLOB_UNKNOWN")
-            wanted = _range(request, descriptor)
-            stream = self._open(descriptor, wanted.first if wanted else 0, "BLOB_UNKNOWN")
+            repository = open_repository(self._store, request)
+            with naming_errors(repository):
+                digest = parse_digest(request.path_params["digest"])
+                if digest is None:
+                    if not repository.is_known():
+                        raise BlobNotFound(request.path_params["digest"])
+                    raise RequestError(400, "a blob is asked for by its digest", code="DIGEST_INVALID")
+                descriptor = repository.find(digest)
+                wanted = _range(request, descriptor)
+                stream = self._store.open_blob(descriptor, wanted.first if wanted else 0)
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        return await self._answer(request, call, request.path_params["digest"], is_manifest=False)
+
+    async def _answer(
+        self, request: Request, call: Callable[[], Response], wanted: str, *, is_manifest: bool
+    ) -> Response:
+        """Return what ``call`` answers; once more, where it finds nothing and the registry behind this one does."""
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            if self._upstream is None or error.status != 404:
+                raise
+            name = request.path_params["name"]
+            if not await self._upstream.bring(request, name, wanted, is_manifest=is_manifest):
+                raise
         return await self._workers.run(self._workers.reading, call)
 
-    def _repository(self, request: Request) -> Repository:
-        name = request.path_params["name"]
-        if not is_repository_name(name):
-            raise RequestError(400, f"{name} is no name of a repository", code="NAME_INVALID")
-        images = self._store.images()
-        last = self._last
-        if last is None or last[0] is not images:
-            last = (images, build_catalogue(images))
-            self._last = last
-        repository = last[1].get(name)
-        if repository is None:
-            raise RequestError(404, f"there is no repository {name}", code="NAME_UNKNOWN")
-        return repository
-
-    def _find_manifest(self, repository: Repository, reference: str) -> Descriptor:
-        digest = _digest(reference)
-        if digest is None:
-            image = repository.tags.get(reference)
-            descriptor = None if image is None else image.descriptor
-        else:
-            descriptor = self._find(repository, digest, "MANIFEST_UNKNOWN")
-        # A type that is none would let whoever wrote it choose how others read the bytes.
-        if descriptor is None or not is_document(descriptor.media_type):
-            raise _unknown(f"manifest {reference}", "MANIFEST_UNKNOWN")
-        return descriptor
-
-    def _find(self, repository: Repository, digest: Digest, code: str) -> Descriptor:
-        damage: StoreDamaged | None = None
-        for image in repository.images:
-            if image.digest == digest:
-                return image.descriptor
-        for image in repository.images:
-            try:
-                return self._store.find_blob(image.name, digest)
-            except (BlobNotFound, ImageNotFound):
-                continue
-            except StoreDamaged as error:
-                # It may well be a blob of another image, and the damage none of this client's concern.
-                damage = error
-        if damage is not None:
-            raise damage
-        raise _unknown(f"{digest}", code)
-
-    def _open(self, descriptor: Descriptor, offset: int, code: str) -> BlobStream:
+    def _read(self, descriptor: Descriptor) -> bytes:
         try:
-            return self._store.open_blob(descriptor, offset)
+            return self._store.read_document(descriptor)
         except BlobNotFound as error:
-            raise _unknown(f"{descriptor.digest}", code) from error
+            raise ImageNotFound(str(descriptor.digest)) from error
 
 
 class BlobAnswer(Response):
@@ -310,11 +252,19 @@ def _headers(descriptor: Descriptor) -> dict[str, str]:
     return {"Docker-Content-Digest": str(descriptor.digest), "ETag": f'"{descriptor.digest}"'}
 
 
-def _digest(text: str) -> Digest | None:
-    try:
-        return parse_digest(text)
-    except InvalidDigest as error:
-        raise RequestError(400, str(error), code="DIGEST_INVALID") from error
+def _find_manifest(repository: LocalRepository, reference: str) -> Descriptor:
+    digest = parse_digest(reference)
+    if digest is None:
+        descriptor = repository.resolve(reference)
+    else:
+        try:
+            descriptor = repository.find(digest)
+        except BlobNotFound as error:
+            raise ImageNotFound(str(digest)) from error
+    # A type that is none would let whoever wrote it choose how others read the bytes.
+    if not is_document(descriptor.media_type):
+        raise ImageNotFound(reference)
+    return descriptor
 
 
 def _range(request: Request, descriptor: Descriptor) -> ByteRange | None:
@@ -325,7 +275,3 @@ def _range(request: Request, descriptor: Descriptor) -> ByteRange | None:
     except RangeNotSatisfiable:
         headers = {"Content-Range": f"bytes */{descriptor.size_bytes}"}
         raise RequestError(416, "the range lies beyond the end of the blob", headers, "RANGE_INVALID") from None
-
-
-def _unknown(what: str, code: str) -> RequestError:
-    return RequestError(404, f"{what} is not in this repository", code=code)

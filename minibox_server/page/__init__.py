@@ -70,7 +70,7 @@ class PageEndpoints:
                 path="/ui",
                 what="The page: images, space and work of this daemon.",
                 call=self.index,
-                answers=(Answer(what="the page", media_type="text/html"), _UNCHANGED),
+                answers=(Answer(what="the page", media_type="text/html", headers=_TOLD), _UNCHANGED),
                 is_open=True,
                 tag="page",
             ),
@@ -79,7 +79,11 @@ class PageEndpoints:
                 path="/ui/",
                 what="Lead to the page.",
                 call=self.lead,
-                answers=(Answer(what="where it is", status=308, media_type=None, headers={"Location": "of the page"}),),
+                answers=(
+                    Answer(
+                        what="where it is", status=308, media_type=None, headers={**_HEADERS, "Location": "of the page"}
+                    ),
+                ),
                 is_open=True,
                 tag="page",
             ),
@@ -89,8 +93,7 @@ class PageEndpoints:
                 what="A part of the page: a style, a script or a picture.",
                 call=self.part,
                 answers=(
-                    *(Answer(what="the part", media_type=each) for each in ("text/css", "text/javascript")),
-                    Answer(what="the part", media_type="image/svg+xml"),
+                    *(Answer(what="the part", media_type=each, headers=_TOLD) for each in _PARTS),
                     _UNCHANGED,
                 ),
                 refusals=(404,),
@@ -133,4 +136,6 @@ class PageEndpoints:
         return found
 
 
-_UNCHANGED = Answer(what="the client has it", status=304, media_type=None)
+_PARTS = ("text/css", "text/javascript", "image/svg+xml")
+_TOLD = {**_HEADERS, "ETag": "what names exactly these bytes"}
+_UNCHANGED = Answer(what="the client has it", status=304, media_type=None, headers=_TOLD)

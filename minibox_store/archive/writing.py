@@ -24,7 +24,7 @@ from minibox_store.documents import Descriptor, Document, children
 from minibox_store.errors import ContentMismatch, IncompleteImage, InvalidPath
 from minibox_store.graph import read_content
 from minibox_store.limits import Limits
-from minibox_store.protocols import BlobSource, RangeStream
+from minibox_store.protocols import BlobSource, BlobStream, RangeStream
 from minibox_store.tar import END_OF_ARCHIVE
 
 _PLAIN = ArchiveForm()
@@ -105,11 +105,14 @@ def _writing(sink: Sink, form: ArchiveForm) -> Iterator["ArchiveWriter"]:
     writer.finish()
 
 
-class ArchiveWriter:
-    """An ImageWriter that remembers where every blob can be read, and reads none before :meth:`finish`."""
+class ArchiveMembers:
+    """What an archive will have, before anything of it is written: blobs, where each can be read, and names.
 
-    def __init__(self, sink: Sink, form: ArchiveForm) -> None:
-        self._sink = sink
+    Args:
+        form: of the archive.
+    """
+
+    def __init__(self, form: ArchiveForm) -> None:
         self._form = form
         self._guard = threading.Lock()
         self._sources: dict[Digest, tuple[Descriptor, BlobSource]] = {}
@@ -118,15 +121,6 @@ class ArchiveWriter:
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the blob is left out, since whoever reads the archive has it: else it is written from nothing."""
         return descriptor.digest in self._form.exclude and not media_types.is_document(descriptor.media_type)
-
-    def check_room(self, descriptors: Iterable[Descriptor]) -> None:
-        """Return if an archive of these blobs fits.
-
-        Raises:
-            StoreFull: with the bytes that are needed, and those that are free.
-        """
-        distinct = {each.digest: each.size_bytes for each in descriptors if not self.has_blob(each)}
-        self._sink.check_room(sum(distinct.values()))
 
     def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         """Take note of the blob. ``source`` is opened when the archive is laid down, and not before."""
@@ -147,12 +141,15 @@ class ArchiveWriter:
         if self._names.setdefault(name, descriptor).digest != descriptor.digest:
             raise ContentMismatch(f"image {name} of an archive", str(self._names[name].digest), str(descriptor.digest))
 
-    def finish(self) -> None:
-        """Lay down every member.
+    def open_member(self, descriptor: Descriptor) -> BlobStream:
+        """Return the bytes of a blob that has been written; the caller closes them."""
+        return self._sources[descriptor.digest][1].open_blob(descriptor)
+
+    def plan(self) -> ArchivePlan:
+        """Return where everything will lie.
 
         Raises:
             InvalidArgument: when the form of the archive cannot hold an image, or its name.
-            ContentMismatch: when a source gives fewer or more bytes than its descriptor says.
             IncompleteImage: when no image was named, or a blob of one has not been written.
         """
         if not self._names:
@@ -161,7 +158,33 @@ class ArchiveWriter:
         contents = _Contents(self._form, self._sources)
         for name, root in sorted(self._names.items()):
             images.append(WrittenImage(name=name, root=root, document=contents.add_image(name, root)))
-        plan = plan_archive(control_members(self._form, images), contents.members)
+        return plan_archive(control_members(self._form, images), contents.members)
+
+
+class ArchiveWriter(ArchiveMembers):
+    """An ImageWriter that remembers where every blob can be read, and reads none before :meth:`finish`."""
+
+    def __init__(self, sink: Sink, form: ArchiveForm) -> None:
+        super().__init__(form)
+        self._sink = sink
+
+    def check_room(self, descriptors: Iterable[Descriptor]) -> None:
+        """Return if an archive of these blobs fits.
+
+        Raises:
+            StoreFull: with the bytes that are needed, and those that are free.
+        """
+        distinct = {each.digest: each.size_bytes for each in descriptors if not self.has_blob(each)}
+        self._sink.check_room(sum(distinct.values()))
+
+    def finish(self) -> None:
+        """Lay down every member.
+
+        Raises:
+            InvalidArgument, IncompleteImage: as :meth:`plan`.
+            ContentMismatch: when a source gives fewer or more bytes than its descriptor says.
+        """
+        plan = self.plan()
         self._sink.check_room(plan.size_bytes)
         self._sink.prepare(plan.size_bytes)
         self._lay_down(plan)
@@ -173,12 +196,12 @@ class ArchiveWriter:
             if member.content is not None:
                 self._sink.write(member.content)
             elif member.descriptor is not None:
-                self._write_blob(*self._sources[member.descriptor.digest])
+                self._write_blob(member.descriptor)
             self._sink.write(member.padding)
         self._sink.write(END_OF_ARCHIVE)
 
-    def _write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
-        stream = source.open_blob(descriptor)
+    def _write_blob(self, descriptor: Descriptor) -> None:
+        stream = self.open_member(descriptor)
         try:
             if isinstance(stream, RangeStream):
                 # The file of a store, whose bytes were verified as they were stored: the kernel moves them unseen.

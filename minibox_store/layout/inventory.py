@@ -47,7 +47,7 @@ class Inventory:
         self.strays: dict[str, Digest | None] = {}
         for algorithm in ALGORITHMS:
             self._list_blobs(algorithm)
-        self.pinned = frozenset(live_pins(layout.paths).values())
+        self.pinned = frozenset(live_pins(layout).values())
         self.index = layout.read_index()
 
     @property

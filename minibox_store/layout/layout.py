@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 
-from minibox_store import _files, _locks, _moving
+from minibox_store import _files, _locks, _moving, _signatures
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
@@ -161,6 +161,11 @@ class Layout:
         with _naming_size(path):
             return open_settled(path, descriptor, self.settle_seconds)
 
+    def blob_size(self, digest: Digest) -> int | None:
+        """Return the size of what lies in the place of a blob; None where that is no regular file."""
+        found = _signatures.signature(self.paths.blob(digest))
+        return found.size_bytes if found is not None and found.is_regular else None
+
     @contextmanager
     def naming_damage(self) -> Iterator[None]:
         """Turn a document that is wrong in this store into StoreDamaged, with the path of its file."""
@@ -264,6 +269,10 @@ class Layout:
     def make_blob_folder(self, algorithm: str) -> None:
         """Make the folder of an algorithm's blobs where it is not there yet."""
         self._ground.make_blob_folder(algorithm)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder of our own, for its owner alone, where it is not there yet."""
+        self._ground.make_folder(path)
 
     def change_index(
         self, change: Callable[[LayoutIndex], LayoutIndex], doing: str, *, names: Iterable[str] = ()

@@ -8,7 +8,8 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 
 from minibox_store import _files, _locks, _trees
@@ -16,11 +17,15 @@ from minibox_store.errors import StoreBusy
 from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.pushed import iter_pushed
+from minibox_store.layout.uploads import is_upload
 from minibox_store.mounts import served_points
 from minibox_store.removals import Removal
 
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
+_OUR_FOLDERS = {"partial", "uploads", "pushed"}
+_UNNEEDED = "it was pushed, and no manifest has come to need it"
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
 _UNFINISHED_WRITE = re.compile(
     r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names|listing\.cache)\.[0-9a-f]{16}\.tmp"
@@ -74,6 +79,30 @@ class Broom:
         for path in _children(self._layout.paths.ingest):
             if _TRANSACTION.fullmatch(os.path.basename(path)) and _is_directory(path):
                 self._remove_locked(path, os.path.join(path, "lock"), "transaction", "its process has ended")
+
+    def sweep_pushed(self) -> None:
+        """Remove uploads that have not grown for too long, and pins of blobs that no manifest has come to need."""
+        paths, limit_seconds = self._layout.paths, self._layout.limits.pushed_seconds
+        with self._telling_errors(paths.uploads):
+            for path in filter(_is_upload, _children(paths.uploads)):
+                if _is_older(path, limit_seconds):
+                    self._remove_locked(
+                        path,
+                        path,
+                        "upload",
+                        "it has not grown for too long",
+                        lambda path: _is_older(path, limit_seconds),
+                    )
+        old = [pin for pin in iter_pushed(paths, limit_seconds) if not pin.is_young]
+        if self._dry_run:
+            self._removed.extend(self._removal(pin.path, "pin", _UNNEEDED) for pin in old)
+        elif folders := list(filter(_is_directory, _children(paths.pushed))):
+            with self._telling_errors(paths.pushed), self._layout.store_lock("collecting"):
+                for pin in old:
+                    if _is_older(pin.path, limit_seconds):  # it may have been pushed again since
+                        self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
+                for folder in folders:
+                    _files.remove_directory(folder)
 
     def _sweep_partials(self) -> None:
         for path in filter(_is_regular, _children(self._layout.paths.partials)):
@@ -129,7 +158,10 @@ class Broom:
         usage = read_usage(self._layout.paths.root)
         return usage.who_mounts(path) if is_cache else usage.who_uses(path)
 
-    def _remove_locked(self, path: str, lock_path: str, kind: str, reason: str) -> None:
+    def _remove_locked(
+        self, path: str, lock_path: str, kind: str, reason: str, is_meant: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        """Remove what nobody holds the lock of, if it is meant still once that is held."""
         if self._dry_run:
             if not _locks.is_locked(lock_path):
                 self._removed.append(self._removal(path, kind, reason))
@@ -143,7 +175,7 @@ class Broom:
             self._errors.append(f"{self._relative(path)}: {error.strerror}")
             return
         try:
-            if _locks.try_lock(opened, lock_path):
+            if _locks.try_lock(opened, lock_path) and is_meant(path):
                 self._remove(path, self._removal(path, kind, reason))
         finally:
             _locks.release(opened)
@@ -178,15 +210,29 @@ def _foreign(root: str, ingest: str) -> tuple[Iterator[str], ...]:
     """Return what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
     beside = (path for path in _children(root) if _TEMPORARY.fullmatch(os.path.basename(path)))
     no_partials = (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
-    return _children(os.path.join(root, "tmp")), beside, _foreign_in(ingest), no_partials
+    no_uploads = (path for path in _children(os.path.join(ingest, "uploads")) if not _is_upload(path))
+    return _children(os.path.join(root, "tmp")), beside, _foreign_in(ingest), no_partials, no_uploads
 
 
 def _foreign_in(ingest: str) -> Iterator[str]:
     for path in _children(ingest):
         name = os.path.basename(path)
         is_transaction = _TRANSACTION.fullmatch(name) and _is_directory(path)
-        if name != "partial" and name not in _OUR_LOCKS and not is_transaction:
+        is_folder = name in _OUR_FOLDERS and _is_directory(path)
+        if not is_folder and name not in _OUR_LOCKS and not is_transaction:
             yield path
+
+
+def _is_upload(path: str) -> bool:
+    return is_upload(os.path.basename(path)) and _is_regular(path)
+
+
+def _is_older(path: str, seconds: float) -> bool:
+    """Whether a file was last written longer ago than that; where a clock was set back, none was."""
+    try:
+        return time.time() - os.lstat(path).st_mtime > seconds
+    except FileNotFoundError:
+        return False
 
 
 def _children(folder: str) -> Iterator[str]:

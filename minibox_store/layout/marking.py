@@ -85,7 +85,7 @@ class Marking:
         raise StoreBusy(self._layout.paths.index, None, None, "changing index.json all the time")
 
     def _read_held(self) -> Container[str]:
-        return live_pins(self._layout.paths)
+        return live_pins(self._layout)
 
     def _are_dead_held(self) -> bool:
         """Whether a transaction has come to hold what a referrer without a subject refers to."""

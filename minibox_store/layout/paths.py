@@ -45,6 +45,16 @@ class LayoutPaths:
         return os.path.join(self.ingest, "partial")
 
     @property
+    def uploads(self) -> str:
+        """Unfinished uploads."""
+        return os.path.join(self.ingest, "uploads")
+
+    @property
+    def pushed(self) -> str:
+        """What was pushed to repositories, and no manifest there needs yet."""
+        return os.path.join(self.ingest, "pushed")
+
+    @property
     def base_layers(self) -> str:
         """Root filesystems of whole images, by the tags of their names."""
         return os.path.join(self.root, "base_layers")
@@ -111,6 +121,14 @@ class LayoutPaths:
     def blob(self, digest: Digest) -> str:
         """Return the path of a blob."""
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex}"
+
+    def upload(self, identifier: str, repository: str) -> str:
+        """Return the path of an upload to a repository, by its 32 hexadecimal digits; of the name it has a digest."""
+        return os.path.join(self.uploads, f"{identifier}-{Digest.of(repository.encode()).hex}")
+
+    def pushed_to(self, repository: str) -> str:
+        """Return the folder of what was pushed to a repository; of its name only a digest is in the path."""
+        return os.path.join(self.pushed, Digest.of(repository.encode()).hex)
 
     def partial(self, digest: Digest) -> str:
         """Return the path of a blob's shared unfinished download."""

@@ -1,18 +1,30 @@
-"""Which blobs the transactions of living processes hold, by links of their own: nobody removes those."""
+"""Which blobs are held though no name needs them: nobody removes those.
+
+The transactions of living processes hold them, by links of their own; and so do the pins of what was pushed, as long as
+they are young.
+"""
 
 import os
 from collections.abc import Iterator
 
 from minibox_store.digest import Digest
+from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import is_alive
-from minibox_store.layout.paths import LayoutPaths, pinned_digest
+from minibox_store.layout.paths import pinned_digest
+from minibox_store.layout.pushed import iter_pushed
 
 
-def live_pins(paths: LayoutPaths) -> dict[str, Digest]:
-    """Return the blobs that the transactions of living processes hold, by what their files are called."""
+def live_pins(layout: Layout) -> dict[str, Digest]:
+    """Return the blobs that are held, by what their files are called."""
+    paths = layout.paths
     transactions = [entry.path for entry in iter_entries(paths.ingest) if entry.is_dir(follow_symlinks=False)]
     names = (each.name for path in transactions if is_alive(path) for each in iter_entries(path))
-    return {digest.hex: digest for name in names if (digest := pinned_digest(name)) is not None}
+    held = {digest.hex: digest for name in names if (digest := pinned_digest(name)) is not None}
+    # Looked at last: a push pins a blob before its transaction lets it go.
+    held.update(
+        (pin.digest.hex, pin.digest) for pin in iter_pushed(paths, layout.limits.pushed_seconds) if pin.is_young
+    )
+    return held
 
 
 def iter_entries(folder: str) -> Iterator[os.DirEntry[str]]:

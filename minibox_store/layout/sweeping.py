@@ -112,6 +112,7 @@ class Sweep:
             plan, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
         broom = Broom(self._layout, self._removed, self._errors, dry_run=self.dry_run)
         broom.sweep_transactions()
+        broom.sweep_pushed()
         self._sweep_blobs(plan)
         self._sweep_sidecars(sidecars)
         self._sweep_derived()
@@ -199,7 +200,7 @@ class Sweep:
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
         if self.dry_run:
             self._removed.extend(map(_removal_of, self._marking.dead_referrers))
-            pins = live_pins(self._paths)
+            pins = live_pins(self._layout)
             plan = [removal for removal in plan if file_name(removal.path) not in pins]
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
@@ -217,7 +218,7 @@ class Sweep:
             if self._durable_index is not self._marking.marked:
                 self._layout.sync_index()
                 self._durable_index = self._marking.marked
-            live_names, pins = self._marking.live_names, live_pins(self._paths)
+            live_names, pins = self._marking.live_names, live_pins(self._layout)
             spares_new = self._youth.keep_newer_than_seconds > 0
             if live_names is planned_by and not pins and not spares_new:
                 self._remove(batch)  # what was not alive in the plan is not alive now

@@ -208,6 +208,12 @@ class Transaction:
             if not is_placed:
                 self._publisher.publish(descriptor.digest, descriptor.size_bytes)
 
+    def keep_file(self, opened: int, path: str, descriptor: Descriptor) -> None:
+        """Make a file of the store's disk, open and verified, a blob of the store; what becomes of it is not ours."""
+        if not self._finish(opened, path, descriptor, keep_name=self._hard_links):
+            raise BlobNotFound(str(descriptor.digest))
+        self._publisher.publish(descriptor.digest, descriptor.size_bytes)
+
     def write_name(self, name: str, descriptor: Descriptor) -> None:
         """Let ``name`` stand for ``descriptor`` when the transaction commits.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from minibox_server.connections import Connections
 from tests.server.clients import exchange, read_reply
@@ -66,7 +66,7 @@ async def read_body(receive: Receive) -> bytes:
     """Return the body, or what came of it until the client had gone."""
     body = b""
     while True:
-        message: Message = await receive()
+        message = await receive()
         body += bytes(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body"):
             return body

@@ -14,8 +14,8 @@ import attrs
 import pytest
 from starlette.testclient import TestClient
 
-from minibox_server.__main__ import open_sockets
 from minibox_server.app import create_app
+from minibox_server.listening import listen
 from minibox_server.settings import Settings, parse_settings
 from minibox_server.workers import Workers
 from tests.server.clients import BASE_URL, TOKEN, read_reply
@@ -221,7 +221,7 @@ def test_the_environment_of_other_servers_changes_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("host", ["127.0.0.1", ""], ids=["one address", "every address"])
 def test_what_an_answer_ends_with_waits_for_no_acknowledgement(host: str) -> None:
     with contextlib.ExitStack() as stack:
-        listening, *others = open_sockets(attrs.evolve(parse_settings({}), host=host, port=0))
+        listening, *others = listen(attrs.evolve(parse_settings({}), host=host, port=0)).sockets
         stack.enter_context(listening)
         assert not others
         listening.settimeout(5)

@@ -1,4 +1,4 @@
-"""The reading half of the distribution API, over the application in this process."""
+"""What the distribution API gives of a store, over the application in this process."""
 
 import shutil
 from pathlib import Path
@@ -150,9 +150,11 @@ def test_a_config_is_a_blob_and_no_manifest(client: TestClient, images: dict[str
         ("/v2//tags/list", 400, "NAME_INVALID"),
         ("/v2/app%e2%82%ac/tags/list", 400, "NAME_INVALID"),
         ("/v2/..%2f..%2fetc/manifests/1", 400, "NAME_INVALID"),
-        ("/v2/_catalog", 404, "NAME_UNKNOWN"),
         ("/v2/app", 404, "NAME_UNKNOWN"),
-        ("/v2/app/blobs/uploads/", 404, "BLOB_UPLOAD_UNKNOWN"),
+        ("/v2/app/blobs/uploads/" + "0" * 32, 404, "BLOB_UPLOAD_UNKNOWN"),
+        ("/v2/app/blobs/uploads/..%2f..%2findex.json", 404, "NAME_UNKNOWN"),
+        ("/v2/app/referrers/sha256:abc", 400, "DIGEST_INVALID"),
+        ("/v2/App/referrers/" + ABSENT, 400, "NAME_INVALID"),
     ],
 )
 def test_what_is_not_there_has_the_code_of_the_specification(
@@ -163,22 +165,22 @@ def test_what_is_not_there_has_the_code_of_the_specification(
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "allowed"),
     [
-        ("PUT", "/v2/app/manifests/1"),
-        ("DELETE", f"/v2/app/manifests/{ABSENT}"),
-        ("POST", "/v2/app/blobs/uploads/"),
-        ("PATCH", "/v2/app/blobs/uploads/1"),
-        ("PUT", "/v2/app/blobs/uploads/1"),
-        ("DELETE", f"/v2/app/blobs/{ABSENT}"),
-        ("POST", "/v2/"),
-        ("POST", "/v2/app/tags/list"),
+        ("POST", "/v2/app/manifests/1", "DELETE, GET, HEAD, PUT"),
+        ("PUT", f"/v2/app/blobs/{ABSENT}", "DELETE, GET, HEAD"),
+        ("GET", "/v2/app/blobs/uploads/", "POST"),
+        ("POST", "/v2/app/blobs/uploads/1", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("POST", "/v2/", "GET, HEAD"),
+        ("POST", "/v2/app/tags/list", "GET, HEAD"),
+        ("DELETE", "/v2/_catalog", "GET, HEAD"),
+        ("PUT", f"/v2/app/referrers/{ABSENT}", "GET, HEAD"),
     ],
 )
-def test_nothing_can_be_written(client: TestClient, method: str, path: str) -> None:
+def test_a_method_that_a_path_has_not_is_refused(client: TestClient, method: str, path: str, allowed: str) -> None:
     response = client.request(method, path, content=b"{}")
     assert (response.status_code, code_of(response)) == (405, "UNSUPPORTED")
-    assert response.headers["allow"] == "GET, HEAD"
+    assert response.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_tags_are_listed_in_order_and_in_pages(tmp_path: Path) -> None:
     write_layout(tmp_path / "data", {f"app:{tag}": image for tag in ("b", "10", "a", "9", "B")})
     client = client_of(tmp_path / "data")
     whole = client.get("/v2/app/tags/list")
-    assert whole.json() == {"name": "app", "tags": ["10", "9", "B", "a", "b"]}
+    assert whole.json() == {"name": "app", "tags": ["10", "9", "a", "B", "b"]}
     assert "link" not in whole.headers
     seen, path = [], "/v2/app/tags/list?n=2"
     while path:
@@ -270,7 +272,7 @@ def test_tags_are_listed_in_order_and_in_pages(tmp_path: Path) -> None:
         target, _, relation = page.headers.get("link", "").partition(">; ")
         assert not target or relation == 'rel="next"'
         path = urljoin(path, target[1:]) if target else ""
-    assert seen == ["10", "9", "B", "a", "b"]
+    assert seen == ["10", "9", "a", "B", "b"]
 
 
 def test_tags_after_one_that_does_not_exist_are_those_that_sort_after_it(client: TestClient) -> None:

@@ -1,13 +1,11 @@
 """Requests as bytes, against a running daemon: S21, and what no client library would send."""
 
 import socket
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.server.clients import TOKEN, RawReply, exchange
+from tests.server.clients import TOKEN, RawReply, blobs_open, exchange
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import build_image, random_layer
 from tests.support.layouts import write_layout
@@ -217,23 +215,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_blob_leaves_nothing_open(daemon
         with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
             connection.sendall(head(daemon, target))
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
-    assert blobs_open(daemon) == 0
-
-
-def blobs_open(daemon: Daemon, seconds: float = 5.0) -> int:
-    """Return how many blobs the daemon holds open, once that is none or the time is over."""
-    deadline = time.monotonic() + seconds
-    while True:
-        links = []
-        for link in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
-            try:
-                links.append(str(link.readlink()))
-            except FileNotFoundError:
-                continue
-        count = sum("/blobs/" in link for link in links)
-        if count == 0 or time.monotonic() > deadline:
-            return count
-        time.sleep(0.05)
+    assert blobs_open(daemon.process.pid) == 0
 
 
 def test_s28_nothing_that_was_sent_as_a_secret_is_in_the_log(daemon: Daemon) -> None:

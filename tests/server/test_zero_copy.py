@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.types import Message
@@ -15,7 +16,7 @@ from starlette.types import Message
 from minibox_server.app import create_app
 from minibox_server.settings import Settings
 from minibox_server.zero_copy import EXTENSION
-from tests.server.clients import exchange, read_reply
+from tests.server.clients import blobs_open, exchange, read_reply
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.layouts import blob_path, write_layout
@@ -24,7 +25,7 @@ from tests.support.processes import end_process
 MIB = 1024 * 1024
 LARGE_BYTES = 24 * MIB + 512
 # More than there are threads that send.
-SLOW_CLIENTS = 20
+SLOW_CLIENTS = 60
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,16 @@ def test_the_application_hands_over_the_open_file_where_that_is_offered(tmp_path
         sent.extend(message.get("body", b""))
 
     path = f"/v2/app/blobs/{large}"
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "server": ("127.0.0.1", 1)}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "scheme": "http",
+        "server": ("127.0.0.1", 1),
+    }
     headers = [(b"host", b"localhost"), (b"range", b"bytes=5-")]
-    scope |= {"headers": headers, "extensions": {EXTENSION: {}}, "root_path": "", "scheme": "http"}
+    scope |= {"headers": headers, "extensions": {EXTENSION: {}}, "root_path": ""}
     asyncio.run(create_app(Settings(data_root=str(tmp_path / "data")))(scope, receive, send))
     assert messages[0]["status"] == 206
     assert not any(message.get("body") for message in messages), "no byte of it is in memory"
@@ -127,6 +135,18 @@ def test_clients_that_do_not_read_keep_nobody_waiting_and_lose_nothing(daemon: D
         assert time.monotonic() - begin < 3
         for connection in slow[:4]:
             assert hashlib.sha256(read_reply(connection).body).hexdigest() == large.partition(":")[2]
+
+
+def test_a_connection_that_is_given_up_keeps_no_blob_open_though_its_client_does_not_read(
+    daemon: Daemon, image: BuiltImage
+) -> None:
+    large, _ = layers_of(image)
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+        connection.sendall(request(daemon, large, "Transfer-Encoding: chunked"))
+        assert connection.recv(1000)
+        time.sleep(0.3)  # until the kernel takes no more, and the daemon waits
+        connection.sendall(b"not a chunk\r\n")
+        assert blobs_open(daemon.process.pid) == 0
 
 
 def test_a_blob_that_is_cut_short_meanwhile_is_a_cut_answer(tmp_path: Path, image: BuiltImage) -> None:

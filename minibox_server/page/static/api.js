@@ -1,6 +1,9 @@
 // The only module that talks to the daemon, and the only one that knows the token: it is asked for once, when a request
 // is refused for the lack of it, and lives in this variable until the page is closed. It is in no URL and no storage.
 
+// A refusal is a problem document, whatever is asked for.
+const STREAM = "application/x-ndjson, application/json;q=0.5";
+
 let token = null;
 let asking = null;
 let askForToken = async () => null;
@@ -39,8 +42,11 @@ export async function ask(path, { method = "GET", query, signal } = {}) {
   return response.headers.get("Content-Type")?.includes("json") ? response.json() : response.text();
 }
 
-/** Ask, and return the answer, whose body is still to be read; a refusal is thrown. */
-export async function send(path, { method = "GET", query, signal, accept = "*/*" } = {}) {
+/**
+ * Ask, and return the answer, whose body is still to be read; a refusal is thrown. Where the user has asked for nothing
+ * (`isQuiet`), they are not asked for the token either.
+ */
+export async function send(path, { method = "GET", query, signal, accept = "*/*", isQuiet = false } = {}) {
   for (;;) {
     const used = token;
     const response = await reach(address(path, query), {
@@ -53,14 +59,16 @@ export async function send(path, { method = "GET", query, signal, accept = "*/*"
     });
     if (response.ok) return response;
     const sentence = await sentenceOf(response);
-    if (response.status !== 401) throw new Refused(response.status, sentence);
+    if (response.status !== 401 || isQuiet) throw new Refused(response.status, sentence);
     await renewToken(used);
   }
 }
 
 /** Ask, and yield each event of the answer but the last, whose fields are returned; an error at its end is thrown. */
-export async function* follow(path, { method = "POST", query, signal } = {}) {
-  const response = await send(path, { method, query, signal, accept: "application/x-ndjson, application/json;q=0.5" });
+export async function* follow(path, { method = "POST", query, signal, isQuiet } = {}) {
+  const response = await send(path, { method, query, signal, isQuiet, accept: STREAM });
+  // Where there is nothing to be told on the way, the answer is what the last event would be.
+  if (isWhole(response.headers.get("Content-Type"))) return response.json();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const lines = new Lines();
   for (;;) {
@@ -92,24 +100,26 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
       }
     };
     const takeMore = () => {
-      if (request.status !== 200) return;
+      if (request.status !== 200 || isWhole(request.getResponseHeader("Content-Type"))) return;
       const text = request.responseText;
       take(lines.add(text.slice(read)));
       read = text.length;
     };
     request.open("POST", address(path, query));
-    for (const [name, value] of Object.entries(headersOf("application/x-ndjson, application/json;q=0.5"))) {
+    for (const [name, value] of Object.entries(headersOf(STREAM))) {
       request.setRequestHeader(name, value);
     }
     request.setRequestHeader("Content-Type", "application/x-tar");
-    request.upload.onprogress = (event) => onSent(event.loaded);
-    request.onprogress = takeMore;
-    request.onload = () => {
+    const finish = () => {
       if (request.status !== 200) return reject(new Refused(request.status, sentenceIn(request.responseText, request.status)));
+      if (isWhole(request.getResponseHeader("Content-Type"))) return resolve(JSON.parse(request.responseText));
       takeMore();
       take(lines.end());
       return reject(cut());
     };
+    request.upload.onprogress = (event) => onSent(event.loaded);
+    request.onprogress = takeMore;
+    request.onload = finish;
     request.onerror = () => reject(cut());
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     signal.addEventListener("abort", () => request.abort());
@@ -130,6 +140,10 @@ class Lines {
   end() {
     return this.add("\n");
   }
+}
+
+function isWhole(type) {
+  return (type ?? "").startsWith("application/json");
 }
 
 function headersOf(accept) {

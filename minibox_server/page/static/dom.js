@@ -3,6 +3,8 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+let fields = 0;
+
 /**
  * Return an element. Of `properties`, `on…` functions are listeners, true and false switch an attribute, null and
  * undefined leave it out, and all others are attributes. Of `children`, null and false are left out.
@@ -27,9 +29,13 @@ export function button(label, onclick, properties = {}) {
   return make("button", { type: "button", onclick, ...properties }, label);
 }
 
-/** Return a labelled field: `input` under the words that say what it is. */
+/** Return a labelled field: `input` under the words that say what it is, and over a hint that says more. */
 export function field(label, input, hint = null) {
-  return make("label", { class: "field" }, make("span", {}, label), input, hint && make("small", {}, hint));
+  fields += 1;
+  input.id ||= `field-${fields}`;
+  if (hint !== null) input.setAttribute("aria-describedby", `${input.id}-hint`);
+  return make("div", { class: "field" },
+    make("label", { for: input.id }, label), input, hint !== null && make("small", { id: `${input.id}-hint` }, hint));
 }
 
 /** Return terms and what they stand for; a pair whose second part is null is left out. */

@@ -37,16 +37,17 @@ export function usageOf(name) {
 export async function keepFresh() {
   for (;;) {
     await untilSeen();
+    await untilKnown();
     // A page that is not seen gives its connection back: a browser has few of them for one host.
     const controller = new AbortController();
     const hide = () => document.hidden && controller.abort();
     document.addEventListener("visibilitychange", hide);
     try {
-      for await (const event of follow("events", { method: "GET", signal: controller.signal })) {
+      for await (const event of follow("events", { method: "GET", signal: controller.signal, isQuiet: true })) {
         if (event.event === "image" || event.event === "prune") refreshSoon();
       }
     } catch (error) {
-      if (error instanceof Refused && error.status >= 400 && error.status < 500) return;
+      if (error instanceof Refused && error.status === 404) return;
       if (!controller.signal.aborted) await new Promise((resolve) => { setTimeout(resolve, AGAIN_MS); });
     } finally {
       document.removeEventListener("visibilitychange", hide);
@@ -64,6 +65,18 @@ function withoutUsage(error) {
   // The list is worth showing though a damaged image keeps its bytes from being counted.
   if (error.status === 401 || error.status === 0) throw error;
   return null;
+}
+
+function untilKnown() {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (holdings.images === null) return;
+      listeners.delete(look);
+      resolve();
+    };
+    listeners.add(look);
+    look();
+  });
 }
 
 function untilSeen() {

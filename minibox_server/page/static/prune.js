@@ -1,9 +1,8 @@
 // Prune: the plan is shown first, with the reason and the bytes of each thing, and only then may it be done.
 
-import { follow } from "./api.js";
+import { ask, follow } from "./api.js";
 import * as dialogs from "./dialogs.js";
 import { button, make, replace } from "./dom.js";
-import { ask } from "./api.js";
 import { refresh } from "./holdings.js";
 import { finish } from "./pull.js";
 import { start } from "./work.js";
@@ -43,7 +42,7 @@ async function prune() {
   const agreed = await dialogs.ask({
     title: "What a prune would remove",
     content: [place, make("label", { class: "check" }, withCache, " and unpacked layers that nothing uses")],
-    yes: "Remove it",
+    yes: "Prune",
     isDangerous: true,
     confirm: async () => ({ build_cache: withCache.checked }),
   });
@@ -83,5 +82,5 @@ function remarks(report) {
 }
 
 function shortPath(path) {
-  return path.replace(/[0-9a-f]{40,}/, (hex) => hex.slice(0, 12));
+  return path.replace(/^blobs\/sha\d+\//, "").replace(/[0-9a-f]{40,}/, (hex) => hex.slice(0, 12));
 }

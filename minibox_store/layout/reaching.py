@@ -1,0 +1,86 @@
+"""What a root of the store reaches, for whoever is asked for one blob of many: remembered, since it never changes.
+
+Nothing is remembered of a root of which a document was absent or wrong: it may come, or be mended.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import attrs
+
+from minibox_store import media_types
+from minibox_store.digest import Digest
+from minibox_store.documents import Descriptor, Identity, Referrer, identity
+from minibox_store.graph import walk
+from minibox_store.layout.layout import Layout
+from minibox_store.referring import referrer_of
+
+# Of so many blobs the descriptors are remembered, some 600 bytes each.
+_MOST_BLOBS = 50_000
+
+
+@attrs.frozen(kw_only=True)
+class Reach:
+    """What one root reaches.
+
+    Attributes:
+        blobs: each blob, the root and documents among them, as what names it describes it.
+        referrers: those documents among them that refer to something.
+        is_whole: whether every document was there.
+    """
+
+    blobs: Mapping[Digest, Descriptor]
+    referrers: tuple[Referrer, ...]
+    is_whole: bool
+
+
+class Reaches:
+    """What the roots of one store reach. Safe for several threads."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._guard = threading.Lock()
+        self._known: OrderedDict[Identity, Reach] = OrderedDict()
+        self._blobs = 0
+
+    def of(self, root: Descriptor) -> Reach:
+        """Return what a root reaches; manifests below an index may be absent.
+
+        Raises:
+            BlobNotFound: when the root is not there.
+            StoreDamaged: when a document is wrong.
+        """
+        key = identity(root)
+        with self._guard:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found
+        found = self._walk(root)
+        if found.is_whole:
+            self._remember(key, found)
+        return found
+
+    def _walk(self, root: Descriptor) -> Reach:
+        blobs: dict[Digest, Descriptor] = {}
+        referrers = []
+        is_whole = True
+        with self._layout.naming_damage():
+            for node in walk(self._layout, root, limits=self._layout.limits, allow_absent_manifests=True):
+                blobs[node.descriptor.digest] = node.descriptor
+                if node.document is not None:
+                    found = referrer_of(node.descriptor, node.document)
+                    referrers += [] if found is None else [found]
+                elif media_types.is_document(node.descriptor.media_type):
+                    is_whole = False
+        return Reach(blobs=blobs, referrers=tuple(referrers), is_whole=is_whole)
+
+    def _remember(self, key: Identity, found: Reach) -> None:
+        with self._guard:
+            if key in self._known or len(found.blobs) > _MOST_BLOBS:
+                return
+            self._known[key] = found
+            self._blobs += len(found.blobs)
+            while self._blobs > _MOST_BLOBS:
+                self._blobs -= len(self._known.popitem(last=False)[1].blobs)

@@ -1,0 +1,265 @@
+"""GET /openapi.json: it is valid, it has every route, and what it declares is what is answered.
+
+Every client that :func:`tests.server.clients.client_of` makes holds its answers to it as well, refusals above all.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx2
+import openapi_spec_validator
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from minibox_server.app import create_app
+from minibox_server.declarations import TEXT, Answer, Endpoint, EndpointTable, NoQuery, parameter
+from minibox_server.openapi import PLACES, describe_api, plain_path, refusals_of
+from minibox_server.schemas import COUNT_SCHEMA, record
+from minibox_server.settings import Settings
+from tests.server.clients import BASE_URL, TOKEN, client_of, hold_to_description
+from tests.support.described import Description
+from tests.support.images import BuiltImage, build_image, build_index
+from tests.support.layouts import write_layout
+from tests.support.scripted_registry import ScriptedRegistry, serve_image
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Starlette:
+    return create_app(Settings(data_root=str(tmp_path / "data"), archive_prefixes=(str(tmp_path),)))
+
+
+@pytest.fixture
+def document(app: Starlette) -> Any:
+    response = TestClient(app, base_url=BASE_URL).get("/openapi.json")
+    assert response.headers["content-type"] == "application/json"
+    return response.json()
+
+
+def test_the_description_is_valid(document: Any) -> None:
+    openapi_spec_validator.validate(document)
+    assert document["openapi"].startswith("3.1.")
+
+
+def test_every_route_of_the_application_is_described_with_each_of_its_methods(app: Starlette, document: Any) -> None:
+    routes = {
+        (plain_path(route.path), method.lower())
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+    }
+    assert len(app.routes) == len({route.path for route in app.routes if isinstance(route, Route)})
+    described = {(path, method) for path, operations in document["paths"].items() for method in operations}
+    assert routes == described
+
+
+def test_each_parameter_that_is_decoded_is_described_and_no_other(app: Starlette, document: Any) -> None:
+    for endpoint in app.state.endpoints.endpoints:
+        operation = document["paths"][plain_path(endpoint.path)][endpoint.method.lower()]
+        described = {each["name"]: each["required"] for each in operation["parameters"] if each["in"] == "query"}
+        decoded = {field.name: field.default is attrs.NOTHING for field in attrs.fields(endpoint.query)}
+        assert described == decoded, endpoint.path
+        assert (operation["security"] == []) == endpoint.is_open
+        assert {int(status) for status, answer in operation["responses"].items() if "$ref" in answer} == {
+            *refusals_of(endpoint)
+        }
+
+
+def test_each_part_of_a_path_is_described(app: Starlette) -> None:
+    names = {name for each in app.state.endpoints.endpoints for name in re.findall(r"\{(\w+)", each.path)}
+    assert names == set(PLACES)
+
+
+def test_the_token_is_named_as_what_it_is(document: Any) -> None:
+    assert document["paths"]["/images"]["get"]["security"] == [{"bearer": []}, {"token": []}]
+    assert document["paths"]["/v2/"]["get"]["security"] == [{"bearer": []}, {"token": []}, {"basic": []}]
+
+
+def test_the_description_needs_the_token(tmp_path: Path) -> None:
+    client = client_of(tmp_path / "data", token=TOKEN)
+    assert client.get("/openapi.json").status_code == 401
+    assert client.get("/openapi.json", headers={"X-API-Token": TOKEN}).status_code == 200
+
+
+# ---- each declared answer is given
+
+
+@attrs.frozen
+class Scene:
+    """What the requests of :func:`each_request` ask about."""
+
+    client: TestClient
+    image: BuiltImage
+    folder: Path
+    registry: ScriptedRegistry
+
+
+def each_request(scene: Scene) -> Iterator[httpx2.Response]:
+    """Ask for each answer that is declared, in an order in which each is to be had."""
+    client, image = scene.client, scene.image
+    archive = str(scene.folder / "app.tar")
+    layer = image.document()["layers"][0]["digest"]
+    yield client.get("/ping")
+    for path in ("/openapi.json", "/metrics", "/healthz", "/readyz"):
+        yield client.get(path)
+    yield client.get("/images")
+    yield client.post("/images/pull", params={"image": scene.registry.reference("team/app", "1")})
+    for form in ("application/x-ndjson", "text/event-stream"):
+        query = {"image": scene.registry.reference("team/app", "1")}
+        yield client.post("/images/pull", params=query, headers={"Accept": form})
+    yield client.post("/images/save", params={"image": "app:1", "path": archive})
+    yield client.post("/images/load", params={"path": archive})
+    for path in ("/ui", "/ui/", "/ui/style.css", "/ui/main.js", "/ui/icon.svg"):
+        page = client.get(path, follow_redirects=False)
+        yield page
+        if "etag" in page.headers:
+            yield client.get(path, headers={"If-None-Match": page.headers["etag"]})
+    yield client.get("/images/files?image=app:1")
+    yield client.get("/v2")
+    yield client.get("/v2/")
+    yield client.get("/v2/app/tags/list")
+    yield client.get("/v2/app/tags/list?n=1")
+    for name in ("app/manifests/1", "multi/manifests/latest", "docker/manifests/1", "docker/manifests/list"):
+        yield client.get(f"/v2/{name}")
+    yield client.get(f"/v2/app/blobs/{layer}")
+    yield client.get(f"/v2/app/blobs/{layer}", headers={"Range": "bytes=0-0"})
+    yield client.post("/images/remove?image=app:2")
+    yield client.post("/system/prune?dry_run=1")
+    yield client.post("/system/prune?build_cache=1")
+
+
+# The endpoint stands for what a registry has and this one has not; it always refuses.
+NEVER_GIVEN = {("get", "/v2/{name}/blobs/uploads/{rest}", 204, None)}
+
+
+def test_each_answer_that_is_declared_is_given_and_each_that_is_given_is_declared(tmp_path: Path) -> None:
+    image = build_image(salt="app")
+    docker = build_image(salt="docker", docker=True)
+    images = {
+        "app:1": image,
+        "app:2": build_image(salt="second"),
+        "multi": build_index([image]),
+        "docker:1": docker,
+        "docker:list": build_index([docker], docker=True),
+    }
+    write_layout(tmp_path / "data", images)
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", image)
+        client = client_of(tmp_path / "data", archive_prefixes=(str(tmp_path),))
+        description = hold_to_description(client, client.app)  # type: ignore[arg-type]  # it is what was made
+        description.seen.clear()
+        for response in each_request(Scene(client=client, image=image, folder=tmp_path, registry=registry)):
+            assert response.status_code < 400, response.text
+    declared = {each for each in description.declared() if each[0] != "head"}
+    assert declared - set(description.seen) - NEVER_GIVEN == set()
+
+
+def test_head_is_answered_as_get_is_without_the_body(tmp_path: Path) -> None:
+    write_layout(tmp_path / "data", {"app:1": build_image()})
+    client = client_of(tmp_path / "data")
+    for path in ("/ping", "/images", "/openapi.json", "/v2/", "/v2/app/tags/list", "/v2/app/manifests/1"):
+        assert client.head(path).status_code == 200
+    for path in ("/v2/nowhere/tags/list", "/v2/app/manifests/absent"):
+        assert client.head(path).status_code == 404
+
+
+# ---- what is not declared fails
+
+
+Make = Callable[[], Response]
+
+
+@attrs.frozen(kw_only=True)
+class ModeQuery:
+    """What the endpoint below is asked for."""
+
+    image: str = parameter(TEXT, "which")
+
+
+def endpoint_that_answers(answer: Make, **declared: Any) -> Endpoint:
+    async def call(request: Request, query: Any) -> Response:
+        return answer()
+
+    what = Answer(what="it", media_type="application/json", schema=record({"count": COUNT_SCHEMA}))
+    values = {"answers": (what,), "query": NoQuery, **declared}
+    return Endpoint(method="GET", path="/it", what="Answer.", call=call, **values)
+
+
+GOOD_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Request-ID": "0123456789abcdef"}
+
+
+def described_client(answer: Make, **declared: Any) -> TestClient:
+    endpoints = EndpointTable([endpoint_that_answers(answer, **declared)])
+    app = Starlette(routes=[*endpoints.routes, Route("/other", lambda request: PlainTextResponse("x"))])
+    app.state.endpoints = endpoints
+    client = TestClient(app, base_url=BASE_URL)
+    hold_to_description(client, app)
+    return client
+
+
+def test_an_answer_as_it_is_declared_passes() -> None:
+    response = described_client(lambda: JSONResponse({"count": 1}, headers=GOOD_HEADERS)).get("/it")
+    assert response.json() == {"count": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (lambda: JSONResponse({"count": 1}, 201, headers=GOOD_HEADERS), "201: of /it only"),
+        (lambda: JSONResponse({"count": "1"}, headers=GOOD_HEADERS), "is not of type 'integer'"),
+        (lambda: JSONResponse({"count": 1, "more": 1}, headers=GOOD_HEADERS), "Additional properties"),
+        (lambda: JSONResponse({}, headers=GOOD_HEADERS), "is a required property"),
+        (lambda: JSONResponse({"count": 1}, headers={"X-Request-ID": "x"}), "lacks {'x-content-type-options'}"),
+        (lambda: JSONResponse({"count": 1}, headers=GOOD_HEADERS | {"X-More": "1"}), "'x-more'"),
+        (lambda: PlainTextResponse("x", headers=GOOD_HEADERS), "is text/plain"),
+        (lambda: PlainTextResponse("x", 418, headers=GOOD_HEADERS), "418: of /it only"),
+        (lambda: JSONResponse({"count": 1}, 404, headers=GOOD_HEADERS), "404: of /it only"),
+        (lambda: JSONResponse({"count": 1}, 400, headers=GOOD_HEADERS), "is application/json"),
+    ],
+)
+def test_an_answer_that_is_not_declared_fails(answer: Make, problem: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        described_client(answer).get("/it")
+    assert problem in str(caught.value)
+
+
+def test_an_answer_of_a_route_that_is_not_declared_fails() -> None:
+    with pytest.raises(AssertionError, match="GET /other 200 is not declared"):
+        described_client(lambda: JSONResponse({})).get("/other")
+
+
+def test_a_stream_is_held_line_by_line() -> None:
+    schema = record({"count": COUNT_SCHEMA})
+    answers = tuple(
+        Answer(what="it", media_type=f, schema=schema) for f in ("application/x-ndjson", "text/event-stream")
+    )
+    for media_type, good, bad in (
+        ("application/x-ndjson", b'{"count":1}\n{"count":2}\n', b'{"count":1}\n{"count":-2}\n'),
+        ("text/event-stream", b': quiet\n\ndata: {"count":1}\n\n', b'data: {"count":1}\n\ndata: {}\n\n'),
+    ):
+
+        def answer(body: bytes, media_type: str = media_type) -> Make:
+            return lambda: Response(body, media_type=media_type, headers=GOOD_HEADERS)
+
+        assert described_client(answer(good), answers=answers).get("/it").status_code == 200
+        with pytest.raises(AssertionError):
+            described_client(answer(bad), answers=answers).get("/it")
+
+
+def test_what_an_endpoint_declares_stands_in_the_description() -> None:
+    endpoint = endpoint_that_answers(Response, query=ModeQuery, refusals=(409,), is_open=True)
+    described: Any = json.loads(json.dumps(describe_api(EndpointTable([endpoint]), version="7")))
+    openapi_spec_validator.validate(described)
+    operation = described["paths"]["/it"]["get"]
+    assert operation["security"] == []
+    assert "401" not in operation["responses"]
+    assert operation["responses"]["409"] == {"$ref": "#/components/responses/Refused409"}
+    assert [(each["name"], each["required"]) for each in operation["parameters"]] == [("image", True)]
+    assert Description(described).declared() == {("get", "/it", 200, "application/json"), ("head", "/it", 200, None)}

@@ -1,0 +1,69 @@
+"""One browser, one daemon and one slow registry for each module: all of them are slow to start."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.support.browser import chromium
+from tests.support.daemon import Daemon, running_daemon
+from tests.support.images import BuiltImage, build_image, random_layer
+from tests.support.nginx import Nginx, nginx
+from tests.support.peers import docker_registry, push_image
+
+MEBIBYTE = 1024 * 1024
+# A layer of it takes some two seconds: long enough to be seen on its way.
+BYTES_PER_SECOND = 512 * 1024
+
+BASE = random_layer(MEBIBYTE, salt="base")
+CONFIG = {"config": {"Env": ["PATH=/bin", "COLOUR=<b>green</b>"], "Cmd": ["/bin/hello"], "Labels": {"team": "billing"}}}
+APP = build_image([BASE, random_layer(MEBIBYTE // 2, salt="app"), {"srv/app/data": b"x" * 3000}], salt="app")
+WORKER = build_image([BASE, random_layer(MEBIBYTE // 4, salt="worker")], salt="worker", config=CONFIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowRegistry:
+    """A registry of two images, which gives each connection so much a second and no more."""
+
+    proxy: Nginx
+
+    def reference(self, name: str) -> str:
+        """Return the reference of ``app:1``, ``worker:1``, or something that is not there."""
+        repository, _, tag = name.partition(":")
+        return self.proxy.reference(repository, tag)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon over an empty store, which wants no token, and pulls one image at a time."""
+    with running_daemon(tmp_path_factory.mktemp("daemon"), environment={"MINIBOX_MAX_PULLS": "1"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlowRegistry]:
+    """The slow registry."""
+    folder = tmp_path_factory.mktemp("registry")
+    with docker_registry(folder / "registry") as behind:
+        for name, image in IMAGES.items():
+            push_image(behind, name, "1", image)
+        with nginx(folder / "nginx", registry_host=behind.host, bytes_per_second=BYTES_PER_SECOND) as proxy:
+            yield SlowRegistry(proxy=proxy)
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pictures of this run, where MINIBOX_SCREENSHOTS names none."""
+    return tmp_path_factory.getbasetemp() / "screenshots"
+
+
+IMAGES: dict[str, BuiltImage] = {"app": APP, "worker": WORKER}
