@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Store
+from minibox_store import Credentials, ManifestUnknown, Store, catalog, copy, delete, referrers, tags
 from tests.support.answers import basic_credentials
 from tests.support.builders import Builder, opening_builder
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.distribution import DistributionClient
 from tests.support.engines import Containerd, running_containerd, running_docker
-from tests.support.images import build_image, build_index, digest_of, random_layer
+from tests.support.images import build_artifact, build_image, build_index, digest_of, random_layer
 from tests.support.invariants import check_invariants
 from tests.support.layouts import read_layout_blobs, write_layout
 from tests.support.oras_client import run_oras
-from tests.support.peers import PeerFailed, run_skopeo
+from tests.support.peers import PeerFailed, docker_registry, run_skopeo
+from tests.support.registries import quick_client
 
 TOKEN = "a-token-of-more-than-22-characters"
 IMAGE = build_image(salt="clients")
@@ -209,6 +210,39 @@ def test_oras_pushes_attaches_and_pulls_artifacts(daemon: Daemon, tmp_path: Path
     attached = digest_at(daemon, "oras/push:attached")
     found = client.referrers("oras/push", digest).json()["manifests"]
     assert [each["digest"] for each in found] == [attached]
+
+
+def test_this_library_pushes_copies_lists_pulls_and_deletes(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
+    known = {} if daemon.token is None else {daemon.host: Credentials(username="anybody", password=daemon.token)}
+    client = quick_client(credentials=known)
+    place = f"{daemon.host}/library/app"
+    source = Store(layout)
+    source.push("index:1", f"{place}:1", client=client)
+    source.push("large:1", f"{place}:large", client=client, chunk_bytes=1024 * 1024)
+    copied = copy(f"{place}:1", f"{daemon.host}/library/copied:2", client=client)
+    assert str(copied.digest) == INDEX.digest
+    assert tags(place, client=client) == ("1", "large")
+    assert {"library/app", "library/copied"} <= set(catalog(daemon.host, client=client))
+    artifact = build_artifact(IMAGE.root)
+    asking(daemon).push_image("library/app", artifact)
+    [found] = referrers(f"{place}@{IMAGE.digest}", client=client)
+    assert str(found.descriptor.digest) == artifact.digest
+    store = Store(tmp_path / "store", durability="none")
+    assert str(store.pull(f"{place}:1", client=client, platform=None, referrers=True).digest) == INDEX.digest
+    assert read_layout_blobs(Path(store.root)) == {**INDEX.blobs, **artifact.blobs}
+    assert str(store.pull(f"{place}:large", client=client).digest) == LARGE.digest
+    delete(f"{daemon.host}/library/copied:2", client=client)
+    with pytest.raises(ManifestUnknown):
+        store.pull(f"{daemon.host}/library/copied:2", client=client)
+
+
+def test_docker_registry_mirrors_the_daemon(tmp_path: Path, layout: Path) -> None:
+    with running_daemon(tmp_path / "daemon") as daemon:
+        skopeo_push(daemon, layout, "index:1", "mirrored/app:1", "--all")
+        with docker_registry(tmp_path / "mirror", mirror_of=f"http://{daemon.host}") as mirror:
+            source = f"docker://{mirror.host}/mirrored/app:1"
+            run_skopeo("copy", "--all", "--src-tls-verify=false", source, f"oci:{tmp_path / 'pulled'}:1")
+    assert read_layout_blobs(tmp_path / "pulled") == INDEX.blobs
 
 
 def test_what_was_pushed_is_listed_and_a_prune_takes_nothing_of_it(
