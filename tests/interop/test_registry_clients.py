@@ -142,6 +142,33 @@ def test_podman_pushes_and_pulls_with_storage_of_its_own(
     assert builder.pull(f"{daemon.host}/podman/pushed:1", *options) == pushed
 
 
+def test_podman_pushes_a_list_of_platforms_that_it_has_made(
+    daemon: Daemon, layout: Path, builder: Builder, tmp_path: Path
+) -> None:
+    skopeo_push(daemon, layout, "index:1", "podman/origin:1", "--all")
+    options = ["--tls-verify=false", *credentials(daemon, "--creds")]
+    pushed = builder.push_list(f"{daemon.host}/podman/origin:1", f"{daemon.host}/podman/list:1", *options)
+    assert digest_at(daemon, "podman/list:1") == pushed
+    blobs = skopeo_pull(daemon, "podman/list:1", tmp_path / "pulled", "--all")
+    assert set(blobs) - {pushed} == set(INDEX.blobs) - {INDEX.digest}
+
+
+def test_skopeo_recompresses_converts_and_synchronises(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
+    skopeo_push(daemon, layout, "large:1", "changed/zstd:1", "--dest-compress-format=zstd")
+    skopeo_push(daemon, layout, "image:1", "changed/docker:1", "--format=v2s2")
+    for name, kind in (("zstd", "application/vnd.oci.image"), ("docker", "application/vnd.docker.distribution")):
+        answer = asking(daemon).get(f"/v2/changed/{name}/manifests/1")
+        assert answer.headers["content-type"].startswith(kind)
+        layers = answer.json()["layers"]
+        assert all(asking(daemon).head(f"/v2/changed/{name}/blobs/{each['digest']}").status == 200 for each in layers)
+    both = [*credentials(daemon, "--src-creds"), *credentials(daemon, "--dest-creds")]
+    run_skopeo(
+        *("sync", "--all", "--src=docker", "--dest=docker", "--src-tls-verify=false", "--dest-tls-verify=false"),
+        *(*both, f"{daemon.host}/changed/docker", f"{daemon.host}/synchronised"),
+    )
+    assert digest_at(daemon, "synchronised/docker:1") == digest_at(daemon, "changed/docker:1")
+
+
 def test_buildah_pushes_what_it_has_built_and_podman_pulls_it(daemon: Daemon, builder: Builder) -> None:
     options = ["--tls-verify=false", *credentials(daemon, "--creds")]
     with builder.container() as (container, mounted):
@@ -173,8 +200,9 @@ def test_containerd_pulls_an_index_and_pushes_it_elsewhere(
 def test_docker_pushes_and_pulls(tmp_path: Path, layout: Path) -> None:
     with ExitStack() as stack:
         docker = stack.enter_context(running_docker())
-        daemon = stack.enter_context(running_daemon(tmp_path / "daemon"))
+        daemon = stack.enter_context(running_daemon(tmp_path / "daemon", token=TOKEN))
         skopeo_push(daemon, layout, "image:1", "docker/app:1")
+        docker.run("login", "--username", "anybody", "--password", TOKEN, daemon.host)
         reference, pushed = f"{daemon.host}/docker/app:1", f"{daemon.host}/docker/pushed:1"
         docker.run("pull", "--quiet", reference)
         config = docker.configs()[reference]
