@@ -37,6 +37,8 @@ _PIECE_BYTES = 512 * 1024
 _RANGE_BYTES = 2 * 1024 * 1024
 _TELLING = {"Docker-Content-Digest": "its digest", "ETag": "its digest, in quotation marks"}
 _RANGES = {"Accept-Ranges": "bytes"}
+# Where what is not here is asked for elsewhere.
+_OF_UPSTREAM = (409, 422, 429, 502, 507)
 # All that is_document has.
 _DOCUMENTS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -79,7 +81,7 @@ class Reading:
                 what="Send a manifest or an index, by tag or by digest.",
                 call=self.manifest,
                 answers=tuple(Answer(what="the very bytes", media_type=each, headers=_TELLING) for each in _DOCUMENTS),
-                refusals=(404,),
+                refusals=(404, *_OF_UPSTREAM),
                 tag="distribution",
             ),
             Endpoint(
@@ -96,7 +98,7 @@ class Reading:
                         headers=_TELLING | _RANGES | {"Content-Range": "which bytes of how many"},
                     ),
                 ),
-                refusals=(404, 416),
+                refusals=(404, 416, *_OF_UPSTREAM),
                 tag="distribution",
             ),
         ]
