@@ -44,6 +44,14 @@ export function facts(...pairs) {
   return make("dl", { class: "facts" }, shown.map(([term, value]) => [make("dt", {}, term), make("dd", {}, value)]));
 }
 
+/** Return a table that is called `label` and scrolls by itself where it is too wide; its second column is sizes. */
+export function table(label, columns, rows) {
+  const head = columns.map((each, at) => make("th", { scope: "col", class: at === 1 ? "number" : null }, each));
+  const body = rows.map((cells) => make("tr", {}, cells.map((each, at) => make("td", { class: at === 1 ? "number" : null }, each))));
+  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
+    make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, body)));
+}
+
 function fill(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);

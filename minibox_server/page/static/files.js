@@ -1,7 +1,7 @@
 // The files of an image, one directory at a time. The first look reads each layer once, so it waits to be asked for.
 
 import { ask } from "./api.js";
-import { button, make, replace } from "./dom.js";
+import { button, make, replace, table } from "./dom.js";
 import { tell } from "./telling.js";
 import { bytes, count } from "./words.js";
 
@@ -32,19 +32,16 @@ function wayTo(path, open) {
 }
 
 function tableOf({ entries, complete }, path, open) {
-  const label = `Files in ${path}`;
   const below = (name) => `${path === "/" ? "" : path}/${name}`;
-  const rows = entries.map((entry) => make("tr", {},
-    make("td", {}, entry.kind === "directory"
+  const rows = entries.map((entry) => [
+    entry.kind === "directory"
       ? button(`${entry.name}/`, () => open(below(entry.name)))
-      : make("code", {}, entry.name, entry.link_target && ` → ${entry.link_target}`)),
-    make("td", { class: "number" }, entry.kind === "file" ? bytes(entry.size_bytes) : ""),
-    make("td", {}, make("code", {}, `${entry.mode} ${entry.uid}:${entry.gid}`)),
-    make("td", {}, entry.layer ? `layer ${entry.layer}` : entry.kind === "directory" ? "" : entry.kind)));
+      : make("code", {}, entry.name, entry.link_target && ` → ${entry.link_target}`),
+    entry.kind === "file" ? bytes(entry.size_bytes) : "",
+    make("code", {}, `${entry.mode} ${entry.uid}:${entry.gid}`),
+    entry.layer ? `layer ${entry.layer}` : entry.kind === "directory" ? "" : entry.kind,
+  ]);
   if (!rows.length) return make("p", { class: "quiet" }, "Nothing is in it.");
-  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
-    make("table", {},
-      make("thead", {}, make("tr", {}, ["Name", "Size", "Mode and owner", "From"].map((each) => make("th", { scope: "col" }, each)))),
-      make("tbody", {}, rows)),
+  return make("div", {}, table(`Files in ${path}`, ["Name", "Size", "Mode and owner", "From"], rows),
     !complete && make("p", { class: "quiet" }, "More than this are not shown."));
 }

@@ -2,7 +2,7 @@
 
 import { ask, follow } from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { button, make, replace } from "./dom.js";
+import { button, make, replace, table } from "./dom.js";
 import { refresh } from "./holdings.js";
 import { finish } from "./pull.js";
 import { start } from "./work.js";
@@ -60,17 +60,16 @@ function planOf(report) {
   const plan = report.plan ?? [];
   const sum = plan.reduce((total, each) => total + each.size_bytes, 0);
   if (!plan.length) return [make("p", {}, "Nothing: every blob is needed."), ...remarks(report)];
-  const rows = [...plan].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS).map((each) => make("tr", {},
-    make("td", {}, each.kind, " ", make("code", { title: each.path }, shortPath(each.path))),
-    make("td", { class: "number" }, bytes(each.size_bytes)),
-    make("td", {}, each.reason)));
+  const rows = [...plan].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS).map((each) => [
+    [each.kind, " ", make("code", { title: each.path }, shortPath(each.path))],
+    bytes(each.size_bytes),
+    each.reason,
+  ]);
   const more = plan.length > MOST_ROWS ? make("p", { class: "quiet" }, `and ${plan.length - MOST_ROWS} more`) : null;
   return [
     make("p", {}, make("b", {}, bytes(sum)), ` in ${count(plan.length, "thing")}`),
-    make("div", { class: "wide plan", tabindex: "0", role: "region", "aria-label": "The plan" },
-      make("table", {},
-        make("thead", {}, make("tr", {}, ["What", "Size", "Why"].map((each) => make("th", { scope: "col" }, each)))),
-        make("tbody", {}, rows)), more),
+    table("The plan", ["What", "Size", "Why"], rows),
+    more,
     ...remarks(report),
   ];
 }

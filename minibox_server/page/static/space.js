@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { checkPanel } from "./check.js";
-import { button, make, replace } from "./dom.js";
+import { button, make, replace, table } from "./dom.js";
 import { holdings, onHoldings, refresh } from "./holdings.js";
 import { neededBy, Picture } from "./picture.js";
 import { prunePanel } from "./prune.js";
@@ -16,7 +16,7 @@ export function spaceView() {
   const numbers = make("div", { class: "numbers" });
   const place = make("p", { class: "quiet" });
   const body = make("div", {});
-  const table = make("div", {});
+  const rows = make("div", {});
   const show = () => {
     const { usage, problem } = holdings;
     if (usage === null) {
@@ -34,9 +34,9 @@ export function spaceView() {
       replace(body, make("div", { class: "empty" }, make("h2", {}, "No bytes yet"), make("p", {}, "Pull or load an image, and see what it is made of.")));
       return;
     }
-    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, table);
+    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, rows);
     picture.show(usage);
-    replace(table, blobTable(usage));
+    replace(rows, blobTable(usage));
   };
   const ends = onHoldings(show);
   // What is told of the place is no more than a word beside the numbers: without it the view is whole.
@@ -68,13 +68,11 @@ function legend() {
 
 function blobTable({ blobs, blob_count: all }) {
   const shown = blobs.slice(0, MOST_ROWS);
-  const rows = shown.map((blob) => make("tr", {},
-    make("td", {}, blob.kind ?? "blob", " ", make("code", { title: blob.digest }, short(blob.digest))),
-    make("td", { class: "number" }, bytes(blob.size_bytes)),
-    make("td", { title: blob.images.join(", ") }, neededBy({ names: blob.images, count: blob.needed_by }))));
+  const rows = shown.map((blob) => [
+    [blob.kind ?? "blob", " ", make("code", { title: blob.digest }, short(blob.digest))],
+    bytes(blob.size_bytes),
+    make("span", { title: blob.images.join(", ") }, neededBy({ names: blob.images, count: blob.needed_by })),
+  ]);
   const label = shown.length < all ? `The largest ${shown.length} of ${count(all, "blob")}` : `All ${count(all, "blob")}`;
-  return make("details", { class: "card" }, make("summary", {}, label),
-    make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
-      make("table", {}, make("thead", {}, make("tr", {}, ["Blob", "Size", "Needed by"].map((each) => make("th", { scope: "col" }, each)))),
-        make("tbody", {}, rows))));
+  return make("details", { class: "card" }, make("summary", {}, label), table(label, ["Blob", "Size", "Needed by"], rows));
 }
