@@ -15,6 +15,7 @@ import anyio.to_thread
 from starlette.types import Receive
 
 from minibox_server.responses import RequestError
+from minibox_server.settings import DEFAULT_PULLS
 from minibox_store import Cancellation
 
 T = TypeVar("T")
@@ -24,7 +25,8 @@ _STREAMING = 8
 _RECEIVING = 32
 _CHANGING = 16
 _RECEIVING = 16
-_PULLING = 32
+# So many wait for their turn in a thread; whoever comes then waits for that first.
+_WAITING_PULLS = 28
 
 
 class Workers:
@@ -36,16 +38,16 @@ class Workers:
         receiving: for the bodies of uploads, which come as slowly as their clients send them.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
         receiving: for calls that read a body as its client sends it.
-        pulling: for pulls; one more waits until another has ended.
+        pulling: for pulls, those that move and those that wait for their turn; one more waits until another has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_pulls: int = DEFAULT_PULLS) -> None:
         self.reading = anyio.CapacityLimiter(_READING)
         self.streaming = anyio.CapacityLimiter(_STREAMING)
         self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
         self.receiving = anyio.CapacityLimiter(_RECEIVING)
-        self.pulling = anyio.CapacityLimiter(_PULLING)
+        self.pulling = anyio.CapacityLimiter(max_pulls + _WAITING_PULLS)
         self._lock = threading.Lock()
         self._running = 0
         self._operations: set[Cancellation] = set()
