@@ -31,7 +31,8 @@ export function address(path, query = {}) {
   const url = new URL(path, document.baseURI);
   url.hash = "";
   for (const [name, value] of Object.entries(query)) {
-    if (value !== null && value !== undefined && value !== false) url.searchParams.append(name, value === true ? 1 : value);
+    if (value === null || value === undefined || value === false) continue;
+    url.searchParams.append(name, value === true ? 1 : value);
   }
   return url.href;
 }
@@ -111,7 +112,8 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
     }
     request.setRequestHeader("Content-Type", "application/x-tar");
     const finish = () => {
-      if (request.status !== 200) return reject(new Refused(request.status, sentenceIn(request.responseText, request.status)));
+      const { status } = request;
+      if (status !== 200) return reject(new Refused(status, sentenceIn(request.responseText, status)));
       if (isWhole(request.getResponseHeader("Content-Type"))) return resolve(JSON.parse(request.responseText));
       takeMore();
       take(lines.end());

@@ -5,11 +5,13 @@ import { button, make, replace, table } from "./dom.js";
 import { tell } from "./telling.js";
 import { bytes, count } from "./words.js";
 
+const READING = "Reading… the first look at an image reads each of its layers once.";
+
 /** Return the panel for one manifest of an image; `signal` ends what it asks. */
 export function filesPanel(image, platform, signal) {
   const place = make("div", { class: "files" });
   const open = async (path) => {
-    replace(place, make("p", { class: "quiet", role: "status" }, "Reading… the first look at an image reads each of its layers once."));
+    replace(place, make("p", { class: "quiet", role: "status" }, READING));
     try {
       const directory = await ask("images/files", { query: { image, path, platform }, signal });
       const way = wayTo(path, open);
@@ -17,7 +19,9 @@ export function filesPanel(image, platform, signal) {
       way.lastChild.focus();
       tell(`${path}: ${count(directory.entries.length, "entry", "entries")}.`);
     } catch (error) {
-      if (!signal.aborted) replace(place, make("p", { class: "failed", role: "alert" }, error.message), button("Back to the root", () => open("/")));
+      if (signal.aborted) return;
+      replace(place, make("p", { class: "failed", role: "alert" }, error.message),
+        button("Back to the root", () => open("/")));
     }
   };
   replace(place, button("Look into it", () => open("/")));
@@ -28,7 +32,8 @@ function wayTo(path, open) {
   const names = path.split("/").filter(Boolean);
   const steps = names.map((name, at) => button(name, () => open(`/${names.slice(0, at + 1).join("/")}`)));
   return make("nav", { class: "path", "aria-label": "Way to this directory" },
-    button("/", () => open("/"), { "aria-label": "the root" }), steps.flatMap((each, at) => (at ? ["/", each] : [each])));
+    button("/", () => open("/"), { "aria-label": "the root" }),
+    steps.flatMap((each, at) => (at ? ["/", each] : [each])));
 }
 
 function tableOf({ entries, complete }, path, open) {

@@ -34,7 +34,8 @@ export function prunePanel() {
 
 async function prune() {
   const place = make("div", {});
-  const withCache = make("input", { type: "checkbox", onchange: () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message))) });
+  const showAnew = () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message)));
+  const withCache = make("input", { type: "checkbox", onchange: showAnew });
   const showPlan = async () => replace(place, planOf(await ask("system/prune", {
     method: "POST", query: { dry_run: true, build_cache: withCache.checked },
   })));
@@ -51,7 +52,8 @@ async function prune() {
     const report = await finish(follow("system/prune", { query: agreed, signal: work.signal }), work);
     await refresh();
     const freed = report.bytes_freed + (report.build_cache_bytes_freed ?? 0);
-    const problems = report.errors?.length ? ` ${count(report.errors.length, "thing")} could not be removed: ${report.errors[0]}` : "";
+    const { errors } = report;
+    const problems = errors.length ? ` ${count(errors.length, "thing")} could not be removed: ${errors[0]}` : "";
     return `${bytes(freed)} freed, ${count(report.blobs_removed, "blob")} removed.${problems}`;
   });
 }
@@ -77,7 +79,8 @@ function planOf(report) {
 function remarks(report) {
   return [["It stays, though nothing needs it", report.kept], ["Not known", report.errors]]
     .filter(([, sentences]) => sentences?.length)
-    .map(([title, sentences]) => make("div", { class: "remark" }, make("h3", {}, title), make("ul", {}, sentences.map((each) => make("li", {}, each)))));
+    .map(([title, sentences]) => make("div", { class: "remark" },
+      make("h3", {}, title), make("ul", {}, sentences.map((each) => make("li", {}, each)))));
 }
 
 function shortPath(path) {
