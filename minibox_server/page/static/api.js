@@ -38,8 +38,8 @@ export function address(path, query = {}) {
 }
 
 /** Ask, and return the decoded JSON of the answer. */
-export async function ask(path, { method = "GET", query, signal } = {}) {
-  const response = await send(path, { method, query, signal, accept: "application/json" });
+export async function ask(path, { method = "GET", query, signal, isQuiet } = {}) {
+  const response = await send(path, { method, query, signal, isQuiet, accept: "application/json" });
   return response.headers.get("Content-Type")?.includes("json") ? response.json() : response.text();
 }
 
