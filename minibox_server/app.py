@@ -14,7 +14,7 @@ from minibox_server.api.system import SystemEndpoints
 from minibox_server.api.watching import WatchingEndpoints
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.declarations import EndpointTable
-from minibox_server.distribution import Distribution
+from minibox_server.distribution import Distribution, Upstream
 from minibox_server.guard import Guard
 from minibox_server.health import HealthCheck
 from minibox_server.metrics import Metrics
@@ -46,13 +46,14 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
     operations = Operations(workers, metrics.operation, max_pulls=settings.max_pulls)
+    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers).all(),
             *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
-            *ArchiveEndpoints(store, paths, workers).all(),
+            *ArchiveEndpoints(store, paths, workers, operations).all(),
             *FileEndpoints(store, workers).all(),
-            *Distribution(store, workers).all(),
+            *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),
             *watching.all(),
         ]

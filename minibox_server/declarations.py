@@ -87,7 +87,8 @@ class Parameter:
         what: what it is for, as the description says.
         missing: the sentence where it is needed and missing, or stands there and is empty; None for the usual one.
         code: what the distribution API calls a wrong one; None outside of it.
-        repeated: whether it may stand there several times; the field is a tuple then.
+        repeated: whether it may stand there several times; the field is a tuple then, which may be empty unless there
+            is a sentence for a missing one.
         name: what it is called in the query; None where that is what the field is called.
     """
 
@@ -117,7 +118,11 @@ def parameter(
 def parameters_of(query: type) -> Mapping[str, tuple[Parameter, bool]]:
     """Return each parameter that a class declares, by name, and whether it is needed."""
     declared = [(field, field.metadata[_DECLARED]) for field in attrs.fields(query)]
-    return {each.name or field.name: (each, field.default is attrs.NOTHING) for field, each in declared}
+    return {each.name or field.name: (each, _is_needed(each, field.default)) for field, each in declared}
+
+
+def _is_needed(declared: Parameter, default: object) -> bool:
+    return default is attrs.NOTHING or (declared.repeated and declared.missing is not None)
 
 
 def _fields_of(query: type) -> list[str]:
@@ -141,6 +146,8 @@ def decode_query(query: type[Q], text: bytes) -> Q:
         try:
             if declared.repeated:
                 values[field_name] = tuple(_read(declared, name, each) for each in given.all(name))
+                if is_needed and not values[field_name]:
+                    raise RequestError(400, declared.missing or "")
                 continue
             is_asked_for = is_needed or (declared.missing is not None and given.has(name))
             found = given.required(name, missing=declared.missing) if is_asked_for else given.optional(name)

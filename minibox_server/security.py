@@ -116,12 +116,15 @@ def check_origin(scope: Scope, host: tuple[str, int | None]) -> None:
         if site not in _OWN_SITES:
             raise RequestError(403, "requests from other sites are not allowed")
     for origin in headers_of(scope, b"origin"):
-        if not _is_same_origin(origin.decode("latin-1"), host):
+        if not _is_same_origin(origin.decode("latin-1"), host, scope["scheme"]):
             raise RequestError(403, "requests from another origin are not allowed")
 
 
-def _is_same_origin(origin: str, host: tuple[str, int | None]) -> bool:
+def _is_same_origin(origin: str, host: tuple[str, int | None], scheme: str) -> bool:
     match = _ORIGIN.fullmatch(origin)
+    # What came in plain text may be a proxy's, to which a page spoke TLS; what came over TLS is no plain page's.
+    if match is not None and scheme == "https" and match["scheme"] != "https":
+        return False
     parsed = parse_host(match["host"]) if match is not None else None
     if match is None or parsed is None:
         return False

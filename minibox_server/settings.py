@@ -11,6 +11,8 @@ from typing import Literal
 
 import attrs
 
+from minibox_store import InvalidReference, Reference
+
 DEFAULT_ADDRESS = "127.0.0.1:8080"
 DEFAULT_DATA_ROOT = "/var/lib/minibox"
 DEFAULT_PREFIXES = "/home:/root:/tmp:/srv:/opt:/var/lib/minibox"
@@ -67,6 +69,7 @@ class Settings:
         max_pulls: how many pulls each process lets move at once; the others wait for their turn.
         log_format: what a line of the log is: ``text`` for people, ``json`` for programs.
         ready_free_bytes: with less room than this the daemon says that it is not ready.
+        upstream: the registry from which ``/v2/`` brings what the store has not; None where it brings nothing.
     """
 
     host: str = "127.0.0.1"
@@ -86,6 +89,7 @@ class Settings:
     max_pulls: int = DEFAULT_PULLS
     log_format: LogFormat = "text"
     ready_free_bytes: int = DEFAULT_READY_FREE_BYTES
+    upstream: str | None = None
 
     @property
     def address(self) -> str:
@@ -154,6 +158,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         max_pulls=_parse_count(environment, "MINIBOX_MAX_PULLS", DEFAULT_PULLS),
         log_format=_parse_log_format(environment.get("MINIBOX_LOG_FORMAT") or "text"),
         ready_free_bytes=_parse_number(environment, "MINIBOX_READY_FREE_BYTES", DEFAULT_READY_FREE_BYTES),
+        upstream=_parse_upstream(environment.get("MINIBOX_UPSTREAM") or None, (host, port)),
     )
 
 
@@ -318,3 +323,19 @@ def _parse_prefixes(text: str) -> tuple[str, ...]:
         if not item.startswith("/") or "\0" in item:
             raise SettingsError(f"MINIBOX_ARCHIVE_PREFIXES has {item!r}, which is no absolute path")
     return prefixes
+
+
+def _parse_upstream(text: str | None, own_address: tuple[str, int]) -> str | None:
+    """Return the registry that is meant, as references name it; it is not this daemon, which would ask itself."""
+    if text is None:
+        return None
+    try:
+        reference = Reference(domain=text, repository="any/repository", tag="latest")
+    except InvalidReference:
+        raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, where it must be a registry: host or host:port") from None
+    found = parse_host(text)
+    if found is not None and found[1] == own_address[1]:
+        own_host = own_address[0]
+        if found[0] == own_host or (is_loopback(found[0]) and (not own_host or is_loopback(own_host))):
+            raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, which is where this daemon listens")
+    return reference.domain

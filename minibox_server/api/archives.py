@@ -1,26 +1,34 @@
 """The endpoints about archives: on the daemon's machine, and over the connection."""
 
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import BinaryIO, get_args
 
 import attrs
+from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from minibox_server.api.archive_answers import ARCHIVE_TYPE, answer_archive
 from minibox_server.api.descriptions import describe_image
 from minibox_server.api.images import check_form
+from minibox_server.api.operations import Operations, Result
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.bodies import AnswerToBody, RequestBody
-from minibox_server.declarations import TEXT, Answer, Body, Endpoint, parameter
+from minibox_server.declarations import PLATFORM, TEXT, Answer, Body, Endpoint, choice, parameter
 from minibox_server.responses import RequestError, accepts_json, text_response
 from minibox_server.workers import Workers
 from minibox_store import (
+    ArchiveFormat,
     Cancellation,
     ContentMismatch,
+    EventListener,
     Image,
     ImageNotFound,
     IncompleteImage,
     InvalidInput,
     InvalidPath,
+    Platform,
     Store,
     StoreFull,
     one_line,
@@ -32,6 +40,14 @@ ARCHIVE_TYPES = (
     *("application/gzip", "application/x-gzip", "application/zstd", "application/x-zstd", "application/x-xz"),
 )
 _NO_PATH = "missing path"
+_HEADERS = {
+    "Content-Length": "how many bytes follow",
+    "Content-Disposition": "a safe name for the file",
+    "ETag": "archives of the same bytes have the same",
+    "Accept-Ranges": "bytes",
+}
+
+_Opened = Callable[[Cancellation], AbstractContextManager[BinaryIO]]
 
 
 @attrs.frozen(kw_only=True)
@@ -54,13 +70,23 @@ class LoadQuery:
     )
 
 
+@attrs.frozen(kw_only=True)
+class ArchiveQuery:
+    """Which archive."""
+
+    image: tuple[str, ...] = parameter(TEXT, "which image, or images", missing="missing image", repeated=True)
+    format: ArchiveFormat = parameter(choice(*get_args(ArchiveFormat)), "its form", default="minibox")
+    platform: Platform | None = parameter(PLATFORM, "which manifest of an index; the whole without it", default=None)
+
+
 class ArchiveEndpoints:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, paths: ArchivePaths, workers: Workers) -> None:
+    def __init__(self, store: Store, paths: ArchivePaths, workers: Workers, operations: Operations) -> None:
         self._store = store
         self._paths = paths
         self._workers = workers
+        self._operations = operations
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -92,25 +118,49 @@ class ArchiveEndpoints:
                 ),
                 refusals=(403, 408, 422, 507),
             ),
+            Endpoint(
+                method="GET",
+                path="/images/archive",
+                what="Send an archive of images, whose exact size is said first; a range of it where one is asked for.",
+                call=self.archive,
+                query=ArchiveQuery,
+                answers=(
+                    Answer(what="the archive", media_type=ARCHIVE_TYPE, headers=_HEADERS),
+                    Answer(status=206, what="the range", media_type=ARCHIVE_TYPE, headers=_HEADERS),
+                    Answer(status=304, what="what the client has is the same", media_type=None),
+                ),
+                refusals=(404, 409, 416),
+            ),
         ]
 
     async def save(self, request: Request, query: SaveQuery) -> Response:
         """Write an image to a file."""
         name, path = query.image, query.path
 
-        def call(cancellation: Cancellation) -> None:
+        def call(on_event: EventListener, cancellation: Cancellation) -> Result:
             with self._paths.open_target(path) as (folder, file_name):
                 try:
-                    self._store.save(name, file_name, dir_fd=folder, cancellation=cancellation)
+                    saved = self._store.save(
+                        name, file_name, dir_fd=folder, on_event=on_event, cancellation=cancellation
+                    )
                 except (InvalidPath, StoreFull) as error:
                     # The library was given the name alone; the client named the whole path.
                     raise attrs.evolve(error, path=path) if error.path == file_name else error from None
                 except ImageNotFound:
                     check_form(name)
                     raise
+            return {"images": [describe_image(saved)], "path": path}
 
-        await self._workers.run_operation(self._workers.changing, request.receive, call)
-        return text_response(f"Saved image {name} to {path}")
+        def plain(result: Result) -> Response:
+            return (
+                JSONResponse(result)
+                if accepts_json(request.headers)
+                else text_response(f"Saved image {name} to {path}")
+            )
+
+        return await self._operations.answer(
+            request, doing="save", limiter=self._workers.changing, call=call, plain=plain
+        )
 
     async def load(self, request: Request, query: LoadQuery) -> Response:
         """Bring the images of a file, or of the body, into the store."""
@@ -122,27 +172,55 @@ class ArchiveEndpoints:
         if said in ARCHIVE_TYPES:
             raise RequestError(400, "there is both a parameter path and an archive in the body")
 
-        def call(cancellation: Cancellation) -> tuple[Image, ...]:
-            with self._paths.open_archive(path) as file:
-                return self._load(file, cancellation)
-
-        loaded = await self._workers.run_operation(self._workers.changing, request.receive, call)
-        return _answer(request, loaded, path)
+        return await self._answer_load(
+            request, self._workers.changing, lambda cancellation: self._paths.open_archive(path), path
+        )
 
     async def _load_body(self, request: Request, body: RequestBody) -> Response:
-        def call(cancellation: Cancellation) -> tuple[Image, ...]:
+        @contextmanager
+        def opened(cancellation: Cancellation) -> Iterator[BinaryIO]:
             with cancellation.interrupting(body):
-                return self._load(body, cancellation)
+                yield body
 
-        loaded = await self._workers.run_operation(self._workers.receiving, body.receive, call)
-        return _answer(request, loaded, body.name)
+        watched = Request(request.scope, body.receive)
+        return await self._answer_load(watched, self._workers.receiving, opened, body.name)
 
-    def _load(self, file: BinaryIO, cancellation: Cancellation) -> tuple[Image, ...]:
-        try:
-            return self._store.load(file, cancellation=cancellation)
-        except (InvalidInput, ContentMismatch, IncompleteImage) as error:
-            # Whatever is wrong in an archive, its name or its digests, is wrong with the archive.
-            raise RequestError(422, str(error)) from error
+    async def _answer_load(self, request: Request, limiter: CapacityLimiter, opened: _Opened, source: str) -> Response:
+        loaded: list[Image] = []
+
+        def call(on_event: EventListener, cancellation: Cancellation) -> Result:
+            with opened(cancellation) as file:
+                try:
+                    loaded.extend(self._store.load(file, on_event=on_event, cancellation=cancellation))
+                except (InvalidInput, ContentMismatch, IncompleteImage) as error:
+                    # Whatever is wrong in an archive, its name or its digests, is wrong with the archive.
+                    raise RequestError(422, str(error)) from error
+            return {"images": [describe_image(each) for each in loaded]}
+
+        def plain(result: Result) -> Response:
+            if accepts_json(request.headers):
+                return JSONResponse(result)
+            lines = [one_line(f"Loaded image {each.name} from {source}") for each in loaded]
+            return PlainTextResponse("".join(f"{line}\n" for line in lines))
+
+        return await self._operations.answer(request, doing="load", limiter=limiter, call=call, plain=plain)
+
+    async def archive(self, request: Request, query: ArchiveQuery) -> Response:
+        """Send an archive of images."""
+
+        def call() -> Response:
+            try:
+                archive = self._store.open_archive(query.image, format=query.format, platform=query.platform)
+            except ImageNotFound as error:
+                check_form(error.name)
+                raise
+            try:
+                return answer_archive(self._workers, archive, request.headers, request.method)
+            except BaseException:
+                archive.close()
+                raise
+
+        return await self._workers.run(self._workers.reading, call)
 
 
 def _type_of_body(request: Request) -> str | None:
@@ -150,9 +228,3 @@ def _type_of_body(request: Request) -> str | None:
     if "transfer-encoding" not in request.headers and not request.headers.get("content-length", "").strip("0"):
         return None
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _answer(request: Request, loaded: tuple[Image, ...], source: str) -> Response:
-    if accepts_json(request.headers):
-        return JSONResponse({"images": [describe_image(each) for each in loaded]})
-    return PlainTextResponse("".join(f"{one_line(f'Loaded image {each.name} from {source}')}\n" for each in loaded))

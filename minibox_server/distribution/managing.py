@@ -8,7 +8,9 @@ Spec: OCI distribution-spec 1.1, "Pushing Manifests" and "Content Management".
 from starlette.requests import Request
 from starlette.responses import Response
 
+from minibox_server.bodies import RequestBody
 from minibox_server.declarations import Answer, Body, Endpoint, NoQuery
+from minibox_server.distribution.incoming import answer_to_body, read_bounded
 from minibox_server.distribution.naming import (
     naming_errors,
     naming_mismatch,
@@ -45,7 +47,7 @@ class Managing:
                 path=_MANIFEST,
                 what="Take a manifest or an index, under a tag or by its digest.",
                 call=self.put,
-                body=Body(what="the very bytes", media_types=_TYPES, most_bytes=_MOST_BYTES),
+                body=Body(what="the very bytes", media_types=_TYPES, most_bytes=None),
                 answers=(
                     Answer(
                         status=201,
@@ -87,11 +89,11 @@ class Managing:
         reference = request.path_params["reference"]
         digest = parse_digest(reference)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or None
-        content = await request.body()
+        tag = reference if digest is None else None
 
-        def call() -> Response:
-            tag = reference if digest is None else None
-            with naming_errors(repository), naming_mismatch("DIGEST_INVALID"):
+        def call(body: RequestBody) -> Response:
+            content = read_bounded(body, _MOST_BYTES)
+            with naming_mismatch("DIGEST_INVALID"):
                 pushed = repository.put_manifest(content, media_type, tag=tag, digest=digest)
             found = str(pushed.descriptor.digest)
             headers = {"Location": f"/v2/{repository.name}/manifests/{found}", "Docker-Content-Digest": found}
@@ -99,7 +101,8 @@ class Managing:
                 headers["OCI-Subject"] = str(pushed.subject)
             return Response(status_code=201, headers=headers)
 
-        return await self._workers.run(self._workers.changing, call)
+        # Not refused by its length alone, and the connection closed: who looks at no answer before all is sent sees it.
+        return answer_to_body(self._workers, request, repository, call)
 
     async def delete(self, request: Request, query: NoQuery) -> Response:
         """Delete a manifest by its digest, with all its tags; or a tag alone."""

@@ -7,6 +7,7 @@ Spec: OCI distribution-spec 1.1, "Pull".
 
 import functools
 import threading
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from minibox_server.declarations import Answer, Endpoint, NoQuery
 from minibox_server.distribution.naming import naming_errors, open_repository, parse_digest
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
+from minibox_server.distribution.upstream import Upstream
 from minibox_server.responses import RequestError
 from minibox_server.schemas import VERSION_SCHEMA
 from minibox_server.workers import Operation, Workers
@@ -35,6 +37,8 @@ _PIECE_BYTES = 512 * 1024
 _RANGE_BYTES = 2 * 1024 * 1024
 _TELLING = {"Docker-Content-Digest": "its digest", "ETag": "its digest, in quotation marks"}
 _RANGES = {"Accept-Ranges": "bytes"}
+# What the registry behind this one may have to say, or the store to what it sends.
+_OF_UPSTREAM = (403, 429, 502, 507)
 # All that is_document has.
 _DOCUMENTS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -47,9 +51,10 @@ _DOCUMENTS = (
 class Reading:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, workers: Workers) -> None:
+    def __init__(self, store: Store, workers: Workers, upstream: Upstream | None = None) -> None:
         self._store = store
         self._workers = workers
+        self._upstream = upstream
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -76,7 +81,7 @@ class Reading:
                 what="Send a manifest or an index, by tag or by digest.",
                 call=self.manifest,
                 answers=tuple(Answer(what="the very bytes", media_type=each, headers=_TELLING) for each in _DOCUMENTS),
-                refusals=(404,),
+                refusals=(404, *_OF_UPSTREAM),
                 tag="distribution",
             ),
             Endpoint(
@@ -93,7 +98,7 @@ class Reading:
                         headers=_TELLING | _RANGES | {"Content-Range": "which bytes of how many"},
                     ),
                 ),
-                refusals=(404, 416),
+                refusals=(404, 416, *_OF_UPSTREAM),
                 tag="distribution",
             ),
         ]
@@ -114,7 +119,7 @@ class Reading:
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 
-        return await self._workers.run(self._workers.reading, call)
+        return await self._answer(request, call, request.path_params["reference"], is_manifest=True)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
         """Serve a blob, or one range of it."""
@@ -132,6 +137,20 @@ class Reading:
                 stream = self._store.open_blob(descriptor, wanted.first if wanted else 0)
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        return await self._answer(request, call, request.path_params["digest"], is_manifest=False)
+
+    async def _answer(
+        self, request: Request, call: Callable[[], Response], wanted: str, *, is_manifest: bool
+    ) -> Response:
+        """Return what ``call`` answers; once more, where it finds nothing and the registry behind this one does."""
+        try:
+            return await self._workers.run(self._workers.reading, call)
+        except RequestError as error:
+            if self._upstream is None or error.status != 404:
+                raise
+            name = request.path_params["name"]
+            if not await self._upstream.bring(request, name, wanted, is_manifest=is_manifest):
+                raise
         return await self._workers.run(self._workers.reading, call)
 
     def _read(self, descriptor: Descriptor) -> bytes:

@@ -6,20 +6,19 @@ Spec: OCI distribution-spec 1.1, "Pushing Blobs"; RFC 9110 where that is silent.
 """
 
 import re
-from collections.abc import Callable
 
 import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from minibox_server.bodies import AnswerToBody, RequestBody
+from minibox_server.bodies import RequestBody
 from minibox_server.declarations import DIGEST, TEXT, Answer, Body, Endpoint, NoQuery, parameter
+from minibox_server.distribution.incoming import answer_to_body
 from minibox_server.distribution.naming import come_so_far, naming_errors, naming_mismatch, open_repository
 from minibox_server.responses import RequestError
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobNotFound,
-    Cancellation,
     Descriptor,
     Digest,
     InvalidReference,
@@ -132,7 +131,9 @@ class Uploading:
         repository = open_repository(self._store, request)
         digest = query.digest
         if digest is not None:
-            return self._taking(request, repository, lambda body: self._receive(repository, digest, body))
+            return answer_to_body(
+                self._workers, request, repository, lambda body: self._receive(repository, digest, body)
+            )
 
         def call() -> Response:
             if query.mount is not None and query.from_ is not None:
@@ -156,7 +157,9 @@ class Uploading:
     async def append(self, request: Request, query: NoQuery) -> Response:
         """Add bytes to an upload."""
         repository = open_repository(self._store, request)
-        return self._taking(request, repository, lambda body: _goes_on(_append(repository, request, body)))
+        return answer_to_body(
+            self._workers, request, repository, lambda body: _goes_on(_append(repository, request, body))
+        )
 
     async def finish(self, request: Request, query: FinishQuery) -> Response:
         """Add the last bytes to an upload, and make it a blob."""
@@ -167,7 +170,7 @@ class Uploading:
             with naming_mismatch("DIGEST_INVALID"):
                 return _created(repository, repository.finish_upload(upload.id, query.digest))
 
-        return self._taking(request, repository, call)
+        return answer_to_body(self._workers, request, repository, call)
 
     async def cancel(self, request: Request, query: NoQuery) -> Response:
         """Give an upload up."""
@@ -179,23 +182,6 @@ class Uploading:
             return Response(status_code=204)
 
         return await self._workers.run(self._workers.changing, call)
-
-    def _taking(
-        self, request: Request, repository: LocalRepository, call: Callable[[RequestBody], Response]
-    ) -> Response:
-        """Return the answer that ``call`` makes of the body, in a thread."""
-
-        async def answer(body: RequestBody) -> Response:
-            cancellation = Cancellation()
-
-            def run() -> Response:
-                with cancellation.interrupting(body), naming_errors(repository):
-                    return call(body)
-
-            with self._workers.cancellable(cancellation):
-                return await self._workers.run(self._workers.receiving, run)
-
-        return AnswerToBody(request, answer)
 
     def _receive(self, repository: LocalRepository, digest: Digest, body: RequestBody) -> Response:
         """Take a blob that comes in one piece; nothing stays of one that does not come whole."""

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import json
 import os
 import socket
 import tarfile
@@ -85,6 +86,20 @@ def test_a_program_gets_the_images_as_json(tmp_path: Path) -> None:
     by_path = client.post("/images/load", params={"path": str(tmp_path / "app.tar")}, headers=JSON)
     assert by_body.json() == by_path.json() == {"images": client.get("/images").json()}
     assert by_body.headers["content-type"] == "application/json"
+
+
+def test_a_program_is_told_how_a_load_goes_on_and_how_it_ends(tmp_path: Path) -> None:
+    client = client_of(tmp_path / "data")
+    headers = {**TAR, "Accept": "application/x-ndjson"}
+    answer = client.post("/images/load", content=pieces(LARGE, 100_000), headers=headers)
+    events = [json.loads(line) for line in answer.text.splitlines()]
+    assert (answer.status_code, {"blob", "progress"} <= {each["event"] for each in events}) == (200, True)
+    assert events[-1] == {"event": "result", "images": client.get("/images").json()}
+    refused = client.post("/images/load", content=pieces(LARGE[:-100_000], 100_000), headers=headers)
+    last = json.loads(refused.text.splitlines()[-1])
+    assert (last["event"], last["status"]) == ("error", 422)
+    no_archive = client.post("/images/load", content=b"no archive", headers=headers)
+    assert no_archive.status_code == 422
 
 
 def test_an_archive_comes_from_a_path_or_from_the_body(tmp_path: Path) -> None:

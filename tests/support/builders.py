@@ -61,6 +61,21 @@ class Builder:
         """Give an image a further name."""
         self._run("podman", "tag", image, further)
 
+    def pull(self, reference: str, *options: str, program: str = "podman") -> str:
+        """Pull an image, by podman or buildah, and return the digest of its manifest."""
+        self._run(program, "pull", "--quiet", *options, reference)
+        return self._run("podman", "image", "inspect", "--format", "{{.Digest}}", reference)
+
+    def push(self, image: str, reference: str, *options: str, program: str = "podman") -> str:
+        """Push an image, by podman or buildah, and return the digest of the manifest that it has there."""
+        told = self.folder / "pushed-digest"
+        self._run(program, "push", "--quiet", "--digestfile", str(told), *options, image, f"docker://{reference}")
+        return told.read_text().strip()
+
+    def remove(self, image: str) -> None:
+        """Remove an image, and every name of it."""
+        self._run("podman", "rmi", "--force", image)
+
     def configs(self) -> dict[str, str]:
         """Return the digest of the config of each image, by each of its names."""
         told = self._run("podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")

@@ -82,7 +82,9 @@ class DistributionClient:
                 **({"Transfer-Encoding": "chunked"} if chunked else {}),
                 **(headers or {}),
             }
-            connection.request(method, target, body=body, headers=every, encode_chunked=chunked)
+            # A body that is too large is refused before it has all been sent.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, target, body=body, headers=every, encode_chunked=chunked)
             with connection.getresponse() as response:
                 items = {name.lower(): value for name, value in response.getheaders()}
                 return Answer(status=response.status, headers=items, body=response.read())
@@ -90,6 +92,10 @@ class DistributionClient:
     def get(self, target: str, **headers: str) -> Answer:
         """Send a GET; a header is named with ``_`` in place of ``-``."""
         return self.request("GET", target, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    def get_for(self, target: str, seconds: float) -> Answer:
+        """Send a GET, and hang up after so long."""
+        return self.request("GET", target, timeout_seconds=seconds)
 
     def head(self, target: str) -> Answer:
         """Send a HEAD."""

@@ -79,6 +79,18 @@ class Containerd:
         self.run("images", "export", *options, str(archive), *names)
         return archive
 
+    def push(self, reference: str, name: str, *options: str) -> None:
+        """Push an image to a registry without TLS."""
+        self.run("images", "push", "--plain-http", *options, reference, name)
+
+    def pull(self, reference: str, *options: str) -> None:
+        """Pull an image from a registry without TLS, and unpack it."""
+        self.run("images", "pull", "--plain-http", "--snapshotter", "native", *options, reference)
+
+    def remove(self, name: str) -> None:
+        """Remove an image, and all content that no other one needs."""
+        self.run("images", "remove", "--sync", name)
+
     def roots(self) -> dict[str, str]:
         """Return the digest that each name stands for."""
         lines = self.run("images", "list").splitlines()[1:]

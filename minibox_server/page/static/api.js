@@ -67,6 +67,8 @@ export async function send(path, { method = "GET", query, signal, accept = "*/*"
 /** Ask, and yield each event of the answer but the last, whose fields are returned; an error at its end is thrown. */
 export async function* follow(path, { method = "POST", query, signal, isQuiet } = {}) {
   const response = await send(path, { method, query, signal, isQuiet, accept: STREAM });
+  // Where there is nothing to be told on the way, the answer is what the last event would be.
+  if (isWhole(response.headers.get("Content-Type"))) return response.json();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const lines = new Lines();
   for (;;) {
@@ -98,7 +100,7 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
       }
     };
     const takeMore = () => {
-      if (request.status !== 200) return;
+      if (request.status !== 200 || isWhole(request.getResponseHeader("Content-Type"))) return;
       const text = request.responseText;
       take(lines.add(text.slice(read)));
       read = text.length;
@@ -108,14 +110,16 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
       request.setRequestHeader(name, value);
     }
     request.setRequestHeader("Content-Type", "application/x-tar");
-    request.upload.onprogress = (event) => onSent(event.loaded);
-    request.onprogress = takeMore;
-    request.onload = () => {
+    const finish = () => {
       if (request.status !== 200) return reject(new Refused(request.status, sentenceIn(request.responseText, request.status)));
+      if (isWhole(request.getResponseHeader("Content-Type"))) return resolve(JSON.parse(request.responseText));
       takeMore();
       take(lines.end());
       return reject(cut());
     };
+    request.upload.onprogress = (event) => onSent(event.loaded);
+    request.onprogress = takeMore;
+    request.onload = finish;
     request.onerror = () => reject(cut());
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     signal.addEventListener("abort", () => request.abort());
@@ -136,6 +140,10 @@ class Lines {
   end() {
     return this.add("\n");
   }
+}
+
+function isWhole(type) {
+  return (type ?? "").startsWith("application/json");
 }
 
 function headersOf(accept) {

@@ -14,8 +14,11 @@ const ORDERS = {
   own: ["Frees most first", (one, other) => ownBytes(other) - ownBytes(one)],
 };
 
+// Thousands of rows would take seconds; nobody reads them, and the words above find each of them.
+const MOST_ROWS = 200;
+
 // What the user looks for stays while other views are looked at.
-const looking = { words: "", order: "name" };
+const looking = { words: "", order: "name", most: MOST_ROWS };
 
 /** Return the view, and what ends it. */
 export function imagesView() {
@@ -57,13 +60,21 @@ function showImages(place, list, found) {
   const largest = Math.max(1, ...shown.map((image) => image.size_bytes));
   // A row that has the focus is replaced by its successor, which takes the focus over.
   const focused = list.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
-  replace(list, shown.map((image) => row(image, largest)));
+  replace(list, shown.slice(0, looking.most).map((image) => row(image, largest)));
   if (focused) [...list.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focused)?.focus();
   const empty = images.length
     ? make("p", { class: "empty" }, "No image has these words.")
     : make("div", { class: "empty" }, make("h2", {}, "Nothing here yet"),
       make("p", {}, "Pull an image from a registry, or load an archive that somebody saved."));
-  replace(place, problem && problemNotice(problem), shown.length ? list : empty);
+  const showMore = () => {
+    const next = looking.most;
+    looking.most += MOST_ROWS;
+    showImages(place, list, found);
+    list.children[next].querySelector("a").focus();
+  };
+  const more = shown.length > looking.most
+    && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore, { class: "more" });
+  replace(place, problem && problemNotice(problem), shown.length ? [list, more] : empty);
 }
 
 function problemNotice(problem) {

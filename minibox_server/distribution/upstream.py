@@ -1,0 +1,99 @@
+"""The registry behind this one: what the store has not is brought from there when a client asks for it, and kept.
+
+An answer begins when all that it promises is here and was verified: a manifest comes with everything that it names, an
+index alone, so that nothing is fetched which nobody asks for. What is here is never asked for again: a tag stands for
+what it stood for when it was brought, until the name is taken away.
+
+Requests for the same thing wait for one fetch, which ends when the last of them has gone. What a client shows to prove
+who it is goes nowhere: the upstream sees the credentials that this machine has for it, and is bound by the rules of
+the registries file.
+"""
+
+from functools import partial
+
+from starlette.requests import Request
+
+from minibox_server.api.operations import Operations
+from minibox_server.workers import Workers
+from minibox_store import (
+    BlobNotFound,
+    Cancellation,
+    EventListener,
+    ImageNotFound,
+    InvalidReference,
+    NotFound,
+    Reference,
+    Store,
+)
+
+
+class Upstream:
+    """A registry that misses are brought from.
+
+    Args:
+        store: where they are kept.
+        workers: where a fetch runs: in a place among the pulls.
+        operations: by which requests wait for the same fetch.
+        registry: as references name it.
+    """
+
+    def __init__(self, store: Store, workers: Workers, operations: Operations, registry: str) -> None:
+        self._store = store
+        self._workers = workers
+        self._operations = operations
+        self._registry = registry
+
+    async def bring(self, request: Request, repository: str, wanted: str, *, is_manifest: bool) -> bool:
+        """Let the store have what was not found in a repository; return whether it is here now.
+
+        Args:
+            request: who waits for it.
+            repository: the name of the repository, well formed.
+            wanted: a tag, which is not trusted, or a digest.
+            is_manifest: whether it is a manifest or index; a config or layer is brought where a manifest here names it,
+                and it was lost, and no other one.
+
+        Raises:
+            StoreError: when the upstream refuses, fails or cannot be reached, or the store cannot take it.
+        """
+        try:
+            joined = f"{self._registry}/{repository}{'@' if ':' in wanted else ':'}{wanted}"
+            reference = Reference.parse(joined)
+        except InvalidReference:
+            return False
+        running = self._operations.join(
+            doing="fetch",
+            limiter=self._workers.pulling,
+            call=partial(self._fetch, reference, is_manifest),
+            key=("upstream", reference, is_manifest),
+        )
+        with running.listening(request.receive) as listener:
+            try:
+                await listener.result()
+            except NotFound:  # the upstream's own answer, or nothing here names it
+                return False
+        return True
+
+    def _fetch(
+        self, wanted: Reference, is_manifest: bool, on_event: EventListener, cancellation: Cancellation
+    ) -> dict[str, object]:
+        if wanted.digest is not None:
+            for name in self._names_of(wanted):
+                try:
+                    self._store.fetch_part(name, wanted.digest, on_event=on_event, cancellation=cancellation)
+                except (BlobNotFound, ImageNotFound):
+                    continue  # not of this image; or that one has gone meanwhile
+                return {}
+            if not is_manifest:
+                raise BlobNotFound(str(wanted.digest))
+        self._store.fetch(str(wanted), on_event=on_event, cancellation=cancellation)
+        return {}
+
+    def _names_of(self, wanted: Reference) -> list[str]:
+        """Return the names of the images that came from this repository of the upstream."""
+        begin = f"{wanted.domain}/{wanted.repository}"
+        return [
+            image.name
+            for image in self._store.images()
+            if image.name.startswith(begin) and image.name[len(begin) : len(begin) + 1] in (":", "@")
+        ]
