@@ -21,7 +21,7 @@ from minibox_server.api.feeds import SERVER_SENT, Form, accepted_form, encode_ev
 from minibox_server.api.operations import describe_failure, pass_over
 from minibox_server.declarations import Answer, Endpoint, NoQuery
 from minibox_server.responses import RequestError
-from minibox_server.schemas import DIGEST_SCHEMA, TEXT_SCHEMA, one_of
+from minibox_server.schemas import DIGEST_SCHEMA, TEXT_SCHEMA, Schema, one_of
 from minibox_server.workers import Workers
 from minibox_store import Cancellation, NameChange, Store, StoreChanges, StoreError, StoreState
 
@@ -37,7 +37,7 @@ _MISSED: Mapping[str, object] = {"event": "missed"}
 # An event, and the position that whoever has seen it goes on from; None where more belongs to the same step.
 _Told = tuple[Mapping[str, object], str | None]
 
-_SCHEMA = {
+CHANGES_SCHEMA: Schema = {
     "anyOf": [
         event(
             "image",
@@ -71,7 +71,7 @@ class ChangesEndpoints:
                 what="Tell what happens in the store, by any process, from now on, or from what Last-Event-ID names.",
                 call=self.events,
                 answers=tuple(
-                    Answer(what="an event for each change", media_type=form, schema=_SCHEMA, headers=headers)
+                    Answer(what="an event for each change", media_type=form, schema=CHANGES_SCHEMA, headers=headers)
                     for form in ("text/event-stream", "application/x-ndjson")
                 ),
                 tag="system",

@@ -136,7 +136,12 @@ def each_request(scene: Scene) -> Iterator[httpx2.Response]:
 
 
 # The endpoint stands for what a registry has and this one has not; it always refuses.
-NEVER_GIVEN = {("get", "/v2/{name}/blobs/uploads/{rest}", 204, None)}
+NEVER_GIVEN = {
+    ("get", "/v2/{name}/blobs/uploads/{rest}", 204, None),
+    # It ends with its client alone: tests/server/test_changes.py holds what comes to what is declared.
+    ("get", "/events", 200, "text/event-stream"),
+    ("get", "/events", 200, "application/x-ndjson"),
+}
 
 
 def test_each_answer_that_is_declared_is_given_and_each_that_is_given_is_declared(tmp_path: Path) -> None:
