@@ -20,7 +20,7 @@ import uvicorn
 from minibox_server.activation import Activation, take_activation
 from minibox_server.app import create_app
 from minibox_server.configuration import check_configuration, version
-from minibox_server.connections import LISTEN_BACKLOG, Connections, room_for
+from minibox_server.connections import LISTEN_BACKLOG, Connections, accepted_at_once, room_for
 from minibox_server.listening import Listening, listen
 from minibox_server.logs import logging_settings
 from minibox_server.processes import Processes
@@ -31,6 +31,7 @@ from minibox_server.settings import (
     DEFAULT_DATA_ROOT,
     DEFAULT_IDLE_SECONDS,
     DEFAULT_PREFIXES,
+    DEFAULT_PULLS,
     DEFAULT_READY_FREE_BYTES,
     DEFAULT_REQUESTS,
     Settings,
@@ -70,6 +71,8 @@ limits, of each process; where one is passed the client is told so and has to go
   MINIBOX_IDLE_SECONDS      how long the head of a request may take, and how
                             long a client may ask nothing, send none of its
                             body, or take none of its answer                 ({DEFAULT_IDLE_SECONDS})
+  MINIBOX_MAX_PULLS         how many pulls move at once; one more waits for
+                            its turn, and says so                            ({DEFAULT_PULLS})
   A target has at most 16 KiB (414), headers 32 KiB and 100 in number (431), and a
   body that an endpoint does not ask for 64 KiB (413).
 """
@@ -95,7 +98,7 @@ class Service:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which cancels what runs before it waits for it."""
+    """uvicorn, which cancels what runs before it waits for it, and lets many connections wait to be accepted."""
 
     def __init__(self, config: uvicorn.Config, workers: Workers, service: Service) -> None:
         super().__init__(config)
@@ -109,8 +112,8 @@ class Server(uvicorn.Server):
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         if self._service.lifeline is not None:
             loop.add_reader(self._service.lifeline, self._end_alone, loop, self._service.lifeline)
-            for each in sockets or ():
-                each.listen(LISTEN_BACKLOG)
+        for each in sockets or ():
+            each.listen(LISTEN_BACKLOG)  # what waits to be accepted may be more than what is accepted at once
         self._service.activation.notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -151,6 +154,9 @@ def main() -> None:
     except SettingsError as error:
         sys.stderr.write(f"minibox-server: {error}\n")
         sys.exit(2)
+    if listening.inherited and listening.is_reached_by_others:
+        # The address of the settings is not the one, and others are not to reach through it what only this one does.
+        settings = attrs.evolve(settings, host="")
     service = Service(settings=settings, listening=listening, tls=tls, activation=activation)
     # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,8 +186,8 @@ def serve_by_several(service: Service, count: int) -> None:
 
 def serve(service: Service) -> None:
     """Serve until SIGTERM or SIGINT, and end the process's work within ten seconds of it."""
-    workers = Workers()
     settings, tls = service.settings, service.tls
+    workers = Workers(max_pulls=settings.max_pulls)
     most_connections = room_for(settings.max_connections)
     connections = Connections(most=most_connections, idle_seconds=settings.idle_seconds)
     config = uvicorn.Config(
@@ -199,7 +205,7 @@ def serve(service: Service) -> None:
         timeout_graceful_shutdown=_GRACE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         # asyncio takes as many connections at once as it lets wait; so that each process gets some, one at a time.
-        backlog=LISTEN_BACKLOG if service.lifeline is None else 1,
+        backlog=accepted_at_once(most_connections) if service.lifeline is None else 1,
         ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
     if most_connections < settings.max_connections:

@@ -39,7 +39,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         store: the store in DataRoot; made here where it is None.
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
     """
-    workers = workers or Workers()
+    workers = workers or Workers(max_pulls=settings.max_pulls)
     store = store or Store(
         settings.data_root, lock_timeout_seconds=_LOCK_SECONDS, private_addresses=not settings.is_reached_by_others
     )
@@ -47,7 +47,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
-    operations = Operations(workers, metrics.operation)
+    operations = Operations(workers, metrics.operation, max_pulls=settings.max_pulls)
     upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [

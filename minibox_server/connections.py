@@ -15,7 +15,9 @@ from typing import Protocol
 _MOST_LINGERING = 64
 # Descriptors that are no connection: files of the store, what waits to be accepted, connections to registries.
 OTHER_DESCRIPTORS = 1024
-LISTEN_BACKLOG = 256
+_MOST_ACCEPTED = 256
+# So many the kernel keeps until then.
+LISTEN_BACKLOG = 1024
 
 
 class Connection(Protocol):
@@ -41,7 +43,9 @@ class Connections:
         """Let there be ``most`` connections, each of which may keep still for ``idle_seconds``."""
         self.idle_seconds = idle_seconds
         self._most = most
-        self._open: dict[Connection, tuple[Hashable, float]] = {}
+        # Time is counted in looks: while the loop itself stands still, nobody is to blame for what does not come.
+        self._look_seconds = min(1.0, idle_seconds / 8)
+        self._open: dict[Connection, tuple[Hashable, int]] = {}
         # In the order in which they began to wait for a request.
         self._asking_nothing: dict[Connection, None] = {}
         self._lingering: set[Connection] = set()
@@ -55,7 +59,7 @@ class Connections:
                 return False
             self.forget(oldest)
             oldest.make_room()
-        self._open[connection] = (None, 0.0)
+        self._open[connection] = (None, 0)
         self._asking_nothing[connection] = None
         self._sweep_later()
         return True
@@ -83,20 +87,26 @@ class Connections:
 
     def _sweep_later(self) -> None:
         if self._sweep is None:
-            seconds = min(1.0, self.idle_seconds / 8)
-            self._sweep = asyncio.get_running_loop().call_later(seconds, self._end_stalled)
+            self._sweep = asyncio.get_running_loop().call_later(self._look_seconds, self._end_stalled)
 
     def _end_stalled(self) -> None:
         self._sweep = None
-        now = asyncio.get_running_loop().time()
-        for connection, (owed, since) in list(self._open.items()):
+        for connection, (owed, looked) in list(self._open.items()):
             owes = connection.owes()
-            if owes is None or owes != owed:
-                self._open[connection] = (owes, now)
-            elif now - since >= self.idle_seconds:
+            looks = looked + 1 if owes is not None and owes == owed else 0
+            self._open[connection] = (owes, looks)
+            if looks * self._look_seconds >= self.idle_seconds:
                 connection.time_out()
         if self._open:
             self._sweep_later()
+
+
+def accepted_at_once(connections: int) -> int:
+    """Return how many connections may be accepted before any of them is listened to.
+
+    Of so few none has to go before it could say what it wants, however many there come.
+    """
+    return max(1, min(_MOST_ACCEPTED, connections // 4))
 
 
 def room_for(connections: int) -> int:

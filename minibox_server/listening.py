@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from minibox_server.settings import Settings, SettingsError, check_protection
+from minibox_server.settings import Settings, SettingsError, check_protection, is_loopback
 from minibox_store import one_line
 
 # The first descriptor that is handed over. Spec: sd_listen_fds(3).
@@ -42,6 +42,11 @@ class Listening:
     sockets: list[socket.socket]
     inherited: bool = False
     places: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+
+    @property
+    def is_reached_by_others(self) -> bool:
+        """Whether one of the sockets is for other machines too."""
+        return any(each.family != socket.AF_UNIX and not is_loopback(each.getsockname()[0]) for each in self.sockets)
 
     def describe(self) -> str:
         """Return the addresses, as people write them."""

@@ -93,7 +93,8 @@ class Protocol(ZeroCopyProtocol):
         super()._wake()
 
     def _note(self) -> None:
-        self.connections_of_process.note(self, asks=self.conn.their_state is not h11.IDLE)
+        is_served = self.cycle is not None and not self.cycle.response_complete
+        self.connections_of_process.note(self, asks=is_served)
 
     def _should_upgrade(self) -> bool:
         # Nothing else is spoken here, and a client that offers to is answered as any other.

@@ -20,6 +20,7 @@ DEFAULT_CONNECTIONS = 1024
 # Fewer, so that there is room for connections that wait, and for saying no.
 DEFAULT_REQUESTS = 768
 DEFAULT_IDLE_SECONDS = 60
+DEFAULT_PULLS = 4
 
 # What a daemon needs to write an index and a few documents.
 DEFAULT_READY_FREE_BYTES = 64 * 1024 * 1024
@@ -65,6 +66,7 @@ class Settings:
         max_connections: how many connections each process has at once.
         max_requests: how many requests each process answers at once.
         idle_seconds: how long a client may keep still where it owes something, or asks nothing.
+        max_pulls: how many pulls each process lets move at once; the others wait for their turn.
         log_format: what a line of the log is: ``text`` for people, ``json`` for programs.
         ready_free_bytes: with less room than this the daemon says that it is not ready.
         upstream: the registry from which ``/v2/`` brings what the store has not; None where it brings nothing.
@@ -84,6 +86,7 @@ class Settings:
     max_connections: int = DEFAULT_CONNECTIONS
     max_requests: int = DEFAULT_REQUESTS
     idle_seconds: float = DEFAULT_IDLE_SECONDS
+    max_pulls: int = DEFAULT_PULLS
     log_format: LogFormat = "text"
     ready_free_bytes: int = DEFAULT_READY_FREE_BYTES
     upstream: str | None = None
@@ -152,6 +155,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         max_connections=_parse_count(environment, "MINIBOX_MAX_CONNECTIONS", DEFAULT_CONNECTIONS),
         max_requests=_parse_count(environment, "MINIBOX_MAX_REQUESTS", DEFAULT_REQUESTS),
         idle_seconds=_parse_count(environment, "MINIBOX_IDLE_SECONDS", DEFAULT_IDLE_SECONDS),
+        max_pulls=_parse_count(environment, "MINIBOX_MAX_PULLS", DEFAULT_PULLS),
         log_format=_parse_log_format(environment.get("MINIBOX_LOG_FORMAT") or "text"),
         ready_free_bytes=_parse_number(environment, "MINIBOX_READY_FREE_BYTES", DEFAULT_READY_FREE_BYTES),
         upstream=_parse_upstream(environment.get("MINIBOX_UPSTREAM") or None, (host, port)),

@@ -15,6 +15,7 @@ import anyio.to_thread
 from starlette.types import Receive
 
 from minibox_server.responses import RequestError
+from minibox_server.settings import DEFAULT_PULLS
 from minibox_store import Cancellation
 
 T = TypeVar("T")
@@ -23,8 +24,9 @@ _READING = 16
 _STREAMING = 8
 _RECEIVING = 32
 _CHANGING = 16
-_PULLING = 32
 _PUSHING = 16
+# So many wait for their turn in a thread; whoever comes then waits for that first.
+_WAITING_PULLS = 28
 
 
 class Workers:
@@ -35,16 +37,16 @@ class Workers:
         streaming: for reading the next piece of a blob.
         receiving: for bodies, which come as slowly as their clients send them.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
-        pulling: for pulls; one more waits until another has ended.
-        pushing: for pushes, in the same way.
+        pulling: for pulls, those that move and those that wait for their turn; one more waits until another has ended.
+        pushing: for pushes; one more waits until another has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_pulls: int = DEFAULT_PULLS) -> None:
         self.reading = anyio.CapacityLimiter(_READING)
         self.streaming = anyio.CapacityLimiter(_STREAMING)
         self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
-        self.pulling = anyio.CapacityLimiter(_PULLING)
+        self.pulling = anyio.CapacityLimiter(max_pulls + _WAITING_PULLS)
         self.pushing = anyio.CapacityLimiter(_PUSHING)
         self._lock = threading.Lock()
         self._running = 0

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from minibox_store.errors import StoreUnavailable as StoreUnavailable
     from minibox_store.events import BlobAdvanced as BlobAdvanced
     from minibox_store.events import BlobPresent as BlobPresent
+    from minibox_store.events import BlobRetried as BlobRetried
+    from minibox_store.events import BlobsCounted as BlobsCounted
     from minibox_store.events import BlobStarted as BlobStarted
     from minibox_store.events import BlobStored as BlobStored
     from minibox_store.events import ChoosingPlatform as ChoosingPlatform
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from minibox_store.events import RegisteringName as RegisteringName
     from minibox_store.events import RegistryWarning as RegistryWarning
     from minibox_store.events import ResolvingName as ResolvingName
+    from minibox_store.events import UnpackAdvanced as UnpackAdvanced
     from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import UsingMirror as UsingMirror
     from minibox_store.events import render_line as render_line
@@ -219,7 +222,9 @@ _MODULES = {
         "BlobAdvanced",
         "BlobPresent",
         "BlobStarted",
+        "BlobRetried",
         "BlobStored",
+        "BlobsCounted",
         "ChoosingPlatform",
         "Event",
         "ImageCopied",
@@ -233,6 +238,7 @@ _MODULES = {
         "RegisteringName",
         "RegistryWarning",
         "ResolvingName",
+        "UnpackAdvanced",
         "UnpackingLayer",
         "UsingMirror",
         "render_line",

@@ -23,6 +23,7 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreError,
 )
+from minibox_store.events import BlobsCounted
 from minibox_store.graph import is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
@@ -74,6 +75,7 @@ def check_images(
         documents.extend((each, BlobNotFound(str(each.digest))) for each in images.absent.values())
         # The largest first, so that no thread ends long before the others.
         leaves = sorted(images.leaves.values(), key=lambda node: -node.descriptor.size_bytes)
+        on_event(BlobsCounted(count=len(leaves), size_bytes=sum(node.descriptor.size_bytes for node in leaves)))
         with closing(_Reading(source, leaves, on_event, cancellation).run(parallel)) as met:
             for descriptor, error in chain(documents, met):
                 cancellation.check()  # an error may be how an interrupted read ends

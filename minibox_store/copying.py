@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from minibox_store.cancellation import Cancellation
+from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled, InvalidArgument
 from minibox_store.events import (
     BlobAdvanced,
     BlobPresent,
+    BlobRetried,
+    BlobsCounted,
     BlobStarted,
     BlobStored,
     Event,
@@ -141,10 +144,13 @@ class ObservedSource:
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on, observed: all that is before them is there."""
         self.check()
+        is_again = self.was_opened
         self.started(offset)
         stream = self._source.open_blob(descriptor, offset)
         with self._guard:
             self._done_bytes = offset
+            if is_again:
+                self._tell(BlobRetried(digest=descriptor.digest, offset_bytes=offset))
         kind = _ObservedRangeStream if isinstance(stream, RangeStream) else _ObservedStream
         return kind(stream, self, descriptor)
 
@@ -298,6 +304,8 @@ def copy_image(
         if referrers and not isinstance(writer, ReferrerWriter):
             raise InvalidArgument("referrers", len(referrers), "the target keeps none")
         _check_room(source, writer, (*referrers, root), limits, cancellation)
+        if on_event is not ignore_events:
+            on_event(count_blobs(((source, each) for each in (*referrers, root)), limits, cancellation))
         for each in (*referrers, root):
             copy_graph(
                 source,
@@ -319,6 +327,19 @@ def copy_image(
         cancellation.check()
     for name in names:
         on_event(ImageCopied(name=name))
+
+
+def count_blobs(
+    roots: Iterable[tuple[BlobSource, Descriptor]], limits: Limits, cancellation: Cancellation
+) -> BlobsCounted:
+    """Return how many configs and layers there are below ``roots``, each root with where it is, and how large."""
+    sizes: dict[Digest, int] = {}
+    for source, root in roots:
+        for node in walk(source, root, limits=limits):
+            cancellation.check()
+            if node.content is None:
+                sizes[node.descriptor.digest] = node.descriptor.size_bytes
+    return BlobsCounted(count=len(sizes), size_bytes=sum(sizes.values()))
 
 
 def _check_room(

@@ -73,6 +73,14 @@ class ReferrerFound:
 
 
 @attrs.frozen(kw_only=True)
+class BlobsCounted:
+    """What is to be at the target, or is to be read, in the end: so many configs and layers, each counted once."""
+
+    count: int
+    size_bytes: int
+
+
+@attrs.frozen(kw_only=True)
 class BlobStarted:
     """The bytes of a blob begin to move, at ``offset_bytes`` where an earlier attempt had left off."""
 
@@ -80,6 +88,14 @@ class BlobStarted:
     role: Role
     position: int
     total: int
+    offset_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class BlobRetried:
+    """After an attempt that failed the bytes of a blob go on at ``offset_bytes``, or where it is 0 begin anew."""
+
+    digest: Digest
     offset_bytes: int
 
 
@@ -119,6 +135,20 @@ class UnpackingLayer:
     position: int
     total: int
     descriptor: Descriptor
+
+
+@attrs.frozen(kw_only=True)
+class UnpackAdvanced:
+    """``done_bytes`` of a layer of ``size_bytes`` are unpacked; of all layers, ``all_done_bytes`` of ``all_bytes``.
+
+    All are counted as they lie in the blobs, compressed; a layer that an image has twice counts twice.
+    """
+
+    digest: Digest
+    done_bytes: int
+    size_bytes: int
+    all_done_bytes: int
+    all_bytes: int
 
 
 @attrs.frozen(kw_only=True)
@@ -172,11 +202,14 @@ Event = (
     | IndexMade
     | ManifestChosen
     | ReferrerFound
+    | BlobsCounted
     | BlobStarted
+    | BlobRetried
     | BlobAdvanced
     | BlobPresent
     | BlobStored
     | UnpackingLayer
+    | UnpackAdvanced
     | UsingMirror
     | MirrorFailed
     | NothingToUnpack

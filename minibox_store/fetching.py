@@ -35,6 +35,7 @@ class Fetching:
     _layout: Layout
     _listing: Listing
     _limits: Limits
+    _private_addresses: bool
 
     def fetch(
         self,
@@ -151,7 +152,8 @@ class Fetching:
         """Open the repository of a reference for the block."""
         from minibox_store.registry import RegistryClient
 
-        client, cancellation = client or RegistryClient.for_machine(limits=self._limits), cancellation or Cancellation()
+        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
+        cancellation = cancellation or Cancellation()
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(reference, on_event=on_event) as repository,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import attrs
 
@@ -17,7 +18,7 @@ from minibox_store.copying import EventListener
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest
 from minibox_store.errors import Cancelled
-from minibox_store.events import BlobStored, Event, UnpackingLayer
+from minibox_store.events import BlobStored, Event, UnpackAdvanced, UnpackingLayer
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout, TransactionTarget
 from minibox_store.layout.transaction import Transaction
@@ -173,19 +174,35 @@ class TreeTarget:
         assert tree.file_descriptor is not None
         unpack_layers(
             tree.file_descriptor,
-            self._iter_layers(_StoppedSource(source, self._arrivals)),
+            self._iter_layers(source),
             on_layer=self._tell_layer,
             check=self._arrivals.check,
         )
         self._trees.make_durable(tree)
 
     def _iter_layers(self, source: BlobSource) -> Iterator[LayerSource]:
+        all_bytes = sum(descriptor.size_bytes for descriptor, _ in self._plan.layers)
+        before_bytes = 0
         for descriptor, diff_id in self._plan.layers:
             self._arrivals.wait_for(descriptor.digest)
-            yield LayerSource(descriptor=descriptor, diff_id=diff_id, source=source)
+            advanced = partial(self._tell_advance, descriptor, before_bytes, all_bytes)
+            watched = _WatchedSource(source, self._arrivals, advanced)
+            yield LayerSource(descriptor=descriptor, diff_id=diff_id, source=watched)
+            before_bytes += descriptor.size_bytes
 
     def _tell_layer(self, position: int, descriptor: Descriptor) -> None:
         self._tell(UnpackingLayer(position=position, total=len(self._plan.layers), descriptor=descriptor))
+
+    def _tell_advance(self, descriptor: Descriptor, before_bytes: int, all_bytes: int, done_bytes: int) -> None:
+        self._tell(
+            UnpackAdvanced(
+                digest=descriptor.digest,
+                done_bytes=done_bytes,
+                size_bytes=descriptor.size_bytes,
+                all_done_bytes=before_bytes + done_bytes,
+                all_bytes=all_bytes,
+            )
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -224,25 +241,34 @@ class _Arrivals:
         self.check()
 
 
-class _StoppedSource:
-    """A source whose bytes end, with an error, as soon as nobody wants the tree any more."""
+class _WatchedSource:
+    """A source whose bytes are counted, and end, with an error, as soon as nobody wants the tree any more."""
 
-    def __init__(self, source: BlobSource, arrivals: _Arrivals) -> None:
+    def __init__(self, source: BlobSource, arrivals: _Arrivals, advanced: Callable[[int], None]) -> None:
         self._source = source
         self._arrivals = arrivals
+        self._advanced = advanced
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
-        return _StoppedStream(self._source.open_blob(descriptor, offset), self._arrivals)
+        return _WatchedStream(self._source.open_blob(descriptor, offset), self._arrivals, self._advanced, offset)
 
 
-class _StoppedStream:
-    def __init__(self, stream: BlobStream, arrivals: _Arrivals) -> None:
+class _WatchedStream:
+    def __init__(
+        self, stream: BlobStream, arrivals: _Arrivals, advanced: Callable[[int], None], done_bytes: int
+    ) -> None:
         self._stream = stream
         self._arrivals = arrivals
+        self._advanced = advanced
+        self._done_bytes = done_bytes
 
     def readinto(self, buffer: memoryview, /) -> int:
         self._arrivals.check()
-        return self._stream.readinto(buffer)
+        count = self._stream.readinto(buffer)
+        if count:
+            self._done_bytes += count
+            self._advanced(self._done_bytes)
+        return count
 
     def close(self) -> None:
         self._stream.close()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, copy_graph, ignore_events
+from minibox_store.copying import EventListener, copy_graph, count_blobs, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import ImageCopied, RegisteringName
+from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
@@ -206,6 +206,11 @@ class Saving:
             if isinstance(writer, RoomChecking):
                 walks = [walk(image, image.chosen, limits=self._limits) for image in images]
                 writer.check_room(node.descriptor for node in chain.from_iterable(walks))
+            if on_event is not ignore_events:
+                for image in images:
+                    on_event(ManifestChosen(name=image.name, descriptor=image.chosen))
+                roots = ((image, image.chosen) for image in images)
+                on_event(count_blobs(roots, self._limits, cancellation))
             for image in images:
                 copy_graph(
                     image, writer, image.chosen, limits=self._limits, on_event=on_event, cancellation=cancellation

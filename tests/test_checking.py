@@ -27,7 +27,7 @@ from minibox_store import (
     image_map,
 )
 from minibox_store.checking import check_images
-from minibox_store.events import BlobAdvanced, BlobStarted, Event
+from minibox_store.events import BlobAdvanced, BlobsCounted, BlobStarted, Event
 from minibox_store.image_map import ImageMap
 from minibox_store.layout_index import name_of
 from tests.support.images import (
@@ -435,11 +435,13 @@ def test_a_cancel_ends_a_read_that_blocks() -> None:
     thread.join()
 
 
-def test_an_error_of_the_listener_ends_the_check_and_is_not_lost(root: Path) -> None:
+@pytest.mark.parametrize("kind", [BlobsCounted, BlobStarted, BlobAdvanced])
+def test_an_error_of_the_listener_ends_the_check_and_is_not_lost(root: Path, kind: type[Event]) -> None:
     def fail(event: Event) -> None:
-        raise RuntimeError(f"no room for {type(event).__name__}")
+        if isinstance(event, kind):
+            raise RuntimeError(f"no room for {type(event).__name__}")
 
-    with pytest.raises(RuntimeError, match="no room for BlobStarted"):
+    with pytest.raises(RuntimeError, match=f"no room for {kind.__name__}"):
         open_store(root).verify(on_event=fail)
 
 

@@ -20,6 +20,7 @@ from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, Inval
 from minibox_store.events import (
     BlobAdvanced,
     BlobPresent,
+    BlobsCounted,
     BlobStarted,
     BlobStored,
     Event,
@@ -107,6 +108,7 @@ def test_a_copy_tells_each_blob_as_it_begins_advances_and_then_the_name() -> Non
             case _:
                 told.append(event)
     assert told == [
+        BlobsCounted(count=3, size_bytes=sizes[config] + sizes[first] + sizes[second]),
         (config, "config", 1, 1, 0),
         (config, sizes[config], sizes[config]),
         (config, "config", 1, 1),

@@ -9,6 +9,8 @@ from minibox_store.documents import Descriptor
 from minibox_store.events import (
     BlobAdvanced,
     BlobPresent,
+    BlobRetried,
+    BlobsCounted,
     BlobStarted,
     BlobStored,
     ChoosingPlatform,
@@ -23,6 +25,7 @@ from minibox_store.events import (
     RegisteringName,
     RegistryWarning,
     ResolvingName,
+    UnpackAdvanced,
     UnpackingLayer,
     UsingMirror,
     render_line,
@@ -68,6 +71,12 @@ LINES: list[tuple[Event, str | None]] = [
     (started("layer", 2, 8, "91d30c5bc195"), "[pull] pulling layer 2/8 (91d30c5bc195)..."),
     (BlobAdvanced(digest=leaf("a").digest, done_bytes=5, size_bytes=10), None),
     (BlobStored(descriptor=leaf("a"), role="layer", position=1, total=1), None),
+    (BlobsCounted(count=2, size_bytes=30), None),
+    (BlobRetried(digest=leaf("a").digest, offset_bytes=5), None),
+    (
+        UnpackAdvanced(digest=leaf("a").digest, done_bytes=5, size_bytes=10, all_done_bytes=25, all_bytes=40),
+        None,
+    ),
     (
         UnpackingLayer(position=2, total=5, descriptor=leaf("91d30c5bc195")),
         "[pull] extracting layer 2/5...",

@@ -1,10 +1,13 @@
-"""The schema of what a program is told of an operation as it goes on: one object for each event."""
+"""The schema of what a program is told of an operation as it goes on: one object for each event.
+
+``docs/progress.md`` says what each field means.
+"""
 
 from collections.abc import Mapping
 
 from minibox_server.api.feeds import NDJSON, SERVER_SENT
 from minibox_server.declarations import Answer
-from minibox_server.schemas import COUNT_SCHEMA, DIGEST_SCHEMA, TEXT_SCHEMA, Schema, one_of, record
+from minibox_server.schemas import COUNT_SCHEMA, DIGEST_SCHEMA, TEXT_SCHEMA, Schema, one_of, or_null, record
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -21,7 +24,7 @@ _EVENTS = (
         "blob",
         {
             "digest": DIGEST_SCHEMA,
-            "role": TEXT_SCHEMA,
+            "role": one_of("manifest", "config", "layer"),
             "position": COUNT_SCHEMA,
             "total": COUNT_SCHEMA,
             "phase": one_of("started", "moving", "present", "stored", "unpacking"),
@@ -31,7 +34,14 @@ _EVENTS = (
             "attempt": COUNT_SCHEMA,
         },
     ),
-    event("progress", {"phase": TEXT_SCHEMA, "done_bytes": COUNT_SCHEMA, "total_bytes": COUNT_SCHEMA}),
+    event(
+        "progress",
+        {
+            "phase": one_of("waiting", "moving", "unpacking", "registering"),
+            "done_bytes": COUNT_SCHEMA,
+            "total_bytes": or_null(COUNT_SCHEMA),
+        },
+    ),
     event("message", {"text": TEXT_SCHEMA}),
     event("error", {"status": COUNT_SCHEMA, "title": TEXT_SCHEMA, "detail": TEXT_SCHEMA}),
 )

@@ -5,8 +5,10 @@ nothing costs nothing more, one who reads slowly misses what was overtaken meanw
 present state first. A feed belongs to the loop's thread.
 """
 
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import islice, takewhile
+from operator import itemgetter
 from typing import Literal
 
 from starlette.datastructures import Headers
@@ -19,38 +21,73 @@ SERVER_SENT: Form = "text/event-stream"
 
 # More things than an image may have parts: what changed longest ago is forgotten first.
 _MOST_KEPT = 4096
+MOST_LINES = 10_000
+_MOST_ENCODED = 64
+
+_Told = tuple[int, Mapping[str, object]]
 
 
 class Feed:
-    """The events of one operation, or of the store."""
+    """The events of one operation, or of the store.
+
+    Attributes:
+        version: the number of the last change.
+    """
 
     def __init__(self) -> None:
         self.version = 0
-        self._events: OrderedDict[Hashable, tuple[int, Mapping[str, object]]] = OrderedDict()
+        self._passing: OrderedDict[Hashable, _Told] = OrderedDict()
+        self._lasting: OrderedDict[Hashable, _Told] = OrderedDict()
         self._encoded: dict[tuple[int, Form], bytes] = {}
 
-    def put(self, key: Hashable, event: Mapping[str, object]) -> None:
-        """Let ``event`` take the place of what was said of ``key``."""
+    def put(self, key: Hashable, event: Mapping[str, object], *, lasts: bool = False) -> None:
+        """Let ``event`` take the place of what was said of ``key``; what ``lasts`` is never forgotten for others."""
         self.version += 1
-        self._events[key] = (self.version, event)
-        self._events.move_to_end(key)
-        if len(self._events) > _MOST_KEPT:
-            self._events.popitem(last=False)
+        events = self._lasting if lasts else self._passing
+        events[key] = (self.version, event)
+        events.move_to_end(key)
+        if len(self._passing) > _MOST_KEPT:
+            self._passing.popitem(last=False)
+        self._encoded.clear()
+
+    def drop(self, key: Hashable) -> None:
+        """Say nothing of ``key`` any more."""
+        self._lasting.pop(key, None)
+        self._passing.pop(key, None)
         self._encoded.clear()
 
     def since(self, version: int, form: Form) -> bytes:
         """Return what changed after ``version``, in the order in which it did."""
         encoded = self._encoded.get((version, form))
         if encoded is None:
-            news: list[Mapping[str, object]] = []
-            for changed, event in reversed(self._events.values()):
-                if changed <= version:
-                    break
-                news.append(event)
-            encoded = b"".join(encode_event(event, form) for event in reversed(news))
-            # All who keep up ask for the same; of those who do not, each waits for its own client.
-            self._encoded[version, form] = encoded
+            news = sorted((*_later(self._passing, version), *_later(self._lasting, version)), key=itemgetter(0))
+            encoded = b"".join(encode_event(event, form) for _, event in news)
+            # All who keep up ask for the same; those who do not may ask for anything.
+            if len(self._encoded) < _MOST_ENCODED:
+                self._encoded[version, form] = encoded
         return encoded
+
+
+class Lines:
+    """What an operation has to say as text; of very many lines the oldest are left out, for who did not read them."""
+
+    def __init__(self) -> None:
+        self._kept: deque[str] = deque(maxlen=MOST_LINES)
+        self.count = 0
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Say these, after all that was said before."""
+        for line in lines:
+            self._kept.append(line)
+            self.count += 1
+
+    def since(self, count: int) -> list[str]:
+        """Return what was said after the first ``count`` lines, as far as it is kept."""
+        return list(islice(self._kept, max(0, count - (self.count - len(self._kept))), None))
+
+
+def _later(events: OrderedDict[Hashable, _Told], version: int) -> Iterator[_Told]:
+    return takewhile(lambda told: told[0] > version, reversed(events.values()))
 
 
 def encode_event(event: Mapping[str, object], form: Form, *, identity: str | None = None) -> bytes:

@@ -133,7 +133,7 @@ class ImageEndpoints:
         running = self._operations.join(
             doing="pull",
             limiter=self._workers.pulling,
-            call=pull_call(self._store, query.image, query.platform, unpack=self._unpack),
+            call=pull_call(self._store, self._operations, query.image, query.platform, unpack=self._unpack),
             key=("pull", query.image, query.platform, self._unpack),
         )
         form = accepted_form(request.headers)

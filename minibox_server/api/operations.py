@@ -7,7 +7,7 @@ one has gone, it is cancelled. How it ends is told to each of them exactly once.
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http import HTTPStatus
 
 import anyio
@@ -15,17 +15,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from minibox_server.api.feeds import SERVER_SENT, Feed, Form, accepted_form
+from minibox_server.api.feeds import SERVER_SENT, Feed, Form, Lines, accepted_form, encode_event
 from minibox_server.api.progress import Progress
+from minibox_server.api.turns import Turns
 from minibox_server.responses import RequestError, describe, error_response
+from minibox_server.settings import DEFAULT_PULLS
 from minibox_server.workers import Workers
-from minibox_store import Cancellation, Cancelled, Event, EventListener, StoreError, one_line
+from minibox_store import Cancellation, Cancelled, EventListener, StoreError, one_line
 
 LOGGER = logging.getLogger("minibox_server")
 
 Result = Mapping[str, object]
 Failure = StoreError | RequestError
 Call = Callable[[EventListener, Cancellation], Result]
+ProgressingCall = Callable[[Progress, Cancellation], Result]
 Observe = Callable[[str], AbstractContextManager[EventListener]]
 
 # How often what changes all the time is told, and, for each who listens, how much more seldom: telling costs time.
@@ -35,17 +38,22 @@ _SILENCE_SECONDS = 15.0
 
 
 class Operations:
-    """The operations of one daemon, those that others may join by their key.
+    """The operations of one process, those that others may join by their key.
 
     Args:
         workers: where they run.
         observe: is entered, in the operation's thread, with what it is called, while it runs: it gives a listener that
             is told each event, and sees how it ends.
+        max_pulls: how many pulls move at once.
+
+    Attributes:
+        pull_turns: which pulls move, and which wait until those have ended.
     """
 
-    def __init__(self, workers: Workers, observe: Observe | None = None) -> None:
+    def __init__(self, workers: Workers, observe: Observe | None = None, *, max_pulls: int = DEFAULT_PULLS) -> None:
         self._workers = workers
         self._observe = observe
+        self.pull_turns = Turns(max_pulls)
         self._joinable: dict[Hashable, Running] = {}
 
     async def answer(
@@ -70,15 +78,25 @@ class Operations:
                 everywhere.
             key: what two requests have in common that may share one call; None where this one is always its own.
         """
-        running = self.join(doing=doing, limiter=limiter, call=call, key=key)
+        running = self.join(
+            doing=doing,
+            limiter=limiter,
+            call=lambda progress, cancellation: call(progress.on_event, cancellation),
+            key=key,
+        )
         form = accepted_form(request.headers)
         if form is not None:
             return StreamAnswer(running, form)
         with running.listening(request.receive) as listener:
             return plain(await listener.result())
 
-    def join(self, *, doing: str, limiter: anyio.CapacityLimiter, call: Call, key: Hashable | None = None) -> "Running":
-        """Return the operation that runs under this key, or one that is begun now; the arguments are of answer."""
+    def join(
+        self, *, doing: str, limiter: anyio.CapacityLimiter, call: ProgressingCall, key: Hashable | None = None
+    ) -> "Running":
+        """Return the operation that runs under this key, or one that is begun now.
+
+        The arguments are those of :meth:`answer`, but that ``call`` is given the whole of its progress.
+        """
         found = None if key is None else self._joinable.get(key)
         if found is not None:
             return found
@@ -96,15 +114,11 @@ class Operations:
         return running
 
 
-def _observed(call: Call, observe: Observe, doing: str) -> Call:
-    def observed(on_event: EventListener, cancellation: Cancellation) -> Result:
-        with observe(doing) as count:
-
-            def on_both(event: Event) -> None:
-                count(event)
-                on_event(event)
-
-            return call(on_both, cancellation)
+def _observed(call: ProgressingCall, observe: Observe, doing: str) -> ProgressingCall:
+    def observed(progress: Progress, cancellation: Cancellation) -> Result:
+        with observe(doing) as listener:
+            progress.observe(listener)
+            return call(progress, cancellation)
 
     return observed
 
@@ -124,7 +138,7 @@ class Running:
         self.doing = doing
         self.progress = Progress(doing, self._on_news)
         self.feed = Feed()
-        self.lines: list[str] = []
+        self.lines = Lines()
         self.is_over = False
         self._cancellation = Cancellation()
         self._listeners = 0
@@ -132,12 +146,15 @@ class Running:
         self._error: Failure | None = None
         self._loop = asyncio.get_running_loop()
         self._change: asyncio.Future[None] = self._loop.create_future()
+        self._has_thread = False
         self._is_called = False
         self._is_ticking = False
         self._ended: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, workers: Workers, limiter: anyio.CapacityLimiter, call: Call, ended: Callable[[], None]) -> None:
+    def begin(
+        self, workers: Workers, limiter: anyio.CapacityLimiter, call: ProgressingCall, ended: Callable[[], None]
+    ) -> None:
         """Run ``call`` in a thread; ``ended`` is called when nobody can join any more."""
         self._ended = ended
         self._task = self._loop.create_task(self._run(workers, limiter, call))
@@ -169,10 +186,15 @@ class Running:
         """What is done as soon as there is something new."""
         return self._change
 
-    async def _run(self, workers: Workers, limiter: anyio.CapacityLimiter, call: Call) -> None:
+    async def _run(self, workers: Workers, limiter: anyio.CapacityLimiter, call: ProgressingCall) -> None:
+        def called() -> Result:
+            self._has_thread = True
+            self._cancellation.check()
+            return call(self.progress, self._cancellation)
+
         try:
             with workers.cancellable(self._cancellation):
-                result = await workers.run(limiter, lambda: call(self.progress.on_event, self._cancellation))
+                result = await workers.run(limiter, called)
             self._end(result=result)
         except asyncio.CancelledError:
             self._end(error=Cancelled())
@@ -194,23 +216,26 @@ class Running:
         self.is_over = True
         self._ended()
         self._cancellation.cancel()
+        if not self._has_thread and self._task is not None:
+            self._task.cancel()  # it waits for a thread, and whoever comes after it need not
 
     def _on_news(self, is_urgent: bool) -> None:
-        # Only the first of many wakes the loop.
-        if is_urgent and not self._is_called:
-            self._is_called = True
-            self._loop.call_soon_threadsafe(self._called)
-        elif not is_urgent and not self._is_ticking:
-            self._is_ticking = True
-            seconds = _TICK_SECONDS + _TICK_SECONDS_EACH * self._listeners
-            self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._ticked)
+        # Only the first of many wakes the loop; one that has ended wants no news, and no thread is to fail for that.
+        with suppress(RuntimeError):
+            if not self._is_ticking:
+                self._is_ticking = True
+                self._loop.call_soon_threadsafe(self._tick)
+            if is_urgent and not self._is_called:
+                self._is_called = True
+                self._loop.call_soon_threadsafe(self._called)
 
     def _called(self) -> None:
         self._is_called = False
         self._publish(with_state=False)
-        if not self._is_ticking:
-            self._on_news(False)
         self._tell_listeners()
+
+    def _tick(self) -> None:
+        self._loop.call_later(_TICK_SECONDS + _TICK_SECONDS_EACH * self._listeners, self._ticked)
 
     def _ticked(self) -> None:
         self._is_ticking = False
@@ -219,9 +244,12 @@ class Running:
             self._tell_listeners()
 
     def _publish(self, *, with_state: bool) -> None:
-        self.lines += self.progress.take_lines()
+        self.lines.add(self.progress.take_lines())
         for key, event in self.progress.take_urgent() + (self.progress.take_state() if with_state else []):
-            self.feed.put(key, event)
+            if event is None:
+                self.feed.drop(key)
+            else:
+                self.feed.put(key, event, lasts=event["event"] not in ("blob", "message"))
 
     def _tell_listeners(self) -> None:
         change, self._change = self._change, self._loop.create_future()
@@ -263,6 +291,8 @@ class Listener:
     def close(self) -> None:
         """Stop watching the client."""
         self._client.cancel()
+        if self._client.done() and not self._client.cancelled():
+            self._client.exception()  # the operation ended first, and nobody asks any more
 
 
 async def _pass_over(receive: Receive) -> None:
@@ -302,9 +332,7 @@ class StreamAnswer(Response):
                 last = await self._tell(listener, send)
             except (StoreError, RequestError) as error:
                 last = describe_failure(error, scope)
-            feed = Feed()
-            feed.put("last", last)
-            await send({"type": "http.response.body", "body": feed.since(0, self._form), "more_body": False})
+            await send({"type": "http.response.body", "body": encode_event(last, self._form), "more_body": False})
 
     async def _tell(self, listener: Listener, send: Send) -> Result:
         running, seen = self._running, 0

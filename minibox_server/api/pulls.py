@@ -6,16 +6,24 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minibox_server.api.descriptions import describe_image
-from minibox_server.api.operations import Call, Failure, Listener, Running
+from minibox_server.api.operations import Failure, Listener, Operations, ProgressingCall, Running
+from minibox_server.api.progress import Progress
 from minibox_server.responses import RequestError
-from minibox_store import Cancellation, EventListener, Platform, Store, StoreError, one_line
+from minibox_store import Cancellation, Event, ManifestChosen, Platform, Store, StoreError, one_line
 
 
-def pull_call(store: Store, name: str, platform: Platform, *, unpack: bool) -> Call:
-    """Return what pulls an image, and then describes it as GET /images does."""
+def pull_call(store: Store, operations: Operations, name: str, platform: Platform, *, unpack: bool) -> ProgressingCall:
+    """Return what pulls an image, in its turn, and then describes it as GET /images does."""
 
-    def call(on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
-        pulled = store.pull(name, platform=platform, unpack=unpack, on_event=on_event, cancellation=cancellation)
+    def call(progress: Progress, cancellation: Cancellation) -> Mapping[str, object]:
+        with operations.pull_turns.taking(cancellation) as turn:
+
+            def on_event(event: Event) -> None:
+                progress.on_event(event)
+                if isinstance(event, ManifestChosen):  # from here on bytes move
+                    turn.wait(progress.wait_behind)
+
+            pulled = store.pull(name, platform=platform, unpack=unpack, on_event=on_event, cancellation=cancellation)
         return describe_image(pulled)
 
     return call
@@ -43,8 +51,7 @@ class PullAnswer(Response):
     async def _tell(self, listener: Listener, send: Send) -> None:
         running, seen = self._running, 0
         while True:
-            outcome, lines = running.outcome(), running.lines[seen:]
-            seen += len(lines)
+            outcome, lines, seen = running.outcome(), running.lines.since(seen), running.lines.count
             for line in lines:
                 await send({"type": "http.response.body", "body": f"{line}\n".encode(), "more_body": True})
             if lines:

@@ -11,7 +11,7 @@ from minibox_store import Store
 
 
 class Distribution:
-    """A whole registry: what is pulled, pushed, discovered and managed."""
+    """A whole registry: what is pulled, pushed, discovered and managed; before an upstream, where there is one."""
 
     def __init__(self, store: Store, workers: Workers, upstream: Upstream | None = None) -> None:
         self._parts = (

@@ -7,6 +7,7 @@ Spec: OCI distribution-spec 1.1, "Pull".
 
 import functools
 import threading
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,7 +25,6 @@ from minibox_store import (
     BlobNotFound,
     BlobStream,
     Descriptor,
-    Digest,
     ImageNotFound,
     LocalRepository,
     RangeStream,
@@ -37,6 +37,8 @@ _PIECE_BYTES = 512 * 1024
 _RANGE_BYTES = 2 * 1024 * 1024
 _TELLING = {"Docker-Content-Digest": "its digest", "ETag": "its digest, in quotation marks"}
 _RANGES = {"Accept-Ranges": "bytes"}
+# What the registry behind this one may have to say, or the store to what it sends.
+_OF_UPSTREAM = (403, 429, 502, 507)
 # All that is_document has.
 _DOCUMENTS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -79,7 +81,7 @@ class Reading:
                 what="Send a manifest or an index, by tag or by digest.",
                 call=self.manifest,
                 answers=tuple(Answer(what="the very bytes", media_type=each, headers=_TELLING) for each in _DOCUMENTS),
-                refusals=(404,),
+                refusals=(404, *_OF_UPSTREAM),
                 tag="distribution",
             ),
             Endpoint(
@@ -96,7 +98,7 @@ class Reading:
                         headers=_TELLING | _RANGES | {"Content-Range": "which bytes of how many"},
                     ),
                 ),
-                refusals=(404, 416),
+                refusals=(404, 416, *_OF_UPSTREAM),
                 tag="distribution",
             ),
         ]
@@ -117,13 +119,7 @@ class Reading:
             headers = {**_headers(descriptor), "Content-Length": str(descriptor.size_bytes)}
             return Response(content, headers=headers, media_type=descriptor.media_type)
 
-        try:
-            return await self._workers.run(self._workers.reading, call)
-        except RequestError as error:
-            reference = request.path_params["reference"]
-            if not await self._bring(request, error, parse_digest(reference) or reference, is_manifest=True):
-                raise
-        return await self._workers.run(self._workers.reading, call)
+        return await self._answer(request, call, request.path_params["reference"], is_manifest=True)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
         """Serve a blob, or one range of it."""
@@ -141,23 +137,21 @@ class Reading:
                 stream = self._store.open_blob(descriptor, wanted.first if wanted else 0)
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        return await self._answer(request, call, request.path_params["digest"], is_manifest=False)
+
+    async def _answer(
+        self, request: Request, call: Callable[[], Response], wanted: str, *, is_manifest: bool
+    ) -> Response:
+        """Return what ``call`` answers; once more, where it finds nothing and the registry behind this one does."""
         try:
             return await self._workers.run(self._workers.reading, call)
         except RequestError as error:
-            if not await self._bring(request, error, parse_digest(request.path_params["digest"]), is_manifest=False):
+            if self._upstream is None or error.status != 404:
+                raise
+            name = request.path_params["name"]
+            if not await self._upstream.bring(request, name, wanted, is_manifest=is_manifest):
                 raise
         return await self._workers.run(self._workers.reading, call)
-
-    async def _bring(
-        self, request: Request, error: RequestError, wanted: Digest | str | None, *, is_manifest: bool
-    ) -> bool:
-        """Return whether what was not found is here now, because the registry behind this one has it."""
-        if self._upstream is None or error.status != 404 or wanted is None:
-            return False
-        name = request.path_params["name"]
-        if is_manifest:
-            return await self._upstream.bring_manifest(request, name, wanted)
-        return isinstance(wanted, Digest) and await self._upstream.bring_blob(request, name, wanted)
 
     def _read(self, descriptor: Descriptor) -> bytes:
         try:

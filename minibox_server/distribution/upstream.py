@@ -18,7 +18,6 @@ from minibox_server.workers import Workers
 from minibox_store import (
     BlobNotFound,
     Cancellation,
-    Digest,
     EventListener,
     ImageNotFound,
     InvalidReference,
@@ -44,38 +43,29 @@ class Upstream:
         self._operations = operations
         self._registry = registry
 
-    async def bring_manifest(self, request: Request, repository: str, reference: str | Digest) -> bool:
-        """Let the store have a manifest or index of a repository; return whether the upstream has it.
+    async def bring(self, request: Request, repository: str, wanted: str, *, is_manifest: bool) -> bool:
+        """Let the store have what was not found in a repository; return whether it is here now.
 
         Args:
             request: who waits for it.
             repository: the name of the repository, well formed.
-            reference: a tag, which is not trusted, or a digest.
+            wanted: a tag, which is not trusted, or a digest.
+            is_manifest: whether it is a manifest or index; a config or layer is brought where a manifest here names it,
+                and it was lost, and no other one.
 
         Raises:
             StoreError: when the upstream refuses, fails or cannot be reached, or the store cannot take it.
         """
-        joined = f"{'@' if isinstance(reference, Digest) else ':'}{reference}"
         try:
-            wanted = Reference.parse(f"{self._registry}/{repository}{joined}")
+            joined = f"{self._registry}/{repository}{'@' if ':' in wanted else ':'}{wanted}"
+            reference = Reference.parse(joined)
         except InvalidReference:
             return False
-        return await self._bring(request, wanted, is_manifest=True)
-
-    async def bring_blob(self, request: Request, repository: str, digest: Digest) -> bool:
-        """Do the same for a config or layer that a manifest here names, and that was lost; no other one is brought."""
-        try:
-            wanted = Reference.parse(f"{self._registry}/{repository}@{digest}")
-        except InvalidReference:
-            return False
-        return await self._bring(request, wanted, is_manifest=False)
-
-    async def _bring(self, request: Request, wanted: Reference, *, is_manifest: bool) -> bool:
         running = self._operations.join(
             doing="fetch",
             limiter=self._workers.pulling,
-            call=partial(self._fetch, wanted, is_manifest),
-            key=("upstream", wanted, is_manifest),
+            call=partial(self._fetch, reference, is_manifest),
+            key=("upstream", reference, is_manifest),
         )
         with running.listening(request.receive) as listener:
             try:

@@ -11,6 +11,7 @@ import re
 
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, RegistryError
+from minibox_store.events import BlobRetried
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import Failure, LineCut, foreign_errors
 from minibox_store.registry.transport import Request, Transport
@@ -41,7 +42,7 @@ class BlobDownload:
         self._to_skip = 0
         self._may_ask_range = True
         self._has_ended = False
-        self._attempts = transport.attempts()
+        self._attempts = transport.attempts(self._tell_retry)
         self._answer: Answer | None = self._open()
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -68,6 +69,9 @@ class BlobDownload:
         """Leave the download: what has not been read is not fetched. A second call does nothing."""
         self._has_ended = True
         self._drop()
+
+    def _tell_retry(self) -> None:
+        self._transport.tell(BlobRetried(digest=self._digest, offset_bytes=self._position))
 
     def _drop(self) -> None:
         if self._answer is not None:
@@ -157,7 +161,7 @@ class RangeDownload:
         self._descriptor = descriptor
         self._position = offset
         self._end = offset + size_bytes
-        self._attempts = transport.attempts()
+        self._attempts = transport.attempts(self._tell_retry)
         self._answer: Answer | None = self._open()
         self.is_given = self._answer is not None
 
@@ -185,6 +189,9 @@ class RangeDownload:
         """Leave the download: what has not been read is not fetched. A second call does nothing."""
         self._end = self._position
         self._drop()
+
+    def _tell_retry(self) -> None:
+        self._transport.tell(BlobRetried(digest=self._descriptor.digest, offset_bytes=self._position))
 
     def _drop(self) -> None:
         if self._answer is not None:

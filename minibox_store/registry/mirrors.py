@@ -14,7 +14,7 @@ from minibox_store import media_types
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
-from minibox_store.events import Event
+from minibox_store.events import BlobRetried, Event
 from minibox_store.protocols import BlobStream
 from minibox_store.reference import Reference
 from minibox_store.registry.turns import Failed, OpenPlace, Turns
@@ -226,6 +226,7 @@ class _MirroredStream:
                 self._stream.close()
                 self._turns.note_failure(self._place, error, self._failed)
             self._stream, self._place = self._ask()
+            self._turns.tell(BlobRetried(digest=self._descriptor.digest, offset_bytes=self._position))
         return 0
 
     def close(self) -> None:

@@ -43,9 +43,13 @@ class Attempts:
     Args:
         policy: the bounds.
         pause: waits so many seconds, and returns False when it was interrupted.
+        on_retry: called when a further try begins.
     """
 
-    def __init__(self, policy: RetryPolicy, pause: Callable[[float], bool]) -> None:
+    def __init__(
+        self, policy: RetryPolicy, pause: Callable[[float], bool], on_retry: Callable[[], None] | None = None
+    ) -> None:
+        self._on_retry = on_retry
         self._policy = policy
         self._pause = pause
         self._failures = 0
@@ -75,6 +79,8 @@ class Attempts:
             raise failure.error from failure.__cause__
         if not self._pause(max(wanted, self._back_off())):
             raise failure.error from failure.__cause__
+        if self._on_retry is not None:
+            self._on_retry()
 
     def _back_off(self) -> float:
         doubled: float = self._policy.back_off_seconds * 2.0 ** (self._failures - 1)

@@ -141,9 +141,14 @@ class Transport:
             on_event=self._on_event,
         )
 
-    def attempts(self) -> Attempts:
-        """Return the tries for something new."""
-        return Attempts(self._policy, self._pool.lines.pause)
+    def attempts(self, on_retry: Callable[[], None] | None = None) -> Attempts:
+        """Return the tries for something new; ``on_retry`` is called as each but the first one begins."""
+        return Attempts(self._policy, self._pool.lines.pause, on_retry)
+
+    def tell(self, event: Event) -> None:
+        """Tell whoever listens to this session."""
+        if self._on_event is not None:
+            self._on_event(event)
 
     def check_connection(self) -> None:
         """See, by one try, whether the registry can be connected to at all, and speaks TLS where it should.

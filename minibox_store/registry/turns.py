@@ -184,6 +184,10 @@ class Turns:
         """Take note that all is over: whatever fails now does so because of that."""
         self._is_over = True
 
+    def tell(self, event: Event) -> None:
+        """Tell whoever listens to the operation."""
+        self._on_event(event)
+
     def _is_usable(self, place: OpenPlace, digest: Digest | None) -> bool:
         mirror = place.place.mirror
         if mirror is None:

@@ -30,7 +30,6 @@ from tests.support.images import (
 from tests.support.peers import docker_registry
 
 OURS, DOCKER = "minibox", "docker-registry 2.8"
-ASKED = (DOCKER,)
 FIRST, SECOND = b"the first part, ", b"and the second"
 BOTH = FIRST + SECOND
 
@@ -65,7 +64,7 @@ LEFT_OUT = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "registry" in metafunc.fixturenames:
-        kinds = [each for each in ASKED if each == OURS or metafunc.function.__name__ not in LEFT_OUT]
+        kinds = [each for each in (OURS, DOCKER) if each == OURS or metafunc.function.__name__ not in LEFT_OUT]
         metafunc.parametrize("registry", kinds, indirect=True, scope="module")
 
 

@@ -167,7 +167,7 @@ def test_a_body_that_does_not_go_on_is_given_up(port: int, application: Applicat
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"the body of a request did not go on for 0.5 s" in received
     assert received.count(b"HTTP/1.1") == 1
-    assert application.bodies == [sent]
+    wait_for(lambda: application.bodies == [sent])
 
 
 def test_a_body_that_comes_byte_by_byte_goes_on_too_slowly(port: int) -> None:

@@ -207,8 +207,16 @@ def test_s20_it_does_not_start_with_a_given_socket_that_others_reach_and_nothing
 def test_s20_it_starts_with_one_that_is_protected_or_that_the_operator_vouches_for(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    with listening_daemon(tmp_path, *given(f"tcp:0.0.0.0:{free_port()}"), **variables) as (process, _):
+    port = free_port()
+    with listening_daemon(tmp_path, *given(f"tcp:0.0.0.0:{port}"), **variables) as (process, _):
         assert process.poll() is None
+        pull = f"POST /images/pull?image=127.0.0.1:1/app:1 HTTP/1.1\r\nHost: localhost\r\nX-API-Token: {TOKEN}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(pull.encode())
+            told = b""
+            while b"[error]" not in told:
+                told += connection.recv(65536)
+        assert b"refused" not in told, "others do not get to what only this machine reaches"
 
 
 @pytest.mark.parametrize(

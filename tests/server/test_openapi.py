@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from minibox_server.app import create_app
-from minibox_server.declarations import TEXT, Answer, Endpoint, EndpointTable, NoQuery, parameter
+from minibox_server.declarations import TEXT, Answer, Endpoint, EndpointTable, NoQuery, parameter, parameters_of
 from minibox_server.openapi import PLACES, describe_api, plain_path, refusals_of
 from minibox_server.schemas import COUNT_SCHEMA, record
 from minibox_server.settings import Settings
@@ -29,6 +29,7 @@ from tests.support.described import Description
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
+from tests.support.upload_registry import UploadRegistry
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_each_parameter_that_is_decoded_is_described_and_no_other(app: Starlette
     for endpoint in app.state.endpoints.endpoints:
         operation = document["paths"][plain_path(endpoint.path)][endpoint.method.lower()]
         described = {each["name"]: each["required"] for each in operation["parameters"] if each["in"] == "query"}
-        decoded = {field.name: field.default is attrs.NOTHING for field in attrs.fields(endpoint.query)}
+        decoded = {name: is_needed for name, (_, is_needed) in parameters_of(endpoint.query).items()}
         assert described == decoded, endpoint.path
         assert (operation["security"] == []) == endpoint.is_open
         assert {int(status) for status, answer in operation["responses"].items() if "$ref" in answer} == {
@@ -91,6 +92,9 @@ def test_the_description_needs_the_token(tmp_path: Path) -> None:
 # ---- each declared answer is given
 
 
+FORMS = ("application/json", "application/x-ndjson", "text/event-stream")
+
+
 @attrs.frozen
 class Scene:
     """What the requests of :func:`each_request` ask about."""
@@ -99,6 +103,7 @@ class Scene:
     image: BuiltImage
     folder: Path
     registry: ScriptedRegistry
+    target: UploadRegistry
 
 
 def each_request(scene: Scene) -> Iterator[httpx2.Response]:
@@ -111,11 +116,24 @@ def each_request(scene: Scene) -> Iterator[httpx2.Response]:
         yield client.get(path)
     yield client.get("/images")
     yield client.post("/images/pull", params={"image": scene.registry.reference("team/app", "1")})
-    for form in ("application/x-ndjson", "text/event-stream"):
+    for form in FORMS[1:]:
         query = {"image": scene.registry.reference("team/app", "1")}
         yield client.post("/images/pull", params=query, headers={"Accept": form})
-    yield client.post("/images/save", params={"image": "app:1", "path": archive})
-    yield client.post("/images/load", params={"path": archive})
+    for headers in ({}, *({"Accept": form} for form in FORMS)):
+        yield client.post("/images/save", params={"image": "app:1", "path": archive}, headers=headers)
+        yield client.post("/images/load", params={"path": archive}, headers=headers)
+        tagged = {"image": "app:1", "new_name": "app:3"}
+        yield client.post("/images/tag", params=tagged, headers=headers)
+        pushed = {"image": "app:1", "reference": scene.target.reference("team/app", "1")}
+        yield client.post("/images/push", params=pushed, headers=headers)
+        for path in ("/system/verify", "/system/repair", "/system/prune?dry_run=1"):
+            yield client.post(path, headers=headers)
+    for path in ("/images/inspect?image=multi", "/images/history?image=app:1", "/system/df", "/system/info"):
+        yield client.get(path)
+    whole = client.get("/images/archive?image=app:1")
+    yield whole
+    for headers in ({"Range": "bytes=1-9"}, {"If-None-Match": whole.headers["etag"]}):
+        yield client.get("/images/archive?image=app:1", headers=headers)
     for path in ("/ui", "/ui/", "/ui/style.css", "/ui/main.js", "/ui/icon.svg"):
         page = client.get(path, follow_redirects=False)
         yield page
@@ -150,12 +168,13 @@ def test_each_answer_that_is_declared_is_given_and_each_that_is_given_is_declare
         "docker:list": build_index([docker], docker=True),
     }
     write_layout(tmp_path / "data", images)
-    with ScriptedRegistry() as registry:
+    with ScriptedRegistry() as registry, UploadRegistry() as target:
         serve_image(registry, "team/app", "1", image)
         client = client_of(tmp_path / "data", archive_prefixes=(str(tmp_path),))
         description = hold_to_description(client, client.app)  # type: ignore[arg-type]  # it is what was made
         description.seen.clear()
-        for response in each_request(Scene(client=client, image=image, folder=tmp_path, registry=registry)):
+        scene = Scene(client=client, image=image, folder=tmp_path, registry=registry, target=target)
+        for response in each_request(scene):
             assert response.status_code < 400, response.text
     declared = {each for each in description.declared() if each[0] != "head"}
     assert declared - set(description.seen) - NEVER_GIVEN == set()

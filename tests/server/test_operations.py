@@ -15,6 +15,7 @@ from minibox_server.responses import error_response
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobAdvanced,
+    BlobsCounted,
     BlobStarted,
     BlobStored,
     Cancellation,
@@ -37,6 +38,7 @@ SSE = "text/event-stream"
 MANIFEST = Descriptor(media_type="application/x", digest=Digest.of(b"manifest"), size_bytes=8)
 LAYER = Descriptor(media_type="application/y", digest=Digest.of(b"layer"), size_bytes=500)
 CHOSEN = ManifestChosen(name="app:1", descriptor=MANIFEST)
+COUNTED = BlobsCounted(count=1, size_bytes=500)
 STARTED = BlobStarted(descriptor=LAYER, role="layer", position=1, total=1, offset_bytes=0)
 STORED = BlobStored(descriptor=LAYER, role="layer", position=1, total=1)
 
@@ -134,7 +136,7 @@ def test_a_client_that_wants_no_stream_gets_the_result_when_it_is_there(accept: 
 @pytest.mark.parametrize("accept", [NDJSON, SSE, f"application/json;q=0.5, {NDJSON}", f"{SSE}, {NDJSON}"])
 def test_a_stream_tells_what_was_resolved_then_each_blob_and_last_the_result(accept: str) -> None:
     async def test() -> None:
-        call = at_once(ResolvingName(name="app:1"), CHOSEN, STARTED, STORED)
+        call = at_once(ResolvingName(name="app:1"), CHOSEN, COUNTED, STARTED, STORED)
         async with asking(application(call), "POST", "/", accept=accept) as exchange:
             await exchange.end()
         assert exchange.status == 200

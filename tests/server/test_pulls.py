@@ -362,7 +362,7 @@ def test_an_unexpected_error_is_logged_and_ends_the_stream(tmp_path: Path, caplo
     operations = Operations(Workers())
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        call = pull_call(Store(tmp_path / "data"), no_name, LINUX_AMD64, unpack=False)
+        call = pull_call(Store(tmp_path / "data"), operations, no_name, LINUX_AMD64, unpack=False)
         running = operations.join(doing="pull", limiter=anyio.CapacityLimiter(1), call=call)
         await PullAnswer(running)(scope, receive, send)
 

@@ -82,7 +82,9 @@ class DistributionClient:
                 **({"Transfer-Encoding": "chunked"} if chunked else {}),
                 **(headers or {}),
             }
-            connection.request(method, target, body=body, headers=every, encode_chunked=chunked)
+            # A body that is too large is refused before it has all been sent.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, target, body=body, headers=every, encode_chunked=chunked)
             with connection.getresponse() as response:
                 items = {name.lower(): value for name, value in response.getheaders()}
                 return Answer(status=response.status, headers=items, body=response.read())

@@ -44,8 +44,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon over an empty store, which wants no token."""
-    with running_daemon(tmp_path_factory.mktemp("daemon")) as running:
+    """A daemon over an empty store, which wants no token, and pulls one image at a time."""
+    with running_daemon(tmp_path_factory.mktemp("daemon"), environment={"MINIBOX_MAX_PULLS": "1"}) as running:
         yield running
 
 

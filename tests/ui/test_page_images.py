@@ -1,15 +1,15 @@
 """The page's images, in Chromium: pulled with progress, looked into, tagged, saved, removed and loaded again."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browser import Watch, focused, keep_screenshot, watched_page
+from tests.support.browser import focused, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
-from tests.support.images import build_image
+from tests.support.images import BuiltImage, build_image
 from tests.support.layouts import write_layout_files
 from tests.support.stores import put
 from tests.ui.conftest import APP, WORKER, SlowRegistry
@@ -25,15 +25,42 @@ window.showSaveFilePicker = async ({ suggestedName }) => {
 _NO_PICKER = "delete window.showSaveFilePicker;"
 
 
+# What takes until it is cancelled, by the page's own module.
+_START_FIVE = """
+async () => {
+  const { start } = await import(new URL("ui/work.js", document.baseURI).href);
+  for (const title of ["one", "two", "three", "four", "five"]) {
+    start(title, (work) => new Promise((_, reject) => work.signal.addEventListener("abort", reject)));
+  }
+}
+"""
+
+OpenPage = Callable[[Mapping[str, BuiltImage]], Page]
+
+
 @pytest.fixture
-def opened(browser: Browser, daemon: Daemon) -> Iterator[tuple[Page, Watch]]:
-    """The page of the daemon, in a browser that knows no file pickers; it breaks no rule while the test runs."""
+def open_page(browser: Browser, daemon: Daemon) -> Iterator[OpenPage]:
+    """Open the page over a store of these images alone, without file pickers; it breaks no rule while the test runs."""
     with watched_page(browser, script=_NO_PICKER) as (page, watch):
-        page.goto(f"http://{daemon.host}/ui")
-        yield page, watch
+
+        def open_over(images: Mapping[str, BuiltImage]) -> Page:
+            fill_store(daemon, images)
+            page.goto(f"http://{daemon.host}/ui")
+            return page
+
+        yield open_over
         assert watch.hosts == {daemon.host}
         assert not watch.violations
         assert not watch.errors
+
+
+def fill_store(daemon: Daemon, images: Mapping[str, BuiltImage]) -> None:
+    """Let the store hold these images and nothing else."""
+    for name in images_of(daemon):
+        daemon.post("/images/remove", image=name)
+    daemon.post("/system/prune")
+    for name, image in images.items():
+        put(daemon.data_root, image, name)
 
 
 def images_of(daemon: Daemon) -> dict[str, str]:
@@ -55,16 +82,16 @@ def row(page: Page, name: str) -> Locator:
     return page.get_by_role("listitem").filter(has=page.get_by_role("link", name=name, exact=True))
 
 
-def test_an_empty_store_says_what_to_do(opened: tuple[Page, Watch], screenshots: Path) -> None:
-    page, _ = opened
+def test_an_empty_store_says_what_to_do(open_page: OpenPage, screenshots: Path) -> None:
+    page = open_page({})
     expect(page.get_by_text("Nothing here yet")).to_be_visible()
     keep_screenshot(page, screenshots, "images-empty")
 
 
 def test_a_pull_shows_a_bar_for_each_blob_and_the_image_at_its_end(
-    opened: tuple[Page, Watch], daemon: Daemon, registry: SlowRegistry, screenshots: Path
+    open_page: OpenPage, daemon: Daemon, registry: SlowRegistry, screenshots: Path
 ) -> None:
-    page, _ = opened
+    page = open_page({})
     reference = registry.reference("app:1")
     card = pull(page, reference)
     layer = card.get_by_role("progressbar", name="layer 1 of 3")
@@ -83,19 +110,23 @@ def test_a_pull_shows_a_bar_for_each_blob_and_the_image_at_its_end(
     expect(page.get_by_role("status")).to_contain_text(f"Pull {reference}: done.")
 
 
-def test_what_two_images_share_is_said(opened: tuple[Page, Watch], registry: SlowRegistry, screenshots: Path) -> None:
-    page, _ = opened
+def test_what_is_here_is_not_fetched_again_and_what_two_images_share_is_said(
+    open_page: OpenPage, registry: SlowRegistry, screenshots: Path
+) -> None:
+    page = open_page({"app:1": APP})
+    expect(row(page, "app:1")).to_contain_text("shares nothing")
     reference = registry.reference("worker:1")
     card = pull(page, reference)
-    expect(card.get_by_text("was here")).to_be_visible()
     expect(card).to_have_attribute("data-state", "done")
-    for name in ("app:1", "worker:1"):
-        expect(row(page, registry.reference(name))).to_contain_text("1.0 MB shared")
+    card.get_by_text("Blobs").click()
+    expect(card.get_by_text("1.0 MB, was here")).to_be_visible()
+    for name in ("app:1", reference):
+        expect(row(page, name)).to_contain_text("1.0 MB shared")
     keep_screenshot(page, screenshots, "images")
 
 
-def test_a_pull_that_fails_says_why(opened: tuple[Page, Watch], registry: SlowRegistry, screenshots: Path) -> None:
-    page, _ = opened
+def test_a_pull_that_fails_says_why(open_page: OpenPage, registry: SlowRegistry, screenshots: Path) -> None:
+    page = open_page({})
     card = pull(page, registry.reference("nothing:1"))
     expect(card).to_have_attribute("data-state", "failed")
     expect(card).to_contain_text("nothing")
@@ -107,11 +138,9 @@ def test_a_pull_that_fails_says_why(opened: tuple[Page, Watch], registry: SlowRe
 
 
 def test_a_pull_that_is_cancelled_ends_in_the_daemon_too(
-    opened: tuple[Page, Watch], daemon: Daemon, registry: SlowRegistry
+    open_page: OpenPage, daemon: Daemon, registry: SlowRegistry
 ) -> None:
-    page, _ = opened
-    daemon.post("/images/remove", image=registry.reference("app:1"))
-    daemon.post("/system/prune")
+    page = open_page({})
     card = pull(page, registry.reference("app:1"))
     layer = card.get_by_role("progressbar", name=re.compile("layer 2 of 3"))
     expect(layer).to_have_attribute("value", re.compile(r"^0\.[1-9]"))
@@ -127,10 +156,10 @@ def test_a_pull_that_is_cancelled_ends_in_the_daemon_too(
 
 
 def test_an_image_that_is_saved_and_removed_is_loaded_as_it_was(
-    opened: tuple[Page, Watch], daemon: Daemon, registry: SlowRegistry, tmp_path: Path
+    open_page: OpenPage, daemon: Daemon, tmp_path: Path
 ) -> None:
-    page, _ = opened
-    name = registry.reference("app:1")
+    name = "registry.example.org/team/app:1"
+    page = open_page({name: APP})
     row(page, name).get_by_role("button", name="Download").click()
     with page.expect_download() as download:
         page.get_by_role("dialog").get_by_role("button", name="Download").click()
@@ -152,10 +181,8 @@ def test_an_image_that_is_saved_and_removed_is_loaded_as_it_was(
     assert images_of(daemon)[name] == APP.digest
 
 
-def test_what_is_no_archive_is_refused_in_a_sentence(
-    opened: tuple[Page, Watch], daemon: Daemon, tmp_path: Path
-) -> None:
-    page, _ = opened
+def test_what_is_no_archive_is_refused_in_a_sentence(open_page: OpenPage, daemon: Daemon, tmp_path: Path) -> None:
+    page = open_page({"app:1": APP})
     before = images_of(daemon)
     file = tmp_path / "holiday.jpg"
     file.write_bytes(b"\xff\xd8\xff" * 5000)
@@ -166,12 +193,11 @@ def test_what_is_no_archive_is_refused_in_a_sentence(
     assert images_of(daemon) == before
 
 
-def test_a_file_that_the_user_chose_gets_the_whole_archive(
-    browser: Browser, daemon: Daemon, registry: SlowRegistry
-) -> None:
+def test_a_file_that_the_user_chose_gets_the_whole_archive(browser: Browser, daemon: Daemon) -> None:
+    name = "worker:1"
+    fill_store(daemon, {name: WORKER})
     with watched_page(browser, script=_GIVE_A_FILE) as (page, watch):
         page.goto(f"http://{daemon.host}/ui")
-        name = registry.reference("worker:1")
         row(page, name).get_by_role("button", name="Download").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_label("Form").select_option("oci")
@@ -190,10 +216,10 @@ def test_a_file_that_the_user_chose_gets_the_whole_archive(
 
 
 def test_a_tag_gives_a_further_name_and_a_bad_one_is_refused_where_it_was_typed(
-    opened: tuple[Page, Watch], daemon: Daemon, registry: SlowRegistry
+    open_page: OpenPage, daemon: Daemon
 ) -> None:
-    page, _ = opened
-    name = registry.reference("worker:1")
+    name = "worker:1"
+    page = open_page({name: WORKER})
     button = row(page, name).get_by_role("button", name="Tag")
     button.click()
     dialog = page.get_by_role("dialog")
@@ -205,41 +231,39 @@ def test_a_tag_gives_a_further_name_and_a_bad_one_is_refused_where_it_was_typed(
     expect(row(page, "billing:now")).to_be_visible()
     expect(focused(page)).to_have_attribute("aria-label", f"Tag {name}")
     assert images_of(daemon)["billing:now"] == WORKER.digest
-    daemon.post("/images/remove", image="billing:now")
 
 
-def test_images_are_found_by_their_words_and_put_in_order(opened: tuple[Page, Watch], daemon: Daemon) -> None:
-    page, _ = opened
-    put(daemon.data_root, build_image(platform="linux/arm64", salt="small"), "zebra:1")
+def test_images_are_found_by_their_words_and_put_in_order(open_page: OpenPage, daemon: Daemon) -> None:
+    page = open_page({"app:1": APP, "worker:1": WORKER})
     names = page.locator(".image h2 a")
+    expect(names).to_have_text(["app:1", "worker:1"])
     # Nobody reloads the page: it is told of what others do to the store.
-    expect(names).to_have_count(3)
-    page.get_by_label("Find").fill("ARM64 zeb")
-    expect(names).to_have_text(["zebra:1"])
-    expect(page.get_by_text("1 of 3 images").first).to_be_visible()
+    put(daemon.data_root, build_image(platform="linux/arm64", salt="small"), "aaa:1")
+    expect(names).to_have_text(["aaa:1", "app:1", "worker:1"])
+    page.get_by_label("Find").fill("ARM64 aa")
+    expect(names).to_have_text(["aaa:1"])
+    expect(page.locator(".found")).to_have_text("1 of 3 images")
+    expect(page.get_by_role("status")).to_have_text("1 of 3 images")
     page.get_by_label("Find").fill("no such words")
     expect(page.get_by_text("No image has these words.")).to_be_visible()
     page.get_by_label("Find").fill("")
     page.get_by_label("Order").select_option("Largest first")
-    expect(names).to_have_text([re.compile("app:1"), re.compile("worker:1"), "zebra:1"])
-    daemon.post("/images/remove", image="zebra:1")
-    expect(names).to_have_count(2)
+    expect(names).to_have_text(["app:1", "worker:1", "aaa:1"])
+    daemon.post("/images/remove", image="aaa:1")
+    expect(names).to_have_text(["app:1", "worker:1"])
 
 
-def test_an_image_is_looked_into_down_to_its_files(
-    opened: tuple[Page, Watch], registry: SlowRegistry, screenshots: Path
-) -> None:
-    page, _ = opened
-    name = registry.reference("worker:1")
-    page.get_by_role("link", name=name).click()
-    expect(page.get_by_role("heading", name=name)).to_be_focused()
+def test_an_image_is_looked_into_down_to_its_files(open_page: OpenPage, screenshots: Path) -> None:
+    page = open_page({"app:1": APP, "worker:1": WORKER})
+    page.get_by_role("link", name="worker:1").click()
+    expect(page.get_by_role("heading", name="worker:1")).to_be_focused()
     expect(page.get_by_text(WORKER.digest).first).to_be_visible()
     # What comes from an image is text, whatever it looks like.
     expect(page.get_by_text("COLOUR=<b>green</b>")).to_be_visible()
     expect(page.get_by_text("team=billing")).to_be_visible()
     expect(page.locator(".steps li")).to_have_count(2)
     page.get_by_role("link", name="All images").click()
-    page.get_by_role("link", name=registry.reference("app:1")).click()
+    page.get_by_role("link", name="app:1").click()
     page.get_by_role("button", name="Look into it").click()
     page.get_by_role("button", name="srv/", exact=True).click()
     page.get_by_role("button", name="app/", exact=True).click()
@@ -250,16 +274,16 @@ def test_an_image_is_looked_into_down_to_its_files(
     expect(page.get_by_role("button", name="srv/", exact=True)).to_be_visible()
 
 
-def test_an_image_that_is_not_there_is_said_to_be_none(opened: tuple[Page, Watch]) -> None:
-    page, _ = opened
+def test_an_image_that_is_not_there_is_said_to_be_none(open_page: OpenPage) -> None:
+    page = open_page({})
     page.goto(page.url.partition("#")[0] + "#/image/nothing%3A1")
     expect(page.get_by_role("alert")).to_contain_text("nothing:1")
 
 
 def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(
-    opened: tuple[Page, Watch], daemon: Daemon
+    open_page: OpenPage, daemon: Daemon
 ) -> None:
-    page, _ = opened
+    page = open_page({"worker:1": WORKER})
     write_layout_files(daemon.data_root, {f"many/{number:03}:1": WORKER.root for number in range(250)})
     page.reload()
     names = page.locator(".image h2 a")
@@ -269,3 +293,29 @@ def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(
     expect(focused(page)).to_have_text("many/200:1")
     page.get_by_label("Find").fill("many/249")
     expect(names).to_have_count(1)
+
+
+def test_of_much_work_some_waits_in_the_page_and_may_be_cancelled_there(open_page: OpenPage) -> None:
+    page = open_page({})
+    page.evaluate(_START_FIVE)
+
+    def states() -> list[str]:
+        return [work(page, each).get_attribute("data-state") or "" for each in ("one", "two", "three", "four", "five")]
+
+    assert states() == ["running", "running", "running", "queued", "queued"]
+    expect(work(page, "four")).to_contain_text("Waits until other work of this page is done.")
+    page.get_by_role("button", name="Cancel: four").click()
+    expect(work(page, "four")).to_have_attribute("data-state", "cancelled")
+    page.get_by_role("button", name="Cancel: one").click()
+    expect(work(page, "five")).to_have_attribute("data-state", "running")
+    assert states() == ["cancelled", "running", "running", "cancelled", "running"]
+
+
+def test_a_pull_that_others_are_ahead_of_says_so(open_page: OpenPage, registry: SlowRegistry) -> None:
+    page = open_page({})
+    first = pull(page, registry.reference("app:1"))
+    expect(first.get_by_role("progressbar", name="layer 1 of 3")).to_be_visible()
+    second = pull(page, registry.reference("worker:1"))
+    expect(second).to_contain_text("Waits its turn: 1 pull is ahead.")
+    expect(first).to_have_attribute("data-state", "done")
+    expect(second).to_have_attribute("data-state", "done")

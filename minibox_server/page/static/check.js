@@ -11,7 +11,7 @@ export function checkPanel() {
   const findings = make("ul", { class: "findings" });
   const run = () => start("Verify the store", async (work) => {
     const report = await finish(follow("system/verify", { signal: work.signal }), work);
-    const found = report.findings ?? [];
+    const found = report.findings.filter((each) => each.is_damage);
     replace(findings, found.map((each) => make("li", {}, make("strong", {}, each.kind), " ", make("code", {}, each.path), " ", each.problem,
       each.names?.length ? ` (${each.names.join(", ")})` : null)));
     return found.length ? `${count(found.length, "finding")}: see below.` : "Every byte is what it should be.";

@@ -5,7 +5,7 @@ import { removeImage, saveImage, tagImage } from "./actions.js";
 import { button, facts, field, make, replace } from "./dom.js";
 import { filesPanel } from "./files.js";
 import { onHoldings, usageOf } from "./holdings.js";
-import { age, bytes, count, short } from "./words.js";
+import { age, bytes, short } from "./words.js";
 
 /** Return the view of the image of this name, and what ends it. */
 export function imageView(name) {
@@ -39,8 +39,7 @@ export function imageView(name) {
 function parts(name, image, signal) {
   const usage = usageOf(name);
   const place = make("div", { class: "parted" });
-  const manifests = image.manifests ?? [];
-  const runnable = manifests.filter((each) => !each.is_attestation);
+  const runnable = image.manifests.filter((each) => !each.is_attestation);
   const show = (manifest) => replace(place, manifestParts(name, manifest, signal));
   const choice = make("select", { onchange: () => show(runnable[choice.value]) },
     runnable.map((each, number) => make("option", { value: number }, each.platform ?? short(each.digest))));
@@ -56,6 +55,7 @@ function parts(name, image, signal) {
         ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
         ["Digest", make("code", {}, image.digest)],
         ["Type", make("code", {}, image.media_type)],
+        ["Annotations", pairs(image.annotations)],
         ["Damage", image.damaged ? "A document of this image cannot be read." : null]),
       make("div", { class: "actions" },
         button("Download", () => saveImage(image)), button("Tag", () => tagImage(name)),
@@ -66,21 +66,20 @@ function parts(name, image, signal) {
 }
 
 function manifestParts(name, manifest, signal) {
-  const config = manifest.config ?? null;
+  const { config } = manifest;
   return [
     config && make("section", { class: "card", "aria-labelledby": "runs" }, make("h2", { id: "runs" }, "How it runs"), configFacts(config)),
     make("section", { class: "card", "aria-labelledby": "made" },
-      make("h2", { id: "made" }, "How it was made"), make("ol", { class: "steps" }, stepsOf(manifest).map(step))),
+      make("h2", { id: "made" }, config ? "How it was made" : "What it holds"),
+      manifest.artifact_type && facts(["Artifact", make("code", {}, manifest.artifact_type)]), make("ol", { class: "steps" }, manifest.history.map(step))),
     config && filesPanel(name, manifest.platform, signal),
   ];
 }
 
 function configFacts(config) {
-  const lines = (values) => (values?.length ? make("code", {}, values.flatMap((each) => [each, make("br")])) : null);
-  const pairs = (values) => lines(Object.entries(values ?? {}).map(([key, value]) => `${key}=${value}`));
   return facts(
-    ["Entry point", config.entrypoint?.length ? make("code", {}, JSON.stringify(config.entrypoint)) : null],
-    ["Command", config.cmd?.length ? make("code", {}, JSON.stringify(config.cmd)) : null],
+    ["Entry point", config.entrypoint.length ? make("code", {}, JSON.stringify(config.entrypoint)) : null],
+    ["Command", config.cmd.length ? make("code", {}, JSON.stringify(config.cmd)) : null],
     ["User", config.user],
     ["Folder", config.working_dir],
     ["Environment", lines(config.env)],
@@ -90,9 +89,12 @@ function configFacts(config) {
     ["Labels", pairs(config.labels)]);
 }
 
-function stepsOf(manifest) {
-  const layers = (manifest.layers ?? []).map((layer) => ({ layer }));
-  return manifest.history?.length ? manifest.history : layers;
+function lines(values) {
+  return values.length ? make("code", {}, values.flatMap((each) => [each, make("br")])) : null;
+}
+
+function pairs(values) {
+  return lines(Object.entries(values).map(([key, value]) => `${key}=${value}`));
 }
 
 function step({ layer, created, created_by: command, comment }) {

@@ -15,15 +15,14 @@ const GAP = 3;
 const LEAST_AREA = 60;
 
 /**
- * Return `{key, names, blobs, size, tone}` for each set of images that needs blobs of its own, the largest first.
- * `blobs` are `{digest, size_bytes, images}`; `tone` is a number for one image, "shared" or "unneeded".
+ * Return `{key, names, count, blobs, size, tone}` for each set of images that needs blobs of its own, the largest first.
+ * `blobs` are as the daemon tells them; `tone` is a number for one image, "shared", "unneeded" or "rest".
  */
-export function groupBlobs(blobs) {
+export function groupBlobs(usage) {
   const groups = new Map();
-  for (const blob of blobs) {
-    const names = [...blob.images].sort();
-    const key = names.join("\n");
-    if (!groups.has(key)) groups.set(key, { key, names, blobs: [], size: 0 });
+  for (const blob of usage.blobs) {
+    const key = `${blob.needed_by}\n${blob.images.join("\n")}`;
+    if (!groups.has(key)) groups.set(key, { key, names: blob.images, count: blob.needed_by, blobs: [], size: 0 });
     const group = groups.get(key);
     group.blobs.push(blob);
     group.size += blob.size_bytes;
@@ -31,16 +30,25 @@ export function groupBlobs(blobs) {
   const sorted = [...groups.values()].sort((one, other) => other.size - one.size);
   let tone = 0;
   for (const group of sorted) {
-    if (group.names.length === 1) tone += 1;
-    group.tone = ["unneeded", tone % TONES][group.names.length] ?? "shared";
+    if (group.count === 1) tone += 1;
+    group.tone = ["unneeded", tone % TONES][group.count] ?? "shared";
   }
-  return sorted;
+  return [...sorted, ...restOf(usage)];
 }
 
-/** The words for a group. */
-export function groupName({ names }) {
-  if (!names.length) return "needed by no image";
-  return names.length === 1 ? names[0] : `shared by ${count(names.length, "image")}`;
+/** The words for whom blobs are needed by. */
+export function neededBy({ names, count: images }) {
+  if (!images) return "needed by no image";
+  return images === 1 ? names[0] ?? "an image without a name" : `shared by ${count(images, "image")}`;
+}
+
+// Of very many blobs the daemon tells the largest one by one; the others are one piece.
+function restOf(usage) {
+  const size = usage.total_bytes - usage.blobs.reduce((sum, blob) => sum + blob.size_bytes, 0);
+  const number = usage.blob_count - usage.blobs.length;
+  if (number <= 0 || size <= 0) return [];
+  const piece = { digest: "", size_bytes: size, kind: count(number, "smaller blob") };
+  return [{ key: "rest", names: [], count: null, blobs: [piece], size, tone: "rest" }];
 }
 
 /** The picture as an element, which draws itself anew for the width that it has. */
@@ -58,9 +66,9 @@ export class Picture {
     this.observer.observe(this.element);
   }
 
-  /** Show these blobs. */
-  show(blobs) {
-    this.groups = groupBlobs(blobs);
+  /** Show the blobs of a store. */
+  show(usage) {
+    this.groups = groupBlobs(usage);
     this.#draw();
   }
 
@@ -86,7 +94,7 @@ export class Picture {
   }
 
   #group({ item: group, x, y, width, height }) {
-    const name = groupName(group);
+    const name = nameOf(group);
     const hasLabel = width > 60 && height > LABEL + 24;
     const top = hasLabel ? LABEL : 0;
     const box = { x: x + GAP / 2, y: y + top, width: Math.max(0, width - GAP), height: Math.max(0, height - top - GAP) };
@@ -102,13 +110,13 @@ export class Picture {
 
   #cell({ item, x, y, width, height }, group) {
     const [first] = item.blobs;
-    const what = item.blobs.length > 1 ? count(item.blobs.length, "small blob") : `${kindOf(first)} ${short(first.digest)}`;
+    const what = item.blobs.length > 1 ? count(item.blobs.length, "small blob") : `${first.kind ?? "blob"} ${short(first.digest)}`.trim();
     const isWide = width > 54 && height > 24;
     const key = `${group.key}\n${first.digest}`;
     const choose = () => this.#choose(key, item, group, what);
     return draw("g", {
       role: "option", tabindex: "-1", "aria-selected": String(this.chosen === key), "data-key": key, class: "cell",
-      "aria-label": `${what}, ${bytes(item.size)}, ${groupName(group)}`, onfocus: choose, onclick: (event) => event.currentTarget.focus(),
+      "aria-label": `${what}, ${bytes(item.size)}, ${nameOf(group)}`, onfocus: choose, onclick: (event) => event.currentTarget.focus(),
     },
     draw("rect", { x: x + 0.5, y: y + 0.5, width: Math.max(0.5, width - 1), height: Math.max(0.5, height - 1), rx: 3 }),
     isWide && draw("text", { x: x + 7, y: y + 17, "aria-hidden": "true" }, fit(bytes(item.size), width - 10, FONTS.size)));
@@ -123,8 +131,8 @@ export class Picture {
     }
     replace(this.details, make("h3", {}, what), facts(
       ["Size", bytes(item.size)],
-      ["Digest", item.blobs.length === 1 ? make("code", {}, item.blobs[0].digest) : null],
-      ["Needed by", group.names.length ? group.names.join(", ") : "no image: a prune removes it"],
+      ["Digest", item.blobs.length === 1 && item.blobs[0].digest ? make("code", {}, item.blobs[0].digest) : null],
+      ["Needed by", wordsFor(group)],
     ));
   }
 
@@ -142,13 +150,15 @@ export class Picture {
   }
 }
 
-/** What a blob is, as far as its type tells. */
-export function kindOf(blob) {
-  if (blob.kind) return blob.kind;
-  const type = blob.media_type ?? "";
-  if (/manifest|index/.test(type)) return "manifest";
-  if (/config|container\.image/.test(type)) return "config";
-  return /layer|rootfs/.test(type) ? "layer" : "blob";
+function nameOf(group) {
+  return group.count === null ? "all others" : neededBy(group);
+}
+
+function wordsFor({ names, count: images }) {
+  if (images === null) return null;
+  if (!images) return "no image: a prune removes it";
+  const more = images - names.length;
+  return [...names, more > 0 && `${count(more, "image")} more`].filter(Boolean).join(", ");
 }
 
 // The words as they are, else what stands last in a name, else as much of its beginning as there is room for.

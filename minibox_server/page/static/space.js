@@ -1,9 +1,10 @@
 // The view of the store's bytes: whose they are, what a prune would give back, and whether they are right.
 
+import { ask } from "./api.js";
 import { checkPanel } from "./check.js";
 import { button, make, replace } from "./dom.js";
 import { holdings, onHoldings, refresh } from "./holdings.js";
-import { groupName, kindOf, Picture } from "./picture.js";
+import { neededBy, Picture } from "./picture.js";
 import { prunePanel } from "./prune.js";
 import { bytes, count, short } from "./words.js";
 
@@ -13,6 +14,7 @@ const MOST_ROWS = 50;
 export function spaceView() {
   const picture = new Picture();
   const numbers = make("div", { class: "numbers" });
+  const place = make("p", { class: "quiet" });
   const body = make("div", {});
   const table = make("div", {});
   const show = () => {
@@ -33,15 +35,17 @@ export function spaceView() {
       return;
     }
     if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, table);
-    picture.show(usage.blobs);
-    replace(table, blobTable(usage.blobs));
+    picture.show(usage);
+    replace(table, blobTable(usage));
   };
   const ends = onHoldings(show);
+  // What is told of the place is no more than a word beside the numbers: without it the view is whole.
+  ask("system/info").then((info) => { place.textContent = `In ${info.data_root}, minibox-store ${info.version}.`; }).catch(() => {});
   // It is drawn for the width that it has, which it has when it stands in the page.
   requestAnimationFrame(show);
   return {
     title: "Space",
-    view: [make("h1", { tabindex: "-1" }, "Space"), numbers, body, make("div", { class: "ways" }, prunePanel(), checkPanel())],
+    view: [make("h1", { tabindex: "-1" }, "Space"), numbers, place, body, make("div", { class: "ways" }, prunePanel(), checkPanel())],
     end: () => { ends(); picture.end(); },
   };
 }
@@ -51,7 +55,7 @@ function number(value, label) {
 }
 
 function sharedBytes(usage) {
-  return usage.blobs.filter((blob) => blob.images.length > 1).reduce((sum, blob) => sum + blob.size_bytes, 0);
+  return usage.blobs.filter((blob) => blob.needed_by > 1).reduce((sum, blob) => sum + blob.size_bytes, 0);
 }
 
 function legend() {
@@ -62,13 +66,13 @@ function legend() {
     make("span", { class: "quiet" }, "Choose a piece, or walk with the arrow keys."));
 }
 
-function blobTable(blobs) {
-  const largest = [...blobs].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS);
-  const rows = largest.map((blob) => make("tr", {},
-    make("td", {}, kindOf(blob), " ", make("code", { title: blob.digest }, short(blob.digest))),
+function blobTable({ blobs, blob_count: all }) {
+  const shown = blobs.slice(0, MOST_ROWS);
+  const rows = shown.map((blob) => make("tr", {},
+    make("td", {}, blob.kind ?? "blob", " ", make("code", { title: blob.digest }, short(blob.digest))),
     make("td", { class: "number" }, bytes(blob.size_bytes)),
-    make("td", { title: blob.images.join(", ") }, groupName({ names: blob.images }))));
-  const label = largest.length < blobs.length ? `The largest ${largest.length} of ${count(blobs.length, "blob")}` : `All ${count(blobs.length, "blob")}`;
+    make("td", { title: blob.images.join(", ") }, neededBy({ names: blob.images, count: blob.needed_by }))));
+  const label = shown.length < all ? `The largest ${shown.length} of ${count(all, "blob")}` : `All ${count(all, "blob")}`;
   return make("details", { class: "card" }, make("summary", {}, label),
     make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
       make("table", {}, make("thead", {}, make("tr", {}, ["Blob", "Size", "Needed by"].map((each) => make("th", { scope: "col" }, each)))),

@@ -1,0 +1,132 @@
+"""Connections by the thousand that are opened and left: others are served meanwhile, and nothing of them stays."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.clients import TOKEN
+from tests.support.daemon import Daemon, running_daemon
+from tests.support.images import build_image
+from tests.support.layouts import write_layout
+
+IS_DEEP = os.environ.get("MINIBOX_DEEP") == "1"
+CONNECTIONS = 10_000 if IS_DEEP else 600
+MOST = 1024 if IS_DEEP else 60
+IDLE_SECONDS = 1
+MIB = 1024 * 1024
+
+# What each connection sends before it keeps still.
+AUTHORIZED = f"Host: localhost\r\nX-API-Token: {TOKEN}\r\n"
+LEFT = {
+    "nothing": "",
+    "half a head": "GET /images HTTP/1.1\r\nHost: local",
+    "a head without a token": "GET /images HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a body that does not come": f"POST /system/prune?dry_run=1 HTTP/1.1\r\n{AUTHORIZED}Content-Length: 100\r\n\r\nabc",
+    "an answer that is not read": f"GET /images HTTP/1.1\r\n{AUTHORIZED}\r\n" * 3,
+    "nonsense": "\x00\r\n\r\n",
+}
+# Opens so many connections, as far as this process may, says how many, and leaves them until it is told to end.
+OPENING = """
+import resource, socket, sys
+port, count, data = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode().decode("unicode_escape").encode("latin-1")
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+opened = []
+for _ in range(min(count, hard - 50)):
+    try:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+        opened.append(connection)
+        connection.sendall(data)
+    except ConnectionError:
+        pass
+print(len(opened), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("daemon")
+    write_layout(folder / "data", {f"app:{number}": build_image() for number in range(20)})
+    limits = {"MINIBOX_IDLE_SECONDS": str(IDLE_SECONDS), "MINIBOX_MAX_CONNECTIONS": str(MOST)}
+    with running_daemon(folder, token=TOKEN, environment=limits) as daemon:
+        flood(daemon, LEFT["a head without a token"])
+        yield daemon
+        log = daemon.read_log()
+        assert "Traceback" not in log
+        assert "out of system resource" not in log
+
+
+def flood(daemon: Daemon, data: str) -> int:
+    """Let another process open connections and leave them, ask for something meanwhile, and return how many it had."""
+    escaped = data.encode("unicode_escape").decode()
+    command = [sys.executable, "-c", OPENING, str(daemon.port), str(CONNECTIONS), escaped]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            served(daemon)
+            opened = int(process.stdout.readline())
+            served(daemon)
+            assert descriptors(daemon) < MOST + 400
+        finally:
+            process.stdin.close()
+            process.wait(30)
+    return opened
+
+
+def served(daemon: Daemon) -> None:
+    """See that others are served, each soon; where all who were there have asked something, the second time at last."""
+    for _ in range(10):
+        deadline = time.monotonic() + 5
+        while (reply := daemon.get("/images")).status == 503:
+            assert time.monotonic() < deadline
+            time.sleep(float(reply.headers["retry-after"]) / 4)
+        assert len(reply.json()) == 20
+        assert time.monotonic() < deadline
+
+
+def descriptors(daemon: Daemon) -> int:
+    return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+
+
+def resident_bytes(daemon: Daemon) -> int:
+    """Return how much memory the daemon has."""
+    lines = Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines()
+    [found] = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
+    return int(found) * 1024
+
+
+@pytest.mark.parametrize("what", list(LEFT))
+def test_connections_that_are_opened_and_left_cost_nothing_that_stays(daemon: Daemon, what: str) -> None:
+    descriptors_before, memory_before = descriptors(daemon), resident_bytes(daemon)
+    opened = flood(daemon, LEFT[what])
+    assert opened > CONNECTIONS * 0.9
+    deadline = time.monotonic() + 10 + IDLE_SECONDS * 4
+    while descriptors(daemon) > descriptors_before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert descriptors(daemon) <= descriptors_before
+    assert resident_bytes(daemon) < memory_before + (32 if IS_DEEP else 8) * MIB
+
+
+def test_connections_that_nobody_ends_are_ended_by_the_daemon(daemon: Daemon) -> None:
+    before = descriptors(daemon)
+    escaped = LEFT["half a head"].encode("unicode_escape").decode()
+    command = [sys.executable, "-c", OPENING, str(daemon.port), str(MOST // 2), escaped]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert int(process.stdout.readline()) == MOST // 2
+            deadline = time.monotonic() + 10 + IDLE_SECONDS * 4
+            while descriptors(daemon) > before and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert descriptors(daemon) <= before
+        finally:
+            process.stdin.close()
+            process.wait(30)
