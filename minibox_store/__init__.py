@@ -145,6 +145,7 @@ if TYPE_CHECKING:
     from minibox_store.remote import tags as tags
     from minibox_store.removals import PruneReport as PruneReport
     from minibox_store.removals import Removal as Removal
+    from minibox_store.reports import BlobUsage as BlobUsage
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -287,6 +288,7 @@ _MODULES = {
     "remote": ("catalog", "copy", "delete", "referrers", "tags"),
     "removals": ("PruneReport", "Removal"),
     "reports": (
+        "BlobUsage",
         "Finding",
         "FindingKind",
         "ImageUsage",
