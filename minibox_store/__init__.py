@@ -145,6 +145,7 @@ if TYPE_CHECKING:
     from minibox_store.remote import tags as tags
     from minibox_store.removals import PruneReport as PruneReport
     from minibox_store.removals import Removal as Removal
+    from minibox_store.reports import BlobUsage as BlobUsage
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -161,6 +162,9 @@ if TYPE_CHECKING:
     from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.sentences import one_line as one_line
     from minibox_store.store import Store as Store
+    from minibox_store.store_changes import NameChange as NameChange
+    from minibox_store.store_changes import StoreChanges as StoreChanges
+    from minibox_store.store_changes import StoreState as StoreState
     from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
     from minibox_store.unpacked import UnpackReport as UnpackReport
 
@@ -287,6 +291,7 @@ _MODULES = {
     "remote": ("catalog", "copy", "delete", "referrers", "tags"),
     "removals": ("PruneReport", "Removal"),
     "reports": (
+        "BlobUsage",
         "Finding",
         "FindingKind",
         "ImageUsage",
@@ -304,6 +309,7 @@ _MODULES = {
     "rootfs.mounting": ("Mount",),
     "sentences": ("one_line",),
     "store": ("Store",),
+    "store_changes": ("NameChange", "StoreChanges", "StoreState"),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

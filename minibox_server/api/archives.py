@@ -42,17 +42,15 @@ ARCHIVE_TYPES = (
     *("application/gzip", "application/x-gzip", "application/zstd", "application/x-zstd", "application/x-xz"),
 )
 _NO_PATH = "missing path"
+LOADED_SCHEMA = record({"images": list_of(IMAGE_SCHEMA)})
+SAVED_SCHEMA = record({"images": list_of(IMAGE_SCHEMA), "path": TEXT_SCHEMA})
+_OF_ALL = {"ETag": "archives of the same bytes have the same", "Cache-Control": "no-cache"}
 _HEADERS = {
+    **_OF_ALL,
     "Content-Length": "how many bytes follow",
     "Content-Disposition": "a safe name for the file",
-    "ETag": "archives of the same bytes have the same",
     "Accept-Ranges": "bytes",
-    "Cache-Control": "no-cache",
 }
-_RANGE_HEADERS = {**_HEADERS, "Content-Range": "which bytes of how many"}
-_UNCHANGED_HEADERS = {name: _HEADERS[name] for name in ("ETag", "Cache-Control")}
-_LOADED = record({"images": list_of(IMAGE_SCHEMA)})
-_SAVED = record({"images": list_of(IMAGE_SCHEMA), "path": TEXT_SCHEMA})
 
 _Opened = Callable[[Cancellation], AbstractContextManager[BinaryIO]]
 
@@ -106,8 +104,8 @@ class ArchiveEndpoints:
                 query=SaveQuery,
                 answers=(
                     Answer(what="one line"),
-                    Answer(what="what was saved", media_type="application/json", schema=_SAVED),
-                    *told_as_it_goes_on(_SAVED),
+                    Answer(what="the image, and where it is", media_type="application/json", schema=SAVED_SCHEMA),
+                    *told_as_it_goes_on(SAVED_SCHEMA),
                 ),
                 refusals=(403, 404, 409, 507),
             ),
@@ -125,10 +123,10 @@ class ArchiveEndpoints:
                 ),
                 answers=(
                     Answer(what="a line for each image"),
-                    Answer(what="the images", media_type="application/json", schema=_LOADED),
-                    *told_as_it_goes_on(_LOADED),
+                    Answer(what="the images", media_type="application/json", schema=LOADED_SCHEMA),
+                    *told_as_it_goes_on(LOADED_SCHEMA),
                 ),
-                refusals=(403, 408, 422, 507),
+                refusals=(403, 408, 422, 501, 507),
             ),
             Endpoint(
                 method="GET",
@@ -138,10 +136,13 @@ class ArchiveEndpoints:
                 query=ArchiveQuery,
                 answers=(
                     Answer(what="the archive", media_type=ARCHIVE_TYPE, headers=_HEADERS),
-                    Answer(status=206, what="the range", media_type=ARCHIVE_TYPE, headers=_RANGE_HEADERS),
                     Answer(
-                        status=304, what="what the client has is the same", media_type=None, headers=_UNCHANGED_HEADERS
+                        status=206,
+                        what="the range",
+                        media_type=ARCHIVE_TYPE,
+                        headers={**_HEADERS, "Content-Range": "which bytes of how many"},
                     ),
+                    Answer(status=304, what="what the client has is the same", media_type=None, headers=_OF_ALL),
                 ),
                 refusals=(404, 409, 416),
             ),

@@ -9,8 +9,8 @@ from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
 from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
-from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, NoQuery, parameter
-from minibox_server.responses import RequestError, error_response, text_response
+from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, NoQuery, parameter
+from minibox_server.responses import RequestError, accepts_json, error_response, text_response
 from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
@@ -27,6 +27,8 @@ from minibox_store import (
     check_image_name,
 )
 
+IMAGE_NAME: Kind[str] = Kind(read=check_image_name, schema={"type": "string", "minLength": 1, "maxLength": 512})
+
 
 @attrs.frozen(kw_only=True)
 class PullQuery:
@@ -41,6 +43,14 @@ class ImageQuery:
     """One image, by name."""
 
     image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+
+
+@attrs.frozen(kw_only=True)
+class TagQuery:
+    """One image, and what it is to be called too."""
+
+    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    new_name: str = parameter(IMAGE_NAME, "the further name; one that stands for another image moves")
 
 
 class ImageEndpoints:
@@ -84,6 +94,23 @@ class ImageEndpoints:
                 answers=(Answer(what="one line"),),
                 refusals=(404,),
             ),
+            Endpoint(
+                method="POST",
+                path="/images/tag",
+                what="Give an image a further name.",
+                call=self.tag,
+                query=TagQuery,
+                answers=(
+                    Answer(status=201, what="one line"),
+                    Answer(
+                        status=201,
+                        what="the image under its new name",
+                        media_type="application/json",
+                        schema=IMAGE_SCHEMA,
+                    ),
+                ),
+                refusals=(404, 507),
+            ),
         ]
 
     async def images(self, request: Request, query: NoQuery) -> Response:
@@ -121,6 +148,21 @@ class ImageEndpoints:
             check_form(name)
             raise RequestError(404, "image not found") from None
         return text_response(f"Image {removed} removed")
+
+    async def tag(self, request: Request, query: TagQuery) -> Response:
+        """Give an image a further name."""
+
+        def call() -> Image:
+            try:
+                return self._store.tag(query.image, query.new_name)
+            except ImageNotFound:
+                check_form(query.image)
+                raise
+
+        tagged = await self._workers.run(self._workers.changing, call)
+        if accepts_json(request.headers):
+            return JSONResponse(describe_image(tagged), 201)
+        return text_response(f"Tagged image {query.image} as {tagged.name}", 201)
 
 
 class ImageList:
