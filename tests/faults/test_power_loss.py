@@ -67,7 +67,7 @@ def make_archive_before(root: Path) -> None:
 
 
 # They may be done once, and the table's work does nothing where that has been.
-ONCE = ("remove", "untag", "undo")
+ONCE = ("remove", "untag", "undo", "delete a manifest")
 POWER_VERBS = {
     **VERBS,
     "save over an archive": replace(VERBS["save"], prepare=make_archive_before),

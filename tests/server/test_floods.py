@@ -18,6 +18,8 @@ IS_DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 CONNECTIONS = 10_000 if IS_DEEP else 600
 MOST = 1024 if IS_DEEP else 60
 IDLE_SECONDS = 1
+# How long one request may take between those of all the others.
+SERVED_SECONDS = 20 if IS_DEEP else 5
 MIB = 1024 * 1024
 
 # What each connection sends before it keeps still.
@@ -76,14 +78,14 @@ def flood(daemon: Daemon, data: str) -> int:
             assert descriptors(daemon) < MOST + 400
         finally:
             process.stdin.close()
-            process.wait(30)
+            process.wait(120)
     return opened
 
 
 def served(daemon: Daemon) -> None:
     """See that others are served, each soon; where all who were there have asked something, the second time at last."""
     for _ in range(10):
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SERVED_SECONDS
         while (reply := daemon.get("/images")).status == 503:
             assert time.monotonic() < deadline
             time.sleep(float(reply.headers["retry-after"]) / 4)
