@@ -265,7 +265,7 @@ def test_a_client_that_stalls_and_the_end_of_the_daemon_end_a_load(tmp_path: Pat
             wait_for(lambda: not transactions(daemon.data_root))
             half_sent(daemon.port)
             started = time.monotonic()
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 5  # sooner than whoever still runs is left behind
         assert "did not end in time" not in daemon.read_log()
     check_invariants(daemon.data_root)
     assert transactions(daemon.data_root) == []
