@@ -56,7 +56,6 @@ _STATUSES: Mapping[type[Exception], int] = {
     NotFound: 404,
     IncompleteImage: 409,
     NothingToDo: 409,
-    StillNeeded: 409,
     MissingLibrary: 501,
     StoreBusy: 503,
     StoreFull: 507,
