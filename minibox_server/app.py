@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from minibox_server.api.archives import ArchiveEndpoints
+from minibox_server.api.changes import ChangesEndpoints
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
 from minibox_server.api.inspection import InspectionEndpoints
@@ -56,6 +57,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
             *ArchiveEndpoints(store, paths, workers, operations).all(),
             *InspectionEndpoints(store, workers).all(),
             *PushEndpoints(store, workers, operations).all(),
+            *ChangesEndpoints(store, workers).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers, upstream).all(),
             *PageEndpoints().all(),

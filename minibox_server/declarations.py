@@ -197,6 +197,7 @@ class Answer:
         media_type: of its body; None where it has none.
         schema: of its body where that is JSON, or each line of it for ``application/x-ndjson``.
         headers: further headers that it has, by name, with what each says.
+        may_have: further headers that it has at times.
     """
 
     what: str
@@ -204,6 +205,7 @@ class Answer:
     media_type: str | None = "text/plain"
     schema: Mapping[str, object] | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
+    may_have: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

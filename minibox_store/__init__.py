@@ -163,6 +163,9 @@ if TYPE_CHECKING:
     from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.sentences import one_line as one_line
     from minibox_store.store import Store as Store
+    from minibox_store.store_changes import NameChange as NameChange
+    from minibox_store.store_changes import StoreChanges as StoreChanges
+    from minibox_store.store_changes import StoreState as StoreState
     from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
     from minibox_store.unpacked import UnpackReport as UnpackReport
 
@@ -307,6 +310,7 @@ _MODULES = {
     "rootfs.mounting": ("Mount",),
     "sentences": ("one_line",),
     "store": ("Store",),
+    "store_changes": ("NameChange", "StoreChanges", "StoreState"),
     "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -117,6 +117,23 @@ def holder_of(path: str) -> StoreBusy | None:
         release(descriptor)
 
 
+def last_held(path: str, known: float | None = None) -> float | None:
+    """Return when the last lock that was let go of had been taken, by the note that it left; None where it left none.
+
+    While somebody holds it, or it cannot be read, that is not known, and ``known`` is returned.
+    """
+    try:
+        descriptor = _open_to_ask(path)
+    except OSError:
+        return known
+    if descriptor is None:
+        return None
+    try:
+        return _busy(descriptor, path).since if try_lock(descriptor, path, shared=True) else known
+    finally:
+        release(descriptor)
+
+
 def _busy(descriptor: int, path: str) -> StoreBusy:
     found = _NOTE.fullmatch(os.pread(descriptor, 512, 0))
     if found is None:

@@ -1,4 +1,4 @@
-"""The part of the store's face that goes back to what index.json said earlier: undo, find again, mend."""
+"""The part of the store's face that goes back to what index.json said earlier: undo, find again, tell what changed."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from minibox_store.layout import Layout, Listing
 
 if TYPE_CHECKING:
     from minibox_store.reports import LostName
+    from minibox_store.store_changes import StoreChanges, StoreState
 
 
 class Generations:
@@ -32,6 +33,57 @@ class Generations:
 
         with file_errors(self._layout.paths.root):
             return undo_last_change(self._layout, self._listing.image)
+
+    def state(self) -> "StoreState":
+        """Return what the names stand for now, to be told later by :meth:`changes` what has become of them.
+
+        Raises:
+            StoreDamaged: when index.json cannot be read.
+        """
+        from minibox_store.layout.changes import read_state
+
+        with file_errors(self._layout.paths.root):
+            return read_state(self._layout)
+
+    def find_state(self, position: str) -> "StoreState | None":
+        """Return the state that has this position, which somebody may have noted: the present one, or an earlier one.
+
+        The last ten contents of index.json are kept; None where it is none of them.
+
+        Raises:
+            StoreDamaged: when index.json cannot be read.
+        """
+        from minibox_store.layout.changes import find_state
+
+        with file_errors(self._layout.paths.root):
+            return find_state(self._layout, position)
+
+    def changes(self, since: "StoreState") -> "StoreChanges":
+        """Return what happened to the names since then, by any process or tool, and the state from which to go on.
+
+        Nothing is waited for: ask as often as you want to know. It takes a read of index.json where nothing happened.
+
+            state = store.state()
+            while True:
+                time.sleep(0.5)
+                changes = store.changes(state)
+                for change in changes.names:
+                    print(change.action, change.name)
+                state = changes.state
+
+        Each step in between is told where the contents of index.json are among the last ten, and this library wrote
+        them; what another tool wrote and overwrote may not be. Where the names are what they were, nothing is told.
+
+        Args:
+            since: a state of this store.
+
+        Raises:
+            StoreDamaged: when index.json cannot be read.
+        """
+        from minibox_store.layout.changes import read_changes
+
+        with file_errors(self._layout.paths.root):
+            return read_changes(self._layout, since)
 
     def lost_names(self) -> "tuple[LostName, ...]":
         """Return the names that the store had, has no more, and whose whole images are there; sorted by name.

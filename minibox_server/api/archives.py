@@ -126,7 +126,7 @@ class ArchiveEndpoints:
                     Answer(what="the images", media_type="application/json", schema=LOADED_SCHEMA),
                     *told_as_it_goes_on(LOADED_SCHEMA),
                 ),
-                refusals=(403, 422, 501, 507),
+                refusals=(403, 408, 422, 501, 507),
             ),
             Endpoint(
                 method="GET",

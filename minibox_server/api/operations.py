@@ -261,7 +261,7 @@ class Listener:
 
     def __init__(self, running: Running, receive: Receive) -> None:
         self._running = running
-        self._client = asyncio.ensure_future(_pass_over(receive))
+        self._client = asyncio.ensure_future(pass_over(receive))
 
     async def wait(self, timeout_seconds: float | None = None) -> None:
         """Return when there is something new, or after the time.
@@ -295,7 +295,7 @@ class Listener:
             self._client.exception()  # the operation ended first, and nobody asks any more
 
 
-async def _pass_over(receive: Receive) -> None:
+async def pass_over(receive: Receive) -> None:
     """Return when the client has gone; what it sends until then is passed over."""
     while (await receive())["type"] != "http.disconnect":
         pass

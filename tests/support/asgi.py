@@ -131,6 +131,8 @@ def parse_server_sent(text: str) -> list[tuple[str, dict[str, Any]]]:
         lines = block.split("\n")
         if all(line.startswith(":") for line in lines):
             continue
+        if len(lines) == 1 and lines[0].startswith("id: "):
+            continue  # of no kind, it only says where to go on
         fields = dict(line.split(": ", 1) for line in lines)
         assert set(fields) <= {"id", "event", "data"}, block
         parsed.append((fields["event"], json.loads(fields["data"])))
