@@ -124,7 +124,7 @@ function toldOf(blob) {
 }
 
 function endOf(blob) {
-  return `${bytes(blob.sizeBytes)}, ${blob.wasPresent ? "was here" : "stored"}`;
+  return `${bytes(blob.sizeBytes)}, ${blob.wasPresent ? "was here" : "is here"}`;
 }
 
 function setBar(bar, part) {
