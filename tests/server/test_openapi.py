@@ -28,7 +28,7 @@ from tests.server.clients import BASE_URL, TOKEN, client_of, hold_to_description
 from tests.support.described import Description
 from tests.support.images import BuiltImage, build_image, build_index, digest_of
 from tests.support.layouts import write_layout
-from tests.support.scripted_registry import ScriptedRegistry, serve_image
+from tests.support.upload_registry import UploadRegistry
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ class Scene:
     client: TestClient
     image: BuiltImage
     folder: Path
-    registry: ScriptedRegistry
+    registry: UploadRegistry
 
 
 def each_request(scene: Scene) -> Iterator[httpx2.Response]:
@@ -128,7 +128,17 @@ def requests_about_images(scene: Scene) -> Iterator[httpx2.Response]:
         yield scene.client.post("/images/pull", params=query, headers=headers)
         yield scene.client.post("/images/save", params={"image": "app:1", "path": archive}, headers=headers)
         yield scene.client.post("/images/load", params={"path": archive}, headers=headers)
-    yield scene.client.get("/images/files?image=app:1")
+        query = {"image": "app:1", "reference": scene.registry.reference("team/pushed", "1")}
+        yield scene.client.post("/images/push", params=query, headers=headers)
+        query = {"image": "app:1", "new_name": "tagged:1"}
+        yield scene.client.post("/images/tag", params=query, headers=headers)
+        for path in ("/system/verify", "/system/repair", "/system/prune?dry_run=1", "/system/prune?build_cache=1"):
+            yield scene.client.post(path, headers=headers)
+    for path in ("/images/files", "/images/inspect", "/images/history"):
+        yield scene.client.get(f"{path}?image=app:1")
+        yield scene.client.get(f"{path}?image=multi&platform=linux/amd64")
+    for path in ("/system/df", "/system/df?blobs=1", "/system/info"):
+        yield scene.client.get(path)
 
 
 def requests_for_content(scene: Scene) -> Iterator[httpx2.Response]:
@@ -165,8 +175,6 @@ def requests_that_push(scene: Scene) -> Iterator[httpx2.Response]:
 def requests_that_remove(scene: Scene) -> Iterator[httpx2.Response]:
     yield scene.client.delete("/v2/app/manifests/new")
     yield scene.client.post("/images/remove?image=app:2")
-    yield scene.client.post("/system/prune?dry_run=1")
-    yield scene.client.post("/system/prune?build_cache=1")
 
 
 FORMS = ("*/*", "application/json", "application/x-ndjson", "text/event-stream")
@@ -185,8 +193,8 @@ def test_each_answer_that_is_declared_is_given_and_each_that_is_given_is_declare
         "docker:list": build_index([docker], docker=True),
     }
     write_layout(tmp_path / "data", images)
-    with ScriptedRegistry() as registry:
-        serve_image(registry, "team/app", "1", image)
+    with UploadRegistry() as registry:
+        registry.put("team/app", image, tag="1")
         client = client_of(tmp_path / "data", archive_prefixes=(str(tmp_path),))
         description = hold_to_description(client, client.app)  # type: ignore[arg-type]  # it is what was made
         description.seen.clear()
