@@ -10,7 +10,9 @@ from minibox_server.api.archives import ArchiveEndpoints
 from minibox_server.api.changes import ChangesEndpoints
 from minibox_server.api.files import FileEndpoints
 from minibox_server.api.images import ImageEndpoints
+from minibox_server.api.inspection import InspectionEndpoints
 from minibox_server.api.operations import Operations
+from minibox_server.api.pushes import PushEndpoints
 from minibox_server.api.system import SystemEndpoints
 from minibox_server.api.watching import WatchingEndpoints
 from minibox_server.archive_paths import ArchivePaths
@@ -50,9 +52,11 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [
-            *SystemEndpoints(store, workers).all(),
+            *SystemEndpoints(store, workers, operations).all(),
             *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
             *ArchiveEndpoints(store, paths, workers, operations).all(),
+            *InspectionEndpoints(store, workers).all(),
+            *PushEndpoints(store, workers, operations).all(),
             *ChangesEndpoints(store, workers).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers, upstream).all(),

@@ -140,6 +140,8 @@ def decode_query(query: type[Q], text: bytes) -> Q:
     Raises:
         RequestError: 400, naming the parameter that is missing, empty, repeated or wrong.
     """
+    if query is NoQuery and not text:
+        return query()
     given = Parameters(text)
     values: dict[str, object] = {}
     for field_name, (name, (declared, is_needed)) in zip(_fields_of(query), parameters_of(query).items(), strict=True):
@@ -197,6 +199,7 @@ class Answer:
         media_type: of its body; None where it has none.
         schema: of its body where that is JSON, or each line of it for ``application/x-ndjson``.
         headers: further headers that it has, by name, with what each says.
+        may_have: further headers that it has at times.
     """
 
     what: str
@@ -204,6 +207,7 @@ class Answer:
     media_type: str | None = "text/plain"
     schema: Mapping[str, object] | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
+    may_have: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

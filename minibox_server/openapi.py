@@ -33,7 +33,7 @@ PLACES: Mapping[str, tuple[str, Schema]] = {
             "pattern": "^(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$",
         },
     ),
-    "rest": ("which upload", {"type": "string", "minLength": 1}),
+    "upload": ("which upload", {"type": "string", "minLength": 1}),
 }
 _REFUSALS: Mapping[int, str] = {
     400: "A parameter is missing, empty, repeated or wrong, or the request is not valid.",
@@ -192,7 +192,7 @@ def _answers(endpoint: Endpoint, *, with_body: bool) -> Mapping[str, object]:
 def _answer(answers: list[Answer], path: str, *, with_body: bool) -> Mapping[str, object]:
     headers: dict[str, str] = {}
     for each in answers:
-        headers.update(each.headers)
+        headers.update({**each.headers, **each.may_have})
     everywhere = frozenset.intersection(*(frozenset(each.headers) for each in answers))
     described: dict[str, object] = {
         "description": "; ".join(dict.fromkeys(each.what for each in answers)),
@@ -206,8 +206,8 @@ def _answer(answers: list[Answer], path: str, *, with_body: bool) -> Mapping[str
 
 def _content(answer: Answer) -> Mapping[str, object]:
     if answer.media_type in _OF_LINES:
-        # OpenAPI 3.1 has no word for the schema of one item of a stream; 3.2 will have this one.
-        return {"schema": TEXT_SCHEMA, "x-item-schema": answer.schema or {}}
+        # OpenAPI 3.1 has no word for the schema of one item of a stream, which 3.2 calls itemSchema.
+        return {"x-item-schema": answer.schema or {}}
     if answer.schema is not None:
         return {"schema": answer.schema}
     return {"schema": TEXT_SCHEMA if (answer.media_type or "").startswith("text/") else _binary()}

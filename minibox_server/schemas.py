@@ -41,6 +41,14 @@ def record(fields: Mapping[str, Schema], optional: Mapping[str, Schema] | None =
     return {"type": "object", "properties": {**fields, **(optional or {})}, "required": list(fields)}
 
 
+def extended(schema: Schema, fields: Mapping[str, Schema]) -> Schema:
+    """Return the schema of a record that has further fields."""
+    properties, needed = schema["properties"], schema["required"]
+    assert isinstance(properties, Mapping)
+    assert isinstance(needed, list)
+    return {**schema, "properties": {**properties, **fields}, "required": [*needed, *fields]}
+
+
 PROBLEM_SCHEMA = record(
     {"type": one_of("about:blank"), "title": TEXT_SCHEMA, "status": COUNT_SCHEMA, "detail": TEXT_SCHEMA},
 )

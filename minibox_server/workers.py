@@ -24,7 +24,7 @@ _READING = 16
 _STREAMING = 8
 _RECEIVING = 32
 _CHANGING = 16
-_RECEIVING = 16
+_PUSHING = 16
 # So many wait for their turn in a thread; whoever comes then waits for that first.
 _WAITING_PULLS = 28
 
@@ -35,10 +35,10 @@ class Workers:
     Attributes:
         reading: for calls that read a little and wait for nobody.
         streaming: for reading the next piece of a blob.
-        receiving: for the bodies of uploads, which come as slowly as their clients send them.
+        receiving: for bodies, which come as slowly as their clients send them.
         changing: for calls that may wait for a lock or move files: save, load, remove, prune.
-        receiving: for calls that read a body as its client sends it.
         pulling: for pulls, those that move and those that wait for their turn; one more waits until another has ended.
+        pushing: for pushes; one more waits until another has ended.
     """
 
     def __init__(self, *, max_pulls: int = DEFAULT_PULLS) -> None:
@@ -46,8 +46,8 @@ class Workers:
         self.streaming = anyio.CapacityLimiter(_STREAMING)
         self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.changing = anyio.CapacityLimiter(_CHANGING)
-        self.receiving = anyio.CapacityLimiter(_RECEIVING)
         self.pulling = anyio.CapacityLimiter(max_pulls + _WAITING_PULLS)
+        self.pushing = anyio.CapacityLimiter(_PUSHING)
         self._lock = threading.Lock()
         self._running = 0
         self._operations: set[Cancellation] = set()

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.local_repository import LocalRepository as LocalRepository
     from minibox_store.media_types import is_document as is_document
+    from minibox_store.media_types import is_index as is_index
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.offers import OfferedImage as OfferedImage
     from minibox_store.plans import PlannedBlob as PlannedBlob
@@ -145,6 +146,7 @@ if TYPE_CHECKING:
     from minibox_store.remote import tags as tags
     from minibox_store.removals import PruneReport as PruneReport
     from minibox_store.removals import Removal as Removal
+    from minibox_store.reports import BlobUsage as BlobUsage
     from minibox_store.reports import Finding as Finding
     from minibox_store.reports import FindingKind as FindingKind
     from minibox_store.reports import ImageUsage as ImageUsage
@@ -251,7 +253,7 @@ _MODULES = {
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits", "TarLimits", "UnpackLimits"),
     "local_repository": ("LocalRepository",),
-    "media_types": ("is_document",),
+    "media_types": ("is_document", "is_index"),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
@@ -290,6 +292,7 @@ _MODULES = {
     "remote": ("catalog", "copy", "delete", "referrers", "tags"),
     "removals": ("PruneReport", "Removal"),
     "reports": (
+        "BlobUsage",
         "Finding",
         "FindingKind",
         "ImageUsage",

@@ -11,7 +11,7 @@ from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, HistoryEntry, Referrer
-from minibox_store.errors import BlobNotFound
+from minibox_store.errors import BlobNotFound, InvalidArgument
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import nameless
@@ -207,15 +207,21 @@ class ExaminedStore:
         with file_errors(self._layout.paths.root):
             return tuple(map_images(self._layout)[1].needs_of(digest))
 
-    def usage(self) -> "StoreUsage":
+    def usage(self, *, most_blobs: int = 0) -> "StoreUsage":
         """Return the bytes that the blobs of each entry take, own and shared, of all, and of those nobody needs.
 
         Files are counted as they are: what is missing weighs nothing.
 
+        Args:
+            most_blobs: how many of the largest blobs are told one by one, each with the images that need it.
+
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read.
+            InvalidArgument: for less than no blobs.
         """
-        from minibox_store.image_map import weigh_images
+        if most_blobs < 0:
+            raise InvalidArgument("most_blobs", most_blobs, "it is less than nothing")
+        from minibox_store.image_map import weigh_blobs, weigh_images
         from minibox_store.layout.inventory import map_images
         from minibox_store.reports import StoreUsage
 
@@ -225,4 +231,6 @@ class ExaminedStore:
                 images=weigh_images(images, inventory.sizes_bytes),
                 total_bytes=sum(inventory.sizes_bytes.values()),
                 reclaimable_bytes=sum(inventory.unneeded(images).values()),
+                blob_count=len(inventory.sizes_bytes),
+                blobs=weigh_blobs(images, inventory.sizes_bytes, most=most_blobs),
             )

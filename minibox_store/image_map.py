@@ -3,6 +3,7 @@
 It is filled by the one walk, with each blob once, and keeps descriptors alone. Pure.
 """
 
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,12 +11,15 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Identity, Node, children, identity
+from minibox_store.documents import Descriptor, Identity, Node, Role, children, identity
 from minibox_store.graph import UnreadableListener, walk
 from minibox_store.layout_index import name_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import ImageUsage, Need
+from minibox_store.reports import BlobUsage, ImageUsage, Need
+
+# A base image's layer may be needed by every image there is, and be told with each of many layers.
+_MOST_NAMES = 100
 
 
 @attrs.define
@@ -134,6 +138,13 @@ class ImageMap:
         names = (name_of(root) for root in self.roots_of(digest))
         return tuple(sorted({name for name in names if name is not None}))
 
+    def role_of(self, digest: Digest) -> Role | None:
+        """Return what a blob is to those that need it; None where nobody does."""
+        roles: set[Role] = {
+            self.leaves[key].role if key in self.leaves else "manifest" for key in self._identities.get(digest, ())
+        }
+        return "layer" if len(roles) > 1 else next(iter(roles), None)
+
     def reached_from(self, root: Descriptor) -> set[Digest]:
         """Return the digest of each blob that a root reaches, and its own."""
         found = {identity(root)}
@@ -143,6 +154,28 @@ class ImageMap:
             found |= below
             todo.extend(below)
         return {self._digests[key[0]] for key in found}
+
+
+def weigh_blobs(
+    images: ImageMap, sizes_bytes: Mapping[Digest, int], *, most: int, most_names: int = _MOST_NAMES
+) -> tuple[BlobUsage, ...]:
+    """Return the largest of some blobs, the largest first, each with what needs it; of names the first ones."""
+    weighed = []
+    for digest, size_bytes in heapq.nsmallest(most, sizes_bytes.items(), key=lambda item: (-item[1], item[0])):
+        roots = tuple(images.roots_of(digest))
+        described = images.descriptors_of(digest)
+        names = sorted({name for name in map(name_of, roots) if name is not None})
+        weighed.append(
+            BlobUsage(
+                digest=digest,
+                size_bytes=size_bytes,
+                role=images.role_of(digest),
+                media_type=described[0].media_type if described else None,
+                needed_by=len(roots),
+                names=tuple(names[:most_names]),
+            )
+        )
+    return tuple(weighed)
 
 
 def weigh_images(images: ImageMap, sizes_bytes: Mapping[Digest, int]) -> tuple[ImageUsage, ...]:

@@ -5,7 +5,7 @@ from typing import Literal
 import attrs
 
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Role
 
 
 @attrs.frozen(kw_only=True)
@@ -180,6 +180,27 @@ class ImageUsage:
 
 
 @attrs.frozen(kw_only=True)
+class BlobUsage:
+    """One blob in the store's files, and who needs it.
+
+    Attributes:
+        digest: of the blob.
+        size_bytes: of its file.
+        role: what it is to those that need it: ``layer`` where it is several things; None where nobody says.
+        media_type: as the first of them has it; None where none needs it.
+        needed_by: how many entries of index.json need it, those without a name included.
+        names: of those that have one, sorted; of very many the first ones.
+    """
+
+    digest: Digest
+    size_bytes: int
+    role: Role | None = None
+    media_type: str | None = None
+    needed_by: int = 0
+    names: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
 class StoreUsage:
     """The bytes of all blobs of a store, and whose they are.
 
@@ -187,8 +208,12 @@ class StoreUsage:
         images: one for each entry, sorted by name; those without one at the end.
         total_bytes: of all blobs.
         reclaimable_bytes: of the blobs that a prune would remove now.
+        blob_count: how many blobs there are.
+        blobs: the largest of them, as many as were asked for, the largest first.
     """
 
     images: tuple[ImageUsage, ...]
     total_bytes: int
     reclaimable_bytes: int
+    blob_count: int
+    blobs: tuple[BlobUsage, ...] = ()

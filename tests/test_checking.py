@@ -35,10 +35,11 @@ from tests.support.images import (
     BuiltImage,
     build_image,
     build_index,
+    build_layer,
     digest_of,
     encode_document,
 )
-from tests.support.invariants import held_locks, open_files, read_index
+from tests.support.invariants import held_locks, open_files, read_index, stored
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
@@ -595,3 +596,38 @@ def test_nothing_can_be_checked_by_nobody(root: Path, parallel: int) -> None:
     for call in (open_store(root).verify, open_store(root).repair):
         with pytest.raises(InvalidArgument, match=f"invalid parallel {parallel}"):
             call(parallel=parallel)
+
+
+def test_the_largest_blobs_are_told_one_by_one_with_who_needs_them(root: Path) -> None:
+    dead = build_image([build_layer({"a": b"dead" * 50_000}, compressed=False)], salt="dead")
+    put_dead(root, dead)
+    usage = open_store(root).usage(most_blobs=1000)
+    assert usage.blob_count == len(usage.blobs) == len(stored(root))
+    assert [(-each.size_bytes, each.digest) for each in usage.blobs] == sorted(
+        (-each.size_bytes, each.digest) for each in usage.blobs
+    )
+    assert sum(each.size_bytes for each in usage.blobs) == usage.total_bytes
+    by_digest = {str(each.digest): each for each in usage.blobs}
+    shared = by_digest[SHARED]
+    assert (shared.names, shared.needed_by, shared.role) == (("image:1", "other:1"), 2, "layer")
+    assert shared.media_type == IMAGE.media_types[SHARED]
+    manifest, config = by_digest[IMAGE.digest], by_digest[IMAGE.config_digest]
+    assert [(each.names, each.role) for each in (manifest, config)] == [
+        (("image:1",), "manifest"),
+        (("image:1",), "config"),
+    ]
+    largest = usage.blobs[0]
+    assert (str(largest.digest), largest.role, largest.media_type) == (dead.layer_digests[0], None, None)
+    assert (largest.needed_by, largest.names) == (0, ())
+    assert open_store(root).usage(most_blobs=2).blobs == usage.blobs[:2]
+    assert open_store(root).usage().blobs == ()
+    assert sum(each.size_bytes for each in usage.blobs if not each.needed_by) == usage.reclaimable_bytes
+    with pytest.raises(InvalidArgument, match="less than nothing"):
+        open_store(root).usage(most_blobs=-1)
+
+
+def test_of_very_many_names_the_first_are_told_with_a_blob(tmp_path: Path) -> None:
+    put(tmp_path / "data", IMAGE, *[f"image:{number:04}" for number in range(120)])
+    [largest] = open_store(tmp_path / "data").usage(most_blobs=1).blobs
+    assert largest.needed_by == 120
+    assert largest.names == tuple(f"image:{number:04}" for number in range(100))

@@ -11,12 +11,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from minibox_server.api.archive_answers import ARCHIVE_TYPE, answer_archive
 from minibox_server.api.descriptions import describe_image
+from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.images import check_form
 from minibox_server.api.operations import Operations, Result
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.bodies import AnswerToBody, RequestBody
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Body, Endpoint, choice, parameter
 from minibox_server.responses import RequestError, accepts_json, text_response
+from minibox_server.schemas import IMAGE_SCHEMA, TEXT_SCHEMA, list_of, record
 from minibox_server.workers import Workers
 from minibox_store import (
     ArchiveFormat,
@@ -40,10 +42,13 @@ ARCHIVE_TYPES = (
     *("application/gzip", "application/x-gzip", "application/zstd", "application/x-zstd", "application/x-xz"),
 )
 _NO_PATH = "missing path"
+LOADED_SCHEMA = record({"images": list_of(IMAGE_SCHEMA)})
+SAVED_SCHEMA = record({"images": list_of(IMAGE_SCHEMA), "path": TEXT_SCHEMA})
+_OF_ALL = {"ETag": "archives of the same bytes have the same", "Cache-Control": "no-cache"}
 _HEADERS = {
+    **_OF_ALL,
     "Content-Length": "how many bytes follow",
     "Content-Disposition": "a safe name for the file",
-    "ETag": "archives of the same bytes have the same",
     "Accept-Ranges": "bytes",
 }
 
@@ -97,7 +102,11 @@ class ArchiveEndpoints:
                 what="Write an image to an archive on the daemon's machine.",
                 call=self.save,
                 query=SaveQuery,
-                answers=(Answer(what="one line"),),
+                answers=(
+                    Answer(what="one line"),
+                    Answer(what="the image, and where it is", media_type="application/json", schema=SAVED_SCHEMA),
+                    *told_as_it_goes_on(SAVED_SCHEMA),
+                ),
                 refusals=(403, 404, 409, 507),
             ),
             Endpoint(
@@ -114,9 +123,10 @@ class ArchiveEndpoints:
                 ),
                 answers=(
                     Answer(what="a line for each image"),
-                    Answer(what="the images", media_type="application/json"),
+                    Answer(what="the images", media_type="application/json", schema=LOADED_SCHEMA),
+                    *told_as_it_goes_on(LOADED_SCHEMA),
                 ),
-                refusals=(403, 408, 422, 507),
+                refusals=(403, 408, 422, 501, 507),
             ),
             Endpoint(
                 method="GET",
@@ -126,8 +136,13 @@ class ArchiveEndpoints:
                 query=ArchiveQuery,
                 answers=(
                     Answer(what="the archive", media_type=ARCHIVE_TYPE, headers=_HEADERS),
-                    Answer(status=206, what="the range", media_type=ARCHIVE_TYPE, headers=_HEADERS),
-                    Answer(status=304, what="what the client has is the same", media_type=None),
+                    Answer(
+                        status=206,
+                        what="the range",
+                        media_type=ARCHIVE_TYPE,
+                        headers={**_HEADERS, "Content-Range": "which bytes of how many"},
+                    ),
+                    Answer(status=304, what="what the client has is the same", media_type=None, headers=_OF_ALL),
                 ),
                 refusals=(404, 409, 416),
             ),

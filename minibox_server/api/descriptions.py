@@ -7,6 +7,15 @@ import attrs
 from minibox_store import Image, PruneReport
 
 
+def shown(text: str) -> str:
+    r"""Return a text that may have the name of a file in it; what is no UTF-8 there is shown as such.
+
+    >>> shown("tmp-\udcff")
+    'tmp-\\udcff'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def describe_image(image: Image) -> Mapping[str, object]:
     """Return what GET /images says of an image."""
     described: dict[str, object] = {
@@ -32,13 +41,14 @@ def describe_report(report: PruneReport, *, build_cache: bool) -> Mapping[str, o
         "bytes_freed": report.bytes_freed,
         "fuse_mounts_killed": report.fuse_mounts_killed,
         "dry_run": report.dry_run,
-        "kept": list(report.kept),
+        "kept": [shown(each) for each in report.kept],
         "absent": [str(digest) for digest in report.absent],
-        "errors": list(report.errors),
+        "errors": [shown(each) for each in report.errors],
     }
     if build_cache:
         described["build_cache_removed"] = report.build_cache_removed
         described["build_cache_bytes_freed"] = report.build_cache_bytes_freed
     if report.dry_run:
-        described["plan"] = [attrs.asdict(removal) for removal in report.removed]
+        plan = [attrs.evolve(each, path=shown(each.path), reason=shown(each.reason)) for each in report.removed]
+        described["plan"] = [attrs.asdict(each) for each in plan]
     return described

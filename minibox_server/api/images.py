@@ -2,20 +2,19 @@
 
 import attrs
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from minibox_server.api.descriptions import describe_image
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
+from minibox_server.api.listing import ImageList
 from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
-from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, NoQuery, parameter
-from minibox_server.responses import RequestError, error_response, text_response
+from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, NoQuery, parameter
+from minibox_server.responses import RequestError, accepts_json, error_response, text_response
 from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
-    Image,
     ImageNotFound,
     InvalidDocument,
     InvalidPath,
@@ -26,6 +25,8 @@ from minibox_store import (
     Store,
     check_image_name,
 )
+
+IMAGE_NAME: Kind[str] = Kind(read=check_image_name, schema={"type": "string", "minLength": 1, "maxLength": 512})
 
 
 @attrs.frozen(kw_only=True)
@@ -43,6 +44,14 @@ class ImageQuery:
     image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
 
 
+@attrs.frozen(kw_only=True)
+class TagQuery:
+    """One image, and what it is to be called too."""
+
+    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    new_name: str = parameter(IMAGE_NAME, "the further name; one that stands for another image moves")
+
+
 class ImageEndpoints:
     """The endpoints over one store; ``unpack`` says whether a pull unpacks too."""
 
@@ -51,7 +60,7 @@ class ImageEndpoints:
         self._operations = operations
         self._unpack = unpack
         self._workers = workers
-        self._listing = ImageList()
+        self._listing = ImageList(store, workers)
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -84,12 +93,28 @@ class ImageEndpoints:
                 answers=(Answer(what="one line"),),
                 refusals=(404,),
             ),
+            Endpoint(
+                method="POST",
+                path="/images/tag",
+                what="Give an image a further name.",
+                call=self.tag,
+                query=TagQuery,
+                answers=(
+                    Answer(status=201, what="one line"),
+                    Answer(
+                        status=201,
+                        what="the image under its new name",
+                        media_type="application/json",
+                        schema=IMAGE_SCHEMA,
+                    ),
+                ),
+                refusals=(404, 507),
+            ),
         ]
 
     async def images(self, request: Request, query: NoQuery) -> Response:
         """List the images."""
-        body = await self._workers.run(self._workers.reading, lambda: self._listing.encode(self._store.images()))
-        return Response(body, media_type="application/json")
+        return Response(await self._listing.read(), media_type="application/json")
 
     async def pull(self, request: Request, query: PullQuery) -> Response:
         """Pull an image, and tell of it line by line."""
@@ -122,21 +147,20 @@ class ImageEndpoints:
             raise RequestError(404, "image not found") from None
         return text_response(f"Image {removed} removed")
 
+    async def tag(self, request: Request, query: TagQuery) -> Response:
+        """Give an image a further name."""
 
-class ImageList:
-    """GET /images as bytes, made anew only when the store's listing is another one."""
+        def call() -> Image:
+            try:
+                return self._store.tag(query.image, query.new_name)
+            except ImageNotFound:
+                check_form(query.image)
+                raise
 
-    def __init__(self) -> None:
-        self._last: tuple[tuple[Image, ...], bytes] | None = None
-
-    def encode(self, images: tuple[Image, ...]) -> bytes:
-        """Return the JSON array of ``images``."""
-        last = self._last
-        if last is not None and last[0] is images:
-            return last[1]
-        body = bytes(JSONResponse([describe_image(image) for image in images]).body)
-        self._last = (images, body)
-        return body
+        tagged = await self._workers.run(self._workers.changing, call)
+        if accepts_json(request.headers):
+            return JSONResponse(describe_image(tagged), 201)
+        return text_response(f"Tagged image {query.image} as {tagged.name}", 201)
 
 
 def check_form(name: str) -> None:

@@ -1,14 +1,33 @@
 """The endpoints about the daemon and its store as a whole."""
 
+import anyio
 import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from minibox_server.api.descriptions import describe_report
-from minibox_server.declarations import SWITCH, Answer, Endpoint, NoQuery, parameter
+from minibox_server.api.event_schemas import told_as_it_goes_on
+from minibox_server.api.operations import Call, Operations, Result
+from minibox_server.api.store_descriptions import (
+    FINDINGS_SCHEMA,
+    INFO_SCHEMA,
+    REPAIR_SCHEMA,
+    USAGE_SCHEMA,
+    describe_findings,
+    describe_info,
+    describe_repair,
+    describe_usage,
+)
+from minibox_server.declarations import SWITCH, Answer, Endpoint, NoQuery, counted, parameter
 from minibox_server.schemas import PRUNE_SCHEMA
 from minibox_server.workers import Workers
-from minibox_store import Store
+from minibox_store import Cancellation, EventListener, Store
+
+# Of more blobs than this nobody sees one by one who needs them.
+_MOST_BLOBS = 10_000
+_USUAL_BLOBS = 1_000
+# Each walks all documents of the store, and keeps the map of them.
+_WEIGHING = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -19,12 +38,23 @@ class PruneQuery:
     dry_run: bool = parameter(SWITCH, "whether to answer with the plan, and change nothing", default=False)
 
 
+@attrs.frozen(kw_only=True)
+class UsageQuery:
+    """How much is told of the bytes."""
+
+    blobs: int = parameter(
+        counted(most=_MOST_BLOBS), "of how many of the largest blobs it is told who needs them", default=_USUAL_BLOBS
+    )
+
+
 class SystemEndpoints:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, workers: Workers) -> None:
+    def __init__(self, store: Store, workers: Workers, operations: Operations) -> None:
         self._store = store
         self._workers = workers
+        self._operations = operations
+        self._weighing = anyio.CapacityLimiter(_WEIGHING)
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -43,7 +73,52 @@ class SystemEndpoints:
                 what="Remove what no image needs, or say what that would be.",
                 call=self.prune,
                 query=PruneQuery,
-                answers=(Answer(what="what was removed", media_type="application/json", schema=PRUNE_SCHEMA),),
+                answers=(
+                    Answer(what="what was removed", media_type="application/json", schema=PRUNE_SCHEMA),
+                    *told_as_it_goes_on(PRUNE_SCHEMA),
+                ),
+                refusals=(409, 507),
+                tag="system",
+            ),
+            Endpoint(
+                method="GET",
+                path="/system/df",
+                what="Tell whose the bytes are: of each image its own and its shared ones, and of each blob.",
+                call=self.usage,
+                query=UsageQuery,
+                answers=(Answer(what="the bytes", media_type="application/json", schema=USAGE_SCHEMA),),
+                refusals=(409,),
+                tag="system",
+            ),
+            Endpoint(
+                method="GET",
+                path="/system/info",
+                what="Tell what the store is, and what it can do where it lies.",
+                call=self.info,
+                answers=(Answer(what="the store", media_type="application/json", schema=INFO_SCHEMA),),
+                tag="system",
+            ),
+            Endpoint(
+                method="POST",
+                path="/system/verify",
+                what="Read and hash every byte of every image, and tell what is wrong; nothing is changed.",
+                call=self.verify,
+                answers=(
+                    Answer(what="what was found", media_type="application/json", schema=FINDINGS_SCHEMA),
+                    *told_as_it_goes_on(FINDINGS_SCHEMA),
+                ),
+                tag="system",
+            ),
+            Endpoint(
+                method="POST",
+                path="/system/repair",
+                what="Set aside what is wrong, and fetch it again from where it was pulled.",
+                call=self.repair,
+                answers=(
+                    Answer(what="what was done", media_type="application/json", schema=REPAIR_SCHEMA),
+                    *told_as_it_goes_on(REPAIR_SCHEMA),
+                ),
+                refusals=(409, 507),
                 tag="system",
             ),
         ]
@@ -54,8 +129,46 @@ class SystemEndpoints:
 
     async def prune(self, request: Request, query: PruneQuery) -> Response:
         """Remove what no image needs, or say what that would be."""
-        report = await self._workers.run(
-            self._workers.changing,
-            lambda: self._store.prune(build_cache=query.build_cache, dry_run=query.dry_run),
+
+        def call(on_event: EventListener, cancellation: Cancellation) -> Result:
+            report = self._store.prune(build_cache=query.build_cache, dry_run=query.dry_run)
+            return describe_report(report, build_cache=query.build_cache)
+
+        return await self._answer(request, "prune", call, key=None)
+
+    async def usage(self, request: Request, query: UsageQuery) -> Response:
+        """Tell whose the bytes are."""
+
+        def call() -> Response:
+            return JSONResponse(describe_usage(self._store.usage(most_blobs=query.blobs)))
+
+        return await self._workers.run(self._weighing, call)
+
+    async def info(self, request: Request, query: NoQuery) -> Response:
+        """Tell what the store is."""
+
+        def call() -> Response:
+            return JSONResponse(describe_info(self._store.info(), images=len(self._store.images())))
+
+        return await self._workers.run(self._workers.reading, call)
+
+    async def verify(self, request: Request, query: NoQuery) -> Response:
+        """Read and hash every byte of every image."""
+
+        def call(on_event: EventListener, cancellation: Cancellation) -> Result:
+            return describe_findings(self._store.verify(on_event=on_event, cancellation=cancellation))
+
+        return await self._answer(request, "verify", call, key="verify")
+
+    async def repair(self, request: Request, query: NoQuery) -> Response:
+        """Mend what is wrong."""
+
+        def call(on_event: EventListener, cancellation: Cancellation) -> Result:
+            return describe_repair(self._store.repair(on_event=on_event, cancellation=cancellation))
+
+        return await self._answer(request, "repair", call, key="repair")
+
+    async def _answer(self, request: Request, doing: str, call: Call, *, key: str | None) -> Response:
+        return await self._operations.answer(
+            request, doing=doing, limiter=self._workers.changing, call=call, plain=JSONResponse, key=key
         )
-        return JSONResponse(describe_report(report, build_cache=query.build_cache))

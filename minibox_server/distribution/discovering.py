@@ -53,7 +53,7 @@ class Discovery:
                 what="List a page of the repositories.",
                 call=self.catalogue,
                 query=PageQuery,
-                answers=(Answer(what="the repositories", media_type=json, schema=_CATALOGUE),),
+                answers=(Answer(what="the repositories", media_type=json, schema=_CATALOGUE, may_have=_LINK),),
                 tag="distribution",
             ),
             Endpoint(
@@ -62,7 +62,7 @@ class Discovery:
                 what="List a page of a repository's tags.",
                 call=self.tags,
                 query=PageQuery,
-                answers=(Answer(what="the tags", media_type=json, schema=_TAGS),),
+                answers=(Answer(what="the tags", media_type=json, schema=_TAGS, may_have=_LINK),),
                 refusals=(404,),
                 tag="distribution",
             ),
@@ -77,7 +77,7 @@ class Discovery:
                         what="the referrers; none where nothing refers to it",
                         media_type=_OCI_INDEX,
                         schema=_REFERRERS,
-                        headers={"OCI-Filters-Applied": "artifactType, where one was asked for"},
+                        may_have={"OCI-Filters-Applied": "artifactType, where one was asked for"},
                     ),
                 ),
                 tag="distribution",
@@ -149,6 +149,7 @@ def _describe(referrer: Referrer) -> dict[str, object]:
     return described
 
 
+_LINK = {"Link": "where the next page is, where there is one"}
 _NAMES = {"type": "array", "items": {"type": "string"}, "maxItems": _MOST}
 _CATALOGUE = {"type": "object", "required": ["repositories"], "properties": {"repositories": _NAMES}}
 _TAGS = {"type": "object", "required": ["name", "tags"], "properties": {"name": {"type": "string"}, "tags": _NAMES}}

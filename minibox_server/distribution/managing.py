@@ -53,11 +53,8 @@ class Managing:
                         status=201,
                         what="it is there",
                         media_type=None,
-                        headers={
-                            "Location": "where it is",
-                            "Docker-Content-Digest": "its digest",
-                            "OCI-Subject": "the digest of what it refers to, where it does",
-                        },
+                        headers={"Location": "where it is", "Docker-Content-Digest": "its digest"},
+                        may_have={"OCI-Subject": "the digest of what it refers to, where it does"},
                     ),
                 ),
                 refusals=(409, 507),

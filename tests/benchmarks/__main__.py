@@ -21,6 +21,7 @@ from tests.benchmarks.archives import (
     measure_save,
 )
 from tests.benchmarks.collecting import measure_collect
+from tests.benchmarks.daemons import measure_blobs, measure_pushes, measure_requests
 from tests.benchmarks.durability import measure_durability
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.importing import measure_import
@@ -62,6 +63,9 @@ MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     "unpack-growth": measure_unpack_growth,
     "inside": measure_inside,
     "mount": measure_mount,
+    "daemon-images": measure_requests,
+    "daemon-blobs": measure_blobs,
+    "daemon-push": measure_pushes,
 }
 _RUNS = 5
 _QUICK_RUNS = 2

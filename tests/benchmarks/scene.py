@@ -63,6 +63,17 @@ class Sizes:
     growing_chains: tuple[int, ...] = (10, 100, 1000)
     growing_depths: tuple[int, ...] = (100, 300, 1000)
     growing_whiteouts: tuple[int, ...] = (100, 1000, 10_000)
+    served_images: int = 100
+    served_seconds: int = 4
+    served_blob_bytes: int = 64 * _MIB
+    pushed_layers: int = 64
+    pushed_layer_bytes: int = 8 * _MIB
+    listeners: int = 500
+    listened_layer_bytes: int = 32 * _MIB
+    listened_bytes_per_second: int = 3 * _MIB
+    # Of each of the four images that are pulled while others ask.
+    busy_layers: int = 4
+    busy_layer_bytes: int = 96 * _MIB
     # Of each measure that has to write a large tree before each of its runs.
     most_fresh_trees: int = 3
 
@@ -104,6 +115,16 @@ QUICK = Sizes(
     growing_chains=(1, 2, 4),
     growing_depths=(10, 20, 40),
     growing_whiteouts=(10, 20, 40),
+    served_images=5,
+    served_seconds=1,
+    served_blob_bytes=_MIB,
+    pushed_layers=3,
+    pushed_layer_bytes=_MIB // 4,
+    listeners=20,
+    listened_layer_bytes=2 * _MIB,
+    listened_bytes_per_second=2 * _MIB,
+    busy_layers=2,
+    busy_layer_bytes=2 * _MIB,
     most_fresh_trees=1,
 )
 

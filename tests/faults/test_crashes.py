@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Store
+from minibox_store import Digest, Store
 from minibox_store.tar import Member, MemberKind
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.derived import UNFINISHED, base_layer, extracted, file_index, hex_of, plant_tree, write_sidecar
@@ -31,6 +31,7 @@ from tests.support.invariants import (
 from tests.support.layer_trees import file, layer_of, link, listing
 from tests.support.layer_trees import folder as directory
 from tests.support.os_proxy import DIED, no_hard_links, replaced_os
+from tests.support.pushes import push_image
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import memory_of
@@ -55,7 +56,8 @@ TREES: dict[str, dict[str, bytes]] = {
 }
 GONE = "sha256:" + "d" * 64
 # Every place, where MINIBOX_DEEP is 1; else so many for each verb that all of it takes less than a minute.
-MOST_PLACES = 10_000 if os.environ.get("MINIBOX_DEEP") == "1" else 12
+DEEP = os.environ.get("MINIBOX_DEEP") == "1"
+MOST_PLACES = 10_000 if DEEP else 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +234,30 @@ LAYER_TREES: dict[str, tuple[Listing | None, Listing]] = {
 }
 OLD_TREE = {"old": "d", "old/file": "old"}
 
+
+def push_new(store: Store, _: Path) -> object:
+    return push_image(store.repository("team/new"), NEW, "1")
+
+
+def push_over(store: Store, _: Path) -> object:
+    return push_image(store.repository("team/app"), HALF, "1")
+
+
+def make_pushed(root: Path) -> None:
+    make_store(root)
+    push_image(open_store(root).repository("team/app"), OLD, "1", "2")
+
+
+def delete_once(store: Store, root: Path) -> object:
+    is_there = "team/app:1" in read_names(root)
+    return store.repository("team/app").delete_manifest(Digest.parse(OLD.digest)) if is_there else None
+
+
 VERBS = {
+    # The whole of an index takes long where each change is a place to die.
+    **({"push": Verb(prepare=make_store, work=push_new, names={"team/new:1": NEW})} if DEEP else {}),
+    "push over a tag": Verb(prepare=make_pushed, work=push_over, names={"team/app:1": HALF}),
+    "delete a manifest": Verb(prepare=make_pushed, work=delete_once, names={"team/app:1": None, "team/app:2": None}),
     "import": Verb(prepare=make_store, work=import_new, names={"new:1": NEW}),
     "pull": Verb(prepare=make_store, work=pull_new, names={"new:1": NEW}),
     "pull with a partial": Verb(prepare=make_partial, work=pull_new, names={"new:1": NEW}),

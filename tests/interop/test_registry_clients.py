@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Store
+from minibox_store import Credentials, ManifestUnknown, Store, catalog, copy, delete, referrers, tags
 from tests.support.answers import basic_credentials
 from tests.support.builders import Builder, opening_builder
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.distribution import DistributionClient
 from tests.support.engines import Containerd, running_containerd, running_docker
-from tests.support.images import build_image, build_index, digest_of, random_layer
+from tests.support.images import build_artifact, build_image, build_index, digest_of, random_layer
 from tests.support.invariants import check_invariants
 from tests.support.layouts import read_layout_blobs, write_layout
 from tests.support.oras_client import run_oras
-from tests.support.peers import PeerFailed, run_skopeo
+from tests.support.peers import PeerFailed, docker_registry, run_skopeo
+from tests.support.registries import quick_client
 
 TOKEN = "a-token-of-more-than-22-characters"
 IMAGE = build_image(salt="clients")
@@ -41,7 +42,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with running_daemon(tmp_path_factory.mktemp("daemon"), token=request.param) as running:
         yield running
         root = running.data_root
-    check_invariants(root)
+    check_invariants(root, leftovers=True)  # what was pushed, and no manifest needs, is kept for a day
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,33 @@ def test_podman_pushes_and_pulls_with_storage_of_its_own(
     assert builder.pull(f"{daemon.host}/podman/pushed:1", *options) == pushed
 
 
+def test_podman_pushes_a_list_of_platforms_that_it_has_made(
+    daemon: Daemon, layout: Path, builder: Builder, tmp_path: Path
+) -> None:
+    skopeo_push(daemon, layout, "index:1", "podman/origin:1", "--all")
+    options = ["--tls-verify=false", *credentials(daemon, "--creds")]
+    pushed = builder.push_list(f"{daemon.host}/podman/origin:1", f"{daemon.host}/podman/list:1", *options)
+    assert digest_at(daemon, "podman/list:1") == pushed
+    blobs = skopeo_pull(daemon, "podman/list:1", tmp_path / "pulled", "--all")
+    assert set(blobs) - {pushed} == set(INDEX.blobs) - {INDEX.digest}
+
+
+def test_skopeo_recompresses_converts_and_synchronises(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
+    skopeo_push(daemon, layout, "large:1", "changed/zstd:1", "--dest-compress-format=zstd")
+    skopeo_push(daemon, layout, "image:1", "changed/docker:1", "--format=v2s2")
+    for name, kind in (("zstd", "application/vnd.oci.image"), ("docker", "application/vnd.docker.distribution")):
+        answer = asking(daemon).get(f"/v2/changed/{name}/manifests/1")
+        assert answer.headers["content-type"].startswith(kind)
+        layers = answer.json()["layers"]
+        assert all(asking(daemon).head(f"/v2/changed/{name}/blobs/{each['digest']}").status == 200 for each in layers)
+    both = [*credentials(daemon, "--src-creds"), *credentials(daemon, "--dest-creds")]
+    run_skopeo(
+        *("sync", "--all", "--src=docker", "--dest=docker", "--src-tls-verify=false", "--dest-tls-verify=false"),
+        *(*both, f"{daemon.host}/changed/docker", f"{daemon.host}/synchronised"),
+    )
+    assert digest_at(daemon, "synchronised/docker:1") == digest_at(daemon, "changed/docker:1")
+
+
 def test_buildah_pushes_what_it_has_built_and_podman_pulls_it(daemon: Daemon, builder: Builder) -> None:
     options = ["--tls-verify=false", *credentials(daemon, "--creds")]
     with builder.container() as (container, mounted):
@@ -172,8 +200,9 @@ def test_containerd_pulls_an_index_and_pushes_it_elsewhere(
 def test_docker_pushes_and_pulls(tmp_path: Path, layout: Path) -> None:
     with ExitStack() as stack:
         docker = stack.enter_context(running_docker())
-        daemon = stack.enter_context(running_daemon(tmp_path / "daemon"))
+        daemon = stack.enter_context(running_daemon(tmp_path / "daemon", token=TOKEN))
         skopeo_push(daemon, layout, "image:1", "docker/app:1")
+        docker.run("login", "--username", "anybody", "--password", TOKEN, daemon.host)
         reference, pushed = f"{daemon.host}/docker/app:1", f"{daemon.host}/docker/pushed:1"
         docker.run("pull", "--quiet", reference)
         config = docker.configs()[reference]
@@ -209,6 +238,39 @@ def test_oras_pushes_attaches_and_pulls_artifacts(daemon: Daemon, tmp_path: Path
     attached = digest_at(daemon, "oras/push:attached")
     found = client.referrers("oras/push", digest).json()["manifests"]
     assert [each["digest"] for each in found] == [attached]
+
+
+def test_this_library_pushes_copies_lists_pulls_and_deletes(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
+    known = {} if daemon.token is None else {daemon.host: Credentials(username="anybody", password=daemon.token)}
+    client = quick_client(credentials=known)
+    place = f"{daemon.host}/library/app"
+    source = Store(layout)
+    source.push("index:1", f"{place}:1", client=client)
+    source.push("large:1", f"{place}:large", client=client, chunk_bytes=1024 * 1024)
+    copied = copy(f"{place}:1", f"{daemon.host}/library/copied:2", client=client)
+    assert str(copied.digest) == INDEX.digest
+    assert tags(place, client=client) == ("1", "large")
+    assert {"library/app", "library/copied"} <= set(catalog(daemon.host, client=client))
+    artifact = build_artifact(IMAGE.root)
+    asking(daemon).push_image("library/app", artifact)
+    [found] = referrers(f"{place}@{IMAGE.digest}", client=client)
+    assert str(found.descriptor.digest) == artifact.digest
+    store = Store(tmp_path / "store", durability="none")
+    assert str(store.pull(f"{place}:1", client=client, platform=None, referrers=True).digest) == INDEX.digest
+    assert read_layout_blobs(Path(store.root)) == {**INDEX.blobs, **artifact.blobs}
+    assert str(store.pull(f"{place}:large", client=client).digest) == LARGE.digest
+    delete(f"{daemon.host}/library/copied:2", client=client)
+    with pytest.raises(ManifestUnknown):
+        store.pull(f"{daemon.host}/library/copied:2", client=client)
+
+
+def test_docker_registry_mirrors_the_daemon(tmp_path: Path, layout: Path) -> None:
+    with running_daemon(tmp_path / "daemon") as daemon:
+        skopeo_push(daemon, layout, "index:1", "mirrored/app:1", "--all")
+        with docker_registry(tmp_path / "mirror", mirror_of=f"http://{daemon.host}") as mirror:
+            source = f"docker://{mirror.host}/mirrored/app:1"
+            run_skopeo("copy", "--all", "--src-tls-verify=false", source, f"oci:{tmp_path / 'pulled'}:1")
+    assert read_layout_blobs(tmp_path / "pulled") == INDEX.blobs
 
 
 def test_what_was_pushed_is_listed_and_a_prune_takes_nothing_of_it(
@@ -306,4 +368,4 @@ def test_what_was_pushed_before_a_restart_is_pulled_after_it(tmp_path: Path, lay
         answer = DistributionClient(host=daemon.host).get(f"/v2/team/app/manifests/{artifact_of.digest}")
         assert answer.body == artifact_of.blobs[artifact_of.digest]
         root = daemon.data_root
-    check_invariants(root)
+    check_invariants(root, leftovers=True)

@@ -72,6 +72,15 @@ class Builder:
         self._run(program, "push", "--quiet", "--digestfile", str(told), *options, image, f"docker://{reference}")
         return told.read_text().strip()
 
+    def push_list(self, source: str, reference: str, *options: str) -> str:
+        """Make a list of every platform of an index that a registry has, push it, and return its digest."""
+        made, told = "localhost/made-list:1", self.folder / "pushed-digest"
+        self._run("podman", "manifest", "create", made)
+        self._run("podman", "manifest", "add", "--all", *options, made, f"docker://{source}")
+        whole = ["--all", "--digestfile", str(told)]
+        self._run("podman", "manifest", "push", *whole, *options, made, f"docker://{reference}")
+        return told.read_text().strip()
+
     def remove(self, image: str) -> None:
         """Remove an image, and every name of it."""
         self._run("podman", "rmi", "--force", image)

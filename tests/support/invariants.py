@@ -22,6 +22,8 @@ _DOCUMENTS = {
 }
 _HEX = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
 _LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
+# What interrupted work may leave for whoever goes on with it.
+_KEPT = {"partial", "uploads", "pushed"}
 _GENERATION = re.compile(r"[0-9]{10}\.json")
 _NAME = "org.opencontainers.image.ref.name"
 
@@ -107,9 +109,9 @@ def stored(root: Path) -> set[str]:
 
 
 def find_leftovers(root: Path) -> list[str]:
-    """Return what unfinished work has left: in ``ingest/`` all but locks and partials, and files half written."""
+    """Return what unfinished work has left: in ``ingest/`` all but locks and what goes on, and files half written."""
     ingest = root / "ingest"
-    found = [path for path in ingest.glob("*") if path.name not in _LOCKS and path.name != "partial"]
+    found = [path for path in ingest.glob("*") if path.name not in _LOCKS and path.name not in _KEPT]
     found += [path for path in [*root.glob(".*"), *root.glob("history/.*")] if path.name.endswith(".tmp")]
     return sorted(path.relative_to(root).as_posix() for path in found)
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.support.browser import focused, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
 from tests.support.images import BuiltImage, build_image
-from tests.support.layouts import write_layout_files
+from tests.support.layouts import write_layout, write_layout_files
 from tests.support.stores import put
 from tests.ui.conftest import APP, WORKER, SlowRegistry
 
@@ -25,6 +25,15 @@ window.showSaveFilePicker = async ({ suggestedName }) => {
 _NO_PICKER = "delete window.showSaveFilePicker;"
 
 
+# What a user does who drops a file of theirs onto the page.
+_DROP = """
+(name) => {
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([new Uint8Array(50000).fill(255)], name));
+  const event = new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true });
+  document.querySelector(".zone").dispatchEvent(event);
+}
+"""
 # What takes until it is cancelled, by the page's own module.
 _START_FIVE = """
 async () => {
@@ -181,12 +190,10 @@ def test_an_image_that_is_saved_and_removed_is_loaded_as_it_was(
     assert images_of(daemon)[name] == APP.digest
 
 
-def test_what_is_no_archive_is_refused_in_a_sentence(open_page: OpenPage, daemon: Daemon, tmp_path: Path) -> None:
+def test_a_file_that_is_dropped_and_is_no_archive_is_refused_in_a_sentence(open_page: OpenPage, daemon: Daemon) -> None:
     page = open_page({"app:1": APP})
     before = images_of(daemon)
-    file = tmp_path / "holiday.jpg"
-    file.write_bytes(b"\xff\xd8\xff" * 5000)
-    page.get_by_label("Choose a file").set_input_files(file)
+    page.evaluate(_DROP, "holiday.jpg")
     card = work(page, "Load holiday.jpg")
     expect(card).to_have_attribute("data-state", "failed")
     expect(card.locator(".line")).to_contain_text(re.compile("archive|tar"))
@@ -278,6 +285,30 @@ def test_an_image_that_is_not_there_is_said_to_be_none(open_page: OpenPage) -> N
     page = open_page({})
     page.goto(page.url.partition("#")[0] + "#/image/nothing%3A1")
     expect(page.get_by_role("alert")).to_contain_text("nothing:1")
+
+
+def test_what_looks_like_html_is_shown_as_the_text_that_it_is(open_page: OpenPage, daemon: Daemon) -> None:
+    name = "a<img/src=x/onerror=alert(1)>:1"
+    told = "<img src=x onerror=alert(1)>"
+    config = {"config": {"Labels": {told: told}, "Env": [f"A={told}"]}, "author": told}
+    hostile = build_image([{f"srv/{told.replace('/', '')}": b""}], config=config)
+    page = open_page({})
+    write_layout(daemon.data_root, {name: hostile})
+    page.reload()
+    expect(page.get_by_role("link", name=name)).to_be_visible()
+    page.get_by_role("button", name=f"Remove {name}").click()
+    expect(page.get_by_role("dialog")).to_contain_text(name)
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Space", exact=True).click()
+    page.get_by_role("option").first.click()
+    expect(page.locator(".details")).to_contain_text(name)
+    page.get_by_role("link", name="Images", exact=True).click()
+    page.get_by_role("link", name=name).click()
+    expect(page.get_by_text(f"{told}={told}")).to_be_visible()
+    page.get_by_role("button", name="Look into it").click()
+    page.get_by_role("button", name="srv/", exact=True).click()
+    expect(page.get_by_role("cell", name="<img src=x onerror=alert(1)>")).to_be_visible()
+    assert page.locator("img").count() == 1
 
 
 def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(

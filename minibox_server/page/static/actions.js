@@ -2,7 +2,7 @@
 
 import { address, ask, hasToken, send, upload } from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { field, make } from "./dom.js";
+import { AS_TYPED, field, make } from "./dom.js";
 import { refresh, usageOf } from "./holdings.js";
 import { tell } from "./telling.js";
 import { start } from "./work.js";
@@ -39,11 +39,10 @@ export async function saveImage(image) {
 /** Send a file to the store. */
 export function loadFile(file) {
   start(`Load ${file.name}`, async (work) => {
-    const sent = (count) => work.take({ event: "progress", phase: "sending", done_bytes: count, total_bytes: file.size });
-    const query = {};
-    const result = await upload("images/load", file, {
-      query, signal: work.signal, onSent: sent, onEvent: (event) => work.take(event),
-    });
+    const whole = { event: "progress", phase: "sending", total_bytes: file.size };
+    const sent = (count) => work.take({ ...whole, done_bytes: count });
+    const onEvent = (event) => work.take(event);
+    const result = await upload("images/load", file, { signal: work.signal, onSent: sent, onEvent });
     await refresh();
     const names = (result.images ?? result.loaded ?? []).map((each) => each.name ?? each);
     return names.length ? `Here now: ${names.join(", ")}.` : "Its images are here.";
@@ -52,10 +51,10 @@ export function loadFile(file) {
 
 /** Ask for a further name for an image, and write it. */
 export async function tagImage(name) {
-  const input = make("input", { required: true, value: name, autocomplete: "off", spellcheck: "false", autofocus: true });
+  const input = make("input", { required: true, value: name, autofocus: true, ...AS_TYPED });
   const given = await dialogs.ask({
     title: `Tag ${name}`,
-    content: field("New name", input, "The image keeps the name that it has; a name that stands for another image moves."),
+    content: field("New name", input, "The image keeps the name that it has; a name of another image moves."),
     yes: "Tag",
     confirm: async () => {
       await ask("images/tag", { method: "POST", query: { image: name, new_name: input.value.trim() } });

@@ -31,14 +31,15 @@ export function address(path, query = {}) {
   const url = new URL(path, document.baseURI);
   url.hash = "";
   for (const [name, value] of Object.entries(query)) {
-    if (value !== null && value !== undefined && value !== false) url.searchParams.append(name, value === true ? 1 : value);
+    if (value === null || value === undefined || value === false) continue;
+    url.searchParams.append(name, value === true ? 1 : value);
   }
   return url.href;
 }
 
 /** Ask, and return the decoded JSON of the answer. */
-export async function ask(path, { method = "GET", query, signal } = {}) {
-  const response = await send(path, { method, query, signal, accept: "application/json" });
+export async function ask(path, { method = "GET", query, signal, isQuiet } = {}) {
+  const response = await send(path, { method, query, signal, isQuiet, accept: "application/json" });
   return response.headers.get("Content-Type")?.includes("json") ? response.json() : response.text();
 }
 
@@ -111,7 +112,8 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
     }
     request.setRequestHeader("Content-Type", "application/x-tar");
     const finish = () => {
-      if (request.status !== 200) return reject(new Refused(request.status, sentenceIn(request.responseText, request.status)));
+      const { status } = request;
+      if (status !== 200) return reject(new Refused(status, sentenceIn(request.responseText, status)));
       if (isWhole(request.getResponseHeader("Content-Type"))) return resolve(JSON.parse(request.responseText));
       takeMore();
       take(lines.end());

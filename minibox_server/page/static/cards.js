@@ -1,4 +1,5 @@
-// How work is shown: one card for each, with a bar for the whole and one for each blob, and words for those who hear it.
+// How work is shown: one card for each, with a bar for the whole and one for each blob; who hears it is told of its
+// beginning and its end.
 
 import { button, make, replace } from "./dom.js";
 import { tell } from "./telling.js";
@@ -69,7 +70,8 @@ class Card {
     if (!row) {
       const name = nameOf(blob);
       row = { bar: make("progress", { "aria-label": name }), told: make("span", { class: "number" }) };
-      row.element = make("li", {}, make("span", {}, name, " ", make("code", {}, short(blob.digest))), row.told, row.bar);
+      const title = make("span", {}, name, " ", make("code", {}, short(blob.digest)));
+      row.element = make("li", {}, title, row.told, row.bar);
       this.#rows.set(blob.digest, row);
       this.blobs.append(row.element);
     }
@@ -91,9 +93,8 @@ class Card {
 function lineOf(work) {
   if (work.state === "queued") return "Waits until other work of this page is done.";
   const { progress } = work;
-  if (progress.ahead !== null) {
-    return progress.ahead === 1 ? "Waits its turn: 1 pull is ahead." : `Waits its turn: ${progress.ahead} pulls are ahead.`;
-  }
+  const { ahead } = progress;
+  if (ahead !== null) return `Waits its turn: ${ahead === 1 ? "1 pull is" : `${ahead} pulls are`} ahead.`;
   const [done, total] = progress.bytes;
   const seconds = (performance.now() - work.startedAt) / 1000;
   const moved = done - progress.resumedBytes;

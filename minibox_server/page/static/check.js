@@ -12,12 +12,16 @@ export function checkPanel() {
   const run = () => start("Verify the store", async (work) => {
     const report = await finish(follow("system/verify", { signal: work.signal }), work);
     const found = report.findings.filter((each) => each.is_damage);
-    replace(findings, found.map((each) => make("li", {}, make("strong", {}, each.kind), " ", make("code", {}, each.path), " ", each.problem,
-      each.names?.length ? ` (${each.names.join(", ")})` : null)));
+    replace(findings, found.map(item));
     return found.length ? `${count(found.length, "finding")}: see below.` : "Every byte is what it should be.";
   });
   return make("section", { class: "card", "aria-labelledby": "verify" },
     make("h2", { id: "verify" }, "Verify"),
     make("p", {}, "Reads and hashes every byte of every image. Nothing is changed."),
     button("Verify every byte", run), findings);
+}
+
+function item({ kind, path, problem, names }) {
+  return make("li", {}, make("strong", {}, kind), " ", make("code", {}, path), " ", problem,
+    names.length > 0 && ` (${names.join(", ")})`);
 }

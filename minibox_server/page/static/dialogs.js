@@ -1,7 +1,7 @@
 // Questions. Each is a modal <dialog>: the browser keeps the focus inside it, closes it on Escape, and gives the focus
 // back to where it was.
 
-import { button, field, make } from "./dom.js";
+import { AS_TYPED, button, field, make } from "./dom.js";
 
 let numbered = 0;
 
@@ -48,7 +48,7 @@ export function ask({ title, content, yes = null, no = "Cancel", confirm = async
 
 /** Ask for the token; `wasRefused` says that there was one before. Promises a text, or null. */
 export function askForToken(wasRefused) {
-  const input = make("input", { type: "password", required: true, autocomplete: "off", spellcheck: "false", autofocus: true });
+  const input = make("input", { type: "password", required: true, autofocus: true, ...AS_TYPED });
   return ask({
     title: "This daemon wants a token",
     content: [

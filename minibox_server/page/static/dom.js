@@ -3,6 +3,9 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+/** For a field whose words are names: they stay as they are typed. */
+export const AS_TYPED = { autocomplete: "off", autocapitalize: "none", spellcheck: "false" };
+
 let fields = 0;
 
 /**
@@ -38,10 +41,24 @@ export function field(label, input, hint = null) {
     make("label", { for: input.id }, label), input, hint !== null && make("small", { id: `${input.id}-hint` }, hint));
 }
 
+/** Return what says why something is not shown, and a button by which it is asked for again. */
+export function notice(problem, again) {
+  return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", again));
+}
+
 /** Return terms and what they stand for; a pair whose second part is null is left out. */
 export function facts(...pairs) {
   const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return make("dl", { class: "facts" }, shown.map(([term, value]) => [make("dt", {}, term), make("dd", {}, value)]));
+}
+
+/** Return a table that is called `label` and scrolls by itself where it is too wide; its second column is sizes. */
+export function table(label, columns, rows) {
+  const head = columns.map((each, at) => make("th", { scope: "col", class: at === 1 ? "number" : null }, each));
+  const cell = (content, at) => make("td", { class: at === 1 ? "number" : null }, content);
+  const body = rows.map((cells) => make("tr", {}, cells.map(cell)));
+  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
+    make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, body)));
 }
 
 function fill(element, properties, children) {

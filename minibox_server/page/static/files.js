@@ -1,15 +1,17 @@
 // The files of an image, one directory at a time. The first look reads each layer once, so it waits to be asked for.
 
 import { ask } from "./api.js";
-import { button, make, replace } from "./dom.js";
+import { button, make, replace, table } from "./dom.js";
 import { tell } from "./telling.js";
 import { bytes, count } from "./words.js";
+
+const READING = "Reading… the first look at an image reads each of its layers once.";
 
 /** Return the panel for one manifest of an image; `signal` ends what it asks. */
 export function filesPanel(image, platform, signal) {
   const place = make("div", { class: "files" });
   const open = async (path) => {
-    replace(place, make("p", { class: "quiet", role: "status" }, "Reading… the first look at an image reads each of its layers once."));
+    replace(place, make("p", { class: "quiet", role: "status" }, READING));
     try {
       const directory = await ask("images/files", { query: { image, path, platform }, signal });
       const way = wayTo(path, open);
@@ -17,7 +19,9 @@ export function filesPanel(image, platform, signal) {
       way.lastChild.focus();
       tell(`${path}: ${count(directory.entries.length, "entry", "entries")}.`);
     } catch (error) {
-      if (!signal.aborted) replace(place, make("p", { class: "failed", role: "alert" }, error.message), button("Back to the root", () => open("/")));
+      if (signal.aborted) return;
+      replace(place, make("p", { class: "failed", role: "alert" }, error.message),
+        button("Back to the root", () => open("/")));
     }
   };
   replace(place, button("Look into it", () => open("/")));
@@ -28,23 +32,21 @@ function wayTo(path, open) {
   const names = path.split("/").filter(Boolean);
   const steps = names.map((name, at) => button(name, () => open(`/${names.slice(0, at + 1).join("/")}`)));
   return make("nav", { class: "path", "aria-label": "Way to this directory" },
-    button("/", () => open("/"), { "aria-label": "the root" }), steps.flatMap((each, at) => (at ? ["/", each] : [each])));
+    button("/", () => open("/"), { "aria-label": "the root" }),
+    steps.flatMap((each, at) => (at ? ["/", each] : [each])));
 }
 
 function tableOf({ entries, complete }, path, open) {
-  const label = `Files in ${path}`;
   const below = (name) => `${path === "/" ? "" : path}/${name}`;
-  const rows = entries.map((entry) => make("tr", {},
-    make("td", {}, entry.kind === "directory"
+  const rows = entries.map((entry) => [
+    entry.kind === "directory"
       ? button(`${entry.name}/`, () => open(below(entry.name)))
-      : make("code", {}, entry.name, entry.link_target && ` → ${entry.link_target}`)),
-    make("td", { class: "number" }, entry.kind === "file" ? bytes(entry.size_bytes) : ""),
-    make("td", {}, make("code", {}, `${entry.mode} ${entry.uid}:${entry.gid}`)),
-    make("td", {}, entry.layer ? `layer ${entry.layer}` : entry.kind === "directory" ? "" : entry.kind)));
+      : make("code", {}, entry.name, entry.link_target && ` → ${entry.link_target}`),
+    entry.kind === "file" ? bytes(entry.size_bytes) : "",
+    make("code", {}, `${entry.mode} ${entry.uid}:${entry.gid}`),
+    entry.layer ? `layer ${entry.layer}` : entry.kind === "directory" ? "" : entry.kind,
+  ]);
   if (!rows.length) return make("p", { class: "quiet" }, "Nothing is in it.");
-  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
-    make("table", {},
-      make("thead", {}, make("tr", {}, ["Name", "Size", "Mode and owner", "From"].map((each) => make("th", { scope: "col" }, each)))),
-      make("tbody", {}, rows)),
+  return make("div", {}, table(`Files in ${path}`, ["Name", "Size", "Mode and owner", "From"], rows),
     !complete && make("p", { class: "quiet" }, "More than this are not shown."));
 }

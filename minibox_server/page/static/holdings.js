@@ -10,6 +10,7 @@ export const holdings = { images: null, usage: null, problem: null };
 
 const listeners = new Set();
 let timer = null;
+let asked = 0;
 
 /** Call `listener` at every change; return what ends that. */
 export function onHoldings(listener) {
@@ -18,13 +19,23 @@ export function onHoldings(listener) {
 }
 
 /** Ask anew, and tell everybody. */
-export async function refresh() {
+export function refresh() {
+  return askAnew({});
+}
+
+async function askAnew(options) {
+  asked += 1;
+  const number = asked;
+  const news = { problem: null };
   try {
-    const [images, usage] = await Promise.all([ask("images"), ask("system/df").catch(withoutUsage)]);
-    Object.assign(holdings, { images, usage, problem: null });
+    const usage = ask("system/df", options).catch(withoutUsage);
+    [news.images, news.usage] = await Promise.all([ask("images", options), usage]);
   } catch (error) {
-    holdings.problem = error.message;
+    news.problem = error.message;
   }
+  // What was asked later is newer, whenever it comes.
+  if (number !== asked) return;
+  Object.assign(holdings, news);
   for (const listener of listeners) listener();
 }
 
@@ -58,7 +69,8 @@ export async function keepFresh() {
 
 function refreshSoon() {
   clearTimeout(timer);
-  timer = setTimeout(refresh, SOON_MS);
+  // Nobody has asked for this, so nobody is asked for a token either.
+  timer = setTimeout(() => askAnew({ isQuiet: true }), SOON_MS);
 }
 
 function withoutUsage(error) {

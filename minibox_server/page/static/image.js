@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { removeImage, saveImage, tagImage } from "./actions.js";
-import { button, facts, field, make, replace } from "./dom.js";
+import { button, facts, field, make, notice, replace } from "./dom.js";
 import { filesPanel } from "./files.js";
 import { onHoldings, usageOf } from "./holdings.js";
 import { age, bytes, short } from "./words.js";
@@ -24,14 +24,18 @@ export function imageView(name) {
     } catch (error) {
       if (signal.aborted) return;
       seen = null;
-      replace(body, make("div", { class: "notice", role: "alert" }, make("p", {}, error.message), button("Try again", load)));
+      replace(body, notice(error.message, load));
     }
   };
   load();
   const ends = onHoldings(load);
   return {
     title: name,
-    view: [make("p", { class: "crumb" }, make("a", { href: "#/images" }, "All images")), make("h1", { tabindex: "-1" }, name), body],
+    view: [
+      make("p", { class: "crumb" }, make("a", { href: "#/images" }, "All images")),
+      make("h1", { tabindex: "-1" }, name),
+      body,
+    ],
     end: () => { ends(); controller.abort(); },
   };
 }
@@ -50,7 +54,8 @@ function parts(name, image, signal) {
   return [
     make("section", { class: "card", "aria-label": "Overview" },
       facts(
-        ["Size", usage && usage.shared_bytes ? `${bytes(image.size_bytes)}, of which ${bytes(usage.shared_bytes)} are shared with other images` : bytes(image.size_bytes)],
+        ["Size", bytes(image.size_bytes)],
+        ["Shared", usage?.shared_bytes ? `${bytes(usage.shared_bytes)} of it, with other images` : null],
         ["Platform", image.platform ?? (image.platforms ?? []).join(", ")],
         ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
         ["Digest", make("code", {}, image.digest)],
@@ -68,12 +73,16 @@ function parts(name, image, signal) {
 function manifestParts(name, manifest, signal) {
   const { config } = manifest;
   return [
-    config && make("section", { class: "card", "aria-labelledby": "runs" }, make("h2", { id: "runs" }, "How it runs"), configFacts(config)),
-    make("section", { class: "card", "aria-labelledby": "made" },
-      make("h2", { id: "made" }, config ? "How it was made" : "What it holds"),
-      manifest.artifact_type && facts(["Artifact", make("code", {}, manifest.artifact_type)]), make("ol", { class: "steps" }, manifest.history.map(step))),
+    config && section("How it runs", configFacts(config)),
+    section(config ? "How it was made" : "What it holds",
+      manifest.artifact_type && facts(["Artifact", make("code", {}, manifest.artifact_type)]),
+      make("ol", { class: "steps" }, manifest.history.map(step))),
     config && filesPanel(name, manifest.platform, signal),
   ];
+}
+
+function section(title, ...content) {
+  return make("section", { class: "card", "aria-label": title }, make("h2", {}, title), content);
 }
 
 function configFacts(config) {
@@ -100,6 +109,6 @@ function pairs(values) {
 function step({ layer, created, created_by: command, comment }) {
   return make("li", { class: layer ? "" : "empty-step" },
     make("span", {}, make("code", {}, command || comment || "a layer"),
-      make("small", {}, [layer && ` ${short(layer.digest)}`, age(created) && ` ${age(created)}`].filter(Boolean).join(" ·"))),
+      make("small", {}, [layer && short(layer.digest), age(created)].filter(Boolean).join(" · "))),
     make("span", { class: "number" }, layer ? bytes(layer.size_bytes) : "no bytes"));
 }

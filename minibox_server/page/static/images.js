@@ -1,7 +1,7 @@
 // The view of all images: bring one in, find one, and what each is at a glance.
 
 import { loadFile, removeImage, saveImage, tagImage } from "./actions.js";
-import { button, draw, field, make, replace } from "./dom.js";
+import { AS_TYPED, button, draw, field, make, notice, replace } from "./dom.js";
 import { holdings, onHoldings, refresh, usageOf } from "./holdings.js";
 import { pullForm } from "./pull.js";
 import { tell } from "./telling.js";
@@ -27,11 +27,12 @@ export function imagesView() {
   const place = make("div", {});
   const show = () => showImages(place, list, found);
   const search = make("input", {
-    type: "search", value: looking.words, placeholder: "alpine, arm64, sha256:48d9…", autocomplete: "off", spellcheck: "false",
+    type: "search", value: looking.words, placeholder: "alpine, arm64, sha256:48d9…", ...AS_TYPED,
     oninput: () => { looking.words = search.value; show(); tell(found.textContent); },
   });
   const order = make("select", { onchange: () => { looking.order = order.value; show(); } },
-    Object.entries(ORDERS).map(([key, [label]]) => make("option", { value: key, selected: key === looking.order }, label)));
+    Object.entries(ORDERS).map(([value, [label]]) =>
+      make("option", { value, selected: value === looking.order }, label)));
   const tools = make("div", { class: "tools" }, field("Find", search), field("Order", order), found);
   show();
   const view = [
@@ -47,7 +48,7 @@ function showImages(place, list, found) {
   const { images, problem } = holdings;
   if (images === null) {
     found.textContent = "";
-    replace(place, problem === null ? make("p", { class: "quiet" }, "Asking the daemon…") : problemNotice(problem));
+    replace(place, problem === null ? make("p", { class: "quiet" }, "Asking the daemon…") : notice(problem, refresh));
     return;
   }
   const words = looking.words.toLowerCase().split(/\s+/).filter(Boolean);
@@ -74,11 +75,7 @@ function showImages(place, list, found) {
   };
   const more = shown.length > looking.most
     && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore, { class: "more" });
-  replace(place, problem && problemNotice(problem), shown.length ? [list, more] : empty);
-}
-
-function problemNotice(problem) {
-  return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", refresh));
+  replace(place, problem && notice(problem, refresh), shown.length ? [list, more] : empty);
 }
 
 function row(image, largest) {
@@ -124,7 +121,7 @@ function loadZone() {
   }, multiple: true });
   const zone = make("div", { class: "card zone" },
     make("h2", {}, "Load an archive"),
-    make("p", {}, "Drop a file here: an archive of this program, an OCI layout, or what docker saves; plain or compressed."),
+    make("p", {}, "Drop a file here: an archive of this program, an OCI layout, or what docker saves."),
     input,
     make("label", { for: "archive", class: "button" }, "Choose a file"));
   const over = (isOver) => (event) => { event.preventDefault(); zone.classList.toggle("over", isOver); };
@@ -138,7 +135,8 @@ function loadZone() {
 }
 
 function textOf(image) {
-  return [image.name, image.digest, image.platform, ...(image.platforms ?? []), image.damaged && "damaged"].join(" ").toLowerCase();
+  const platforms = image.platforms ?? [image.platform];
+  return [image.name, image.digest, ...platforms, image.damaged && "damaged"].join(" ").toLowerCase();
 }
 
 function timeOf(image) {

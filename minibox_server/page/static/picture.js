@@ -15,8 +15,8 @@ const GAP = 3;
 const LEAST_AREA = 60;
 
 /**
- * Return `{key, names, count, blobs, size, tone}` for each set of images that needs blobs of its own, the largest first.
- * `blobs` are as the daemon tells them; `tone` is a number for one image, "shared", "unneeded" or "rest".
+ * Return `{key, names, count, blobs, size, tone}` for each set of images that needs blobs of its own, the largest
+ * first. `blobs` are as the daemon tells them; `tone` is a number for one image, "shared", "unneeded" or "rest".
  */
 export function groupBlobs(usage) {
   const groups = new Map();
@@ -82,8 +82,10 @@ export class Picture {
     this.#width = width;
     if (!width) return;
     const height = Math.round(width < 500 ? width * 1.2 : Math.min(520, width * 0.5));
-    const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "listbox", "aria-label": "Blobs by size",
-      onkeydown: (event) => this.#move(event) }, stripes());
+    const svg = draw("svg", {
+      width, height, viewBox: `0 0 ${width} ${height}`, role: "listbox", "aria-label": "Blobs by size",
+      onkeydown: (event) => this.#move(event),
+    }, stripes());
     for (const cell of squarify(this.groups, { x: 0, y: 0, width, height })) svg.append(this.#group(cell));
     const had = this.element.contains(document.activeElement);
     replace(this.element, svg);
@@ -97,29 +99,32 @@ export class Picture {
     const name = nameOf(group);
     const hasLabel = width > 60 && height > LABEL + 24;
     const top = hasLabel ? LABEL : 0;
-    const box = { x: x + GAP / 2, y: y + top, width: Math.max(0, width - GAP), height: Math.max(0, height - top - GAP) };
+    const room = (length) => Math.max(0, length);
+    const box = { x: x + GAP / 2, y: y + top, width: room(width - GAP), height: room(height - top - GAP) };
     const scale = (box.width * box.height) / group.size;
     const large = group.blobs.filter((blob) => blob.size_bytes * scale >= LEAST_AREA);
     const small = group.blobs.filter((blob) => blob.size_bytes * scale < LEAST_AREA);
     const items = large.map((blob) => ({ size: blob.size_bytes, blobs: [blob] }));
     if (small.length) items.push({ size: small.reduce((sum, blob) => sum + blob.size_bytes, 0), blobs: small });
     return draw("g", { role: "group", "aria-label": `${name}, ${bytes(group.size)}`, class: `tone-${group.tone}` },
-      hasLabel && draw("text", { class: "name", x: x + GAP, y: y + 15, "aria-hidden": "true" }, fit(name, width - 3 * GAP, FONTS.name)),
+      hasLabel && words(fit(name, width - 3 * GAP, FONTS.name), { class: "name", x: x + GAP, y: y + 15 }),
       squarify(items, box).map((cell) => this.#cell(cell, group)));
   }
 
   #cell({ item, x, y, width, height }, group) {
     const [first] = item.blobs;
-    const what = item.blobs.length > 1 ? count(item.blobs.length, "small blob") : `${first.kind ?? "blob"} ${short(first.digest)}`.trim();
+    const one = `${first.kind ?? "blob"} ${short(first.digest)}`.trim();
+    const what = item.blobs.length > 1 ? count(item.blobs.length, "small blob") : one;
     const isWide = width > 54 && height > 24;
     const key = `${group.key}\n${first.digest}`;
     const choose = () => this.#choose(key, item, group, what);
     return draw("g", {
       role: "option", tabindex: "-1", "aria-selected": String(this.chosen === key), "data-key": key, class: "cell",
-      "aria-label": `${what}, ${bytes(item.size)}, ${nameOf(group)}`, onfocus: choose, onclick: (event) => event.currentTarget.focus(),
+      "aria-label": `${what}, ${bytes(item.size)}, ${nameOf(group)}`,
+      onfocus: choose, onclick: (event) => event.currentTarget.focus(),
     },
     draw("rect", { x: x + 0.5, y: y + 0.5, width: Math.max(0.5, width - 1), height: Math.max(0.5, height - 1), rx: 3 }),
-    isWide && draw("text", { x: x + 7, y: y + 17, "aria-hidden": "true" }, fit(bytes(item.size), width - 10, FONTS.size)));
+    isWide && words(fit(bytes(item.size), width - 10, FONTS.size), { x: x + 7, y: y + 17 }));
   }
 
   #choose(key, item, group, what) {
@@ -139,10 +144,13 @@ export class Picture {
   #move(event) {
     const cells = this.#cells();
     const at = cells.indexOf(document.activeElement);
-    const steps = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: cells.length - 1 };
+    const last = cells.length - 1;
+    const steps = {
+      ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last,
+    };
     if (at < 0 || !(event.key in steps)) return;
     event.preventDefault();
-    cells[Math.max(0, Math.min(cells.length - 1, steps[event.key]))].focus();
+    cells[Math.max(0, Math.min(last, steps[event.key]))].focus();
   }
 
   #cells() {
@@ -171,7 +179,13 @@ function fit(text, width, font) {
   return letters > 2 ? `${text.slice(0, letters)}…` : "";
 }
 
+// What they say is in the label of the piece that they stand on.
+function words(text, place) {
+  return draw("text", { ...place, "aria-hidden": "true" }, text);
+}
+
 function stripes() {
-  return draw("defs", {}, draw("pattern", { id: "stripes", width: 8, height: 8, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+  const units = { patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
+  return draw("defs", {}, draw("pattern", { id: "stripes", width: 8, height: 8, ...units },
     draw("rect", { class: "ground", width: 8, height: 8 }), draw("rect", { class: "stripe", width: 3, height: 8 })));
 }

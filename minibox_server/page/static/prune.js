@@ -2,7 +2,7 @@
 
 import { ask, follow } from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { button, make, replace } from "./dom.js";
+import { button, make, replace, table } from "./dom.js";
 import { refresh } from "./holdings.js";
 import { finish } from "./pull.js";
 import { start } from "./work.js";
@@ -34,7 +34,8 @@ export function prunePanel() {
 
 async function prune() {
   const place = make("div", {});
-  const withCache = make("input", { type: "checkbox", onchange: () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message))) });
+  const showAnew = () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message)));
+  const withCache = make("input", { type: "checkbox", onchange: showAnew });
   const showPlan = async () => replace(place, planOf(await ask("system/prune", {
     method: "POST", query: { dry_run: true, build_cache: withCache.checked },
   })));
@@ -51,7 +52,8 @@ async function prune() {
     const report = await finish(follow("system/prune", { query: agreed, signal: work.signal }), work);
     await refresh();
     const freed = report.bytes_freed + (report.build_cache_bytes_freed ?? 0);
-    const problems = report.errors?.length ? ` ${count(report.errors.length, "thing")} could not be removed: ${report.errors[0]}` : "";
+    const { errors } = report;
+    const problems = errors.length ? ` ${count(errors.length, "thing")} could not be removed: ${errors[0]}` : "";
     return `${bytes(freed)} freed, ${count(report.blobs_removed, "blob")} removed.${problems}`;
   });
 }
@@ -60,17 +62,16 @@ function planOf(report) {
   const plan = report.plan ?? [];
   const sum = plan.reduce((total, each) => total + each.size_bytes, 0);
   if (!plan.length) return [make("p", {}, "Nothing: every blob is needed."), ...remarks(report)];
-  const rows = [...plan].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS).map((each) => make("tr", {},
-    make("td", {}, each.kind, " ", make("code", { title: each.path }, shortPath(each.path))),
-    make("td", { class: "number" }, bytes(each.size_bytes)),
-    make("td", {}, each.reason)));
+  const rows = [...plan].sort((one, other) => other.size_bytes - one.size_bytes).slice(0, MOST_ROWS).map((each) => [
+    [each.kind, " ", make("code", { title: each.path }, shortPath(each.path))],
+    bytes(each.size_bytes),
+    each.reason,
+  ]);
   const more = plan.length > MOST_ROWS ? make("p", { class: "quiet" }, `and ${plan.length - MOST_ROWS} more`) : null;
   return [
     make("p", {}, make("b", {}, bytes(sum)), ` in ${count(plan.length, "thing")}`),
-    make("div", { class: "wide plan", tabindex: "0", role: "region", "aria-label": "The plan" },
-      make("table", {},
-        make("thead", {}, make("tr", {}, ["What", "Size", "Why"].map((each) => make("th", { scope: "col" }, each)))),
-        make("tbody", {}, rows)), more),
+    table("The plan", ["What", "Size", "Why"], rows),
+    more,
     ...remarks(report),
   ];
 }
@@ -78,7 +79,8 @@ function planOf(report) {
 function remarks(report) {
   return [["It stays, though nothing needs it", report.kept], ["Not known", report.errors]]
     .filter(([, sentences]) => sentences?.length)
-    .map(([title, sentences]) => make("div", { class: "remark" }, make("h3", {}, title), make("ul", {}, sentences.map((each) => make("li", {}, each)))));
+    .map(([title, sentences]) => make("div", { class: "remark" },
+      make("h3", {}, title), make("ul", {}, sentences.map((each) => make("li", {}, each)))));
 }
 
 function shortPath(path) {

@@ -1,19 +1,19 @@
 // Pulling: a reference, a platform, and the work that comes of it.
 
 import { follow } from "./api.js";
-import { field, make } from "./dom.js";
+import { AS_TYPED, field, make } from "./dom.js";
 import { refresh } from "./holdings.js";
 import { start } from "./work.js";
 import { short } from "./words.js";
 
-const PLATFORMS = ["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x"];
+const PLATFORMS = [
+  "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x",
+];
 
 /** Return the form. */
 export function pullForm() {
-  const image = make("input", {
-    name: "image", required: true, placeholder: "alpine:3.20", autocomplete: "off", autocapitalize: "none", spellcheck: "false",
-  });
-  const platform = make("input", { name: "platform", list: "platforms", value: PLATFORMS[0], autocomplete: "off", spellcheck: "false" });
+  const image = make("input", { name: "image", required: true, placeholder: "alpine:3.20", ...AS_TYPED });
+  const platform = make("input", { name: "platform", list: "platforms", value: PLATFORMS[0], ...AS_TYPED });
   const form = make("form", { class: "card pull" },
     make("h2", {}, "Pull an image"),
     make("div", { class: "row" },

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { checkPanel } from "./check.js";
-import { button, make, replace } from "./dom.js";
+import { make, notice, replace, table } from "./dom.js";
 import { holdings, onHoldings, refresh } from "./holdings.js";
 import { neededBy, Picture } from "./picture.js";
 import { prunePanel } from "./prune.js";
@@ -16,14 +16,13 @@ export function spaceView() {
   const numbers = make("div", { class: "numbers" });
   const place = make("p", { class: "quiet" });
   const body = make("div", {});
-  const table = make("div", {});
+  const rows = make("div", {});
   const show = () => {
     const { usage, problem } = holdings;
     if (usage === null) {
       replace(body, problem === null && holdings.images === null
         ? make("p", { class: "quiet" }, "Asking the daemon…")
-        : make("div", { class: "notice", role: "alert" },
-          make("p", {}, problem ?? "The daemon does not say whose the bytes are."), button("Try again", refresh)));
+        : notice(problem ?? "The daemon does not say whose the bytes are.", refresh));
       return;
     }
     replace(numbers,
@@ -31,21 +30,26 @@ export function spaceView() {
       number(bytes(sharedBytes(usage)), "needed by more than one image"),
       number(bytes(usage.reclaimable_bytes), "needed by none"));
     if (!usage.blobs.length) {
-      replace(body, make("div", { class: "empty" }, make("h2", {}, "No bytes yet"), make("p", {}, "Pull or load an image, and see what it is made of.")));
+      replace(body, make("div", { class: "empty" },
+        make("h2", {}, "No bytes yet"), make("p", {}, "Pull or load an image, and see what it is made of.")));
       return;
     }
-    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, table);
+    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, rows);
     picture.show(usage);
-    replace(table, blobTable(usage));
+    replace(rows, blobTable(usage));
   };
   const ends = onHoldings(show);
   // What is told of the place is no more than a word beside the numbers: without it the view is whole.
-  ask("system/info").then((info) => { place.textContent = `In ${info.data_root}, minibox-store ${info.version}.`; }).catch(() => {});
+  const tellPlace = (info) => { place.textContent = `In ${info.data_root}, minibox-store ${info.version}.`; };
+  ask("system/info").then(tellPlace).catch(() => {});
   // It is drawn for the width that it has, which it has when it stands in the page.
   requestAnimationFrame(show);
   return {
     title: "Space",
-    view: [make("h1", { tabindex: "-1" }, "Space"), numbers, place, body, make("div", { class: "ways" }, prunePanel(), checkPanel())],
+    view: [
+      make("h1", { tabindex: "-1" }, "Space"), numbers, place, body,
+      make("div", { class: "ways" }, prunePanel(), checkPanel()),
+    ],
     end: () => { ends(); picture.end(); },
   };
 }
@@ -68,13 +72,12 @@ function legend() {
 
 function blobTable({ blobs, blob_count: all }) {
   const shown = blobs.slice(0, MOST_ROWS);
-  const rows = shown.map((blob) => make("tr", {},
-    make("td", {}, blob.kind ?? "blob", " ", make("code", { title: blob.digest }, short(blob.digest))),
-    make("td", { class: "number" }, bytes(blob.size_bytes)),
-    make("td", { title: blob.images.join(", ") }, neededBy({ names: blob.images, count: blob.needed_by }))));
-  const label = shown.length < all ? `The largest ${shown.length} of ${count(all, "blob")}` : `All ${count(all, "blob")}`;
-  return make("details", { class: "card" }, make("summary", {}, label),
-    make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
-      make("table", {}, make("thead", {}, make("tr", {}, ["Blob", "Size", "Needed by"].map((each) => make("th", { scope: "col" }, each)))),
-        make("tbody", {}, rows))));
+  const rows = shown.map((blob) => [
+    [blob.kind ?? "blob", " ", make("code", { title: blob.digest }, short(blob.digest))],
+    bytes(blob.size_bytes),
+    make("span", { title: blob.images.join(", ") }, neededBy({ names: blob.images, count: blob.needed_by })),
+  ]);
+  const label = `${shown.length < all ? `The largest ${shown.length} of` : "All"} ${count(all, "blob")}`;
+  return make("details", { class: "card" },
+    make("summary", {}, label), table(label, ["Blob", "Size", "Needed by"], rows));
 }

@@ -18,9 +18,9 @@ export function squarify(items, box) {
     let area = sorted[next].size * scale;
     // A row takes one more as long as that makes its worst rectangle better.
     while (end < sorted.length) {
-      const grown = area + sorted[end].size * scale;
-      const largest = sorted[next].size * scale;
-      if (worst(largest, sorted[end].size * scale, grown, side) > worst(largest, sorted[end - 1].size * scale, area, side)) break;
+      const [largest, last, more] = [next, end - 1, end].map((at) => sorted[at].size * scale);
+      const grown = area + more;
+      if (worst(largest, more, grown, side) > worst(largest, last, area, side)) break;
       area = grown;
       end += 1;
     }

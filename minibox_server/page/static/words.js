@@ -1,7 +1,9 @@
 // Numbers, times and names as people read them. Nothing here trusts what it is given to be what it should.
 
 const UNITS = ["B", "kB", "MB", "GB", "TB", "PB"];
-const STEPS = [[60, "second"], [60, "minute"], [24, "hour"], [7, "day"], [4.35, "week"], [12, "month"], [Infinity, "year"]];
+const STEPS = [
+  [60, "second"], [60, "minute"], [24, "hour"], [7, "day"], [4.35, "week"], [12, "month"], [Infinity, "year"],
+];
 const AGES = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
 /** 3404092 -> "3.4 MB". */

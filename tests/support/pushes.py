@@ -1,0 +1,51 @@
+"""Images as they are pushed to a repository of a store: blob by blob, by the library."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from minibox_store import Descriptor, Digest, LocalRepository, PushedManifest
+from tests.support.images import BuiltImage, digest_of, encode_document
+
+EMPTY_CONFIG = b"{}"
+
+
+def push_blob(repository: LocalRepository, content: bytes, algorithm: str = "sha256") -> Descriptor:
+    """Push a blob in two pieces."""
+    upload = repository.begin_upload()
+    half = len(content) // 2
+    for piece in (content[:half], content[half:]):
+        repository.append_upload(upload.id, io.BytesIO(piece))
+    return repository.finish_upload(upload.id, Digest.parse(digest_of(content, algorithm)))
+
+
+def push_image(repository: LocalRepository, image: BuiltImage, *tags: str) -> PushedManifest:
+    """Push an image, children first, by its digest or under these tags; return what was said of it last."""
+    for digest, content in image.blobs.items():
+        if digest not in image.document_digests:
+            push_blob(repository, content, digest.partition(":")[0])
+    for digest in image.document_digests:
+        references: tuple[Mapping[str, Any], ...] = ({"digest": Digest.parse(digest)},)
+        if digest == image.digest and tags:
+            references = tuple({"tag": tag} for tag in tags)
+        for reference in references:
+            pushed = repository.put_manifest(image.blobs[digest], image.media_types[digest], **reference)
+    return pushed
+
+
+def manifest_over(*layers: Descriptor, config: Descriptor, **fields: Any) -> bytes:
+    """Return a manifest of blobs that are described."""
+
+    def describe(descriptor: Descriptor) -> dict[str, Any]:
+        media_type, digest = descriptor.media_type, str(descriptor.digest)
+        return {"mediaType": media_type, "digest": digest, "size": descriptor.size_bytes}
+
+    return encode_document(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": describe(config),
+            "layers": [describe(layer) for layer in layers],
+            **fields,
+        }
+    )
