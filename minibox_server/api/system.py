@@ -83,7 +83,7 @@ class SystemEndpoints:
             Endpoint(
                 method="GET",
                 path="/system/df",
-                what="Tell whose the bytes of the store are: each image's own and shared ones, and each blob.",
+                what="Tell whose the bytes are: of each image its own and its shared ones, and of each blob.",
                 call=self.usage,
                 query=UsageQuery,
                 answers=(Answer(what="the bytes", media_type="application/json", schema=USAGE_SCHEMA),),
