@@ -170,17 +170,20 @@ class RequestBody(io.RawIOBase, BinaryIO):
 
 
 @asynccontextmanager
-async def streamed_body(request: Request, *, idle_seconds: float = IDLE_SECONDS) -> AsyncIterator[RequestBody]:
+async def streamed_body(request: Request, *, idle_seconds: float | None = None) -> AsyncIterator[RequestBody]:
     """Give the body of a request as a file for one worker thread, as long as the block runs.
 
     Args:
         request: nothing of its body has been read yet. In the block, ``body.receive`` stands for its ``receive``.
-        idle_seconds: how long the client may send nothing.
+        idle_seconds: how long the client may send nothing; as the application says, where it is None.
 
     Guarantees: when the block has been left, a thread that still reads gets an error, and nothing of the body is kept.
         Where the block is left early, what still comes is passed over within bounds, so that a client that sends all
         before it looks gets to see the answer.
     """
+    if idle_seconds is None:
+        state = getattr(request.scope.get("app"), "state", None)
+        idle_seconds = getattr(state, "idle_seconds", IDLE_SECONDS)
     body = RequestBody(request.receive, idle_seconds)
     feeding = asyncio.create_task(body.feed())
     try:
