@@ -70,7 +70,6 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
         exception_handlers=dict.fromkeys((HTTPException, StoreError, RequestError), _answer_error),
     )
     app.state.endpoints = endpoints
-    app.state.idle_seconds = settings.idle_seconds
     # It would send clients to an address made of their own Host header.
     app.router.redirect_slashes = False
     return app

@@ -9,6 +9,7 @@ Spec: OCI distribution-spec 1.1, "Pull", "Push", "Content Discovery" and "Conten
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from minibox_store import media_types
@@ -170,10 +171,12 @@ class LocalRepository:
         """
         with file_errors(self._layout.paths.root):
             finishing = self._uploads.finishing(identifier, self.name, digest)
-            with finishing as (opened, path), self._layout.open_writer() as writer:
+            with self._layout.open_writer() as writer, finishing as (opened, path):
                 descriptor = _octets(digest, os.fstat(opened).st_size)
                 self._pushed.pin(self.name, digest)
                 writer.keep_file(opened, path, descriptor)
+            with suppress(OSError):  # it is a blob: what is left of it goes with time
+                self._uploads.forget(identifier, self.name)
         return descriptor
 
     def cancel_upload(self, identifier: str) -> None:
@@ -236,7 +239,8 @@ class LocalRepository:
             subject = None if document.subject is None else document.subject.digest
             taking = Taking(self._layout, self.name, self.find, self._find_reached)
             reached = taking.take(descriptor, content, tag=tag, subject=subject)
-            self._pushed.unpin(self.name, reached)
+            with suppress(OSError):  # it is there: pins that are left go with time
+                self._pushed.unpin(self.name, reached)
         return PushedManifest(descriptor=descriptor, subject=subject)
 
     # ---- deleting

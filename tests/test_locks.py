@@ -23,6 +23,7 @@ from tests.support.images import build_image, random_layer
 from tests.support.invariants import check_invariants, held_locks, open_files, read_names
 from tests.support.lock_records import recorded_locks
 from tests.support.os_proxy import OsProxy, no_hard_links, replaced_os
+from tests.support.pushes import push_image
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import RecordingSource, descriptors_of, memory_of
@@ -33,8 +34,8 @@ IMAGE = build_image(salt="image")
 OTHER = build_image(salt="other")
 LOADED = build_image(salt="loaded")
 
-ORDER = ["prune", "life", "transaction", "base layers", "turn", "store"]
-WRITTEN = "prune lock, life lock, a transaction's own, that of the base layers, the turn, the store lock"
+ORDER = ["prune", "life", "transaction", "base layers", "upload", "turn", "store"]
+WRITTEN = "prune lock, life lock, a transaction's own, that of the base layers, an upload's, the turn, the store lock"
 
 # What is taken while what is held; where there are no hard links, the life lock takes the place of the pins.
 EDGES = {
@@ -42,13 +43,17 @@ EDGES = {
     ("prune", "partial"),
     ("prune", "base layers"),
     ("prune", "turn"),
+    ("prune", "upload"),
     ("prune", "store"),
     ("transaction", "partial"),
+    ("transaction", "upload"),
     ("transaction", "turn"),
     ("transaction", "store"),
     ("transaction", "base layers"),
     ("base layers", "turn"),
     ("base layers", "store"),
+    ("upload", "turn"),
+    ("upload", "store"),
     ("turn", "store"),
 }
 EDGES_OF_LIFE = {
@@ -56,6 +61,7 @@ EDGES_OF_LIFE = {
     ("life", "transaction"),
     ("life", "partial"),
     ("life", "base layers"),
+    ("life", "upload"),
     ("life", "turn"),
     ("life", "store"),
 }
@@ -80,6 +86,9 @@ def make_work(root: Path) -> None:
     put(root, OTHER, "other:1")
     put_dead(root, build_image(salt="dead"))
     (root / "ingest" / "partial" / f"sha256-{'0' * 64}").write_bytes(b"half")
+    open_store(root).repository("team/old").begin_upload()
+    for upload in (root / "ingest" / "uploads").iterdir():
+        os.utime(upload, (1.0, 1.0))
     (root / "ingest" / ("0" * 16)).mkdir()
     (root / (".index.json." + "0" * 16 + ".tmp")).write_bytes(b"x")
     for name in ("gone_1", f".gone_2.{'0' * 16}.tmp"):
@@ -116,6 +125,7 @@ VERBS: dict[str, Callable[[Store, Path], object]] = {
     "prune": lambda store, _: store.prune(),
     "info": lambda store, _: store.info(),
     "repair": repair,
+    "push": lambda store, _: push_image(store.repository("team/app"), LOADED, "1"),
 }
 READING: dict[str, Callable[[Store, Path], object]] = {
     "images": lambda store, _: store.images(),
@@ -251,7 +261,8 @@ def test_who_waits_is_told_after_its_limit_who_holds_the_lock_since_when_and_doi
     if verb == "undo":
         open_store(root).remove("going:1")
     if verb == "prune":
-        shutil.rmtree(root / "ingest" / ("0" * 16), ignore_errors=True)  # what it has removed it tells, and no error
+        for name in ("0" * 16, "uploads"):
+            shutil.rmtree(root / "ingest" / name, ignore_errors=True)  # what it has removed it tells, and no error
     names = read_names(root)
     path = f"{root}/ingest/" + {"turn": "store.turn"}.get(lock, f"{lock}.lock")
     before = time.time()
@@ -445,7 +456,13 @@ def test_a_prune_that_has_removed_something_tells_it_and_who_kept_it_from_the_re
     with forked(sit) as pid:
         report = open_store(root, lock_timeout_seconds=0.1).prune()
     # What stands under locks of its own goes all the same.
-    assert {removal.kind for removal in report.removed} == {"transaction", "partial", "temporary", "base layer"}
+    assert {removal.kind for removal in report.removed} == {
+        "transaction",
+        "upload",
+        "partial",
+        "temporary",
+        "base layer",
+    }
     assert report.errors
     assert all(f"process {pid} holds {path} (counting sheep)" in error for error in report.errors)
     check_invariants(root, leftovers=True)

@@ -339,9 +339,9 @@ class Layout:
     def store_lock(self, doing: str) -> Iterator[None]:
         """Hold the store lock.
 
-        Locks are waited for in this order: prune lock, life lock, a transaction's own, that of the base layers, the
-        turn, the store lock. A partial's, and that of a tree, is only ever tried, so whoever holds it keeps nobody
-        waiting; under a partial's nothing is waited for.
+        Locks are waited for in this order: prune lock, life lock, a transaction's own, that of the base layers, an
+        upload's, the turn, the store lock. A partial's, and that of a tree, is only ever tried, so whoever holds it
+        keeps nobody waiting; under a partial's nothing is waited for.
 
         Who waits holds the turn meanwhile, so that a prune, which lets the lock go between its batches, cannot
         take it again before whoever came in between.

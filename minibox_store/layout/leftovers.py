@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 
 from minibox_store import _files, _locks, _trees
@@ -17,7 +17,7 @@ from minibox_store.errors import StoreBusy
 from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
-from minibox_store.layout.pushed import iter_pushed
+from minibox_store.layout.pushed import Pin, iter_pushed
 from minibox_store.layout.uploads import is_upload
 from minibox_store.mounts import served_points
 from minibox_store.removals import Removal
@@ -97,12 +97,20 @@ class Broom:
         if self._dry_run:
             self._removed.extend(self._removal(pin.path, "pin", _UNNEEDED) for pin in old)
         elif folders := list(filter(_is_directory, _children(paths.pushed))):
-            with self._telling_errors(paths.pushed), self._layout.store_lock("collecting"):
-                for pin in old:
-                    if _is_older(pin.path, limit_seconds):  # it may have been pushed again since
-                        self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
-                for folder in folders:
-                    _files.remove_directory(folder)
+            try:
+                with self._telling_errors(paths.pushed), self._layout.store_lock("collecting"):
+                    self._remove_pins(old, limit_seconds)
+                    for folder in folders:
+                        _files.remove_directory(folder)
+            except StoreBusy as busy:
+                if not self._removed:
+                    raise
+                self._errors.append(str(busy))
+
+    def _remove_pins(self, pins: Iterable[Pin], limit_seconds: float) -> None:
+        for pin in pins:
+            if _is_older(pin.path, limit_seconds):  # it may have been pushed again since
+                self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
 
     def _sweep_partials(self) -> None:
         for path in filter(_is_regular, _children(self._layout.paths.partials)):

@@ -135,9 +135,10 @@ class Uploads:
 
     @contextmanager
     def finishing(self, identifier: str, repository: str, digest: Digest) -> Iterator[tuple[int, str]]:
-        """Give the open file of an upload that is all of a blob, and its path, for the block; remove it behind that.
+        """Give the open file of an upload that is all of a blob, and its path, for the block.
 
-        Where the block fails, the upload stays.
+        It stays where it is, until :meth:`forget` removes it. Whoever adds to it meanwhile is told that there is none,
+        once the file has become a blob.
 
         Raises:
             UploadNotFound: when the repository has no such upload.
@@ -150,7 +151,10 @@ class Uploads:
                 _files.discard_file(path)
                 raise ContentMismatch(f"upload {identifier}", str(digest), str(actual))
             yield opened, path
-            _files.discard_file(path)
+
+    def forget(self, identifier: str, repository: str) -> None:
+        """Remove an upload that has become a blob."""
+        _files.discard_file(self._path(identifier, repository))
 
     def cancel(self, identifier: str, repository: str) -> None:
         """Remove an upload; whoever adds to it now adds to nothing.

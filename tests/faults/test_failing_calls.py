@@ -25,6 +25,7 @@ from tests.support.images import BuiltImage, build_image, build_index, random_la
 from tests.support.invariants import check_invariants, held_locks, open_files, reachable, read_names, stored
 from tests.support.lock_records import recorded_locks
 from tests.support.os_proxy import Call
+from tests.support.pushes import push_image
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, blob_target, manifest_target, serve_image
 from tests.support.sources import memory_of
@@ -86,6 +87,9 @@ VERBS = {
     "remove": Verb(work=lambda store, _: store.remove("moving:1"), names={"moving:1": None}),
     "undo": Verb(work=lambda store, _: store.undo(), names={"gone:1": OLD}),
     "prune": Verb(work=lambda store, _: store.prune()),
+    "push": Verb(
+        work=lambda store, _: push_image(store.repository("team/new"), ALWAYS, "1"), names={"team/new:1": ALWAYS}
+    ),
 }
 
 

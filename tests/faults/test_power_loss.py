@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import Store
+from minibox_store import Digest, Store
 from tests.faults.test_crashes import (
     ALWAYS,
     FRESH,
@@ -43,6 +43,7 @@ from tests.support.invariants import read_names
 from tests.support.layer_trees import listing
 from tests.support.os_proxy import OsProxy, no_hard_links, replaced_os
 from tests.support.power_loss import LeftDisk, Recording
+from tests.support.pushes import push_blob
 from tests.support.sources import memory_of
 from tests.support.stores import open_store, put
 
@@ -275,6 +276,27 @@ def test_the_power_may_go_while_an_index_is_mended(disk: Path, links: bool) -> N
             left.write_to(folder)
             open_store(folder / "store").repair()
             assert read_names(folder / "store") == scene.before, left
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_blob_whose_upload_was_finished_is_there_and_pinned(disk: Path, links: bool) -> None:
+    make_store(disk / "store")
+    recording = Recording(disk)
+    content = b"pushed"
+
+    def push(system: OsProxy) -> None:
+        if not links:
+            no_hard_links(system)
+        push_blob(open_at(disk, "full").repository("team/app"), content)
+
+    recording.run(push)
+    digest = Digest.of(content)
+    pin = f"store/ingest/pushed/{Digest.of(b'team/app').hex}/sha256-{digest.hex}"
+    for left in recording.disks(random.Random(0), drawn=DRAWN):
+        if left.moment == recording.length:
+            assert left.tree.files[f"store/blobs/sha256/{digest.hex}"].content == content, left
+            assert pin in left.tree.files, left
+        assert list(iter_disk_breaches(left.tree)) == [], left
 
 
 # What a process that died has left to be written, another one relies on

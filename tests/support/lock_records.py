@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from minibox_store import _locks
-from minibox_store.layout import transaction
+from minibox_store.layout import transaction, uploads
 
 Edge = tuple[str, str]
 
@@ -34,6 +34,8 @@ def kind_of(path: str) -> str:
     folder, name = os.path.split(path.removesuffix(" (deleted)"))
     if os.path.basename(folder) == "base_layers":
         return "tree"
+    if os.path.basename(folder) == "uploads":
+        return "upload"
     if name.startswith("sha") or len(name) in (64, 128):
         return "partial"  # wherever it has gone since it was opened
     return _KINDS[name]
@@ -113,4 +115,5 @@ def recorded_locks(*, by_thread: bool = False) -> Iterator[LockRecords]:
         patch.setattr(_locks, "fcntl", records)
         patch.setattr(_locks, "time", _Clock(records))
         patch.setattr(transaction, "time", _Clock(records))
+        patch.setattr(uploads, "time", _Clock(records))
         yield records
