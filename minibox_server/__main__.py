@@ -39,6 +39,7 @@ from minibox_server.settings import (
     read_settings,
 )
 from minibox_server.tls import open_context, reload_context
+from minibox_server.tls_connections import TlsFirst
 from minibox_server.workers import Workers
 
 LOGGER = logging.getLogger("minibox_server")
@@ -149,6 +150,8 @@ def main() -> None:
     try:
         settings = read_settings()
         logging.config.dictConfig(dict(logging_settings(settings.log_format)))
+        # No line says which thread or process wrote it, and to find that out costs as much as the rest of a line.
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         tls = open_context(settings)
         listening = listen(settings, activation.sockets)
     except SettingsError as error:
@@ -190,9 +193,10 @@ def serve(service: Service) -> None:
     workers = Workers(max_pulls=settings.max_pulls)
     most_connections = room_for(settings.max_connections)
     connections = Connections(most=most_connections, idle_seconds=settings.idle_seconds)
+    protocol = Protocol.within(connections)
     config = uvicorn.Config(
         create_app(settings, workers=workers),
-        http=Protocol.within(connections),
+        http=protocol if tls is None else TlsFirst.before(protocol, tls),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -206,7 +210,6 @@ def serve(service: Service) -> None:
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         # asyncio takes as many connections at once as it lets wait; so that each process gets some, one at a time.
         backlog=accepted_at_once(most_connections) if service.lifeline is None else 1,
-        ssl_context_factory=None if tls is None else lambda config, default: tls,
     )
     if most_connections < settings.max_connections:
         LOGGER.warning("there are descriptors for %d connections only (ulimit -n)", most_connections)

@@ -206,8 +206,8 @@ def _answer(answers: list[Answer], path: str, *, with_body: bool) -> Mapping[str
 
 def _content(answer: Answer) -> Mapping[str, object]:
     if answer.media_type in _OF_LINES:
-        # OpenAPI 3.1 has no word for the schema of one item of a stream; 3.2 will have this one.
-        return {"schema": TEXT_SCHEMA, "x-item-schema": answer.schema or {}}
+        # OpenAPI 3.1 has no word for the schema of one item of a stream, which 3.2 calls itemSchema.
+        return {"x-item-schema": answer.schema or {}}
     if answer.schema is not None:
         return {"schema": answer.schema}
     return {"schema": TEXT_SCHEMA if (answer.media_type or "").startswith("text/") else _binary()}

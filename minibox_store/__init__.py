@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from minibox_store.limits import UnpackLimits as UnpackLimits
     from minibox_store.local_repository import LocalRepository as LocalRepository
     from minibox_store.media_types import is_document as is_document
+    from minibox_store.media_types import is_index as is_index
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.offers import OfferedImage as OfferedImage
     from minibox_store.plans import PlannedBlob as PlannedBlob
@@ -252,7 +253,7 @@ _MODULES = {
     "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits", "TarLimits", "UnpackLimits"),
     "local_repository": ("LocalRepository",),
-    "media_types": ("is_document",),
+    "media_types": ("is_document", "is_index"),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),

@@ -119,9 +119,11 @@ class Fetching:
             is_kept = any(entry.descriptor.digest == root.digest for entry in index.entries)
             return index if is_kept else with_name(index, own_name, part)
 
-        with self._asking(parsed, client, on_event, cancellation) as asked, asked.target.open_writer() as writer:
-            self._bring(asked, writer, part, on_event)
-            writer.write_change(keep, [])
+        with self._asking(parsed, client, on_event, cancellation) as asked:
+            on_event(ManifestChosen(name=name, descriptor=part))
+            with asked.target.open_writer() as writer:
+                self._bring(asked, writer, part, on_event)
+                writer.write_change(keep, [])
         return part
 
     def _find_part(self, root: Descriptor, digest: Digest) -> Descriptor:

@@ -18,12 +18,13 @@ from minibox_store import (
     RegistryError,
     RegistryRule,
 )
+from minibox_store.layout.sweeping import Sweep
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import memory_of
-from tests.support.stores import open_store
+from tests.support.stores import open_layout, open_store, put_dead
 
 AMD64, ARM64 = build_image(), build_image(platform="linux/arm64")
 INDEX = build_index([AMD64, ARM64])
@@ -131,6 +132,20 @@ def test_a_prune_on_the_way_takes_nothing_of_what_comes(root: Path, registry: Sc
     store.fetch_part(reference, Digest.parse(ARM64.digest), client=quick_client(), on_event=prune)
     assert "BlobStored" in seen
     store.prune()
+    assert stored(root) == {INDEX.digest, *ARM64.blobs}
+
+
+def test_a_collection_that_has_marked_already_sees_what_has_come_since(root: Path, registry: ScriptedRegistry) -> None:
+    reference = serve(registry, INDEX)
+    store = open_store(root)
+    store.fetch(reference, client=quick_client())
+    put_dead(root, build_image(salt="dead"))
+    sweep = Sweep(open_layout(root), build_cache=False, dry_run=False)
+    with sweep.holding_locks():
+        sweep.mark()
+        store.fetch_part(reference, Digest.parse(ARM64.digest), client=quick_client())
+        report = sweep.collect()
+    assert report.blobs_removed
     assert stored(root) == {INDEX.digest, *ARM64.blobs}
 
 

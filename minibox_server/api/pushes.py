@@ -26,10 +26,8 @@ from minibox_store import (
     Event,
     EventListener,
     ImageNotFound,
-    ManifestChosen,
     Platform,
     Reference,
-    ReferrerFound,
     RegisteringName,
     Store,
 )
@@ -44,8 +42,7 @@ PUSHED_SCHEMA = record(
         "size_bytes": COUNT_SCHEMA,
     }
 )
-# What is told before the registry has said a word; so it is held back until it has, and may still have refused.
-_BEFORE_THE_REGISTRY = (ManifestChosen, ReferrerFound)
+# The first of these says that the registry has let it in: until then it may still refuse.
 _OF_THE_REGISTRY = (BlobStarted, BlobPresent, BlobStored, RegisteringName)
 
 
@@ -130,11 +127,12 @@ class _HeldBack:
     def tell(self, event: Event) -> None:
         """Tell an event, or hold it back. From any thread."""
         with self._lock:  # of several threads, none may come before what was held back
-            if self._held is not None and isinstance(event, _BEFORE_THE_REGISTRY):
+            if self._held is not None:
                 self._held.append(event)
-                return
-            if self._held is not None and isinstance(event, _OF_THE_REGISTRY):
-                for each in self._held:
+                if not isinstance(event, _OF_THE_REGISTRY):
+                    return
+                held, self._held = self._held, None
+                for each in held:
                     self._on_event(each)
-                self._held = None
+                return
         self._on_event(event)

@@ -14,16 +14,20 @@ from functools import partial
 from starlette.requests import Request
 
 from minibox_server.api.operations import Operations
+from minibox_server.api.progress import Progress
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobNotFound,
     Cancellation,
+    Event,
     EventListener,
     ImageNotFound,
     InvalidReference,
+    ManifestChosen,
     NotFound,
     Reference,
     Store,
+    is_index,
 )
 
 
@@ -75,19 +79,31 @@ class Upstream:
         return True
 
     def _fetch(
-        self, wanted: Reference, is_manifest: bool, on_event: EventListener, cancellation: Cancellation
+        self, wanted: Reference, is_manifest: bool, progress: Progress, cancellation: Cancellation
     ) -> dict[str, object]:
+        with self._operations.pull_turns.taking(cancellation) as turn:
+
+            def on_event(event: Event) -> None:
+                progress.on_event(event)
+                if isinstance(event, ManifestChosen) and not is_index(event.descriptor.media_type):
+                    turn.wait(progress.wait_behind)  # from here on layers move, as those of a pull
+
+            self._bring_in(wanted, is_manifest, on_event, cancellation)
+        return {}
+
+    def _bring_in(
+        self, wanted: Reference, is_manifest: bool, on_event: EventListener, cancellation: Cancellation
+    ) -> None:
         if wanted.digest is not None:
             for name in self._names_of(wanted):
                 try:
                     self._store.fetch_part(name, wanted.digest, on_event=on_event, cancellation=cancellation)
                 except (BlobNotFound, ImageNotFound):
                     continue  # not of this image; or that one has gone meanwhile
-                return {}
+                return
             if not is_manifest:
                 raise BlobNotFound(str(wanted.digest))
         self._store.fetch(str(wanted), on_event=on_event, cancellation=cancellation)
-        return {}
 
     def _names_of(self, wanted: Reference) -> list[str]:
         """Return the names of the images that came from this repository of the upstream."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,16 +12,20 @@ from starlette.types import ASGIApp
 
 from minibox_server.connections import Connections
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
+from minibox_server.tls_connections import TlsFirst
 
 _BEGIN_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, *, most: int = 100, idle_seconds: float = 60.0) -> Iterator[int]:
+def serving(
+    app: ASGIApp, *, most: int = 100, idle_seconds: float = 60.0, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """Serve an application on a port of 127.0.0.1 as long as the block runs, and give the port."""
+    protocol = Protocol.within(Connections(most=most, idle_seconds=idle_seconds))
     config = uvicorn.Config(
         app,
-        http=Protocol.within(Connections(most=most, idle_seconds=idle_seconds)),
+        http=protocol if tls is None else TlsFirst.before(protocol, tls),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -29,6 +29,7 @@ from tests.support.described import Description
 from tests.support.images import BuiltImage, build_image, build_index, digest_of
 from tests.support.layouts import write_layout
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
+from tests.support.upload_registry import UploadRegistry
 
 
 @pytest.fixture
@@ -99,6 +100,7 @@ class Scene:
     image: BuiltImage
     folder: Path
     registry: ScriptedRegistry
+    target: UploadRegistry
 
 
 def each_request(scene: Scene) -> Iterator[httpx2.Response]:
@@ -128,6 +130,13 @@ def requests_about_images(scene: Scene) -> Iterator[httpx2.Response]:
         yield scene.client.post("/images/pull", params=query, headers=headers)
         yield scene.client.post("/images/save", params={"image": "app:1", "path": archive}, headers=headers)
         yield scene.client.post("/images/load", params={"path": archive}, headers=headers)
+        yield scene.client.post("/images/tag", params={"image": "app:1", "new_name": "app:3"}, headers=headers)
+        pushed = {"image": "app:1", "reference": scene.target.reference("team/app", "1")}
+        yield scene.client.post("/images/push", params=pushed, headers=headers)
+        for path in ("/system/verify", "/system/repair", "/system/prune?dry_run=1"):
+            yield scene.client.post(path, headers=headers)
+    for path in ("/images/inspect?image=multi", "/images/history?image=app:1", "/system/df", "/system/info"):
+        yield scene.client.get(path)
     yield scene.client.get("/images/files?image=app:1")
 
 
@@ -185,12 +194,13 @@ def test_each_answer_that_is_declared_is_given_and_each_that_is_given_is_declare
         "docker:list": build_index([docker], docker=True),
     }
     write_layout(tmp_path / "data", images)
-    with ScriptedRegistry() as registry:
+    with ScriptedRegistry() as registry, UploadRegistry() as target:
         serve_image(registry, "team/app", "1", image)
         client = client_of(tmp_path / "data", archive_prefixes=(str(tmp_path),))
         description = hold_to_description(client, client.app)  # type: ignore[arg-type]  # it is what was made
         description.seen.clear()
-        for response in each_request(Scene(client=client, image=image, folder=tmp_path, registry=registry)):
+        scene = Scene(client=client, image=image, folder=tmp_path, registry=registry, target=target)
+        for response in each_request(scene):
             assert response.status_code < 400, response.text
     declared = {each for each in description.declared() if each[0] != "head"} - NEVER_GIVEN
     assert declared - set(description.seen) == set()

@@ -31,6 +31,7 @@ TOKEN = "a-token-of-more-than-22-characters"
 AMD64, ARM64 = build_image(salt="upstream"), build_image(platform="linux/arm64", salt="upstream")
 INDEX = build_index([ARM64, AMD64])
 OWN = build_image(salt="the daemon's own")
+OTHER = build_image(salt="another")
 
 
 @pytest.fixture
@@ -275,6 +276,34 @@ def test_a_client_that_goes_ends_no_fetch_that_another_one_waits_for(
         assert client.get("/v2/own/app/manifests/1").status == 200
         held.set()
         assert patient.result(20).body == AMD64.blobs[AMD64.digest]
+
+
+def test_what_comes_takes_its_turn_among_the_pulls_and_an_index_does_not_wait(
+    root: Path, tmp_path: Path, upstream: ScriptedRegistry
+) -> None:
+    held, arrived = threading.Event(), threading.Event()
+    serve_image(upstream, "team/app", "1", AMD64, at_most=1)
+    serve_image(upstream, "team/other", "1", OTHER, at_most=1)
+    serve_image(upstream, "team/index", "1", INDEX, at_most=1)
+    layer = AMD64.layer_digests[1]
+
+    def slowly(_: Request) -> Answer:
+        arrived.set()
+        assert held.wait(20)
+        return Answer(headers=blob_headers(layer), body=AMD64.blobs[layer])
+
+    upstream.expect("GET", blob_target("team/app", layer), slowly)
+    environment = {"MINIBOX_UPSTREAM": upstream.host, "MINIBOX_MAX_PULLS": "1"}
+    with running_daemon(tmp_path / "daemon", data_root=root, environment=environment) as daemon:
+        client = DistributionClient(host=daemon.host)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(client.get, "/v2/team/app/manifests/1")
+            assert arrived.wait(20)
+            second = pool.submit(client.get, "/v2/team/other/manifests/1")
+            assert client.get("/v2/team/index/manifests/1").status == 200
+            assert not [each for each in upstream.requests if "/v2/team/other/blobs/" in each.target]
+            held.set()
+            assert (first.result(20).status, second.result(20).status) == (200, 200)
 
 
 # ---- settings
