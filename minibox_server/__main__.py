@@ -150,6 +150,8 @@ def main() -> None:
     try:
         settings = read_settings()
         logging.config.dictConfig(dict(logging_settings(settings.log_format)))
+        # No line says which thread or process wrote it, and to find that out costs as much as the rest of a line.
+        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
         tls = open_context(settings)
         listening = listen(settings, activation.sockets)
     except SettingsError as error:

@@ -21,7 +21,6 @@ from minibox_server.responses import RequestError
 from minibox_store import Cancelled
 
 QUEUE_BYTES = 1024 * 1024
-IDLE_SECONDS = 60.0
 # Who sends less than this in so long a time only keeps a thread.
 LEAST_BYTES = 4096
 # A client that looks at no answer before it has sent all gets to see it, if the rest is not more than this.
@@ -40,7 +39,7 @@ class RequestBody(io.RawIOBase, BinaryIO):
 
     name = "the request"
 
-    def __init__(self, receive: Receive, idle_seconds: float) -> None:
+    def __init__(self, receive: Receive, idle_seconds: float | None) -> None:
         self._receive = receive
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
@@ -115,7 +114,7 @@ class RequestBody(io.RawIOBase, BinaryIO):
         Raises:
             RequestError: 408, or what the request is refused with for its size.
         """
-        deadline = self._loop.time() + self._idle_seconds
+        deadline = self._deadline()
         fresh_bytes = passed_over_bytes = 0
         while passed_over_bytes <= PASSED_OVER_BYTES:
             try:
@@ -138,7 +137,10 @@ class RequestBody(io.RawIOBase, BinaryIO):
                 await self._room.wait()
                 fresh_bytes = LEAST_BYTES  # it was not the client who took so long
             if fresh_bytes >= LEAST_BYTES:
-                fresh_bytes, deadline = 0, self._loop.time() + self._idle_seconds
+                fresh_bytes, deadline = 0, self._deadline()
+
+    def _deadline(self) -> float | None:
+        return None if self._idle_seconds is None else self._loop.time() + self._idle_seconds
 
     def _put(self, piece: bytes, *, is_last: bool) -> bool:
         """Queue a piece, or return False where nobody will read it."""
@@ -170,12 +172,13 @@ class RequestBody(io.RawIOBase, BinaryIO):
 
 
 @asynccontextmanager
-async def streamed_body(request: Request, *, idle_seconds: float = IDLE_SECONDS) -> AsyncIterator[RequestBody]:
+async def streamed_body(request: Request, *, idle_seconds: float | None = None) -> AsyncIterator[RequestBody]:
     """Give the body of a request as a file for one worker thread, as long as the block runs.
 
     Args:
         request: nothing of its body has been read yet. In the block, ``body.receive`` stands for its ``receive``.
-        idle_seconds: how long the client may send nothing.
+        idle_seconds: how long the client may send next to nothing; None leaves that to the connection, which has such
+            a limit of its own.
 
     Guarantees: when the block has been left, a thread that still reads gets an error, and nothing of the body is kept.
         Where the block is left early, what still comes is passed over within bounds, so that a client that sends all

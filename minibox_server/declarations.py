@@ -140,6 +140,8 @@ def decode_query(query: type[Q], text: bytes) -> Q:
     Raises:
         RequestError: 400, naming the parameter that is missing, empty, repeated or wrong.
     """
+    if query is NoQuery and not text:
+        return query()
     given = Parameters(text)
     values: dict[str, object] = {}
     for field_name, (name, (declared, is_needed)) in zip(_fields_of(query), parameters_of(query).items(), strict=True):

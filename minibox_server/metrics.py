@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import attrs
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from minibox_server.logs import RequestRecord
@@ -42,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._series: dict[tuple[str, str, str], _Series] = {}
         self._add_requests()
         self._add_operations()
         self._add_store()
@@ -98,14 +100,29 @@ class Metrics:
     def request_ended(self, record: RequestRecord) -> None:
         """Count a request that has been answered, or given up."""
         self._requests_now.dec()
-        method = record.method if record.method in _METHODS else _OTHER
-        labels = (record.route or _OTHER, method)
-        self._requests.labels(*labels, str(record.status or "none")).inc()
-        self._request_seconds.labels(*labels).observe(record.seconds)
-        self._request_bytes.labels(*labels).inc(record.bytes_in)
-        self._response_bytes.labels(*labels).inc(record.bytes_out)
+        series = self._series_of(record)
+        series.requests.inc()
+        series.seconds.observe(record.seconds)
+        series.bytes_in.inc(record.bytes_in)
+        series.bytes_out.inc(record.bytes_out)
         if not record.is_whole:
-            self._cut.labels(*labels).inc()
+            self._cut.labels(*series.labels).inc()
+
+    def _series_of(self, record: RequestRecord) -> "_Series":
+        """Return the counters of requests like this one; to look them up by their labels is half of the work."""
+        method = record.method if record.method in _METHODS else _OTHER
+        key = (record.route or _OTHER, method, str(record.status or "none"))
+        found = self._series.get(key)
+        if found is None:
+            labels = key[:2]
+            found = self._series[key] = _Series(
+                labels=labels,
+                requests=self._requests.labels(*key),
+                seconds=self._request_seconds.labels(*labels),
+                bytes_in=self._request_bytes.labels(*labels),
+                bytes_out=self._response_bytes.labels(*labels),
+            )
+        return found
 
     # ---- operations
 
@@ -144,6 +161,17 @@ class Metrics:
     def encode(self) -> bytes:
         """Return all of it, as Prometheus reads it."""
         return generate_latest(self._registry)
+
+
+@attrs.frozen(kw_only=True)
+class _Series:
+    """What is counted of the requests for one endpoint, by one method, that were answered with one status."""
+
+    labels: tuple[str, str]
+    requests: Counter
+    seconds: Histogram
+    bytes_in: Counter
+    bytes_out: Counter
 
 
 class _Moving:

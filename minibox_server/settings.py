@@ -3,6 +3,7 @@
 An address that others can reach needs a token that cannot be guessed, or the operator's word that none is wanted.
 """
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ _TOKEN_LENGTH = 22
 _VISIBLE = re.compile(r"[!-~]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]|[^\[\]:]*)(?::(?P<port>[0-9]{1,5}))?")
+
+# What each request says again.
+_REMEMBERED = 256
 
 LogFormat = Literal["text", "json"]
 IPAddress = IPv4Address | IPv6Address
@@ -198,6 +202,7 @@ def parse_socket_path(text: str) -> str | None:
     return path
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def parse_host(text: str, *, empty: bool = False) -> tuple[str, int | None] | None:
     """Return the name or address in lower case, without brackets, and the port of ``text``; None when it is no host.
 
@@ -222,6 +227,7 @@ def parse_host(text: str, *, empty: bool = False) -> tuple[str, int | None] | No
     return (host.lower(), port) if _HOST_NAME.fullmatch(host) else None
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def parse_ip(text: str) -> IPAddress | None:
     """Return the IP address that ``text`` is, None when it is none; IPv4 in IPv6 is taken out of it.
 
@@ -236,6 +242,7 @@ def parse_ip(text: str) -> IPAddress | None:
     return mapped or address
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is ``localhost`` or an address that only this machine reaches.
 

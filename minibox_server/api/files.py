@@ -13,12 +13,13 @@ import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, parameter
+from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, counted, parameter
 from minibox_server.workers import Workers
 from minibox_store import FileKind, FileStatus, Platform, Store
 
 _LOOKING = 2
 _MOST_ENTRIES = 5_000
+_MOST_START = 10**9
 
 _ENTRY: Mapping[str, object] = {
     "type": "object",
@@ -37,12 +38,13 @@ _ENTRY: Mapping[str, object] = {
 }
 DIRECTORY: Mapping[str, object] = {
     "type": "object",
-    "required": ["image", "path", "entries", "complete"],
+    "required": ["image", "path", "entries", "complete", "next"],
     "properties": {
         "image": {"type": "string"},
         "path": {"type": "string"},
         "entries": {"type": "array", "items": _ENTRY, "maxItems": _MOST_ENTRIES},
-        "complete": {"type": "boolean", "description": "whether these are all; more than so many are not told"},
+        "complete": {"type": "boolean", "description": "whether these are all, or the last"},
+        "next": {"type": ["integer", "null"], "description": "the start of the next page; null where there is none"},
     },
 }
 
@@ -54,6 +56,10 @@ class FilesQuery:
     image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
     path: str = parameter(TEXT, "a directory, from the image's root; links are followed inside the image", default="/")
     platform: Platform | None = parameter(PLATFORM, "which manifest of an index", default=None)
+    n: int = parameter(counted(least=1, most=_MOST_ENTRIES), "how many entries at most", default=_MOST_ENTRIES)
+    start: int = parameter(
+        counted(most=_MOST_START), "how many entries to leave out: the next of the page before", default=0
+    )
 
 
 class FileEndpoints:
@@ -70,7 +76,7 @@ class FileEndpoints:
             Endpoint(
                 method="GET",
                 path="/images/files",
-                what="List a directory of an image, sorted by name.",
+                what="List a directory of an image, sorted by name, page by page.",
                 call=self.files,
                 query=FilesQuery,
                 answers=(Answer(what="the directory", media_type="application/json", schema=DIRECTORY),),
@@ -84,10 +90,12 @@ class FileEndpoints:
         def call() -> Mapping[str, object]:
             with self._store.open_files(query.image, platform=query.platform) as image:
                 image.listdir(query.path)  # says in a sentence what is there, where that is no directory
-                children = image.children(image.find(query.path, follow_links=True))
-                shown = [_describe(name, node.status, node.layer) for name, node in islice(children, _MOST_ENTRIES)]
+                children = image.children(image.find(query.path, follow_links=True), query.start)
+                shown = [_describe(name, node.status, node.layer) for name, node in islice(children, query.n)]
                 is_complete = next(children, None) is None
-                return {"image": image.name, "path": query.path, "entries": shown, "complete": is_complete}
+                after = None if is_complete else query.start + len(shown)
+                told = {"image": image.name, "path": query.path, "entries": shown}
+                return {**told, "complete": is_complete, "next": after}
 
         return JSONResponse(await self._workers.run(self._looking, call))
 

@@ -2,11 +2,11 @@
 
 import attrs
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from minibox_server.api.descriptions import describe_image
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
+from minibox_server.api.listing import ImageList
 from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer, pull_call
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, NoQuery, parameter
@@ -15,7 +15,6 @@ from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
-    Image,
     ImageNotFound,
     InvalidDocument,
     InvalidPath,
@@ -61,7 +60,7 @@ class ImageEndpoints:
         self._operations = operations
         self._unpack = unpack
         self._workers = workers
-        self._listing = ImageList()
+        self._listing = ImageList(store, workers)
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -115,8 +114,7 @@ class ImageEndpoints:
 
     async def images(self, request: Request, query: NoQuery) -> Response:
         """List the images."""
-        body = await self._workers.run(self._workers.reading, lambda: self._listing.encode(self._store.images()))
-        return Response(body, media_type="application/json")
+        return Response(await self._listing.read(), media_type="application/json")
 
     async def pull(self, request: Request, query: PullQuery) -> Response:
         """Pull an image, and tell of it line by line."""
@@ -163,22 +161,6 @@ class ImageEndpoints:
         if accepts_json(request.headers):
             return JSONResponse(describe_image(tagged), 201)
         return text_response(f"Tagged image {query.image} as {tagged.name}", 201)
-
-
-class ImageList:
-    """GET /images as bytes, made anew only when the store's listing is another one."""
-
-    def __init__(self) -> None:
-        self._last: tuple[tuple[Image, ...], bytes] | None = None
-
-    def encode(self, images: tuple[Image, ...]) -> bytes:
-        """Return the JSON array of ``images``."""
-        last = self._last
-        if last is not None and last[0] is images:
-            return last[1]
-        body = bytes(JSONResponse([describe_image(image) for image in images]).body)
-        self._last = (images, body)
-        return body
 
 
 def check_form(name: str) -> None:

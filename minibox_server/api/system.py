@@ -1,5 +1,6 @@
 """The endpoints about the daemon and its store as a whole."""
 
+import anyio
 import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -25,6 +26,8 @@ from minibox_store import Cancellation, EventListener, Store
 # Of more blobs than this nobody sees one by one who needs them.
 _MOST_BLOBS = 10_000
 _USUAL_BLOBS = 1_000
+# Each walks all documents of the store, and keeps the map of them.
+_WEIGHING = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +54,7 @@ class SystemEndpoints:
         self._store = store
         self._workers = workers
         self._operations = operations
+        self._weighing = anyio.CapacityLimiter(_WEIGHING)
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -138,7 +142,7 @@ class SystemEndpoints:
         def call() -> Response:
             return JSONResponse(describe_usage(self._store.usage(most_blobs=query.blobs)))
 
-        return await self._workers.run(self._workers.reading, call)
+        return await self._workers.run(self._weighing, call)
 
     async def info(self, request: Request, query: NoQuery) -> Response:
         """Tell what the store is."""

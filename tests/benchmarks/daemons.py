@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks.originals import NAME, REPOSITORY, Original, is_installed, making_original
-from tests.benchmarks.report import Row
+from tests.benchmarks.report import Row, render_seconds
 from tests.benchmarks.scene import Scene, python_command, python_environment
 from tests.benchmarks.timing import (
     BenchmarkFailed,
@@ -52,12 +52,13 @@ def measure_requests(scene: Scene) -> Iterator[Row]:
                 "bare": _asking(f"http://127.0.0.1:{bare_port}/images", _CONNECTIONS, bare_pid, folder),
             },
         )
-    ours, bare = (statistics.median(each.requests_per_second for each in loads[name]) for name in ("ours", "bare"))
+    ours, bare = (_median(loads[name], "requests_per_second") for name in ("ours", "bare"))
+    taken = {name: render_seconds(_median(loads[name], "processor_seconds_per_request")) for name in loads}
     yield Row(
         measure=f"GET /images, {count} images, {_CONNECTIONS} connections: requests per second",
         where=place.kind,
-        ours=f"{ours:,.0f} a second",
-        theirs=f"a bare Starlette route, the same {len(body):,} bytes, {bare:,.0f} a second",
+        ours=f"{ours:,.0f} a second, CPU {taken['ours']} each",
+        theirs=f"a bare Starlette route, the same {len(body):,} bytes, {bare:,.0f} a second, CPU {taken['bare']} each",
         result=ours / bare,
         bar=_ROUTE_BAR,
         at_least=True,

@@ -31,6 +31,11 @@ class Load:
     processor_seconds: float
 
     @property
+    def processor_seconds_per_request(self) -> float:
+        """What each answer has cost the server."""
+        return self.processor_seconds / (self.requests_per_second * self.seconds)
+
+    @property
     def gib_per_second(self) -> float:
         """How much came."""
         return self.body_bytes / self.seconds / 1024**3

@@ -234,10 +234,13 @@ def test_leaving_the_block_ends_a_reader_that_still_waits() -> None:
     run(scenario)
 
 
-def test_a_task_that_is_cancelled_waits_for_nothing() -> None:
+def test_a_task_that_is_cancelled_waits_for_nothing_and_ends_its_reader() -> None:
     async def scenario(client: Client) -> float:
+        reading: list[asyncio.Task[bytes]] = []
+
         async def hold() -> None:
-            async with client.body():
+            async with client.body() as body:
+                reading.append(asyncio.create_task(asyncio.to_thread(body.read, 10)))
                 await asyncio.sleep(WAIT_SECONDS)
 
         holding = asyncio.create_task(hold())
@@ -245,6 +248,8 @@ def test_a_task_that_is_cancelled_waits_for_nothing() -> None:
         started = time.monotonic()
         holding.cancel()
         await asyncio.wait({holding})
+        with pytest.raises(Cancelled):
+            await reading[0]
         return time.monotonic() - started
 
     assert run(scenario) < 1.0

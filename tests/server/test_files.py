@@ -54,6 +54,21 @@ def test_each_file_has_its_size_and_mode_and_the_layer_that_it_comes_from(client
     assert (more["name"], more["size_bytes"], more["layer"]) == ("more", 2, 2)
 
 
+def test_a_directory_is_listed_page_by_page(client: TestClient) -> None:
+    whole = ask(client, image="app:1")
+    listed, start, pages = [], "0", 0
+    while start != "None":
+        page = ask(client, image="app:1", n="2", start=start)
+        listed += page["entries"]
+        assert page["complete"] == (page["next"] is None)
+        start, pages = str(page["next"]), pages + 1
+    assert (listed, pages, whole["next"]) == (whole["entries"], 2, None)
+    beyond = ask(client, image="app:1", start="7")
+    assert (beyond["entries"], beyond["complete"], beyond["next"]) == ([], True, None)
+    for wrong in ("n=0", "n=x", "start=-1"):
+        assert client.get(f"/images/files?image=app:1&{wrong}").status_code == 400
+
+
 def test_the_platform_chooses_from_an_index(client: TestClient) -> None:
     assert ask(client, image="both:1", platform="linux/arm64")["entries"]
     response = client.get("/images/files?image=both:1&platform=linux/s390x")

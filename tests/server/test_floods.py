@@ -1,6 +1,8 @@
 """Connections by the thousand that are opened and left: others are served meanwhile, and nothing of them stays."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import pytest
 
 from tests.server.clients import TOKEN
 from tests.support.daemon import Daemon, running_daemon
-from tests.support.images import build_image
+from tests.support.images import build_image, random_layer
 from tests.support.layouts import write_layout
 
 IS_DEEP = os.environ.get("MINIBOX_DEEP") == "1"
@@ -21,6 +23,8 @@ IDLE_SECONDS = 1
 # How long one request may take between those of all the others.
 SERVED_SECONDS = 20 if IS_DEEP else 5
 MIB = 1024 * 1024
+
+LARGE = build_image([random_layer(24 * MIB)])
 
 # What each connection sends before it keeps still.
 AUTHORIZED = f"Host: localhost\r\nX-API-Token: {TOKEN}\r\n"
@@ -54,7 +58,8 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("daemon")
-    write_layout(folder / "data", {f"app:{number}": build_image() for number in range(20)})
+    images = {f"app:{number}": build_image() for number in range(19)}
+    write_layout(folder / "data", {**images, "large:1": LARGE})
     limits = {"MINIBOX_IDLE_SECONDS": str(IDLE_SECONDS), "MINIBOX_MAX_CONNECTIONS": str(MOST)}
     with running_daemon(folder, token=TOKEN, environment=limits) as daemon:
         flood(daemon, LEFT["a head without a token"])
@@ -132,3 +137,21 @@ def test_connections_that_nobody_ends_are_ended_by_the_daemon(daemon: Daemon) ->
         finally:
             process.stdin.close()
             process.wait(30)
+
+
+def test_a_blob_that_nobody_takes_is_let_go_and_the_thread_that_sends_it_too(daemon: Daemon) -> None:
+    digest = LARGE.document()["layers"][0]["digest"]
+    request = f"GET /v2/large/blobs/{digest} HTTP/1.1\r\n{AUTHORIZED}\r\n".encode()
+    before = descriptors(daemon)
+    with contextlib.ExitStack() as stack:
+        # More than there are threads that send.
+        for _ in range(12):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=5))
+            connection.sendall(request)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        assert descriptors(daemon) > before
+        assert daemon.get(f"/v2/large/blobs/{digest}").body == LARGE.blobs[digest]
+        deadline = time.monotonic() + 10 + IDLE_SECONDS * 4
+        while descriptors(daemon) > before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert descriptors(daemon) <= before

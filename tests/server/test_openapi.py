@@ -92,9 +92,6 @@ def test_the_description_needs_the_token(tmp_path: Path) -> None:
 # ---- each declared answer is given
 
 
-FORMS = ("application/json", "application/x-ndjson", "text/event-stream")
-
-
 @attrs.frozen
 class Scene:
     """What the requests of :func:`each_request` ask about."""

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minibox_server.api.operations import Call, Operations
-from minibox_server.responses import error_response
+from minibox_server.responses import RequestError, error_response
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobAdvanced,
@@ -59,7 +59,7 @@ def application(call: Call, *, key: str | None = None, workers: Workers | None =
                 plain=lambda result: JSONResponse({"plainly": result}),
                 key=key,
             )
-        except StoreError as error:
+        except (StoreError, RequestError) as error:
             response = error_response(error, scope)
         await response(scope, receive, send)
 

@@ -33,11 +33,14 @@ from minibox_store import (
     RateLimited,
     RegistryBlocked,
     RegistryError,
+    StillNeeded,
     StoreBusy,
     StoreDamaged,
     StoreError,
     StoreFull,
     StoreUnavailable,
+    UploadNotFound,
+    UploadOutOfOrder,
 )
 
 URL = "https://registry.example/v2/app/manifests/1"
@@ -71,6 +74,9 @@ TABLE: list[tuple[StoreError, int]] = [
     (StoreDamaged("/data/index.json", "no JSON"), 500),
     (StoreUnavailable("/data", "read-only"), 500),
     (MissingLibrary("a layer in zstd", "zstd"), 501),
+    (UploadNotFound("0" * 32), 404),
+    (UploadOutOfOrder("0" * 32, 5, 7), 400),
+    (StillNeeded("sha256:00", "app:1"), 409),
 ]
 
 
