@@ -1,7 +1,8 @@
 """Images that come piece by piece, for a store that hands them on: an index first, and a manifest when it is wanted."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -249,15 +250,14 @@ def test_what_does_not_fit_is_refused_before_a_layer_is_asked_for(
     reference = serve(registry, build_index([large]) if of_an_index else large)
     with mounted(tmp_path / "disk", "size=2m") as disk:
         store = open_store(disk / "store")
+        fetch: Callable[[], object] = partial(store.fetch, reference, client=quick_client())
         if of_an_index:
-            store.fetch(reference, client=quick_client())
+            fetch()
+            fetch = partial(store.fetch_part, reference, Digest.parse(large.digest), client=quick_client())
         with pytest.raises(StoreFull) as caught:
-            if of_an_index:
-                store.fetch_part(reference, Digest.parse(large.digest), client=quick_client())
-            else:
-                store.fetch(reference, client=quick_client())
-        assert caught.value.needed_bytes is not None
-        assert large.layer_digests[0] not in asked_of(registry)
+            fetch()
+    assert caught.value.needed_bytes is not None
+    assert large.layer_digests[0] not in asked_of(registry)
 
 
 def test_an_image_of_which_nobody_knows_whence_it_came_gets_no_part(root: Path) -> None:

@@ -328,28 +328,6 @@ def test_nobody_pushes_without_the_token(tmp_path: Path, layout: Path, how: str)
 # ---- restarts
 
 
-def test_an_upload_goes_on_where_it_was_when_the_daemon_comes_back(tmp_path: Path) -> None:
-    content = hashlib.sha256(b"seed").digest() * 5000
-    digest = digest_of(content)
-    location = ""
-    for number in range(2):
-        with running_daemon(tmp_path / "daemon") as daemon:
-            client = DistributionClient(host=daemon.host)
-            first, last = number * 80_000, (number + 1) * 80_000
-            if not number:
-                location = client.start_upload("team/app")
-            else:
-                status = client.get(location)
-                assert (status.status, status.headers["range"]) == (204, f"0-{first - 1}")
-            answer = client.patch(location, content[first:last], first)
-            assert answer.status == 202, answer
-            location = client.target_of(answer)
-            daemon.post("/system/prune")
-            if number == 1:
-                assert client.close_upload(location, digest).status == 201
-                assert client.get(f"/v2/team/app/blobs/{digest}").body == content
-
-
 def test_an_upload_survives_a_daemon_that_is_killed(tmp_path: Path) -> None:
     content = hashlib.sha256(b"killed").digest() * 5000
     with running_daemon(tmp_path / "daemon") as daemon:
