@@ -2,8 +2,9 @@
 
 import attrs
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from minibox_server.api.descriptions import describe_image
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
 from minibox_server.api.listing import ImageList
@@ -15,6 +16,7 @@ from minibox_server.schemas import IMAGE_SCHEMA, list_of
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
+    Image,
     ImageNotFound,
     InvalidDocument,
     InvalidPath,
