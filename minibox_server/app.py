@@ -21,6 +21,7 @@ from minibox_server.distribution import Distribution, Upstream
 from minibox_server.guard import Guard
 from minibox_server.health import HealthCheck
 from minibox_server.metrics import Metrics
+from minibox_server.observing import Observer
 from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
@@ -48,7 +49,7 @@ def create_app(settings: Settings, *, store: Store | None = None, workers: Worke
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
-    operations = Operations(workers, metrics.operation, max_pulls=settings.max_pulls)
+    operations = Operations(workers, Observer(metrics), max_pulls=settings.max_pulls)
     upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [

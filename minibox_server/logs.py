@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from starlette.types import Scope
@@ -20,6 +20,7 @@ from minibox_server.settings import LogFormat
 from minibox_store import one_line
 
 ACCESS = logging.getLogger("minibox_server.access")
+OPERATIONS = logging.getLogger("minibox_server.operations")
 REQUEST_ID_HEADER = "X-Request-ID"
 
 # Long enough for any usual id, and of no character that means anything to whoever reads logs.
@@ -84,6 +85,36 @@ class RequestRecord:
         }
 
 
+@attrs.frozen(kw_only=True)
+class OperationRecord:
+    """One operation, as the log and the metrics tell of it.
+
+    Attributes:
+        doing: what it is, in a word of this program, such as ``pull``.
+        outcome: how it ended.
+        error: the class of what went wrong; its sentence is for who asked, and may hold what they wrote.
+        seconds: how long it took.
+    """
+
+    doing: str
+    outcome: Literal["done", "failed", "cancelled"]
+    error: str | None
+    seconds: float
+
+    def log(self) -> None:
+        """Write its line."""
+        duration_ms = self.seconds * 1000
+        known = {"operation": self.doing, "outcome": self.outcome, "error": self.error}
+        OPERATIONS.info(
+            "%s %s%s %.0f ms",
+            self.doing,
+            self.outcome,
+            "" if self.error is None else f" ({self.error})",
+            duration_ms,
+            extra={_FIELDS: {"message": "operation", **known, "duration_ms": round(duration_ms, 3)}},
+        )
+
+
 def choose_request_id(scope: Scope) -> str:
     """Return the id of a request: the client's own where it has one that is fit to be written down, else a new one."""
     given = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
@@ -95,11 +126,6 @@ def choose_request_id(scope: Scope) -> str:
 def set_request_id(request_id: str) -> None:
     """Let whatever this task, and each thread that works for it, logs from now on bear this id."""
     _CURRENT.set(request_id)
-
-
-def fields(**values: object) -> Mapping[str, object]:
-    """Return the ``extra`` of a call of a logger by which these values are fields of the line in JSON."""
-    return {_FIELDS: values}
 
 
 class TextFormatter(logging.Formatter):

@@ -7,25 +7,18 @@ number of series is bounded, and nobody's name is in them.
 Spec: Prometheus text exposition format.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import attrs
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from minibox_server.logs import RequestRecord
-from minibox_server.responses import RequestError
+from minibox_server.logs import OperationRecord, RequestRecord
 from minibox_store import (
     BlobAdvanced,
     BlobPresent,
     BlobStarted,
     BlobStored,
-    Cancelled,
     Digest,
     Event,
     EventListener,
-    StoreError,
     __version__,
 )
 
@@ -126,30 +119,24 @@ class Metrics:
 
     # ---- operations
 
-    @contextmanager
-    def operation(self, doing: str) -> Iterator[EventListener]:
-        """Count an operation while the block runs, and yield the listener that counts what its events tell.
+    def operation_began(self, doing: str) -> EventListener:
+        """Count an operation that runs from now on, and return the listener that counts what its events tell.
 
         Args:
             doing: what it is, in a word of this program, such as ``pull``.
         """
-        started = time.monotonic()
         self._started.labels(doing).inc()
         self._operations_now.labels(doing).inc()
-        outcome = "done"
-        try:
-            yield _Moving(self._moved.labels(doing), self._blobs, doing)
-        except Cancelled:
-            outcome = "cancelled"
-            raise
-        except BaseException as error:
-            outcome = "failed"
-            self._failures.labels(doing, _name_of(error)).inc()
-            raise
-        finally:
-            self._operations_now.labels(doing).dec()
-            self._ended.labels(doing, outcome).inc()
-            self._operation_seconds.labels(doing).observe(time.monotonic() - started)
+        return _Moving(self._moved.labels(doing), self._blobs, doing)
+
+    def operation_ended(self, record: OperationRecord) -> None:
+        """Count how an operation ended."""
+        doing = record.doing
+        self._operations_now.labels(doing).dec()
+        self._ended.labels(doing, record.outcome).inc()
+        self._operation_seconds.labels(doing).observe(record.seconds)
+        if record.outcome == "failed":
+            self._failures.labels(doing, record.error or _OTHER).inc()
 
     # ---- the store
 
@@ -197,10 +184,3 @@ class _Moving:
                 self._blobs.labels(self._doing, "stored").inc()
             case _:
                 pass
-
-
-def _name_of(error: BaseException) -> str:
-    """Return the class of an error, where it is one of this program's: those are so many and no more."""
-    if isinstance(error, RequestError):
-        return f"RequestError{error.status}"
-    return type(error).__name__ if isinstance(error, StoreError) else "unexpected"

@@ -138,12 +138,12 @@ class ImageMap:
         names = (name_of(root) for root in self.roots_of(digest))
         return tuple(sorted({name for name in names if name is not None}))
 
-    def role_of(self, digest: Digest) -> Role | None:
-        """Return what a blob is to those that need it; None where nobody does."""
-        roles: set[Role] = {
-            self.leaves[key].role if key in self.leaves else "manifest" for key in self._identities.get(digest, ())
-        }
-        return "layer" if len(roles) > 1 else next(iter(roles), None)
+    def kinds_of(self, digest: Digest) -> set[tuple[Role, str]]:
+        """Return what a blob is to those that need it, and of which type: one thing, unless somebody lies."""
+        keys = self._identities.get(digest, ())
+        leaves = {(self.leaves[key].role, self.leaves[key].descriptor.media_type) for key in keys if key in self.leaves}
+        # Of a document the type is part of what tells it from others.
+        return leaves | {("manifest", key[2]) for key in keys if key not in self.leaves}
 
     def reached_from(self, root: Descriptor) -> set[Digest]:
         """Return the digest of each blob that a root reaches, and its own."""
@@ -163,14 +163,15 @@ def weigh_blobs(
     weighed = []
     for digest, size_bytes in heapq.nsmallest(most, sizes_bytes.items(), key=lambda item: (-item[1], item[0])):
         roots = tuple(images.roots_of(digest))
-        described = images.descriptors_of(digest)
+        kinds = images.kinds_of(digest)
+        role, media_type = min(kinds) if kinds else (None, None)
         names = sorted({name for name in map(name_of, roots) if name is not None})
         weighed.append(
             BlobUsage(
                 digest=digest,
                 size_bytes=size_bytes,
-                role=images.role_of(digest),
-                media_type=described[0].media_type if described else None,
+                role=role,
+                media_type=media_type,
                 needed_by=len(roots),
                 names=tuple(names[:most_names]),
             )

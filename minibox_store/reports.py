@@ -186,8 +186,8 @@ class BlobUsage:
     Attributes:
         digest: of the blob.
         size_bytes: of its file.
-        role: what it is to those that need it: ``layer`` where it is several things; None where nobody says.
-        media_type: as the first of them has it; None where none needs it.
+        role: what it is to those that need it; None where none does.
+        media_type: as they have it; None where none needs it.
         needed_by: how many entries of index.json need it, those without a name included.
         names: of those that have one, sorted; of very many the first ones.
     """

@@ -1,7 +1,8 @@
 """Images that come piece by piece, for a store that hands them on: an index first, and a manifest when it is wanted."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,15 @@ from minibox_store import (
     RegistryBlocked,
     RegistryError,
     RegistryRule,
+    StoreFull,
 )
 from minibox_store.layout.sweeping import Sweep
-from tests.support.images import BuiltImage, build_image, build_index
+from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import memory_of
-from tests.support.stores import open_layout, open_store, put_dead
+from tests.support.stores import mounted, open_layout, open_store, put_dead
 
 AMD64, ARM64 = build_image(), build_image(platform="linux/arm64")
 INDEX = build_index([AMD64, ARM64])
@@ -238,6 +240,24 @@ def test_a_registry_that_is_down_is_told_and_what_is_there_stays(root: Path) -> 
     with pytest.raises(RegistryError):
         store.fetch(reference, client=quick_client(attempts=1))
     assert stored(root) == {INDEX.digest}
+
+
+@pytest.mark.parametrize("of_an_index", [False, True])
+def test_what_does_not_fit_is_refused_before_a_layer_is_asked_for(
+    tmp_path: Path, registry: ScriptedRegistry, of_an_index: bool
+) -> None:
+    large = build_image([random_layer(3 * 1024 * 1024)])
+    reference = serve(registry, build_index([large]) if of_an_index else large)
+    with mounted(tmp_path / "disk", "size=2m") as disk:
+        store = open_store(disk / "store")
+        fetch: Callable[[], object] = partial(store.fetch, reference, client=quick_client())
+        if of_an_index:
+            fetch()
+            fetch = partial(store.fetch_part, reference, Digest.parse(large.digest), client=quick_client())
+        with pytest.raises(StoreFull) as caught:
+            fetch()
+    assert caught.value.needed_bytes is not None
+    assert large.layer_digests[0] not in asked_of(registry)
 
 
 def test_an_image_of_which_nobody_knows_whence_it_came_gets_no_part(root: Path) -> None:

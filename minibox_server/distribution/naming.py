@@ -71,7 +71,7 @@ def naming_errors(repository: LocalRepository) -> Iterator[None]:
     except (ImageNotFound, BlobNotFound, UploadNotFound) as error:
         raise _not_found(repository, error) from error
     except UploadOutOfOrder as error:
-        headers = {"Range": come_so_far(error.size_bytes), "Content-Range": f"bytes */{error.size_bytes}"}
+        headers = {"Content-Range": f"bytes */{error.size_bytes}"}  # so much has come
         raise RequestError(416, str(error), headers, "RANGE_INVALID") from error
     except StillNeeded as error:
         raise RequestError(405, str(error), {"Allow": "GET, HEAD"}, "UNSUPPORTED") from error

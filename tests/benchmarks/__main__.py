@@ -29,6 +29,7 @@ from tests.benchmarks.lines import measure_cut, measure_push, measure_slow_line,
 from tests.benchmarks.listing import measure_images
 from tests.benchmarks.looking import measure_inside, measure_mount
 from tests.benchmarks.opening import measure_opening
+from tests.benchmarks.patience import measure_latency, measure_listeners
 from tests.benchmarks.pruning import measure_prune
 from tests.benchmarks.report import Row, render_table
 from tests.benchmarks.scene import QUICK, Scene, Sizes, describe_machine, opening_places
@@ -66,6 +67,8 @@ MEASURES: dict[str, Callable[[Scene], Iterator[Row]]] = {
     "daemon-images": measure_requests,
     "daemon-blobs": measure_blobs,
     "daemon-push": measure_pushes,
+    "daemon-progress": measure_listeners,
+    "daemon-latency": measure_latency,
 }
 _RUNS = 5
 _QUICK_RUNS = 2

@@ -45,6 +45,10 @@ def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     check_invariants(root, leftovers=True)  # what was pushed, and no manifest needs, is kept for a day
 
 
+# What does not depend on who may ask is tried with one of them.
+ONCE = pytest.mark.parametrize("daemon", [TOKEN], indirect=True, ids=["with a token"])
+
+
 @pytest.fixture(scope="module")
 def containerd() -> Iterator[Containerd]:
     with running_containerd() as running:
@@ -92,6 +96,7 @@ def skopeo_asks(daemon: Daemon, command: str, *arguments: str) -> str:
     return run_skopeo(command, "--tls-verify=false", *credentials(daemon, "--creds"), *arguments)
 
 
+@ONCE
 def test_skopeo_pushes_each_sort_of_image_and_pulls_it_back(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
     for source, image in SOURCES.items():
         name = f"skopeo/{source}"
@@ -142,6 +147,7 @@ def test_podman_pushes_and_pulls_with_storage_of_its_own(
     assert builder.pull(f"{daemon.host}/podman/pushed:1", *options) == pushed
 
 
+@ONCE
 def test_podman_pushes_a_list_of_platforms_that_it_has_made(
     daemon: Daemon, layout: Path, builder: Builder, tmp_path: Path
 ) -> None:
@@ -153,6 +159,7 @@ def test_podman_pushes_a_list_of_platforms_that_it_has_made(
     assert set(blobs) - {pushed} == set(INDEX.blobs) - {INDEX.digest}
 
 
+@ONCE
 def test_skopeo_recompresses_converts_and_synchronises(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
     skopeo_push(daemon, layout, "large:1", "changed/zstd:1", "--dest-compress-format=zstd")
     skopeo_push(daemon, layout, "image:1", "changed/docker:1", "--format=v2s2")
@@ -240,6 +247,7 @@ def test_oras_pushes_attaches_and_pulls_artifacts(daemon: Daemon, tmp_path: Path
     assert [each["digest"] for each in found] == [attached]
 
 
+@ONCE
 def test_this_library_pushes_copies_lists_pulls_and_deletes(daemon: Daemon, layout: Path, tmp_path: Path) -> None:
     known = {} if daemon.token is None else {daemon.host: Credentials(username="anybody", password=daemon.token)}
     client = quick_client(credentials=known)
@@ -273,6 +281,7 @@ def test_docker_registry_mirrors_the_daemon(tmp_path: Path, layout: Path) -> Non
     assert read_layout_blobs(tmp_path / "pulled") == INDEX.blobs
 
 
+@ONCE
 def test_what_was_pushed_is_listed_and_a_prune_takes_nothing_of_it(
     daemon: Daemon, layout: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +299,7 @@ def test_what_was_pushed_is_listed_and_a_prune_takes_nothing_of_it(
         assert client.get(f"/v2/kept/app/blobs/{digest}").status == 200
 
 
+@ONCE
 def test_what_was_deleted_is_taken_by_a_prune_and_nothing_else_is(daemon: Daemon, layout: Path) -> None:
     image = build_image(salt="deleted")
     client = asking(daemon)
@@ -316,28 +326,6 @@ def test_nobody_pushes_without_the_token(tmp_path: Path, layout: Path, how: str)
 
 
 # ---- restarts
-
-
-def test_an_upload_goes_on_where_it_was_when_the_daemon_comes_back(tmp_path: Path) -> None:
-    content = hashlib.sha256(b"seed").digest() * 5000
-    digest = digest_of(content)
-    location = ""
-    for number in range(4):
-        with running_daemon(tmp_path / "daemon") as daemon:
-            client = DistributionClient(host=daemon.host)
-            first, last = number * 40_000, (number + 1) * 40_000
-            if not number:
-                location = client.start_upload("team/app")
-            else:
-                status = client.get(location)
-                assert (status.status, status.headers["range"]) == (204, f"0-{first - 1}")
-            answer = client.patch(location, content[first:last], first)
-            assert answer.status == 202, answer
-            location = client.target_of(answer)
-            daemon.post("/system/prune")
-            if number == 3:
-                assert client.close_upload(location, digest).status == 201
-                assert client.get(f"/v2/team/app/blobs/{digest}").body == content
 
 
 def test_an_upload_survives_a_daemon_that_is_killed(tmp_path: Path) -> None:

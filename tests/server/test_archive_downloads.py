@@ -26,6 +26,8 @@ IMAGES = {
     "app:1": build_image([SHARED, {"a": b"1"}]),
     "quay.io/team/app:2": build_image([SHARED], salt="second"),
     "index:1": build_index([build_image(), build_image(platform="linux/arm64")]),
+    # A document that is no small piece.
+    "words:1": build_image(annotations={"many": "words" * 40_000}),
 }
 WAIT_SECONDS = 10.0
 

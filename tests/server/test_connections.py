@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from minibox_server.connections import Connections
+from minibox_server.connections import Connections, accepted_at_once
 from tests.server.clients import exchange, read_reply
 from tests.server.serving import serving
 
@@ -340,3 +342,22 @@ def test_only_so_many_that_were_refused_are_listened_to_for_a_moment() -> None:
         return lingering
 
     assert asyncio.run(run()) == 64
+
+
+@pytest.mark.parametrize(
+    ("hard", "wanted", "expected"), [(256, 1024, 128), (4096, 1024, 1024), (4096, 3073, 2048), (64, 10, 10)]
+)
+def test_a_process_has_no_more_connections_than_it_has_descriptors_for(hard: int, wanted: int, expected: int) -> None:
+    asking = (
+        "import resource, sys; from minibox_server.connections import room_for\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (min({hard}, 200), {hard}))\n"
+        f"print(room_for({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    told = subprocess.run([sys.executable, "-c", asking], capture_output=True, text=True, check=True, timeout=30)
+    room, soft = map(int, told.stdout.split())
+    assert room == expected
+    assert soft == min(hard, wanted + 1024)
+
+
+def test_of_few_connections_fewer_are_accepted_at_once() -> None:
+    assert [accepted_at_once(most) for most in (1, 4, 60, 1024, 100_000)] == [1, 1, 15, 256, 256]

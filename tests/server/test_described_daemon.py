@@ -36,9 +36,9 @@ from tests.support.daemon import DAEMON_COMMAND, Daemon, running_daemon
 from tests.support.described import Description
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, random_layer
 from tests.support.layouts import write_layout
-from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.traced import changed_paths, connections, traced
 from tests.support.trials import DEEP
+from tests.support.upload_registry import UploadRegistry
 
 # What is asked for each operation and in each way: with what the description allows, and with what it does not.
 EXAMPLES = 200 if DEEP else 3
@@ -85,7 +85,7 @@ class Watched:
     known: dict[str, list[str]]
     folder: Path
     trace: Path
-    registry: ScriptedRegistry
+    registry: UploadRegistry
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     images = {f"app:{number}": image for number in range(20)} | {"multi": build_index([image])}
     write_layout(folder / "data", images)
     (folder / "archives").mkdir()
-    with ScriptedRegistry() as registry:
-        serve_image(registry, "team/app", "1", image)
+    with UploadRegistry() as registry:
+        registry.put("team/app", image, tag="1")
         rules = folder / "registries.toml"
         rules.write_text(f'allowed = ["{registry.host}"]\nprivate_addresses = true\n')
         environment = {
@@ -121,7 +121,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             yield Watched(daemon, schema, Description(document), known, folder, trace, registry)
 
 
-def known_values(image: BuiltImage, registry: ScriptedRegistry, archives: Path) -> dict[str, list[str]]:
+def known_values(image: BuiltImage, registry: UploadRegistry, archives: Path) -> dict[str, list[str]]:
     blobs = [each["digest"] for each in image.document()["layers"]]
     return {
         "image": ["app:1", "multi", registry.reference("team/app", "1")],
@@ -201,6 +201,14 @@ def hold(watched: Watched, case: Any, response: Any) -> None:
     headers = [(name, value) for name, values in response.headers.items() for value in values]
     path = unquote(urlsplit(request.url).path)
     watched.description.check(request.method, path, response.status_code, headers, response.content)
+
+
+@pytest.mark.parametrize("form", ["text/event-stream", "application/x-ndjson"])
+def test_what_has_no_end_begins_as_the_description_says(watched: Watched, form: str) -> None:
+    for path in ENDLESS:
+        with watched.daemon.stream("GET", path, headers={"Accept": form}) as stream:
+            assert stream.headers["content-type"].partition(";")[0] == form
+            watched.description.check("GET", path, stream.status, stream.headers.items(), b"")
 
 
 def test_whoever_was_asked_for_nobody_else_was_connected_to_and_nothing_else_was_changed(watched: Watched) -> None:

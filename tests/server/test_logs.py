@@ -232,8 +232,27 @@ def test_a_client_that_goes_away_is_told_of_as_such(daemon: Daemon, tmp_path: Pa
             assert stream.headers[HEADER.lower()] == request_id
             assert next(iter(stream)).startswith("[pull] fetching")
         wait_until(lambda: f'"{request_id}"' in daemon.read_log(), daemon.process, log=daemon.log)
-    [line] = [each for each in map(json.loads, daemon.read_log().splitlines()) if each["request_id"] == request_id]
-    assert (line["status"], line["ended_early"], line["route"]) == (200, True, "/images/pull")
+    wait_until(lambda: len(lines_with(daemon, request_id)) == 2, daemon.process, log=daemon.log)
+    lines = {line["message"]: line for line in lines_with(daemon, request_id)}
+    request, operation = lines["request"], lines["operation"]
+    assert (request["status"], request["ended_early"], request["route"]) == (200, True, "/images/pull")
+    assert (operation["operation"], operation["outcome"], operation["error"]) == ("pull", "cancelled", None)
+
+
+def lines_with(daemon: Daemon, request_id: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, daemon.read_log().splitlines()) if line["request_id"] == request_id]
+
+
+def test_an_operation_has_a_line_with_the_id_of_who_asked_for_it(daemon: Daemon) -> None:
+    for path, error in (("/nowhere.tar", "RequestError403"), (f"{daemon.data_root.parent}/x.tar", "RequestError400")):
+        answer = daemon.request("POST", "/images/load", {"path": path})
+        request_id = answer.headers[HEADER.lower()]
+        wait_until(lambda: len(lines_with(daemon, request_id)) == 2, daemon.process, log=daemon.log)  # noqa: B023
+        lines = {line["message"]: line for line in lines_with(daemon, request_id)}
+        assert lines["request"]["status"] == answer.status
+        assert (lines["operation"]["operation"], lines["operation"]["outcome"]) == ("load", "failed")
+        assert lines["operation"]["error"] == error
+        assert lines["operation"]["duration_ms"] > 0
 
 
 def test_every_line_of_the_daemon_is_json(daemon: Daemon) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from minibox_server.metrics import Metrics
+from minibox_server.observing import Observer
 from minibox_server.responses import RequestError
 from minibox_store import (
     BlobAdvanced,
@@ -137,7 +138,7 @@ def test_a_pull_is_counted_with_its_bytes_and_a_second_one_finds_the_blobs(tmp_p
 )
 def test_how_an_operation_ends_is_counted_once(error: Exception, outcome: str, kind: str | None) -> None:
     metrics = Metrics()
-    with pytest.raises(type(error)), metrics.operation("save"):
+    with pytest.raises(type(error)), Observer(metrics)("save"):
         raise error
     samples = read_samples(metrics.encode().decode())
     ended = {labels: count for (name, labels), count in samples.items() if name == "minibox_operations_ended_total"}
@@ -156,7 +157,7 @@ def test_bytes_that_are_fetched_again_or_were_there_are_not_counted_twice() -> N
     def advanced(done_bytes: int) -> BlobAdvanced:
         return BlobAdvanced(digest=descriptor.digest, done_bytes=done_bytes, size_bytes=100)
 
-    with metrics.operation("pull") as listener:
+    with Observer(metrics)("pull") as listener:
         for event in (started(40), advanced(50), advanced(90), started(60), advanced(100)):
             listener(event)
     assert value(read_samples(metrics.encode().decode()), "minibox_moved_bytes_total", operation="pull") == 50 + 40
@@ -176,7 +177,7 @@ def test_operations_of_many_threads_are_all_counted() -> None:
 
 def _operate(metrics: Metrics) -> None:
     for _ in range(100):
-        with metrics.operation("pull"):
+        with Observer(metrics)("pull"):
             pass
 
 

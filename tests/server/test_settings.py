@@ -104,3 +104,19 @@ def test_what_is_pulled_is_unpacked_unless_the_operator_says_no(text: str, unpac
 
 def test_the_root_of_the_store_becomes_absolute() -> None:
     assert parse_settings({"MINIBOX_DATA_ROOT": "/a/../b"}).data_root == "/b"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "usual"),
+    [
+        ("MINIBOX_MAX_CONNECTIONS", "max_connections", 1024),
+        ("MINIBOX_MAX_REQUESTS", "max_requests", 768),
+        ("MINIBOX_IDLE_SECONDS", "idle_seconds", 60),
+    ],
+)
+def test_a_limit_is_a_whole_number_and_has_a_usual_value(name: str, field: str, usual: int) -> None:
+    assert getattr(parse_settings({}), field) == getattr(parse_settings({name: ""}), field) == usual
+    assert getattr(parse_settings({name: "7"}), field) == 7
+    for text in ("0", "-1", "1.5", "1e3", " 7", "9" * 8, "9" * 5000, "many", "٣"):
+        with pytest.raises(SettingsError, match=name):
+            parse_settings({name: text})

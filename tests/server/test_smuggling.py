@@ -4,11 +4,11 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.server.clients import TOKEN, exchange
+from tests.server.clients import TOKEN, exchange, read_reply
 from tests.support.daemon import Daemon, running_daemon
 
 # What stands where a body should be; an answer to it is one to a request that nobody sent as one.
@@ -260,3 +260,18 @@ def test_requests_behind_one_that_was_refused_are_not_answered(daemon: Daemon) -
         answer = received(daemon, request(method="GET", target="/images") + bad + SMUGGLED)
         assert statuses(answer) == [200, 400]
         assert ANSWER_TO_IT not in answer
+
+
+def test_bodies_that_stop_take_no_thread_from_others_and_are_told_so(daemon: Daemon) -> None:
+    head = request("Content-Length: 1000000", "Content-Type: application/x-tar", target="/images/load")
+    with ExitStack() as stack:
+        # More than there are threads that change something.
+        stopped = []
+        for _ in range(40):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=15))
+            connection.sendall(head + bytes(1000))
+            stopped.append(connection)
+        assert exchange(daemon.port, request(method="GET", target="/images")).status == 200
+        for connection in stopped:
+            assert read_reply(connection).status == 408
+    assert statuses(received(daemon, request("Connection: close"), seconds=15)) == [200]

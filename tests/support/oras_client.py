@@ -8,7 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-from tests.support.peers import run_peer
 from tests.support.processes import plain_environment
 
 _PROJECT = Path(__file__).parents[2]
@@ -28,6 +27,8 @@ def run_oras(home: Path, step: str, reference: str, folder: Path, token: str | N
     Raises:
         PeerFailed: with its stderr.
     """
+    from tests.support.peers import run_peer  # of no use to the process that is started, and slow to load
+
     command = [sys.executable, "-m", "tests.support.oras_client", step, reference, str(folder), token or "", subject]
     run_peer(command, {**plain_environment(home), "PYTHONPATH": str(_PROJECT)})
     return sorted(each.name for each in folder.iterdir())

@@ -7,6 +7,8 @@ import { bytes, short } from "./words.js";
 
 const STATES = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled" };
 const PHASES = { unpacking: "Unpacking", registering: "Writing its name", verifying: "Checking", resolving: "Asking" };
+// Of these alone a rate can be told: the bytes of others are counted anew, or are no traffic.
+const MOVES = ["moving", "sending", "receiving"];
 const MOST_MESSAGES = 5;
 
 /** Show a piece of work in `place` until its user puts it away. */
@@ -76,8 +78,9 @@ class Card {
       this.blobs.append(row.element);
     }
     row.element.dataset.phase = blob.phase;
-    row.told.textContent = toldOf(blob);
-    setBar(row.bar, blob.sizeBytes ? blob.doneBytes / blob.sizeBytes : null);
+    const isDone = this.work.state === "done";
+    row.told.textContent = isDone ? endOf(blob) : toldOf(blob);
+    setBar(row.bar, isDone ? 1 : blob.sizeBytes ? blob.doneBytes / blob.sizeBytes : null);
   }
 
   #end(onPutAway) {
@@ -101,7 +104,7 @@ function lineOf(work) {
   const parts = [
     PHASES[progress.phase] ?? null,
     total ? `${bytes(done)} of ${bytes(total)}` : done ? bytes(done) : "Asking…",
-    seconds > 1 && moved > 0 ? `${bytes(moved / seconds)}/s` : null,
+    seconds > 1 && moved > 0 && MOVES.includes(progress.phase) ? `${bytes(moved / seconds)}/s` : null,
     progress.resumedBytes ? `resumed, ${bytes(progress.resumedBytes)} were here` : null,
   ];
   return parts.filter(Boolean).join(" · ");
@@ -112,12 +115,16 @@ function nameOf(blob) {
 }
 
 function toldOf(blob) {
-  if (blob.phase === "unpacking") return `${bytes(blob.sizeBytes)}, unpacking`;
-  if (blob.wasPresent) return `${bytes(blob.sizeBytes)}, was here`;
-  if (blob.phase === "stored") return `${bytes(blob.sizeBytes)}, stored`;
+  if (blob.phase === "present" || blob.phase === "stored") return endOf(blob);
+  const done = `${bytes(blob.doneBytes)} of ${bytes(blob.sizeBytes)}`;
+  if (blob.phase === "unpacking") return `unpacking, ${done}`;
   const resumed = blob.resumedBytes ? `, resumed at ${bytes(blob.resumedBytes)}` : "";
   const attempt = blob.attempt > 1 ? `, attempt ${blob.attempt}` : "";
-  return `${bytes(blob.doneBytes)} of ${bytes(blob.sizeBytes)}${resumed}${attempt}`;
+  return `${done}${resumed}${attempt}`;
+}
+
+function endOf(blob) {
+  return `${bytes(blob.sizeBytes)}, ${blob.wasPresent ? "was here" : "stored"}`;
 }
 
 function setBar(bar, part) {

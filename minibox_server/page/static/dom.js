@@ -43,7 +43,12 @@ export function field(label, input, hint = null) {
 
 /** Return what says why something is not shown, and a button by which it is asked for again. */
 export function notice(problem, again) {
-  return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", again));
+  const tryAgain = async () => {
+    await again();
+    // The button is gone with what it stood for; who pressed it goes on at the top of the view.
+    if (document.activeElement === document.body) document.querySelector("h1").focus();
+  };
+  return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", tryAgain));
 }
 
 /** Return terms and what they stand for; a pair whose second part is null is left out. */

@@ -62,7 +62,6 @@ function showImages(place, list, found) {
   // A row that has the focus is replaced by its successor, which takes the focus over.
   const focused = list.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
   replace(list, shown.slice(0, looking.most).map((image) => row(image, largest)));
-  if (focused) [...list.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focused)?.focus();
   const empty = images.length
     ? make("p", { class: "empty" }, "No image has these words.")
     : make("div", { class: "empty" }, make("h2", {}, "Nothing here yet"),
@@ -76,6 +75,7 @@ function showImages(place, list, found) {
   const more = shown.length > looking.most
     && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore, { class: "more" });
   replace(place, problem && notice(problem, refresh), shown.length ? [list, more] : empty);
+  if (focused) [...list.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focused)?.focus();
 }
 
 function row(image, largest) {

@@ -54,7 +54,7 @@ export class Progress {
   #takeBlob(event) {
     this.ahead = null;
     const known = this.blobs.get(event.digest);
-    const isThere = event.phase === "present" || event.phase === "stored" || event.phase === "unpacking";
+    const isThere = event.phase === "present" || event.phase === "stored";
     const sizeBytes = event.size_bytes ?? known?.sizeBytes ?? 0;
     this.blobs.set(event.digest, {
       digest: event.digest,
