@@ -30,6 +30,7 @@ class Client:
     def __init__(self) -> None:
         self._messages: asyncio.Queue[Message | Exception] = asyncio.Queue()
         self.taken_bytes = 0
+        self.bodies: list[RequestBody] = []
 
     def send(self, *pieces: bytes, more: bool = True) -> None:
         """Send some pieces; without ``more`` the last one ends the body."""
@@ -57,6 +58,7 @@ class Client:
     async def body(self, **options: Any) -> AsyncIterator[RequestBody]:
         """Give the body that the application reads."""
         async with streamed_body(Request({"type": "http"}, self.receive), **options) as body:
+            self.bodies.append(body)
             yield body
 
 
@@ -65,8 +67,13 @@ def run(scenario: Callable[[Client], Any]) -> Any:
     threads = set(threading.enumerate())
 
     async def bounded() -> Any:
-        async with asyncio.timeout(WAIT_SECONDS):
-            return await scenario(Client())
+        client = Client()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                return await scenario(client)
+        finally:
+            for body in client.bodies:  # else a reader that was forgotten would be waited for without a bound
+                body.interrupt()
 
     result = asyncio.run(bounded())
     assert set(threading.enumerate()) <= threads
@@ -241,7 +248,7 @@ def test_a_task_that_is_cancelled_waits_for_nothing_and_ends_its_reader() -> Non
         async def hold() -> None:
             async with client.body() as body:
                 reading.append(asyncio.create_task(asyncio.to_thread(body.read, 10)))
-                await asyncio.sleep(WAIT_SECONDS)
+                await asyncio.sleep(10 * WAIT_SECONDS)
 
         holding = asyncio.create_task(hold())
         await asyncio.sleep(0.05)
