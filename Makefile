@@ -2,7 +2,7 @@
 #
 #   make run                     the main job: an image travels through two daemons and a store, step by step
 #   make run IMAGE=alpine:3.20   the same with an image of a real registry
-#   make test                    all tests (ARGS='-k name' passes arguments to pytest)
+#   make test                    all tests, on every processor (ARGS='-k name' passes arguments to pytest, JOBS=0 is one)
 #   make check                   style, types, and the examples in docstrings and documents
 #   make bench                   speed and memory, measured
 #   make clean                   removes .venv and all caches
@@ -12,6 +12,7 @@
 PYTHON ?= python3
 IMAGE ?=
 ARGS ?=
+JOBS ?= auto
 
 VENV := .venv
 comma := ,
@@ -30,7 +31,7 @@ run: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(if $(IMAGE),--image '$(IMAGE)')
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
