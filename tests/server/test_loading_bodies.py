@@ -252,18 +252,25 @@ def test_a_connection_goes_on_after_a_load(served: Daemon) -> None:
         assert connection.getresponse().read() == b"Daemon is running"
 
 
-def test_a_client_that_stalls_and_the_end_of_the_daemon_end_a_load(tmp_path: Path) -> None:
-    def half_sent(port: int) -> socket.socket:
-        connection = clients.enter_context(begin(port, f"Content-Length: {len(LARGE)}"))
-        connection.sendall(LARGE[: len(LARGE) // 2])
-        wait_for(lambda: bool(transactions(daemon.data_root)))
-        return connection
+def half_sent(daemon: Daemon) -> socket.socket:
+    """Return a connection over which half of an archive has come, which the daemon has begun to load."""
+    connection = begin(daemon.port, f"Content-Length: {len(LARGE)}")
+    connection.sendall(LARGE[: len(LARGE) // 2])
+    wait_for(lambda: bool(transactions(daemon.data_root)))
+    return connection
 
+
+def test_a_client_that_stalls_is_told_so_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running_daemon(tmp_path, environment={"MINIBOX_IDLE_SECONDS": "1"}) as daemon, half_sent(daemon) as stalled:
+        assert read_reply(stalled).status == 408
+        wait_for(lambda: not transactions(daemon.data_root))
+        check_invariants(daemon.data_root)
+
+
+def test_the_end_of_the_daemon_ends_a_load_that_waits_for_its_client(tmp_path: Path) -> None:
     with contextlib.ExitStack() as clients:
-        with running_daemon(tmp_path, environment={"MINIBOX_IDLE_SECONDS": "3"}) as daemon:
-            assert read_reply(half_sent(daemon.port)).status == 408
-            wait_for(lambda: not transactions(daemon.data_root))
-            half_sent(daemon.port)
+        with running_daemon(tmp_path) as daemon:
+            clients.enter_context(half_sent(daemon))
             started = time.monotonic()
         assert time.monotonic() - started < 5  # sooner than whoever still runs is left behind
         assert "did not end in time" not in daemon.read_log()
