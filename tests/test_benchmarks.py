@@ -84,6 +84,16 @@ def test_a_tar_of_which_a_reader_leaves_something_out_is_no_measurement(
         measure(command, environment=environment, folder=tmp_path)
 
 
+def test_the_daemon_under_load_stands_beside_a_bare_route_and_a_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in ("wrk", "skopeo", "docker-registry", "nginx"):
+        require_peer(program)
+    measures = ("images", "blobs", "push", "progress", "latency")
+    printed = run_quickly(capsys, *(f"daemon-{name}" for name in measures))
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 6
+    assert all(float(row[-3].removesuffix(" MiB").removesuffix(" ms")) > 0 for row in rows)
+
+
 def test_collection_and_verification_stand_beside_those_of_umoci_and_openssl(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
