@@ -503,6 +503,17 @@ def test_an_image_that_is_pushed_with_a_tag_has_that_name(root: Path, repository
     assert open_store(root).prune().removed == ()
 
 
+@pytest.mark.parametrize("name", ["a_b.c/app", "x" * 251, "a/" + "x" * 249, "localhost", "quay.io/team/app", "b" * 64])
+def test_what_was_pushed_is_seen_whatever_the_repository_is_called(root: Path, store: Store, name: str) -> None:
+    repository, image = store.repository(name), build_image()
+    push_image(repository, image, "1")
+    assert (repository.tags(), str(repository.resolve("1").digest)) == (("1",), image.digest)
+    assert name in store.repositories()
+    assert store.prune().removed == ()
+    repository.delete_tag("1")
+    assert not repository.is_known()
+
+
 def test_what_is_pushed_by_digest_is_kept_by_an_entry_without_a_name(root: Path, store: Store) -> None:
     repository, image = store.repository("team/app"), build_image(algorithm="sha512")
     for _ in range(2):
