@@ -190,8 +190,13 @@ def with_pushed(
 
 
 def _with_nameless(index: LayoutIndex, repository: str, descriptor: Descriptor, said: Mapping[str, str]) -> LayoutIndex:
-    """Return the index in which an entry of a repository stands for this, with a name or without."""
-    if any(root.digest == descriptor.digest for root in find_repository(index, repository).roots):
+    """Return the index in which an entry of a repository stands for this, with a name or without.
+
+    One that is kept for what it refers to alone does so only where this is to be kept like that: else it would go with
+    what may be gone already.
+    """
+    alike = [root for root in find_repository(index, repository).roots if root.digest == descriptor.digest]
+    if any(REFERRER_ANNOTATION in said or not is_referrer(root) for root in alike):
         return index
     new = Descriptor(
         media_type=descriptor.media_type,
@@ -199,7 +204,8 @@ def _with_nameless(index: LayoutIndex, repository: str, descriptor: Descriptor, 
         size_bytes=descriptor.size_bytes,
         annotations={REPOSITORY_ANNOTATION: repository, **said},
     )
-    return attrs.evolve(index, entries=(*index.entries, LayoutEntry(descriptor=new)))
+    kept = (entry for entry in index.entries if entry.descriptor not in alike)
+    return attrs.evolve(index, entries=(*kept, LayoutEntry(descriptor=new)))
 
 
 def without_entries(index: LayoutIndex, taken: Container[Descriptor], repository: str) -> LayoutIndex:

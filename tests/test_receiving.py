@@ -685,6 +685,30 @@ def test_a_referrer_whose_subject_is_absent_is_kept_for_itself(root: Path, store
     ]
 
 
+def test_a_referrer_that_is_pushed_again_once_its_subject_is_gone_is_kept_for_itself(root: Path, store: Store) -> None:
+    repository, image = store.repository("team/app"), build_image()
+    push_image(repository, image, "1")
+    signature = build_artifact(image.root)
+    push_image(repository, signature)
+    repository.delete_manifest(Digest.parse(image.digest))
+    push_image(repository, signature)
+    assert nameless(root) == [(signature.digest, {REPOSITORY: "team/app"})]
+    store.prune()
+    assert stored(root) == set(signature.blobs)
+
+
+def test_a_referrer_that_a_tag_stood_for_stays_though_its_subject_is_gone(root: Path, store: Store) -> None:
+    repository, image, other = store.repository("team/app"), build_image(), build_image(salt="other")
+    push_image(repository, image, "1")
+    signature = build_artifact(image.root)
+    push_image(repository, signature)
+    push_image(repository, signature, "signature")
+    repository.delete_manifest(Digest.parse(image.digest))
+    push_image(repository, other, "signature")
+    store.prune()
+    assert stored(root) == {*signature.blobs, *other.blobs}
+
+
 def test_referrers_that_an_index_has_taken_in_are_listed_still(store: Store, repository: LocalRepository) -> None:
     image = build_image()
     signature = build_artifact(image.root)
