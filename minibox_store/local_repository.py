@@ -193,6 +193,8 @@ class LocalRepository:
 
         Raises:
             BlobNotFound: when it is not seen there, or not there any more.
+
+        Guarantees: as :meth:`finish_upload`.
         """
         with file_errors(self._layout.paths.root):
             found = source.find(digest)
@@ -200,6 +202,8 @@ class LocalRepository:
                 if not writer.has_blob(found):
                     raise BlobNotFound(str(digest))
                 self._pushed.pin(self.name, digest)
+                # A collection that had looked at the pins before may have taken the blob: the commit gives it back.
+                writer.write_change(lambda index: index, [])
         return _octets(digest, found.size_bytes)
 
     # ---- manifests

@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -471,6 +472,28 @@ def test_a_blob_of_another_repository_is_mounted_if_it_is_seen_there(root: Path,
     target.put_manifest(image.blobs[image.digest], OCI_MANIFEST, tag="1")
     assert pins_in(root) == []
     check_invariants(root)
+
+
+def test_a_blob_that_a_prune_takes_while_it_is_mounted_is_given_back(root: Path, store: Store) -> None:
+    source, repository = store.repository("team/app"), store.repository("team/other")
+    digest = push_blob(source, FIRST).digest
+    pruning = threading.Thread(target=open_store(root).prune)
+
+    with replaced_os() as system:
+        gate = system.block("unlink", path=f"blobs/sha256/{digest.hex}")
+
+        def begin_prune() -> None:  # by when the mount has its blob, the prune has looked at all that holds it
+            make_old(*pins_in(root))
+            pruning.start()
+            gate.wait()
+
+        system.before("link", begin_prune, target=f"sha256-{digest.hex}")
+        system.after("link", gate.open, target=f"sha256-{digest.hex}")
+        repository.mount_blob(digest, source)
+        pruning.join()
+    assert repository.find(digest).size_bytes == len(FIRST)
+    assert blob(root, str(digest)).read_bytes() == FIRST
+    assert store.prune().removed == ()
 
 
 def test_a_mounted_blob_that_is_gone_from_the_disk_is_not_mounted(root: Path, store: Store) -> None:
