@@ -409,6 +409,19 @@ def test_a_prune_leaves_what_was_pushed_within_a_day_and_takes_it_then(root: Pat
         repository.find(old.digest)
 
 
+def test_what_is_pushed_again_is_durable_whoever_brought_it_before(root: Path, store: Store) -> None:
+    digest = push_blob(store.repository("team/app"), FIRST).digest  # by a store that syncs nothing
+    [pin] = pins_in(root)
+    repository = Store(root, durability="full").repository("team/app")
+    upload = repository.begin_upload()
+    repository.append_upload(upload.id, io.BytesIO(FIRST))
+    with replaced_os() as system:
+        repository.finish_upload(upload.id, digest)
+    synced = {path for call in system.changes if call.name == "fsync" for path in call.paths}
+    expected = {root, root / "ingest", root / "ingest" / "pushed", pin.parent, pin, blob(root, str(digest))}
+    assert {str(each) for each in expected} <= synced
+
+
 def test_how_long_that_is_is_a_limit(root: Path) -> None:
     store = Store(root, durability="none", limits=Limits(pushed_seconds=0.0))
     repository = store.repository("team/app")
