@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from minibox_store import (
     UploadOutOfOrder,
 )
 from minibox_store import _moving as moving
+from minibox_store._locks import is_locked
+from minibox_store.layout import leftovers
 from tests.support.forks import forked
 from tests.support.images import (
     OCI_INDEX,
@@ -42,7 +45,7 @@ from tests.support.images import (
 from tests.support.invariants import check_invariants, reachable, read_index, read_names, stored
 from tests.support.os_proxy import no_hard_links, replaced_os
 from tests.support.pushes import manifest_over, push_blob, push_image
-from tests.support.stores import blob, mounted, open_store, put, require_root, rot
+from tests.support.stores import blob, mounted, open_layout, open_store, put, require_root, rot
 
 FIRST, SECOND = b"the first part, ", b"and the second"
 BOTH = FIRST + SECOND
@@ -420,6 +423,34 @@ def test_what_is_pushed_again_is_durable_whoever_brought_it_before(root: Path, s
     synced = {path for call in system.changes if call.name == "fsync" for path in call.paths}
     expected = {root, root / "ingest", root / "ingest" / "pushed", pin.parent, pin, blob(root, str(digest))}
     assert {str(each) for each in expected} <= synced
+
+
+def test_many_old_pins_go_in_pieces_and_who_waits_for_the_store_comes_in_between(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "BATCH", 2)
+    for number in range(5):
+        push_blob(store.repository(f"team/{number}"), b"%d" % number)
+    make_old(*pins_in(root))
+    left: list[int] = []
+
+    def look() -> None:
+        with open_layout(root).store_lock("looking"):
+            left.append(len(pins_in(root)))
+
+    looking = threading.Thread(target=look)
+
+    def begin_looking() -> None:
+        looking.start()
+        while not is_locked(str(root / "ingest" / "store.turn")):
+            time.sleep(0.001)
+
+    with replaced_os() as system:
+        system.before("unlink", begin_looking, path="ingest/pushed")
+        store.prune()
+    looking.join()
+    assert (left, pins_in(root)) == ([3], [])
+    assert list((root / "ingest" / "pushed").iterdir()) == []
 
 
 def test_how_long_that_is_is_a_limit(root: Path) -> None:
