@@ -10,6 +10,7 @@ Spec: OCI distribution-spec 1.1, "Pull", "Push", "Content Discovery" and "Conten
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from minibox_store import media_types
@@ -106,12 +107,26 @@ class LocalRepository:
                 found = self._find_pushed(digest)
             return found
 
+    def find_manifest(self, digest: Digest) -> Descriptor:
+        """Return the descriptor of a manifest or index that is seen in the repository as such.
+
+        Another image may have the same bytes for a layer; that makes them nothing else.
+
+        Raises:
+            BlobNotFound, StoreDamaged: as :meth:`find`.
+        """
+        with file_errors(self._layout.paths.root):
+            found = self._find_reached(digest, is_wanted=media_types.is_document)
+        if found is None:
+            raise BlobNotFound(str(digest))
+        return found
+
     def referrers(self, digest: Digest) -> tuple[Referrer, ...]:
         """Return what in the repository refers to a manifest or index, which need not be there, sorted by digest."""
         found: dict[Digest, Referrer] = {}
         with file_errors(self._layout.paths.root):
-            for root in self._entries().roots:
-                for each in self._reaches.of(root).referrers:
+            for root in self._reaches.referring(self._entries().roots, digest):
+                for each in self._referrers_below(root):
                     if each.subject == digest:
                         found[each.descriptor.digest] = each
         return tuple(found[key] for key in sorted(found))
@@ -241,7 +256,8 @@ class LocalRepository:
                 raise ContentMismatch("the manifest", str(digest), str(actual))
             descriptor = Descriptor(media_type=said, digest=actual, size_bytes=len(content))
             subject = None if document.subject is None else document.subject.digest
-            taking = Taking(self._layout, self.name, self.find, self._find_reached)
+            find_document = partial(self._find_reached, is_wanted=media_types.is_document)
+            taking = Taking(self._layout, self.name, self.find, find_document)
             reached = taking.take(descriptor, content, tag=tag, subject=subject)
             with suppress(OSError):  # it is there: pins that are left go with time
                 self._pushed.unpin(self.name, reached)
@@ -310,7 +326,7 @@ class LocalRepository:
         return taken
 
     def _check_not_reached(self, digest: Digest, roots: Iterable[Descriptor]) -> None:
-        for root in roots:
+        for root in self._reaches.reaching(roots, digest):
             try:
                 reach = self._reaches.of(root)
             except (NotFound, StoreDamaged):
@@ -323,13 +339,23 @@ class LocalRepository:
     def _entries(self) -> RepositoryEntries:
         return self._find(self._layout.read_index(), self.name)
 
-    def _find_reached(self, digest: Digest) -> Descriptor | None:
+    def _referrers_below(self, root: Descriptor) -> tuple[Referrer, ...]:
+        try:
+            return self._reaches.of(root).referrers
+        except BlobNotFound:
+            if root in self._entries().roots:
+                raise
+            return ()  # it has gone meanwhile
+
+    def _find_reached(
+        self, digest: Digest, is_wanted: Callable[[str], bool] = lambda media_type: True
+    ) -> Descriptor | None:
         damage: StoreDamaged | None = None
         roots = self._entries().roots
         for root in roots:
-            if root.digest == digest:
+            if root.digest == digest and is_wanted(root.media_type):
                 return root
-        for root in roots:
+        for root in self._reaches.reaching(roots, digest):
             try:
                 found = self._reaches.of(root).blobs.get(digest)
             except NotFound:
@@ -338,7 +364,7 @@ class LocalRepository:
                 # It may well be a blob of another image, and the damage none of this client's concern.
                 damage = error
                 continue
-            if found is not None:
+            if found is not None and is_wanted(found.media_type):
                 return found
         if damage is not None and not self._pushed.has(self.name, digest):
             raise damage

@@ -31,7 +31,7 @@ from minibox_store import (
 )
 from minibox_store import _moving as moving
 from minibox_store._locks import is_locked
-from minibox_store.layout import leftovers
+from minibox_store.layout import leftovers, reaching
 from tests.support.forks import forked
 from tests.support.images import (
     OCI_INDEX,
@@ -678,6 +678,55 @@ def test_s5_a_document_that_is_another_than_it_is_said_to_be_is_refused(reposito
         with pytest.raises(InvalidReference):
             repository.put_manifest(content, OCI_MANIFEST, tag=tag)
     assert repository.put_manifest(content, None, tag="1").descriptor.media_type == OCI_MANIFEST
+
+
+def test_s5_a_manifest_that_another_image_has_for_a_layer_is_a_manifest_still(
+    repository: LocalRepository,
+) -> None:
+    image = build_image()
+    [manifest] = image.document_digests
+    layer, config = push_blob(repository, image.blobs[manifest]), push_blob(repository, b"{}")
+    repository.put_manifest(manifest_over(layer, config=config), OCI_MANIFEST, tag="a")
+    with pytest.raises(BlobNotFound):
+        repository.find_manifest(layer.digest)
+    push_image(repository, build_index([image]), "b")
+    assert repository.find_manifest(layer.digest).media_type == OCI_MANIFEST
+    push_image(repository, build_artifact(image.root))
+    assert len(repository.referrers(layer.digest)) == 1
+
+
+def test_of_many_images_none_is_read_again_for_a_blob_that_it_does_not_reach(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "_MOST_BLOBS", 8)
+    images = [build_image(salt=str(number)) for number in range(6)]
+    for number, image in enumerate(images):
+        push_image(repository, image, str(number))
+    for image in images:
+        for digest in image.blobs:
+            assert repository.find(Digest.parse(digest)).size_bytes == len(image.blobs[digest])
+    with replaced_os() as system:
+        with pytest.raises(BlobNotFound):
+            repository.find(ABSENT)
+        assert repository.referrers(ABSENT) == ()
+        repository.find(Digest.parse(images[0].config_digest))
+    assert system.count("open", path="blobs/sha256/") == 1
+
+
+def test_referrers_are_listed_though_an_image_goes_meanwhile(root: Path, repository: LocalRepository) -> None:
+    image, other = build_image(), build_image(salt="other")
+    push_image(repository, other, "other")
+    push_image(repository, image, "1")
+    push_image(repository, build_artifact(image.root))
+    there = open_store(root).repository("team/app")  # which has read nothing yet
+
+    def remove() -> None:
+        repository.delete_tag("other")
+        open_store(root).prune()
+
+    with replaced_os() as system:
+        system.before("open", remove, path=f"blobs/{other.digest.replace(':', '/')}")
+        assert len(there.referrers(Digest.parse(image.digest))) == 1
 
 
 def test_a_prune_meanwhile_takes_nothing_that_a_manifest_needs(root: Path, store: Store) -> None:
