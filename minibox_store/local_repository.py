@@ -24,6 +24,7 @@ from minibox_store.errors import (
     ImageNotFound,
     NotFound,
     StoreDamaged,
+    StoreError,
 )
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
@@ -259,9 +260,16 @@ class LocalRepository:
             find_document = partial(self._find_reached, is_wanted=media_types.is_document)
             taking = Taking(self._layout, self.name, self.find, find_document)
             reached = taking.take(descriptor, content, tag=tag, subject=subject)
-            with suppress(OSError):  # it is there: pins that are left go with time
-                self._pushed.unpin(self.name, reached)
+            self._let_go(descriptor.digest, reached)
         return PushedManifest(descriptor=descriptor, subject=subject)
+
+    def _let_go(self, kept: Digest, reached: Iterable[Digest]) -> None:
+        """Take away the pins of what a manifest keeps now; one that has been deleted meanwhile keeps nothing."""
+        if self._pushed.has_any(self.name):
+            # The manifest is there, whatever becomes of this: pins that are left go with time.
+            with suppress(OSError, StoreError), self._layout.store_lock("taking away what pinned a manifest's blobs"):
+                if any(root.digest == kept for root in self._entries().roots):
+                    self._pushed.unpin(self.name, reached)
 
     # ---- deleting
 

@@ -746,6 +746,23 @@ def check_prune(store: Store) -> None:
         Store(store.root, durability="none", lock_timeout_seconds=0.0).prune()
 
 
+def test_what_is_pushed_again_once_its_manifest_was_deleted_is_pinned_still(root: Path, store: Store) -> None:
+    repository, image = store.repository("team/app"), build_image()
+    for digest in (image.config_digest, *image.layer_digests):
+        push_blob(repository, image.blobs[digest])
+    other = open_store(root).repository("team/app")
+
+    def delete() -> None:  # the manifest is named, and its blobs are pinned still
+        other.delete_tag("1")
+        push_blob(other, image.blobs[image.config_digest])
+
+    with replaced_os() as system:
+        system.after("rmdir", delete, path="ingest")
+        repository.put_manifest(image.blobs[image.digest], OCI_MANIFEST, tag="1")
+    store.prune()
+    assert repository.find(Digest.parse(image.config_digest)).size_bytes == len(image.blobs[image.config_digest])
+
+
 def test_a_tag_that_another_process_moves_meanwhile_is_looked_at_again(root: Path, store: Store) -> None:
     repository = store.repository("team/app")
     images = [build_image(salt=salt) for salt in ("first", "second", "third")]
