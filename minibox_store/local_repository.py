@@ -10,6 +10,7 @@ Spec: OCI distribution-spec 1.1, "Pull", "Push", "Content Discovery" and "Conten
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from minibox_store import media_types
@@ -23,6 +24,7 @@ from minibox_store.errors import (
     ImageNotFound,
     NotFound,
     StoreDamaged,
+    StoreError,
 )
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
@@ -106,12 +108,26 @@ class LocalRepository:
                 found = self._find_pushed(digest)
             return found
 
+    def find_manifest(self, digest: Digest) -> Descriptor:
+        """Return the descriptor of a manifest or index that is seen in the repository as such.
+
+        Another image may have the same bytes for a layer; that makes them nothing else.
+
+        Raises:
+            BlobNotFound, StoreDamaged: as :meth:`find`.
+        """
+        with file_errors(self._layout.paths.root):
+            found = self._find_reached(digest, is_wanted=media_types.is_document)
+        if found is None:
+            raise BlobNotFound(str(digest))
+        return found
+
     def referrers(self, digest: Digest) -> tuple[Referrer, ...]:
         """Return what in the repository refers to a manifest or index, which need not be there, sorted by digest."""
         found: dict[Digest, Referrer] = {}
         with file_errors(self._layout.paths.root):
-            for root in self._entries().roots:
-                for each in self._reaches.of(root).referrers:
+            for root in self._reaches.referring(self._entries().roots, digest):
+                for each in self._referrers_below(root):
                     if each.subject == digest:
                         found[each.descriptor.digest] = each
         return tuple(found[key] for key in sorted(found))
@@ -193,6 +209,8 @@ class LocalRepository:
 
         Raises:
             BlobNotFound: when it is not seen there, or not there any more.
+
+        Guarantees: as :meth:`finish_upload`.
         """
         with file_errors(self._layout.paths.root):
             found = source.find(digest)
@@ -200,6 +218,8 @@ class LocalRepository:
                 if not writer.has_blob(found):
                     raise BlobNotFound(str(digest))
                 self._pushed.pin(self.name, digest)
+                # A collection that had looked at the pins before may have taken the blob: the commit gives it back.
+                writer.write_change(lambda index: index, [])
         return _octets(digest, found.size_bytes)
 
     # ---- manifests
@@ -237,11 +257,19 @@ class LocalRepository:
                 raise ContentMismatch("the manifest", str(digest), str(actual))
             descriptor = Descriptor(media_type=said, digest=actual, size_bytes=len(content))
             subject = None if document.subject is None else document.subject.digest
-            taking = Taking(self._layout, self.name, self.find, self._find_reached)
+            find_document = partial(self._find_reached, is_wanted=media_types.is_document)
+            taking = Taking(self._layout, self.name, self.find, find_document)
             reached = taking.take(descriptor, content, tag=tag, subject=subject)
-            with suppress(OSError):  # it is there: pins that are left go with time
-                self._pushed.unpin(self.name, reached)
+            self._let_go(descriptor.digest, reached)
         return PushedManifest(descriptor=descriptor, subject=subject)
+
+    def _let_go(self, kept: Digest, reached: Iterable[Digest]) -> None:
+        """Take away the pins of what a manifest keeps now; one that has been deleted meanwhile keeps nothing."""
+        if self._pushed.has_any(self.name):
+            # The manifest is there, whatever becomes of this: pins that are left go with time.
+            with suppress(OSError, StoreError), self._layout.store_lock("taking away what pinned a manifest's blobs"):
+                if any(root.digest == kept for root in self._entries().roots):
+                    self._pushed.unpin(self.name, reached)
 
     # ---- deleting
 
@@ -306,7 +334,7 @@ class LocalRepository:
         return taken
 
     def _check_not_reached(self, digest: Digest, roots: Iterable[Descriptor]) -> None:
-        for root in roots:
+        for root in self._reaches.reaching(roots, digest):
             try:
                 reach = self._reaches.of(root)
             except (NotFound, StoreDamaged):
@@ -319,13 +347,23 @@ class LocalRepository:
     def _entries(self) -> RepositoryEntries:
         return self._find(self._layout.read_index(), self.name)
 
-    def _find_reached(self, digest: Digest) -> Descriptor | None:
+    def _referrers_below(self, root: Descriptor) -> tuple[Referrer, ...]:
+        try:
+            return self._reaches.of(root).referrers
+        except BlobNotFound:
+            if root in self._entries().roots:
+                raise
+            return ()  # it has gone meanwhile
+
+    def _find_reached(
+        self, digest: Digest, is_wanted: Callable[[str], bool] = lambda media_type: True
+    ) -> Descriptor | None:
         damage: StoreDamaged | None = None
         roots = self._entries().roots
         for root in roots:
-            if root.digest == digest:
+            if root.digest == digest and is_wanted(root.media_type):
                 return root
-        for root in roots:
+        for root in self._reaches.reaching(roots, digest):
             try:
                 found = self._reaches.of(root).blobs.get(digest)
             except NotFound:
@@ -334,7 +372,7 @@ class LocalRepository:
                 # It may well be a blob of another image, and the damage none of this client's concern.
                 damage = error
                 continue
-            if found is not None:
+            if found is not None and is_wanted(found.media_type):
                 return found
         if damage is not None and not self._pushed.has(self.name, digest):
             raise damage

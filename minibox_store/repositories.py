@@ -29,6 +29,8 @@ from minibox_store.layout_index import (
 from minibox_store.reference import DOCKER_HUB, Reference
 
 _OFFICIAL = "library/"
+# A registry whose name is as short as one can be: the limit on the name of an image counts it in.
+_REGISTRY = "a.a"
 
 
 class Claim(enum.IntEnum):
@@ -65,17 +67,22 @@ class RepositoryEntries:
 
 
 def offers_of(name: str) -> tuple[Offer, ...]:
-    """Return where the image called ``name`` is offered: nowhere, where the name is no reference.
+    """Return where the image called ``name`` is offered: nowhere, where no repository has such a tag.
+
+    The names of some repositories begin like that of a registry which there cannot be, or are too long behind that of
+    Docker Hub: what is pushed to these is theirs alone.
 
     >>> [(offer.repository, offer.tag) for offer in offers_of("alpine:3")]
     [('alpine', '3'), ('library/alpine', '3')]
     >>> [(offer.repository, offer.tag) for offer in offers_of("quay.io/org/app")]
     [('org/app', 'latest'), ('quay.io/org/app', 'latest')]
+    >>> [(offer.repository, offer.tag) for offer in offers_of("my_team.x/app:1")]
+    [('my_team.x/app', '1')]
     """
     try:
         reference = Reference.parse(name)
     except InvalidReference:
-        return ()
+        return _own_offer(name)
     repositories = [reference.repository]
     short = reference.repository.removeprefix(_OFFICIAL)
     if reference.domain == DOCKER_HUB and short != reference.repository and "/" not in short:
@@ -84,6 +91,14 @@ def offers_of(name: str) -> tuple[Offer, ...]:
     if spelled not in repositories and is_repository_name(spelled):
         repositories.append(spelled)
     return tuple(Offer(each, reference.tag, _claim(name, reference, each)) for each in repositories)
+
+
+def _own_offer(name: str) -> tuple[Offer, ...]:
+    try:
+        reference = Reference.parse(f"{_REGISTRY}/{name}")
+    except InvalidReference:
+        return ()
+    return (Offer(reference.repository, reference.tag, _claim(name, reference, reference.repository)),)
 
 
 def is_repository_name(text: str) -> bool:
@@ -105,8 +120,7 @@ def check_repository_name(text: str, tag: str = "latest") -> str:
     Raises:
         InvalidReference: when not.
     """
-    # Of this registry, whose name is as short as one can be, for the limit on a name counts it in.
-    Reference(domain="a.a", repository=text, tag=tag)
+    Reference(domain=_REGISTRY, repository=text, tag=tag)
     return text
 
 
@@ -176,8 +190,13 @@ def with_pushed(
 
 
 def _with_nameless(index: LayoutIndex, repository: str, descriptor: Descriptor, said: Mapping[str, str]) -> LayoutIndex:
-    """Return the index in which an entry of a repository stands for this, with a name or without."""
-    if any(root.digest == descriptor.digest for root in find_repository(index, repository).roots):
+    """Return the index in which an entry of a repository stands for this, with a name or without.
+
+    One that is kept for what it refers to alone does so only where this is to be kept like that: else it would go with
+    what may be gone already.
+    """
+    alike = [root for root in find_repository(index, repository).roots if root.digest == descriptor.digest]
+    if any(REFERRER_ANNOTATION in said or not is_referrer(root) for root in alike):
         return index
     new = Descriptor(
         media_type=descriptor.media_type,
@@ -185,7 +204,8 @@ def _with_nameless(index: LayoutIndex, repository: str, descriptor: Descriptor, 
         size_bytes=descriptor.size_bytes,
         annotations={REPOSITORY_ANNOTATION: repository, **said},
     )
-    return attrs.evolve(index, entries=(*index.entries, LayoutEntry(descriptor=new)))
+    kept = (entry for entry in index.entries if entry.descriptor not in alike)
+    return attrs.evolve(index, entries=(*kept, LayoutEntry(descriptor=new)))
 
 
 def without_entries(index: LayoutIndex, taken: Container[Descriptor], repository: str) -> LayoutIndex:

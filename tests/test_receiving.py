@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ from minibox_store import (
     UploadOutOfOrder,
 )
 from minibox_store import _moving as moving
+from minibox_store._locks import is_locked
+from minibox_store.layout import leftovers, reaching
 from tests.support.forks import forked
 from tests.support.images import (
     OCI_INDEX,
@@ -41,7 +45,7 @@ from tests.support.images import (
 from tests.support.invariants import check_invariants, reachable, read_index, read_names, stored
 from tests.support.os_proxy import no_hard_links, replaced_os
 from tests.support.pushes import manifest_over, push_blob, push_image
-from tests.support.stores import blob, mounted, open_store, put, require_root, rot
+from tests.support.stores import blob, mounted, open_layout, open_store, put, require_root, rot
 
 FIRST, SECOND = b"the first part, ", b"and the second"
 BOTH = FIRST + SECOND
@@ -408,6 +412,47 @@ def test_a_prune_leaves_what_was_pushed_within_a_day_and_takes_it_then(root: Pat
         repository.find(old.digest)
 
 
+def test_what_is_pushed_again_is_durable_whoever_brought_it_before(root: Path, store: Store) -> None:
+    digest = push_blob(store.repository("team/app"), FIRST).digest  # by a store that syncs nothing
+    [pin] = pins_in(root)
+    repository = Store(root, durability="full").repository("team/app")
+    upload = repository.begin_upload()
+    repository.append_upload(upload.id, io.BytesIO(FIRST))
+    with replaced_os() as system:
+        repository.finish_upload(upload.id, digest)
+    synced = {path for call in system.changes if call.name == "fsync" for path in call.paths}
+    expected = {root, root / "ingest", root / "ingest" / "pushed", pin.parent, pin, blob(root, str(digest))}
+    assert {str(each) for each in expected} <= synced
+
+
+def test_many_old_pins_go_in_pieces_and_who_waits_for_the_store_comes_in_between(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "BATCH", 2)
+    for number in range(5):
+        push_blob(store.repository(f"team/{number}"), b"%d" % number)
+    make_old(*pins_in(root))
+    left: list[int] = []
+
+    def look() -> None:
+        with open_layout(root).store_lock("looking"):
+            left.append(len(pins_in(root)))
+
+    looking = threading.Thread(target=look)
+
+    def begin_looking() -> None:
+        looking.start()
+        while not is_locked(str(root / "ingest" / "store.turn")):
+            time.sleep(0.001)
+
+    with replaced_os() as system:
+        system.before("unlink", begin_looking, path="ingest/pushed")
+        store.prune()
+    looking.join()
+    assert (left, pins_in(root)) == ([3], [])
+    assert list((root / "ingest" / "pushed").iterdir()) == []
+
+
 def test_how_long_that_is_is_a_limit(root: Path) -> None:
     store = Store(root, durability="none", limits=Limits(pushed_seconds=0.0))
     repository = store.repository("team/app")
@@ -473,6 +518,28 @@ def test_a_blob_of_another_repository_is_mounted_if_it_is_seen_there(root: Path,
     check_invariants(root)
 
 
+def test_a_blob_that_a_prune_takes_while_it_is_mounted_is_given_back(root: Path, store: Store) -> None:
+    source, repository = store.repository("team/app"), store.repository("team/other")
+    digest = push_blob(source, FIRST).digest
+    pruning = threading.Thread(target=open_store(root).prune)
+
+    with replaced_os() as system:
+        gate = system.block("unlink", path=f"blobs/sha256/{digest.hex}")
+
+        def begin_prune() -> None:  # by when the mount has its blob, the prune has looked at all that holds it
+            make_old(*pins_in(root))
+            pruning.start()
+            gate.wait()
+
+        system.before("link", begin_prune, target=f"sha256-{digest.hex}")
+        system.after("link", gate.open, target=f"sha256-{digest.hex}")
+        repository.mount_blob(digest, source)
+        pruning.join()
+    assert repository.find(digest).size_bytes == len(FIRST)
+    assert blob(root, str(digest)).read_bytes() == FIRST
+    assert store.prune().removed == ()
+
+
 def test_a_mounted_blob_that_is_gone_from_the_disk_is_not_mounted(root: Path, store: Store) -> None:
     image = build_image()
     put(root, image, "origin:1")
@@ -501,6 +568,17 @@ def test_an_image_that_is_pushed_with_a_tag_has_that_name(root: Path, repository
     assert pins_in(root) == []
     check_invariants(root)
     assert open_store(root).prune().removed == ()
+
+
+@pytest.mark.parametrize("name", ["a_b.c/app", "x" * 251, "a/" + "x" * 249, "localhost", "quay.io/team/app", "b" * 64])
+def test_what_was_pushed_is_seen_whatever_the_repository_is_called(root: Path, store: Store, name: str) -> None:
+    repository, image = store.repository(name), build_image()
+    push_image(repository, image, "1")
+    assert (repository.tags(), str(repository.resolve("1").digest)) == (("1",), image.digest)
+    assert name in store.repositories()
+    assert store.prune().removed == ()
+    repository.delete_tag("1")
+    assert not repository.is_known()
 
 
 def test_what_is_pushed_by_digest_is_kept_by_an_entry_without_a_name(root: Path, store: Store) -> None:
@@ -602,6 +680,55 @@ def test_s5_a_document_that_is_another_than_it_is_said_to_be_is_refused(reposito
     assert repository.put_manifest(content, None, tag="1").descriptor.media_type == OCI_MANIFEST
 
 
+def test_s5_a_manifest_that_another_image_has_for_a_layer_is_a_manifest_still(
+    repository: LocalRepository,
+) -> None:
+    image = build_image()
+    [manifest] = image.document_digests
+    layer, config = push_blob(repository, image.blobs[manifest]), push_blob(repository, b"{}")
+    repository.put_manifest(manifest_over(layer, config=config), OCI_MANIFEST, tag="a")
+    with pytest.raises(BlobNotFound):
+        repository.find_manifest(layer.digest)
+    push_image(repository, build_index([image]), "b")
+    assert repository.find_manifest(layer.digest).media_type == OCI_MANIFEST
+    push_image(repository, build_artifact(image.root))
+    assert len(repository.referrers(layer.digest)) == 1
+
+
+def test_of_many_images_none_is_read_again_for_a_blob_that_it_does_not_reach(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "_MOST_BLOBS", 8)
+    images = [build_image(salt=str(number)) for number in range(6)]
+    for number, image in enumerate(images):
+        push_image(repository, image, str(number))
+    for image in images:
+        for digest in image.blobs:
+            assert repository.find(Digest.parse(digest)).size_bytes == len(image.blobs[digest])
+    with replaced_os() as system:
+        with pytest.raises(BlobNotFound):
+            repository.find(ABSENT)
+        assert repository.referrers(ABSENT) == ()
+        repository.find(Digest.parse(images[0].config_digest))
+    assert system.count("open", path="blobs/sha256/") == 1
+
+
+def test_referrers_are_listed_though_an_image_goes_meanwhile(root: Path, repository: LocalRepository) -> None:
+    image, other = build_image(), build_image(salt="other")
+    push_image(repository, other, "other")
+    push_image(repository, image, "1")
+    push_image(repository, build_artifact(image.root))
+    there = open_store(root).repository("team/app")  # which has read nothing yet
+
+    def remove() -> None:
+        repository.delete_tag("other")
+        open_store(root).prune()
+
+    with replaced_os() as system:
+        system.before("open", remove, path=f"blobs/{other.digest.replace(':', '/')}")
+        assert len(there.referrers(Digest.parse(image.digest))) == 1
+
+
 def test_a_prune_meanwhile_takes_nothing_that_a_manifest_needs(root: Path, store: Store) -> None:
     repository, image = store.repository("team/app"), build_image()
     for digest in (image.config_digest, *image.layer_digests):
@@ -617,6 +744,23 @@ def test_a_prune_meanwhile_takes_nothing_that_a_manifest_needs(root: Path, store
 def check_prune(store: Store) -> None:
     with pytest.raises(StoreBusy):  # it waits for the commit, and so comes too late
         Store(store.root, durability="none", lock_timeout_seconds=0.0).prune()
+
+
+def test_what_is_pushed_again_once_its_manifest_was_deleted_is_pinned_still(root: Path, store: Store) -> None:
+    repository, image = store.repository("team/app"), build_image()
+    for digest in (image.config_digest, *image.layer_digests):
+        push_blob(repository, image.blobs[digest])
+    other = open_store(root).repository("team/app")
+
+    def delete() -> None:  # the manifest is named, and its blobs are pinned still
+        other.delete_tag("1")
+        push_blob(other, image.blobs[image.config_digest])
+
+    with replaced_os() as system:
+        system.after("rmdir", delete, path="ingest")
+        repository.put_manifest(image.blobs[image.digest], OCI_MANIFEST, tag="1")
+    store.prune()
+    assert repository.find(Digest.parse(image.config_digest)).size_bytes == len(image.blobs[image.config_digest])
 
 
 def test_a_tag_that_another_process_moves_meanwhile_is_looked_at_again(root: Path, store: Store) -> None:
@@ -672,6 +816,30 @@ def test_a_referrer_whose_subject_is_absent_is_kept_for_itself(root: Path, store
     assert [str(each.descriptor.digest) for each in repository.referrers(Digest.parse(image.digest))] == [
         signature.digest
     ]
+
+
+def test_a_referrer_that_is_pushed_again_once_its_subject_is_gone_is_kept_for_itself(root: Path, store: Store) -> None:
+    repository, image = store.repository("team/app"), build_image()
+    push_image(repository, image, "1")
+    signature = build_artifact(image.root)
+    push_image(repository, signature)
+    repository.delete_manifest(Digest.parse(image.digest))
+    push_image(repository, signature)
+    assert nameless(root) == [(signature.digest, {REPOSITORY: "team/app"})]
+    store.prune()
+    assert stored(root) == set(signature.blobs)
+
+
+def test_a_referrer_that_a_tag_stood_for_stays_though_its_subject_is_gone(root: Path, store: Store) -> None:
+    repository, image, other = store.repository("team/app"), build_image(), build_image(salt="other")
+    push_image(repository, image, "1")
+    signature = build_artifact(image.root)
+    push_image(repository, signature)
+    push_image(repository, signature, "signature")
+    repository.delete_manifest(Digest.parse(image.digest))
+    push_image(repository, other, "signature")
+    store.prune()
+    assert stored(root) == {*signature.blobs, *other.blobs}
 
 
 def test_referrers_that_an_index_has_taken_in_are_listed_still(store: Store, repository: LocalRepository) -> None:

@@ -258,7 +258,7 @@ def _find_manifest(repository: LocalRepository, reference: str) -> Descriptor:
         descriptor = repository.resolve(reference)
     else:
         try:
-            descriptor = repository.find(digest)
+            descriptor = repository.find_manifest(digest)
         except BlobNotFound as error:
             raise ImageNotFound(str(digest)) from error
     # A type that is none would let whoever wrote it choose how others read the bytes.

@@ -6,6 +6,7 @@ Spec: OCI distribution-spec 1.1, "Pushing Blobs"; RFC 9110 where that is silent.
 """
 
 import re
+from contextlib import suppress
 
 import attrs
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from minibox_store import (
     LocalRepository,
     Store,
     Upload,
+    UploadNotFound,
 )
 
 _CONTENT_RANGE = re.compile(r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})", re.ASCII)
@@ -132,7 +134,7 @@ class Uploading:
         digest = query.digest
         if digest is not None:
             return answer_to_body(
-                self._workers, request, repository, lambda body: self._receive(repository, digest, body)
+                self._workers, request, repository, lambda body: _receive(repository, request, digest, body)
             )
 
         def call() -> Response:
@@ -183,23 +185,25 @@ class Uploading:
 
         return await self._workers.run(self._workers.changing, call)
 
-    def _receive(self, repository: LocalRepository, digest: Digest, body: RequestBody) -> Response:
-        """Take a blob that comes in one piece; nothing stays of one that does not come whole."""
-        upload = repository.begin_upload()
-        try:
-            repository.append_upload(upload.id, body)
-        except BaseException:
-            repository.cancel_upload(upload.id)
-            raise
-        with naming_mismatch("DIGEST_INVALID"):
-            return _created(repository, repository.finish_upload(upload.id, digest))
-
     def _mount(self, repository: LocalRepository, digest: Digest, source: str) -> Descriptor | None:
         """Return a blob of another repository that is in this one now; None where it cannot be had there."""
         try:
             return repository.mount_blob(digest, self._store.repository(source))
         except (BlobNotFound, InvalidReference):
             return None
+
+
+def _receive(repository: LocalRepository, request: Request, digest: Digest, body: RequestBody) -> Response:
+    """Take a blob that comes in one piece; of one that does not come to be a blob nothing stays."""
+    upload = repository.begin_upload()
+    try:
+        repository.append_upload(upload.id, body, size_bytes=_length(request))
+        with naming_mismatch("DIGEST_INVALID"):
+            return _created(repository, repository.finish_upload(upload.id, digest))
+    except BaseException:
+        with suppress(UploadNotFound):
+            repository.cancel_upload(upload.id)  # nobody else knows its id
+        raise
 
 
 def _append(repository: LocalRepository, request: Request, body: RequestBody) -> Upload:
@@ -217,9 +221,7 @@ def _piece(request: Request) -> tuple[int | None, int | None]:
     Raises:
         RequestError: 400, when that is said in another way, or twice and not alike.
     """
-    length = request.headers.get("content-length")
-    is_chunked = "transfer-encoding" in request.headers
-    size_bytes = int(length) if length is not None else None if is_chunked else 0
+    size_bytes = _length(request)
     said = request.headers.getlist("content-range")
     if not said:
         return None, size_bytes
@@ -230,6 +232,13 @@ def _piece(request: Request) -> tuple[int | None, int | None]:
     if size_bytes not in (None, announced):
         raise RequestError(400, f"Content-Range is {announced} bytes, and the body {size_bytes}", code="SIZE_INVALID")
     return first, announced
+
+
+def _length(request: Request) -> int | None:
+    """Return how long the body of a request is said to be; None where that is not said."""
+    length = request.headers.get("content-length")
+    is_chunked = "transfer-encoding" in request.headers
+    return int(length) if length is not None else None if is_chunked else 0
 
 
 def _created(repository: LocalRepository, descriptor: Descriptor) -> Response:

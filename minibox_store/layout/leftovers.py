@@ -9,8 +9,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from minibox_store import _files, _locks, _trees
 from minibox_store.errors import StoreBusy
@@ -22,6 +23,8 @@ from minibox_store.layout.uploads import is_upload
 from minibox_store.mounts import served_points
 from minibox_store.removals import Removal
 
+# So many go at most while the store lock is held.
+BATCH = 1000
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
 _OUR_FOLDERS = {"partial", "uploads", "pushed"}
@@ -30,6 +33,8 @@ _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
 _UNFINISHED_WRITE = re.compile(
     r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names|listing\.cache)\.[0-9a-f]{16}\.tmp"
 )
+
+_Thing = TypeVar("_Thing")
 
 
 def is_alive(transaction: str) -> bool:
@@ -96,21 +101,27 @@ class Broom:
         old = [pin for pin in iter_pushed(paths, limit_seconds) if not pin.is_young]
         if self._dry_run:
             self._removed.extend(self._removal(pin.path, "pin", _UNNEEDED) for pin in old)
-        elif folders := list(filter(_is_directory, _children(paths.pushed))):
-            try:
-                with self._telling_errors(paths.pushed), self._layout.store_lock("collecting"):
-                    self._remove_pins(old, limit_seconds)
-                    for folder in folders:
-                        _files.remove_directory(folder)
-            except StoreBusy as busy:
-                if not self._removed:
-                    raise
-                self._errors.append(str(busy))
+            return
+        folders = list(filter(_is_directory, _children(paths.pushed)))
+        try:
+            with self._telling_errors(paths.pushed):
+                self._in_batches(old, lambda pin: self._remove_pin(pin, limit_seconds))
+                self._in_batches(folders, _files.remove_directory)
+        except StoreBusy as busy:
+            if not self._removed:
+                raise
+            self._errors.append(str(busy))
 
-    def _remove_pins(self, pins: Iterable[Pin], limit_seconds: float) -> None:
-        for pin in pins:
-            if _is_older(pin.path, limit_seconds):  # it may have been pushed again since
-                self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
+    def _in_batches(self, things: Sequence[_Thing], remove: Callable[[_Thing], None]) -> None:
+        """Remove each under the store lock; who waits for that comes in between."""
+        for start in range(0, len(things), BATCH):
+            with self._layout.store_lock("collecting"):
+                for each in things[start : start + BATCH]:
+                    remove(each)
+
+    def _remove_pin(self, pin: Pin, limit_seconds: float) -> None:
+        if _is_older(pin.path, limit_seconds):  # it may have been pushed again since
+            self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
 
     def _sweep_partials(self) -> None:
         for path in filter(_is_regular, _children(self._layout.paths.partials)):

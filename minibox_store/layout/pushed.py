@@ -31,12 +31,15 @@ class PushedBlobs:
         """Let a blob be seen in a repository, and be kept, from now on; its place it may have later."""
         folder = self._paths.pushed_to(repository)
         with self._layout.store_lock("pinning a blob that was pushed"):
-            self._layout.make_folder(self._paths.pushed)
-            self._layout.make_folder(folder)
+            for each in (self._paths.ingest, self._paths.pushed, folder):
+                self._layout.make_folder(each)
             # Each time it grows by a line, and so is as young as the last one; people can read whose it is.
-            is_new = _files.append_bytes(self._path(repository, digest), f"{repository}\n".encode())
-            if is_new and self._layout.durable:
-                _files.sync_directory(folder)
+            path = self._path(repository, digest)
+            is_new = _files.append_bytes(path, f"{repository}\n".encode())
+            if self._layout.durable:
+                if not is_new:  # else it would be as old as before, once the power has gone
+                    _files.sync_regular(path)
+                _files.sync_directory(folder)  # whoever made it may have died before this
 
     def has(self, repository: str, digest: Digest) -> bool:
         """Whether a blob is pinned in a repository."""

@@ -18,6 +18,7 @@ from minibox_store.documents import LayoutIndex, Referrer
 from minibox_store.errors import IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.leftovers import BATCH as _BATCH
 from minibox_store.layout.leftovers import Broom
 from minibox_store.layout.marking import Marking
 from minibox_store.layout.needs import Needs
@@ -26,7 +27,6 @@ from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import names_of, without_referrers
 from minibox_store.removals import PruneReport, Removal
 
-_BATCH = 1000
 _SIDECAR = ".index.json"
 
 

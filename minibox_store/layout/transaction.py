@@ -109,12 +109,12 @@ class Transaction:
             StoreBusy: when the lock was not to be had; nothing has changed then.
             BlobNotFound: when somebody has taken away what was found, and it was no such blob.
         """
+        if self._layout.durable:
+            found = sorted((self._reached if self._changes else self._finished) - self._publisher.placed)
+            sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
         if not self._changes:
             self._sync_folders(self._finished)
             return
-        if self._layout.durable:
-            found = sorted(self._reached - self._publisher.placed)
-            sync_contents(self._paths.blob(each) if each in self._finished else self._where(each) for each in found)
         origins, noted = self._layout.origins, set(self._fetched)
         if self._origin is not None and self._reached - noted:
             # What was found here may have come from nowhere: out of an archive, or by a pull that was cut off.

@@ -1,5 +1,6 @@
 """Pushes to the daemon: what the contract of the specification leaves open, restarts, and many at once."""
 
+import errno
 import os
 import socket
 import threading
@@ -11,12 +12,14 @@ from urllib.parse import urljoin
 import pytest
 from starlette.testclient import TestClient
 
+from minibox_store.layout import uploads
 from tests.server.clients import client_of, code_of
 from tests.support.daemon import running_daemon
 from tests.support.distribution import OCTETS, DistributionClient
 from tests.support.images import build_image, build_index, digest_of
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.layouts import write_layout
+from tests.support.os_proxy import replaced_os
 from tests.support.pushes import push_blob, push_image
 from tests.support.stores import open_store
 
@@ -134,6 +137,24 @@ def test_a_blob_in_one_post_that_is_refused_leaves_no_upload(client: TestClient,
     assert (response.status_code, code_of(response)) == (400, "DIGEST_INVALID")
     assert list((root / "ingest" / "uploads").iterdir()) == []
     assert stored(root) == set()
+
+
+def test_a_blob_in_one_post_that_cannot_be_kept_leaves_no_upload(client: TestClient, root: Path) -> None:
+    begin(client, "team/other")  # the store is there
+    with replaced_os() as system:
+        system.fail("write", errno.ENOSPC, path="ingest/pushed")
+        response = client.post(f"/v2/team/app/blobs/uploads/?digest={digest_of(BOTH)}", content=BOTH)
+    assert response.status_code == 507
+    assert len(list((root / "ingest" / "uploads").iterdir())) == 1
+
+
+def test_a_blob_in_one_post_is_refused_before_it_comes_when_there_is_no_room(
+    client: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed: list[int] = []
+    monkeypatch.setattr(uploads, "check_room", lambda opened, size_bytes, *, name: weighed.append(size_bytes))
+    client.post(f"/v2/team/app/blobs/uploads/?digest={digest_of(BOTH)}", content=BOTH)
+    assert weighed == [len(BOTH)]
 
 
 def test_a_mount_from_what_is_no_repository_begins_an_upload(client: TestClient) -> None:
