@@ -209,6 +209,18 @@ def test_into_an_answer_under_way_nothing_is_said(port: int, application: Applic
     wait_for(lambda: application.ended == ["/first"])
 
 
+@pytest.mark.parametrize("announced", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_a_request_that_has_its_answer_gets_no_second_one_though_its_body_goes_wrong(port: int, announced: str) -> None:
+    is_chunked = "chunked" in announced
+    with connect(port, head("/", announced, method="POST")) as connection:
+        assert read_reply(connection).body == b"ok"
+        if is_chunked:
+            connection.sendall(b"not a chunk\r\n")
+        else:
+            dribble(connection, bytes(100), seconds=8)
+        assert read_to_end(connection) == b""
+
+
 def test_a_client_that_takes_nothing_loses_its_answer_and_what_waits_for_it_is_little(
     port: int, application: Application
 ) -> None:
