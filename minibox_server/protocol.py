@@ -81,6 +81,7 @@ class Protocol(ZeroCopyProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request."""
         self._answered += 1
+        self._surplus_bytes = 0  # so much may follow each answer: a connection that goes on is no attack
         super().on_response_complete()
         self._note()
 

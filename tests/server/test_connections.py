@@ -221,6 +221,25 @@ def test_a_request_that_has_its_answer_gets_no_second_one_though_its_body_goes_w
         assert read_to_end(connection) == b""
 
 
+def test_a_connection_goes_on_though_bodies_come_behind_their_answers_time_and_again(port: int) -> None:
+    content = bytes(9000)
+    with connect(port) as connection:
+        for _ in range(20):
+            connection.sendall(head("/", f"Content-Length: {len(content)}", method="POST"))
+            assert read_reply(connection).body == b"ok"
+            connection.sendall(content)
+
+
+def test_a_body_behind_its_answer_is_cut_off_where_it_has_no_end(port: int) -> None:
+    with connect(port) as connection, contextlib.suppress(ConnectionError):
+        for size_bytes in (60_000, 10**9):
+            connection.sendall(head("/", f"Content-Length: {size_bytes}", method="POST"))
+            assert read_reply(connection).body == b"ok"
+            for _ in range(min(size_bytes, 10**7) // 1000):
+                connection.sendall(bytes(1000))
+        pytest.fail("all of it was taken")
+
+
 def test_a_client_that_takes_nothing_loses_its_answer_and_what_waits_for_it_is_little(
     port: int, application: Application
 ) -> None:
