@@ -58,20 +58,30 @@ class HealthCheck:
         self._free_bytes = free_bytes
         self._looking = asyncio.Lock()
         self._last: tuple[float, Health] | None = None
+        self._running: asyncio.Task[Health] | None = None
 
     async def look(self) -> Health:
         """Return how the daemon is; a store that does not answer in time is not well."""
         async with self._looking:
             if self._last is None or time.monotonic() - self._last[0] > _BELIEVED_SECONDS:
-                try:
-                    async with asyncio.timeout(_PATIENCE_SECONDS):
-                        found = await self._workers.run(self._workers.reading, self._look)
-                except TimeoutError:
-                    found = _SILENT
+                found = await self._find()
                 if found.failed and (self._last is None or self._last[1] != found):
                     LOGGER.warning("not ready: %s", ", ".join(found.failed))
                 self._last = (time.monotonic(), found)
             return self._last[1]
+
+    async def _find(self) -> Health:
+        """Return what a look finds; where one has not come to its end yet, none is begun beside it.
+
+        A store that hangs keeps one thread so, however often anybody asks.
+        """
+        if self._running is None or self._running.get_loop() is not asyncio.get_running_loop():
+            self._running = asyncio.create_task(self._workers.run(self._workers.reading, self._look))
+        await asyncio.wait((self._running,), timeout=_PATIENCE_SECONDS)
+        if not self._running.done():
+            return _SILENT
+        ended, self._running = self._running, None
+        return ended.result()
 
     def _look(self) -> Health:
         folder = _nearest_folder(self._store.root)

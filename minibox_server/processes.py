@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import attrs
 
@@ -31,6 +32,11 @@ class _Place:
     begun: float = 0.0
     pause_seconds: float = _FIRST_PAUSE_SECONDS
     due: float = 0.0
+
+    def put_off(self, now: float) -> None:
+        """Let the next one begin after a pause, and the one after that after a longer one."""
+        self.due = now + self.pause_seconds
+        self.pause_seconds = min(2 * self.pause_seconds, _MOST_PAUSE_SECONDS)
 
 
 class Processes:
@@ -68,10 +74,20 @@ class Processes:
         now = time.monotonic()
         for place in self._places:
             if place.pid is None and now >= place.due:
-                place.begun = now
-                place.pid = os.fork() or self._become(mask)
+                is_first, place.begun = not place.begun, now
+                try:
+                    place.pid = os.fork()
+                except OSError as error:
+                    if is_first:
+                        raise
+                    # The others serve on; there may be room for it soon.
+                    LOGGER.warning("no process can begin: %s", error.strerror)
+                    place.put_off(now)
+                    continue
+                if not place.pid:
+                    self._become(mask)
 
-    def _become(self, mask: set[signal.Signals] | set[int]) -> int:
+    def _become(self, mask: set[signal.Signals] | set[int]) -> NoReturn:
         """Do the work in a process that has just begun, and end it."""
         status = 1
         try:
@@ -97,8 +113,8 @@ class Processes:
             if now - place.begun > _SOUND_SECONDS:
                 place.pause_seconds = _FIRST_PAUSE_SECONDS
             LOGGER.warning("process %d %s; another begins in %.1f s", place.pid, status, place.pause_seconds)
-            place.pid, place.due = None, now + place.pause_seconds
-            place.pause_seconds = min(2 * place.pause_seconds, _MOST_PAUSE_SECONDS)
+            place.pid = None
+            place.put_off(now)
 
     def _seconds_to_next(self) -> float | None:
         due = [place.due for place in self._places if place.pid is None]

@@ -1,8 +1,9 @@
 """HTTP/1.1 as bytes: what is answered where no application answers, and who is not waited for any longer.
 
 Bytes that are no request, a head or a body that does not come, and a connection too many are told so in one line, and
-the connection is closed; who does not take its answer loses it. Where an answer is under way nothing is said, since it
-would stand in the middle of that. What the limits are, :mod:`minibox_server.connections` knows.
+the connection is closed; who does not take its answer loses it. Where an answer is under way, or was sent before the
+body had come, nothing is said: it would stand in the middle of that, or answer nothing. What the limits are,
+:mod:`minibox_server.connections` knows.
 """
 
 import asyncio
@@ -80,6 +81,7 @@ class Protocol(ZeroCopyProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request."""
         self._answered += 1
+        self._surplus_bytes = 0  # so much may follow each answer: a connection that goes on is no attack
         super().on_response_complete()
         self._note()
 
@@ -154,8 +156,9 @@ class Protocol(ZeroCopyProtocol):
         self._refuse(*self._describe())
 
     def _refuse(self, status: HTTPStatus, sentence: str, *headers: str) -> None:
-        """Say no, unless an answer is under way, and close the connection."""
-        answered = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        """Say no, unless the request has its answer, or that is under way, and close the connection."""
+        # A second answer to one request would be taken for that to the next one, where a proxy stands in between.
+        answered = self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
         if self.cycle is not None and not self.cycle.response_complete:
             # What the application still has to say would follow, and belong to nothing.
             self.cycle.disconnected = True

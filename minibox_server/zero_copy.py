@@ -57,29 +57,36 @@ class ZeroCopyProtocol(H11Protocol):
                 await send(message)
                 return
             if scope["method"] != "HEAD":
-                await self._send_file(cycle, message["file"], message["offset"], message["count"])
+                place = message["file"], message["offset"], message["count"]
+                if not await self._send_file(cycle, *place):
+                    # Nothing was waited for: whoever watches the client has to come to see that it is gone, and all
+                    # others are not to wait until the whole of a large file has been said to nobody.
+                    await asyncio.sleep(0)
             if not message.get("more_body", False):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: {}}
         await self._application(scope, receive, send_also_files)
 
-    async def _send_file(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> None:
-        """Send part of a file as part of the body.
+    async def _send_file(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> bool:
+        """Send part of a file as part of the body; return False once the client is gone.
 
         Raises:
             EOFError: when the file is shorter: the answer is cut.
         """
-        if cycle.disconnected or not count:
-            return
+        if cycle.disconnected:
+            return False
+        if not count:
+            return True
         # h11 passes on what has a length, and never looks at it: such a thing is made for this.
         announced: Any = _Announced(count)
         for piece in self.conn.send_with_data_passthrough(h11.Data(data=announced)) or ():
             if piece is announced:
                 if not await self._move(cycle, file, offset, count):
-                    return
+                    return False
             else:
                 self.transport.write(piece)
+        return True
 
     async def _move(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> bool:
         """Move the bytes of the file; return False once the client is gone."""

@@ -5,6 +5,7 @@ who read slowly, so much and no more; whoever has missed something is told so, a
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,8 +26,12 @@ from minibox_server.schemas import DIGEST_SCHEMA, TEXT_SCHEMA, Schema, one_of
 from minibox_server.workers import Workers
 from minibox_store import Cancellation, NameChange, Store, StoreChanges, StoreError, StoreState
 
+LOGGER = logging.getLogger("minibox_server")
+
 T = TypeVar("T")
 
+# The first second of the year 1, and the last one of 9999.
+_DATES = (-62135596800.0, 253402300799.0)
 _LOOK_SECONDS = 0.5
 _SILENCE_SECONDS = 15.0
 _MOST_KEPT = 1000
@@ -186,6 +191,10 @@ class Watch:
                             await self._look()
                     except StoreError as error:
                         self._failure = error
+                    except Exception:
+                        # Whoever listens would never be told that nobody looks any more.
+                        LOGGER.exception("unexpected error in the watch of the store")
+                        self._failure = RequestError(500, "internal error")
         self._task = self._state = None
         self._tell()
 
@@ -294,5 +303,9 @@ def _describe(changes: tuple[NameChange, ...]) -> list[_Told]:
 
 
 def _text_of(seconds: float) -> str:
-    """Return a time as RFC 3339 has it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """Return a time as RFC 3339 has it; a file may bear one that no date has, and the nearest is told then."""
+    return (
+        datetime.fromtimestamp(min(max(seconds, _DATES[0]), _DATES[1]), UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

@@ -1,6 +1,8 @@
 """GET /events: what happens in the store, whoever does it, told to all who listen, and gone on with after a cut."""
 
 import asyncio
+import os
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -185,3 +187,51 @@ def test_a_daemon_that_is_told_to_end_lets_nobody_wait(tmp_path: Path) -> None:
         assert rest[-1].startswith('{"event":"error","status":503')
         daemon.process.wait(10)
     assert "Traceback" not in daemon.read_log()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no tmpfs, which bears such times")
+@pytest.mark.parametrize(
+    ("seconds", "told_time"), [(2**40, "9999-12-31T23:59:59.000Z"), (-(2**40), "0001-01-01T00:00:00.000Z")]
+)
+def test_a_time_that_no_date_has_is_told_as_the_nearest(seconds: int, told_time: str) -> None:
+    async def test(root: Path) -> None:
+        put(root, IMAGE, "app:1")
+        async with asking(app_of(root), "GET", "/events", accept=NDJSON) as exchange:
+            await exchange.started()
+            await asyncio.sleep(0.1)
+            written = root.with_name("written")
+            written.write_bytes((root / "index.json").read_bytes().replace(b"app:1", b"new:1"))
+            os.utime(written, (0, seconds))
+            written.rename(root / "index.json")
+            await exchange.until("new:1")
+        assert {each["time"] for each in exchange.events()} == {told_time}
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        run(lambda: test(Path(folder) / "data"))
+
+
+def test_whoever_listens_is_told_when_the_watch_ends_for_a_reason_that_nobody_foresaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    put(root, IMAGE, "app:1")
+    store = open_store(root)
+    app = create_app(Settings(data_root=str(root)), store=store)
+
+    def broken(since: object) -> None:
+        raise ArithmeticError
+
+    async def test() -> None:
+        async with asking(app, "GET", "/events", accept=NDJSON) as exchange:
+            await exchange.started()
+            monkeypatch.setattr(store, "changes", broken)
+            await exchange.until("internal error")
+        assert exchange.events()[-1]["status"] == 500
+        monkeypatch.undo()
+        async with asking(app, "GET", "/events", accept=NDJSON) as exchange:
+            await exchange.started()
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(open_store(root).tag, "app:1", "new:1")
+            await exchange.until("new:1")
+
+    run(test)

@@ -209,6 +209,37 @@ def test_into_an_answer_under_way_nothing_is_said(port: int, application: Applic
     wait_for(lambda: application.ended == ["/first"])
 
 
+@pytest.mark.parametrize("announced", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_a_request_that_has_its_answer_gets_no_second_one_though_its_body_goes_wrong(port: int, announced: str) -> None:
+    is_chunked = "chunked" in announced
+    with connect(port, head("/", announced, method="POST")) as connection:
+        assert read_reply(connection).body == b"ok"
+        if is_chunked:
+            connection.sendall(b"not a chunk\r\n")
+        else:
+            dribble(connection, bytes(100), seconds=8)
+        assert read_to_end(connection) == b""
+
+
+def test_a_connection_goes_on_though_bodies_come_behind_their_answers_time_and_again(port: int) -> None:
+    content = bytes(9000)
+    with connect(port) as connection:
+        for _ in range(20):
+            connection.sendall(head("/", f"Content-Length: {len(content)}", method="POST"))
+            assert read_reply(connection).body == b"ok"
+            connection.sendall(content)
+
+
+def test_a_body_behind_its_answer_is_cut_off_where_it_has_no_end(port: int) -> None:
+    with connect(port) as connection, contextlib.suppress(ConnectionError):
+        for size_bytes in (60_000, 10**9):
+            connection.sendall(head("/", f"Content-Length: {size_bytes}", method="POST"))
+            assert read_reply(connection).body == b"ok"
+            for _ in range(min(size_bytes, 10**7) // 1000):
+                connection.sendall(bytes(1000))
+        pytest.fail("all of it was taken")
+
+
 def test_a_client_that_takes_nothing_loses_its_answer_and_what_waits_for_it_is_little(
     port: int, application: Application
 ) -> None:

@@ -119,3 +119,24 @@ def test_a_store_that_does_not_answer_is_not_ready_in_time(tmp_path: Path, monke
             return await asyncio.wait_for(check.look(), 10)
 
     assert asyncio.run(ask()).failed == ("store", "index", "space")
+
+
+def test_a_store_that_does_not_answer_keeps_one_thread_however_often_anybody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minibox_server.health._PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("minibox_server.health._BELIEVED_SECONDS", 0)
+    store = Counting(tmp_path / "data")
+    workers = Workers()
+    check = HealthCheck(store, workers, free_bytes=0)
+
+    async def ask() -> Health:
+        with silent(store):
+            for _ in range(10):
+                assert (await check.look()).failed
+            assert workers.running == 1
+        await asyncio.sleep(0.2)
+        return await check.look()
+
+    assert asyncio.run(ask()).failed == ()
+    assert store.asked == 1

@@ -1,12 +1,15 @@
 """Unix sockets and inherited ones: whom they let in (S19, S20), and what is left of them."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +155,26 @@ def test_in_the_end_a_socket_that_has_taken_its_place_stays(tmp_path: Path) -> N
         other.bind(str(path))
         listening.close()
         assert path.exists()
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_it_ends_in_time_though_the_folder_of_its_socket_is_gone_or_held(tmp_path: Path, is_held: bool) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        process, log = stack.enter_context(listening_daemon(tmp_path, MINIBOX_HTTP_ADDR=f"unix:{folder}/minibox.sock"))
+        if is_held:
+            held = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, held)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        else:
+            shutil.rmtree(folder)
+        begin = time.monotonic()
+        assert end_process(process, timeout_seconds=10)
+        assert time.monotonic() - begin < 5
+        assert process.returncode == 0
+    assert f"the socket {folder}/minibox.sock cannot be taken away" in read_log(log)
+    assert "Traceback" not in read_log(log)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import pytest
 from tests.support.daemon import DAEMON_COMMAND, Daemon, run_daemon_to_its_end, running_daemon
 from tests.support.images import build_image, random_layer
 from tests.support.layouts import write_layout
-from tests.support.processes import end_process
+from tests.support.processes import end_process, read_log, running, wait_until
 
 BOTH = (*DAEMON_COMMAND, "--workers", "2")
 WAIT_SECONDS = 15.0
@@ -31,7 +32,10 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def children_of(daemon: Daemon) -> set[int]:
-    pid = daemon.process.pid
+    return children(daemon.process.pid)
+
+
+def children(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
@@ -136,6 +140,41 @@ def test_a_process_that_is_stuck_is_ended_all_the_same(daemon: Daemon) -> None:
     assert end_process(daemon.process, timeout_seconds=12)
     assert time.monotonic() - begin < 11
     assert not is_alive(stuck)
+
+
+# Two processes, each of which ends at once or serves; of the forks that begin them, the third fails.
+_NO_ROOM_ONCE = """
+import errno, os, sys, time
+from minibox_server.processes import Processes
+
+fork, begun = os.fork, 0
+
+def failing_fork():
+    global begun
+    begun += 1
+    if begun == 3:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+
+def work(lifeline):
+    if begun > 1:
+        time.sleep(60)
+
+os.fork = failing_fork
+Processes(2, work).run(lambda: sys.stderr.write("begun\\n"))
+sys.exit(7 if begun == 4 else 8)
+"""
+
+
+def test_those_that_live_serve_on_though_there_is_no_room_for_another_one(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = (sys.executable, "-c", _NO_ROOM_ONCE)
+    with running(command, environment=environment, log=log, folder=tmp_path, end_seconds=15) as process:
+        wait_until(lambda: "no process can begin" in read_log(log), process, log=log)
+        wait_until(lambda: len(children(process.pid)) == 2, process, log=log)
+        assert end_process(process, timeout_seconds=10)
+        assert process.returncode == 7
 
 
 def test_an_image_that_two_processes_pull_at_once_is_downloaded_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.server.clients import blobs_open, exchange, read_reply
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.layouts import blob_path, write_layout
-from tests.support.processes import end_process
+from tests.support.processes import end_process, wait_until
 
 MIB = 1024 * 1024
 LARGE_BYTES = 24 * MIB + 512
@@ -178,3 +179,16 @@ def test_it_ends_in_time_though_a_client_does_not_read(tmp_path: Path, image: Bu
         assert connection.recv(1000)
         assert end_process(daemon.process, timeout_seconds=10)
         assert daemon.exit_status == 0
+
+
+def test_a_client_that_goes_is_seen_to_go_and_the_rest_is_not_said_to_nobody(daemon: Daemon, image: BuiltImage) -> None:
+    large, _ = layers_of(image)
+    known = daemon.read_log()
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+        connection.sendall(request(daemon, large))
+        assert connection.recv(1000)
+        time.sleep(0.3)  # until the kernel takes no more
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: large in daemon.read_log()[len(known) :], daemon.process, log=daemon.log)
+    (line,) = [line for line in daemon.read_log()[len(known) :].splitlines() if large in line]
+    assert line.endswith("ended early")
