@@ -184,7 +184,7 @@ class ArchiveEndpoints:
             if said is None or said not in ("", *ARCHIVE_TYPES):
                 raise RequestError(400, _NO_PATH)
             return AnswerToBody(request, lambda body: self._load_body(request, body))
-        if said in ARCHIVE_TYPES:
+        if said in ARCHIVE_TYPES and await _has_content(request):
             raise RequestError(400, "there is both a parameter path and an archive in the body")
 
         return await self._answer_load(
@@ -243,3 +243,13 @@ def _type_of_body(request: Request) -> str | None:
     if "transfer-encoding" not in request.headers and not request.headers.get("content-length", "").strip("0"):
         return None
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _has_content(request: Request) -> bool:
+    """Whether there is anything in the body of a request: an empty one may come in chunks, too."""
+    if "transfer-encoding" not in request.headers:
+        return True
+    while (message := await request.receive())["type"] == "http.request":
+        if message.get("body") or not message.get("more_body", False):
+            return bool(message.get("body"))
+    return False
