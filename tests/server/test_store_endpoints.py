@@ -110,6 +110,11 @@ def test_the_store_is_told_with_what_it_can_do(client: TestClient, data_root: Pa
     }
 
 
+def test_a_data_root_that_is_no_utf8_is_shown_as_such(tmp_path: Path) -> None:
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff"))
+    assert client_of(root).get("/system/info").json()["data_root"] == f"{tmp_path}/odd-\\udcff"
+
+
 # ---- verify
 
 
