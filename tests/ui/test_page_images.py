@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.browser import focused, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
-from tests.support.images import BuiltImage, build_image
+from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout, write_layout_files
 from tests.support.stores import put
 from tests.ui.conftest import APP, WORKER, SlowRegistry
@@ -190,6 +190,18 @@ def test_an_image_that_is_saved_and_removed_is_loaded_as_it_was(
     expect(card).to_contain_text(name)
     expect(row(page, name)).to_be_visible()
     assert images_of(daemon)[name] == APP.digest
+
+
+def test_a_download_that_is_refused_says_why_where_its_form_was_chosen(open_page: OpenPage) -> None:
+    page = open_page({"both:1": build_index([build_image(), build_image(platform="linux/arm64")])})
+    row(page, "both:1").get_by_role("button", name="Download").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Download").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("linux/arm64")
+    dialog.get_by_label("Form").select_option("oci")
+    with page.expect_download() as download:
+        dialog.get_by_role("button", name="Download").click()
+    assert download.value.failure() is None
 
 
 def test_a_file_that_is_dropped_and_is_no_archive_is_refused_in_a_sentence(open_page: OpenPage, daemon: Daemon) -> None:

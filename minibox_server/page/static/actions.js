@@ -22,18 +22,26 @@ export async function saveImage(image) {
     title: `Download ${image.name}`,
     content: field("Form", format, `About ${bytes(image.size_bytes)}.`),
     yes: "Download",
-    // The file is chosen while the click still counts as the user's.
-    confirm: async () => ({ format: format.value, file: await chooseFile(fileName(image.name)) }),
+    confirm: async () => {
+      const query = { image: image.name, format: format.value };
+      // The file is chosen while the click still counts as the user's.
+      const file = await chooseFile(fileName(image.name));
+      // A download of the browser's own does not say why it was refused; so its first byte is asked for here.
+      if (file === null && !hasToken()) {
+        await (await send("images/archive", { query, headers: { Range: "bytes=0-0" } })).arrayBuffer();
+      }
+      return { query, file };
+    },
   });
   if (chosen === null) return;
-  const query = { image: image.name, format: chosen.format };
-  if (chosen.file === null && !hasToken()) {
+  const { query, file } = chosen;
+  if (file === null && !hasToken()) {
     // Where no header is needed, the browser's own download is the best there is.
     keep(address("images/archive", query), fileName(image.name));
     tell(`The download of ${image.name} has begun.`);
     return;
   }
-  start(`Download ${image.name}`, (work) => receive(query, chosen.file, fileName(image.name), work));
+  start(`Download ${image.name}`, (work) => receive(query, file, fileName(image.name), work));
 }
 
 /** Send a file to the store. */

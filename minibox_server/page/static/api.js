@@ -47,13 +47,14 @@ export async function ask(path, { method = "GET", query, signal, isQuiet } = {})
  * Ask, and return the answer, whose body is still to be read; a refusal is thrown. Where the user has asked for nothing
  * (`isQuiet`), they are not asked for the token either.
  */
-export async function send(path, { method = "GET", query, signal, accept = "*/*", isQuiet = false } = {}) {
+export async function send(path, options = {}) {
+  const { method = "GET", query, signal, accept = "*/*", headers = {}, isQuiet = false } = options;
   for (;;) {
     const used = token;
     const response = await reach(address(path, query), {
       method,
       signal,
-      headers: headersOf(accept),
+      headers: { ...headersOf(accept), ...headers },
       cache: "no-store",
       credentials: "omit",
       redirect: "error",
