@@ -1,22 +1,28 @@
 """GET /system/df and /info, POST /system/verify, /repair and /prune: what the store tells of itself as a whole."""
 
+import asyncio
+import contextlib
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from minibox_store import __version__
+from minibox_server.app import create_app
+from minibox_server.settings import Settings
+from minibox_store import Store, StoreUsage, __version__
 from tests.server.clients import client_of, sentence_of
+from tests.support.asgi import asking
 from tests.support.images import build_image, build_layer
 from tests.support.invariants import check_invariants
 from tests.support.layouts import blob_path, read_layout_blobs, write_layout
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.snapshots import snapshot
-from tests.support.stores import put, put_dead, rot
+from tests.support.stores import open_store, put, put_dead, rot
 
 SHARED = build_layer({"srv/shared": b"shared" * 1000}, compressed=False)
 ONE = build_image([SHARED, {"a": b"1"}])
@@ -81,6 +87,28 @@ def test_as_many_blobs_are_told_as_are_wanted(client: TestClient) -> None:
         assert told == {**whole, "blobs": whole["blobs"][:wanted]}
     assert client.get("/system/df", params={"blobs": "999999999999"}).json() == whole
     assert client.get("/system/df", params={"blobs": "-1"}).status_code == 400
+
+
+def test_all_who_ask_for_the_bytes_at_once_share_the_answer(data_root: Path) -> None:
+    class Weighed(Store):
+        weighings = 0
+
+        def usage(self, *, most_blobs: int = 0) -> StoreUsage:
+            self.weighings += 1
+            time.sleep(0.1)  # all of them have come before it is over
+            return super().usage(most_blobs=most_blobs)
+
+    store = Weighed(data_root)
+    app = create_app(Settings(data_root=str(data_root)), store=store)
+
+    async def ask() -> None:
+        async with contextlib.AsyncExitStack() as asked:
+            exchanges = [await asked.enter_async_context(asking(app, "GET", "/system/df")) for _ in range(20)]
+            answers = {(await each.end()).body for each in exchanges}
+        assert [json.loads(each)["blob_count"] for each in answers] == [open_store(data_root).usage().blob_count]
+
+    asyncio.run(ask())
+    assert store.weighings <= 2
 
 
 def test_a_store_that_is_not_there_has_no_bytes_and_is_not_made(tmp_path: Path) -> None:
