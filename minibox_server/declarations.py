@@ -70,10 +70,13 @@ def counted(*, least: int = 0, most: int) -> Kind[int]:
     """Return the kind of a whole number; one above ``most`` is taken for ``most``."""
 
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or (len(text) < 10 and int(text) < least):
+        # However many zeros stand before it, the number is what follows them; and more digits than these are more than
+        # any limit, of which Python refuses to read thousands.
+        digits = text.lstrip("0") or "0"
+        is_number = text.isascii() and text.isdigit()
+        if not is_number or (len(digits) < 10 and int(digits) < least):
             raise ValueError(f"must be a whole number of at least {least}")
-        # So many digits are more than any limit, and Python refuses to read thousands of them.
-        return most if len(text.lstrip("0")) > 9 else min(int(text), most)
+        return most if len(digits) > 9 else min(int(digits), most)
 
     return Kind(read=read, schema={"type": "integer", "minimum": least})
 

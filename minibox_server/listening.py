@@ -7,6 +7,7 @@ others can reach needs a token.
 
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -21,9 +22,13 @@ import attrs
 from minibox_server.settings import Settings, SettingsError, check_protection, is_loopback
 from minibox_store import one_line
 
+LOGGER = logging.getLogger("minibox_server")
+
 # The first descriptor that is handed over. Spec: sd_listen_fds(3).
 _FIRST_DESCRIPTOR = 3
 _LOCK_SECONDS = 5.0
+# The daemon has ten seconds to end, and its requests have had most of them.
+_LAST_LOCK_SECONDS = 1.0
 _ATTEMPT_SECONDS = 0.02
 _PRIVATE = 0o177
 _CREDENTIALS = struct.Struct("iII")
@@ -57,12 +62,18 @@ class Listening:
         return Listening(self.sockets, self.inherited)
 
     def close(self) -> None:
-        """Close the sockets, and take away those of the file system that are still ours."""
-        for path, made in self.places.items():
-            with _holding_folder(path):
-                if _identity(path) == made:
-                    os.unlink(path)
-        self.places = {}
+        """Close the sockets, and take away those of the file system that are still ours.
+
+        What cannot be taken away stays, and is said: the daemon ends all the same, and in time.
+        """
+        places, self.places = self.places, {}
+        for path, made in places.items():
+            try:
+                with _holding_folder(path, _LAST_LOCK_SECONDS):
+                    if _identity(path) == made:
+                        os.unlink(path)
+            except OSError as error:
+                LOGGER.warning("the socket %s cannot be taken away: %s", one_line(path), error.strerror)
         for each in self.sockets:
             each.close()
 
@@ -175,14 +186,14 @@ def _check_abandoned(path: str) -> None:
 
 
 @contextmanager
-def _holding_folder(path: str) -> Iterator[None]:
+def _holding_folder(path: str, patience_seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Keep other daemons from making or taking away sockets in the folder of a path: two could take each other's.
 
     Raises:
         OSError: when there is no such folder, or another one holds it for too long.
     """
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    deadline = time.monotonic() + _LOCK_SECONDS
+    deadline = time.monotonic() + patience_seconds
     try:
         while True:
             try:

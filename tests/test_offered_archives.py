@@ -1,6 +1,7 @@
 """Archives that are read and never written: byte for byte what a save writes, from any place on, and told apart."""
 
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -52,6 +53,8 @@ def test_it_is_what_a_save_writes(form: ArchiveFormat, store: Store, tmp_path: P
     with store.open_archive("app:1", format=form) as archive:
         assert all_of(archive) == (tmp_path / "app.tar").read_bytes()
         assert archive.size_bytes == (tmp_path / "app.tar").stat().st_size
+        with tarfile.open(tmp_path / "app.tar") as written:
+            assert archive.blob_count == sum(name.startswith("blobs/") for name in written.getnames())
         assert archive.images == (store.get("app:1"),)
 
 

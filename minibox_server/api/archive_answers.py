@@ -24,17 +24,49 @@ _PIECE_BYTES = 512 * 1024
 # What never comes by here may be more at once; between two of them it is seen that the daemon ends.
 _RANGE_BYTES = 2 * 1024 * 1024
 _SMALL_BYTES = 64 * 1024
+# The daemon has so many descriptors for all that is no connection, and archives get half of them.
+_MOST_FILES = 512
+_BUSY_SECONDS = "5"
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _MOST_NAME = 100
 
 
-def answer_archive(workers: Workers, archive: OfferedArchive, headers: Headers, method: str) -> Response:
+class OnTheirWay:
+    """The archives that are being sent, which keep files open as long as their clients like.
+
+    One of any size is sent; beside others it has to wait until its files fit.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files = 0
+
+    def add(self, archive: OfferedArchive) -> None:
+        """Count an archive in, until :meth:`remove`.
+
+        Raises:
+            RequestError: 503, where those that are sent already have too many files open.
+        """
+        with self._lock:
+            if self._files and self._files + archive.blob_count > _MOST_FILES:
+                raise RequestError(503, "there are too many archives being sent", {"Retry-After": _BUSY_SECONDS})
+            self._files += archive.blob_count
+
+    def remove(self, archive: OfferedArchive) -> None:
+        """Count an archive out."""
+        with self._lock:
+            self._files -= archive.blob_count
+
+
+def answer_archive(
+    workers: Workers, others: OnTheirWay, archive: OfferedArchive, headers: Headers, method: str
+) -> Response:
     """Return the answer that is the archive, or the part of it that these headers of a request ask for.
 
     The archive is closed by the answer; where there is none, by the caller.
 
     Raises:
-        RequestError: 416, where no byte that is asked for exists.
+        RequestError: 416, where no byte that is asked for exists; 503, where too many archives are being sent.
     """
     entity_tag = f'"{archive.identity}"'
     if _matches(headers.getlist("if-none-match"), entity_tag):
@@ -47,14 +79,22 @@ def answer_archive(workers: Workers, archive: OfferedArchive, headers: Headers, 
         except RangeNotSatisfiable:
             size = {"Content-Range": f"bytes */{archive.size_bytes}"}
             raise RequestError(416, "the range lies beyond the end of the archive", size) from None
-    return ArchiveAnswer(workers, archive, entity_tag, wanted)
+    return ArchiveAnswer(workers, others, archive, entity_tag, wanted)
 
 
 class ArchiveAnswer(Response):
     """An archive, or one range of it."""
 
-    def __init__(self, workers: Workers, archive: OfferedArchive, entity_tag: str, wanted: ByteRange | None) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        others: OnTheirWay,
+        archive: OfferedArchive,
+        entity_tag: str,
+        wanted: ByteRange | None,
+    ) -> None:
         self._workers = workers
+        self._others = others
         self._archive = archive
         self._lock = threading.Lock()
         self._is_closed = False
@@ -70,6 +110,7 @@ class ArchiveAnswer(Response):
         if wanted is not None:
             headers["Content-Range"] = f"bytes {wanted.first}-{wanted.last}/{archive.size_bytes}"
         super().__init__(None, 206 if wanted else 200, headers, ARCHIVE_TYPE)
+        others.add(archive)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, and close the archive whatever happens."""
@@ -134,6 +175,7 @@ class ArchiveAnswer(Response):
         with self._lock:
             self._is_closed = True
             self._archive.close()
+        self._others.remove(self._archive)
 
 
 def file_name(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from minibox_server.api.archive_answers import ARCHIVE_TYPE, answer_archive
+from minibox_server.api.archive_answers import ARCHIVE_TYPE, OnTheirWay, answer_archive
 from minibox_server.api.descriptions import describe_image
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.images import check_form
@@ -42,6 +42,7 @@ ARCHIVE_TYPES = (
     *("application/gzip", "application/x-gzip", "application/zstd", "application/x-zstd", "application/x-xz"),
 )
 _NO_PATH = "missing path"
+_OPENING = 2
 LOADED_SCHEMA = record({"images": list_of(IMAGE_SCHEMA)})
 SAVED_SCHEMA = record({"images": list_of(IMAGE_SCHEMA), "path": TEXT_SCHEMA})
 _OF_ALL = {"ETag": "archives of the same bytes have the same", "Cache-Control": "no-cache"}
@@ -92,6 +93,9 @@ class ArchiveEndpoints:
         self._paths = paths
         self._workers = workers
         self._operations = operations
+        self._on_their_way = OnTheirWay()
+        # All files of an archive are opened before it is known whether they are too many.
+        self._opening = CapacityLimiter(_OPENING)
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -184,7 +188,7 @@ class ArchiveEndpoints:
             if said is None or said not in ("", *ARCHIVE_TYPES):
                 raise RequestError(400, _NO_PATH)
             return AnswerToBody(request, lambda body: self._load_body(request, body))
-        if said in ARCHIVE_TYPES:
+        if said in ARCHIVE_TYPES and await _has_content(request):
             raise RequestError(400, "there is both a parameter path and an archive in the body")
 
         return await self._answer_load(
@@ -230,12 +234,12 @@ class ArchiveEndpoints:
                 check_form(error.name)
                 raise
             try:
-                return answer_archive(self._workers, archive, request.headers, request.method)
+                return answer_archive(self._workers, self._on_their_way, archive, request.headers, request.method)
             except BaseException:
                 archive.close()
                 raise
 
-        return await self._workers.run(self._workers.reading, call)
+        return await self._workers.run(self._opening, call)
 
 
 def _type_of_body(request: Request) -> str | None:
@@ -243,3 +247,13 @@ def _type_of_body(request: Request) -> str | None:
     if "transfer-encoding" not in request.headers and not request.headers.get("content-length", "").strip("0"):
         return None
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _has_content(request: Request) -> bool:
+    """Whether there is anything in the body of a request: an empty one may come in chunks, too."""
+    if "transfer-encoding" not in request.headers:
+        return True
+    while (message := await request.receive())["type"] == "http.request":
+        if message.get("body") or not message.get("more_body", False):
+            return bool(message.get("body"))
+    return False

@@ -13,6 +13,7 @@ import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from minibox_server.api.inspection import naming
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, counted, parameter
 from minibox_server.workers import Workers
 from minibox_store import FileKind, FileStatus, Platform, Store
@@ -80,7 +81,7 @@ class FileEndpoints:
                 call=self.files,
                 query=FilesQuery,
                 answers=(Answer(what="the directory", media_type="application/json", schema=DIRECTORY),),
-                refusals=(404, 409, 422, 501, 502, 507),
+                refusals=(404, 409, 422, 501, 507),
             )
         ]
 
@@ -88,7 +89,7 @@ class FileEndpoints:
         """List a directory of an image."""
 
         def call() -> Mapping[str, object]:
-            with self._store.open_files(query.image, platform=query.platform) as image:
+            with naming(query.image), self._store.open_files(query.image, platform=query.platform) as image:
                 image.listdir(query.path)  # says in a sentence what is there, where that is no directory
                 children = image.children(image.find(query.path, follow_links=True), query.start)
                 shown = [_describe(name, node.status, node.layer) for name, node in islice(children, query.n)]

@@ -13,7 +13,7 @@ from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, parame
 from minibox_server.responses import RequestError
 from minibox_server.schemas import list_of
 from minibox_server.workers import Workers
-from minibox_store import ImageNotFound, InvalidDocument, Platform, Store
+from minibox_store import ContentMismatch, ImageNotFound, InvalidDocument, Platform, Store
 
 
 @attrs.frozen(kw_only=True)
@@ -72,14 +72,15 @@ class InspectionEndpoints:
 
     async def _answer(self, name: str, call: Callable[[], object]) -> Response:
         def answer() -> Response:
-            with _naming(name):
+            with naming(name):
                 return JSONResponse(call())
 
         return await self._workers.run(self._workers.reading, answer)
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
+    """Say of what goes wrong while an image is looked into what it means where nothing came from a registry."""
     try:
         yield
     except ImageNotFound:
@@ -88,3 +89,5 @@ def _naming(name: str) -> Iterator[None]:
     except InvalidDocument as error:
         # No registry has just said it: the image is as its maker made it.
         raise RequestError(422, str(error)) from error
+    except ContentMismatch as error:
+        raise RequestError(500, f"store damaged: {error}") from error

@@ -15,7 +15,7 @@ from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.images import check_form
 from minibox_server.api.operations import Operations, Result
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, parameter
-from minibox_server.responses import accepts_json, text_response
+from minibox_server.responses import RequestError, accepts_json, text_response
 from minibox_server.schemas import COUNT_SCHEMA, DIGEST_SCHEMA, TEXT_SCHEMA, record
 from minibox_server.workers import Workers
 from minibox_store import (
@@ -26,6 +26,7 @@ from minibox_store import (
     Event,
     EventListener,
     ImageNotFound,
+    InvalidReference,
     Platform,
     Reference,
     RegisteringName,
@@ -85,7 +86,7 @@ class PushEndpoints:
         """Push an image."""
 
         def call(on_event: EventListener, cancellation: Cancellation) -> Result:
-            target = query.reference or Reference.parse(query.image)
+            target = query.reference or _named(query.image)
             try:
                 pushed = self._store.push(
                     query.image,
@@ -114,6 +115,14 @@ class PushEndpoints:
         return await self._operations.answer(
             request, doing="push", limiter=self._workers.pushing, call=call, plain=plain, key=key
         )
+
+
+def _named(image: str) -> Reference:
+    """Return where an image goes whose name has to say so."""
+    try:
+        return Reference.parse(image)
+    except InvalidReference as error:
+        raise RequestError(400, f"parameter image: {error}") from error
 
 
 class _HeldBack:

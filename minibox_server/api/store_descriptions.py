@@ -110,7 +110,7 @@ def describe_info(info: StoreInfo, *, images: int) -> Mapping[str, object]:
     """Return what GET /system/info says."""
     return {
         "version": __version__,
-        "data_root": info.root,
+        "data_root": shown(info.root),
         "durable": info.durable,
         "hard_links": info.hard_links,
         "images": images,

@@ -20,6 +20,7 @@ from minibox_server.api.store_descriptions import (
 )
 from minibox_server.declarations import SWITCH, Answer, Endpoint, NoQuery, counted, parameter
 from minibox_server.schemas import PRUNE_SCHEMA
+from minibox_server.shared_calls import SharedCall
 from minibox_server.workers import Workers
 from minibox_store import Cancellation, EventListener, Store
 
@@ -55,6 +56,7 @@ class SystemEndpoints:
         self._workers = workers
         self._operations = operations
         self._weighing = anyio.CapacityLimiter(_WEIGHING)
+        self._usual_usage = SharedCall(workers, self._weighing, lambda: self._weigh(_USUAL_BLOBS))
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -138,11 +140,15 @@ class SystemEndpoints:
 
     async def usage(self, request: Request, query: UsageQuery) -> Response:
         """Tell whose the bytes are."""
+        if query.blobs == _USUAL_BLOBS:
+            # Each page that somebody looks at asks for this whenever the store changes.
+            body = await self._usual_usage.result()
+        else:
+            body = await self._workers.run(self._weighing, lambda: self._weigh(query.blobs))
+        return Response(body, media_type="application/json")
 
-        def call() -> Response:
-            return JSONResponse(describe_usage(self._store.usage(most_blobs=query.blobs)))
-
-        return await self._workers.run(self._weighing, call)
+    def _weigh(self, blobs: int) -> bytes:
+        return bytes(JSONResponse(describe_usage(self._store.usage(most_blobs=blobs))).body)
 
     async def info(self, request: Request, query: NoQuery) -> Response:
         """Tell what the store is."""

@@ -33,6 +33,7 @@ class OfferedArchive:
     Attributes:
         images: what is in it, as it is told of a save.
         size_bytes: how long it is.
+        blob_count: how many blobs are in it; for each of them a file may be open.
         identity: a text that archives of equal bytes have, and no others; 64 hexadecimal digits.
     """
 
@@ -54,6 +55,7 @@ class OfferedArchive:
         self._starts = [member.offset for member in self._plan.members]
         self.images = images
         self.size_bytes = self._plan.size_bytes
+        self.blob_count = sum(member.descriptor is not None for member in self._plan.members)
         self.identity = _identity(self._plan)
         self._closing = closing.pop_all()
 

@@ -1,5 +1,6 @@
 """GET /images/archive: what a save writes, its exact size first, ranges of it, each refusal before the first byte."""
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -13,8 +14,11 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from minibox_server.app import create_app
+from minibox_server.settings import Settings
 from minibox_store import Store
 from tests.server.clients import client_of, sentence_of
+from tests.support.asgi import Exchange, asking
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import build_image, build_index, random_layer
 from tests.support.invariants import check_invariants
@@ -194,6 +198,29 @@ def test_no_file_stays_open_whatever_was_answered(client: TestClient, store: Sto
     check_invariants(Path(store.root), history_behind=True)
 
 
+def test_archives_that_nobody_takes_keep_so_many_files_open_and_no_more(tmp_path: Path) -> None:
+    many = build_image([random_layer(10_240, salt=str(number)) for number in range(300)])
+    write_layout(tmp_path / "data", {"many:1": many, "few:1": build_image()})
+    app = create_app(Settings(data_root=str(tmp_path / "data")))
+
+    def asked(name: str, *, reads: bool = True) -> contextlib.AbstractAsyncContextManager[Exchange]:
+        return asking(app, "GET", "/images/archive", {"image": name}, reads=reads)
+
+    async def ask() -> None:
+        async with asked("many:1", reads=False) as stalled:
+            await stalled.started()
+            async with asked("many:1") as refused, asked("few:1") as sent:
+                await refused.end()
+                await sent.end()
+            assert (refused.status, refused.headers["retry-after"], sent.status) == (503, "5", 200)
+        async with asked("many:1") as again:
+            await again.end()
+        assert (again.status, again.is_whole) == (200, True)
+
+    asyncio.run(ask())
+    assert not open_blobs(os.getpid())
+
+
 # ---- over a connection
 
 
@@ -221,7 +248,7 @@ def test_the_daemon_sends_the_same_bytes_and_the_connection_goes_on(
 def test_a_client_that_goes_away_midway_leaves_no_file_open(daemon: Daemon) -> None:
     with daemon.stream("GET", "/images/archive", QUERY) as stream:
         assert stream.response.read(1000)
-        assert open_blobs(daemon)
+        assert open_blobs(daemon.process.pid)
     wait_until_closed(daemon)
     assert daemon.get("/ping").status == 200
 
@@ -248,10 +275,10 @@ def test_an_image_that_is_collected_midway_is_sent_whole(tmp_path: Path) -> None
         assert stream.response.read() == expected
 
 
-def open_blobs(daemon: Daemon) -> list[str]:
-    """Return the blobs that the daemon has open."""
+def open_blobs(process: int) -> list[str]:
+    """Return the blobs that a process has open."""
     found = []
-    for each in Path(f"/proc/{daemon.process.pid}/fd").iterdir():
+    for each in Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             found.append(os.readlink(each))
     return [path for path in found if "/blobs/" in path]
@@ -259,6 +286,6 @@ def open_blobs(daemon: Daemon) -> list[str]:
 
 def wait_until_closed(daemon: Daemon) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
-    while open_blobs(daemon):
+    while open_blobs(daemon.process.pid):
         assert time.monotonic() < deadline, "blobs stay open"
         time.sleep(0.02)

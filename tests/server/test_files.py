@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from tests.server.clients import client_of, sentence_of
 from tests.support.images import build_image, build_index
-from tests.support.layouts import write_layout
+from tests.support.layouts import blob_path, write_layout
 
 LOWER = {"etc/hostname": b"minibox\n", "bin/hello": b"#!/bin/sh\n", "srv/data": b"x" * 3000}
 
@@ -84,6 +84,8 @@ def test_the_platform_chooses_from_an_index(client: TestClient) -> None:
         ({"image": "app:1", "path": "/../../etc/passwd"}, 404, "passwd"),
         ({"image": "app:1", "path": "/etc/hostname"}, 400, "no directory"),
         ({"path": "/"}, 400, "image"),
+        ({"image": "../app:1"}, 400, "parameter image"),
+        ({"image": "app 1"}, 400, "parameter image"),
     ],
 )
 def test_what_is_not_there_is_refused_in_a_sentence(
@@ -92,6 +94,26 @@ def test_what_is_not_there_is_refused_in_a_sentence(
     response = client.get(f"/images/files?{urlencode(query)}")
     assert response.status_code == status
     assert part in sentence_of(response)
+
+
+def test_what_is_wrong_with_an_image_itself_is_blamed_on_no_registry(tmp_path: Path) -> None:
+    config = {"rootfs": {"type": "layers", "diff_ids": "none"}}
+    images = {"odd:1": build_image([LOWER], config=config), "app:1": build_image([LOWER])}
+    write_layout(tmp_path / "data", images)
+    damaged = blob_path(tmp_path / "data", images["app:1"].config_digest)
+    damaged.write_bytes(b"[" + damaged.read_bytes()[1:])
+    client = client_of(tmp_path / "data")
+    statuses = {
+        (path, name): client.get(path, params={"image": name}).status_code
+        for path in ("/images/files", "/images/inspect")
+        for name in images
+    }
+    assert statuses == {
+        ("/images/files", "odd:1"): 422,
+        ("/images/inspect", "odd:1"): 422,
+        ("/images/files", "app:1"): 500,
+        ("/images/inspect", "app:1"): 500,
+    }
 
 
 def test_a_directory_of_very_many_files_is_told_in_part(tmp_path: Path) -> None:

@@ -277,3 +277,10 @@ def test_what_is_not_there_or_no_reference_is_refused_before_a_registry_is_asked
     ):
         assert client.post("/images/push", params=query).status_code == status, query
     assert registry.requests == []
+
+
+def test_a_name_that_does_not_say_where_a_push_goes_is_refused_by_the_name_of_its_parameter(tmp_path: Path) -> None:
+    write_layout(tmp_path / "data", {"[odd": build_image()})
+    answer = client_of(tmp_path / "data").post("/images/push", params={"image": "[odd"})
+    assert answer.status_code == 400
+    assert sentence_of(answer).startswith("parameter image: ")

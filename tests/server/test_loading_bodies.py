@@ -109,6 +109,11 @@ def test_an_archive_comes_from_a_path_or_from_the_body(tmp_path: Path) -> None:
     assert both.status_code == 400
     assert "both" in sentence_of(both)
     assert not (tmp_path / "data").exists()
+    query = {"path": str(tmp_path / "app.tar")}
+    assert client.post("/images/load", params=query, content=pieces(ARCHIVE), headers=TAR).status_code == 400
+    # An empty body is none, however it is sent and whatever it is called.
+    empty = client.post("/images/load", params=query, content=pieces(b""), headers=TAR)
+    assert empty.text == f"Loaded image {NAME} from {tmp_path / 'app.tar'}\n"
     # What is no archive is passed over, as it always was, and no more of it than that.
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     passed_over = client.post("/images/load", params={"path": str(tmp_path / "app.tar")}, content=b"a", headers=form)

@@ -92,6 +92,13 @@ def test_anything_else_is_no_count(query: bytes) -> None:
         decode_query(Counted, query)
 
 
+@pytest.mark.parametrize("text", ["0", "000", "0" * 10, "0" * 5000])
+def test_a_count_below_its_least_is_refused_however_it_is_written(text: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        counted(least=1, most=5).read(text)
+    assert counted(least=1, most=5).read(f"{text}1") == 1
+
+
 @given(st.binary(max_size=200))
 def test_any_query_is_decoded_or_refused(query: bytes) -> None:
     statuses = []

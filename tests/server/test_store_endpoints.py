@@ -1,22 +1,28 @@
 """GET /system/df and /info, POST /system/verify, /repair and /prune: what the store tells of itself as a whole."""
 
+import asyncio
+import contextlib
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from minibox_store import __version__
+from minibox_server.app import create_app
+from minibox_server.settings import Settings
+from minibox_store import Store, StoreUsage, __version__
 from tests.server.clients import client_of, sentence_of
+from tests.support.asgi import asking
 from tests.support.images import build_image, build_layer
 from tests.support.invariants import check_invariants
 from tests.support.layouts import blob_path, read_layout_blobs, write_layout
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.snapshots import snapshot
-from tests.support.stores import put, put_dead, rot
+from tests.support.stores import open_store, put, put_dead, rot
 
 SHARED = build_layer({"srv/shared": b"shared" * 1000}, compressed=False)
 ONE = build_image([SHARED, {"a": b"1"}])
@@ -83,6 +89,28 @@ def test_as_many_blobs_are_told_as_are_wanted(client: TestClient) -> None:
     assert client.get("/system/df", params={"blobs": "-1"}).status_code == 400
 
 
+def test_all_who_ask_for_the_bytes_at_once_share_the_answer(data_root: Path) -> None:
+    class Weighed(Store):
+        weighings = 0
+
+        def usage(self, *, most_blobs: int = 0) -> StoreUsage:
+            self.weighings += 1
+            time.sleep(0.1)  # all of them have come before it is over
+            return super().usage(most_blobs=most_blobs)
+
+    store = Weighed(data_root)
+    app = create_app(Settings(data_root=str(data_root)), store=store)
+
+    async def ask() -> None:
+        async with contextlib.AsyncExitStack() as asked:
+            exchanges = [await asked.enter_async_context(asking(app, "GET", "/system/df")) for _ in range(20)]
+            answers = {(await each.end()).body for each in exchanges}
+        assert [json.loads(each)["blob_count"] for each in answers] == [open_store(data_root).usage().blob_count]
+
+    asyncio.run(ask())
+    assert store.weighings <= 2
+
+
 def test_a_store_that_is_not_there_has_no_bytes_and_is_not_made(tmp_path: Path) -> None:
     told = client_of(tmp_path / "none").get("/system/df").json()
     assert told == {"total_bytes": 0, "reclaimable_bytes": 0, "blob_count": 0, "images": [], "blobs": []}
@@ -108,6 +136,11 @@ def test_the_store_is_told_with_what_it_can_do(client: TestClient, data_root: Pa
         "hard_links": True,
         "images": 2,
     }
+
+
+def test_a_data_root_that_is_no_utf8_is_shown_as_such(tmp_path: Path) -> None:
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff"))
+    assert client_of(root).get("/system/info").json()["data_root"] == f"{tmp_path}/odd-\\udcff"
 
 
 # ---- verify

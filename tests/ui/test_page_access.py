@@ -1,10 +1,12 @@
 """Who can use the page: with a token or without, by keyboard alone, by ear, in the dark, on a narrow screen."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.support.browser import (
     NARROW,
@@ -113,6 +115,28 @@ def test_an_archive_is_downloaded_with_the_token_in_its_header(
         assert (tmp_path / "app.tar").stat().st_size > APP.size_bytes
         expect(page.locator(".work")).to_have_attribute("data-state", "done")
         assert is_clean(watch, daemon)
+
+
+def test_a_load_that_is_cancelled_before_its_first_byte_sends_none(
+    browser: Browser, daemon: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "app.tar").write_bytes(b"x" * 1000)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    with watched_page(browser) as (page, watch):
+        open_page(page, daemon)
+        page.route("**/ping", hold)
+        with page.expect_request("**/ping"):
+            page.get_by_label("Choose a file").set_input_files(tmp_path / "app.tar")
+        page.get_by_role("button", name="Cancel: Load app.tar").click()
+        for route in held:
+            with contextlib.suppress(PlaywrightError):  # nobody waits for it any more
+                route.continue_()
+        expect(page.locator(".work")).to_have_attribute("data-state", "cancelled")
+        assert not [each for each in watch.requests if "/images/load" in each]
 
 
 # ---- the keyboard

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.browser import focused, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
-from tests.support.images import BuiltImage, build_image
+from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout, write_layout_files
 from tests.support.stores import put
 from tests.ui.conftest import APP, WORKER, SlowRegistry
@@ -41,6 +41,19 @@ async () => {
   for (const title of ["one", "two", "three", "four", "five"]) {
     start(title, (work) => new Promise((_, reject) => work.signal.addEventListener("abort", reject)));
   }
+}
+"""
+# How often a name is looked at until each of so many images has been asked for its bytes.
+_COUNT_LOOKS = """
+async (count) => {
+  const { holdings, usageOf } = await import(new URL("ui/holdings.js", document.baseURI).href);
+  let looks = 0;
+  const image = (number) => ({ own_bytes: number, get name() { looks += 1; return `many/${number}:1`; } });
+  holdings.usage = { images: Array.from({ length: count }, (_, number) => image(number)) };
+  for (let number = 0; number < count; number += 1) {
+    if (usageOf(`many/${number}:1`).own_bytes !== number) return -1;
+  }
+  return usageOf("none:1") === null ? looks : -1;
 }
 """
 
@@ -192,6 +205,18 @@ def test_an_image_that_is_saved_and_removed_is_loaded_as_it_was(
     assert images_of(daemon)[name] == APP.digest
 
 
+def test_a_download_that_is_refused_says_why_where_its_form_was_chosen(open_page: OpenPage) -> None:
+    page = open_page({"both:1": build_index([build_image(), build_image(platform="linux/arm64")])})
+    row(page, "both:1").get_by_role("button", name="Download").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Download").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("linux/arm64")
+    dialog.get_by_label("Form").select_option("oci")
+    with page.expect_download() as download:
+        dialog.get_by_role("button", name="Download").click()
+    assert download.value.failure() is None
+
+
 def test_a_file_that_is_dropped_and_is_no_archive_is_refused_in_a_sentence(open_page: OpenPage, daemon: Daemon) -> None:
     page = open_page({"app:1": APP})
     before = images_of(daemon)
@@ -326,6 +351,11 @@ def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(
     expect(focused(page)).to_have_text("many/200:1")
     page.get_by_label("Find").fill("many/249")
     expect(names).to_have_count(1)
+
+
+def test_the_bytes_of_very_many_images_are_found_without_looking_at_all_for_each(open_page: OpenPage) -> None:
+    page = open_page({})
+    assert 0 < page.evaluate(_COUNT_LOOKS, 2000) <= 4000
 
 
 def test_of_much_work_some_waits_in_the_page_and_may_be_cancelled_there(open_page: OpenPage) -> None:

@@ -91,6 +91,17 @@ def test_a_layer_that_images_share_is_seen_once(opened: tuple[Page, Watch], scre
     keep_screenshot(page, screenshots, "space")
 
 
+def test_of_very_many_blobs_no_number_is_said_to_be_of_all_that_is_of_the_largest(opened: tuple[Page, Watch]) -> None:
+    page, _ = opened
+    shared = page.locator(".numbers p").filter(has_text="needed by more than one image")
+    expect(shared).to_be_visible()
+    expect(shared).not_to_contain_text("at least")
+    page.route("**/system/df", lambda route: route.fulfill(response=route.fetch(url=f"{route.request.url}?blobs=1")))
+    page.reload()
+    expect(shared).to_contain_text("at least")
+    page.unroute_all()
+
+
 def test_the_picture_is_walked_with_the_arrow_keys_and_has_one_place_in_the_order_of_tabs(
     opened: tuple[Page, Watch],
 ) -> None:

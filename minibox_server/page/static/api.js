@@ -89,7 +89,7 @@ export async function* follow(path, { method = "POST", query, signal, isQuiet } 
  * A fetch tells nothing of how far a body is, which is why this is the older kind of request.
  */
 export async function upload(path, file, { query, signal, onSent, onEvent }) {
-  await ask("ping"); // a token that is missing is asked for before the first byte, not after the last one
+  await ask("ping", { signal }); // a token that is missing is asked for before the first byte, not after the last one
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const lines = new Lines();

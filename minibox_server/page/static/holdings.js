@@ -9,6 +9,7 @@ const AGAIN_MS = 5000;
 export const holdings = { images: null, usage: null, problem: null };
 
 const listeners = new Set();
+const usages = new WeakMap();
 let timer = null;
 let asked = 0;
 
@@ -41,7 +42,11 @@ async function askAnew(options) {
 
 /** The bytes of one image: its own, and those that others need too; null where that is not known. */
 export function usageOf(name) {
-  return holdings.usage?.images?.find((each) => each.name === name) ?? null;
+  const { usage } = holdings;
+  if (!usage) return null;
+  // Each of very many images is asked for, and to sort them many times: so they are looked through once.
+  if (!usages.has(usage)) usages.set(usage, new Map(usage.images.map((each) => [each.name, each])));
+  return usages.get(usage).get(name) ?? null;
 }
 
 /** Refresh whenever the store changes, by whomever, as long as the page is seen. */

@@ -27,7 +27,7 @@ export function spaceView() {
     }
     replace(numbers,
       number(bytes(usage.total_bytes), "in all blobs"),
-      number(bytes(sharedBytes(usage)), "needed by more than one image"),
+      number(sharedBytes(usage), "needed by more than one image"),
       number(bytes(usage.reclaimable_bytes), "needed by none"));
     if (!usage.blobs.length) {
       replace(body, make("div", { class: "empty" },
@@ -58,8 +58,10 @@ function number(value, label) {
   return make("p", {}, make("b", {}, value), make("span", {}, label));
 }
 
+// Of very many blobs only the largest are told of: those that are not may be shared, too.
 function sharedBytes(usage) {
-  return usage.blobs.filter((blob) => blob.needed_by > 1).reduce((sum, blob) => sum + blob.size_bytes, 0);
+  const shared = usage.blobs.filter((blob) => blob.needed_by > 1).reduce((sum, blob) => sum + blob.size_bytes, 0);
+  return usage.blobs.length < usage.blob_count ? `at least ${bytes(shared)}` : bytes(shared);
 }
 
 function legend() {
