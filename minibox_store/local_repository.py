@@ -363,7 +363,8 @@ class LocalRepository:
         for root in roots:
             if root.digest == digest and is_wanted(root.media_type):
                 return root
-        for root in self._reaches.reaching(roots, digest):
+        # What is wanted next is most often what came last: an index follows its manifests.
+        for root in self._reaches.reaching(reversed(roots), digest):
             try:
                 found = self._reaches.of(root).blobs.get(digest)
             except NotFound:

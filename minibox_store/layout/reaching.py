@@ -57,14 +57,14 @@ class Reaches:
         self._guard = threading.Lock()
         self._known: OrderedDict[Identity, Reach] = OrderedDict()
         self._blobs = 0
-        self._outlines: OrderedDict[Identity, _Outline] = OrderedDict()
+        self._outlines: OrderedDict[str, _Outline] = OrderedDict()
         self._outline_bytes = 0
 
     def reaching(self, roots: Iterable[Descriptor], digest: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known not to reach a blob."""
         mark = _mark(digest)
         for root in roots:
-            outline = self._outlines.get(identity(root))
+            outline = self._outlines.get(root.digest.hex)
             if outline is None or mark in outline.blobs:
                 yield root
 
@@ -72,7 +72,7 @@ class Reaches:
         """Yield those roots that are not known to reach nothing which refers to a manifest or index."""
         mark = _mark(subject)
         for root in roots:
-            outline = self._outlines.get(identity(root))
+            outline = self._outlines.get(root.digest.hex)
             if outline is None or mark in outline.subjects:
                 yield root
 
@@ -112,7 +112,7 @@ class Reaches:
 
     def _remember(self, key: Identity, found: Reach) -> None:
         with self._guard:
-            self._outline(key, found)
+            self._outline(key[0], found)
             if key in self._known or len(found.blobs) > _MOST_BLOBS:
                 return
             self._known[key] = found
@@ -120,7 +120,7 @@ class Reaches:
             while self._blobs > _MOST_BLOBS:
                 self._blobs -= len(self._known.popitem(last=False)[1].blobs)
 
-    def _outline(self, key: Identity, found: Reach) -> None:
+    def _outline(self, key: str, found: Reach) -> None:
         if key in self._outlines:
             return
         subjects = b"".join(_mark(each.subject) for each in found.referrers)
