@@ -35,6 +35,8 @@ Observe = Callable[[str], AbstractContextManager[EventListener]]
 _TICK_SECONDS = 0.1
 _TICK_SECONDS_EACH = 0.0005
 _SILENCE_SECONDS = 15.0
+# How often those that no thread has taken yet are told how many come first.
+_PLACE_SECONDS = 1.0
 
 
 class Operations:
@@ -55,6 +57,8 @@ class Operations:
         self._observe = observe
         self.pull_turns = Turns(max_pulls)
         self._joinable: dict[Hashable, Running] = {}
+        self._without_thread: list[Running] = []
+        self._telling_in: asyncio.AbstractEventLoop | None = None
 
     async def answer(
         self,
@@ -111,7 +115,25 @@ class Operations:
 
         observed = call if self._observe is None else _observed(call, self._observe, doing)
         running.begin(self._workers, limiter, observed, ended)
+        if limiter is self._workers.pulling:
+            self._without_thread.append(running)
+            loop = asyncio.get_running_loop()
+            if self._telling_in is not loop:
+                self._telling_in = loop
+                loop.call_later(_TICK_SECONDS, self._tell_places)
         return running
+
+    def _tell_places(self) -> None:
+        """Tell pulls how many come first, where the threads are taken in which they would see that themselves."""
+        self._without_thread = [each for each in self._without_thread if each.waits_for_thread]
+        taken = self._workers.pulling.borrowed_tokens
+        if taken >= self._workers.pulling.total_tokens:
+            for place, running in enumerate(self._without_thread):
+                running.tell_place(taken + place)
+        if self._without_thread:
+            asyncio.get_running_loop().call_later(_PLACE_SECONDS, self._tell_places)
+        else:
+            self._telling_in = None
 
 
 def _observed(call: ProgressingCall, observe: Observe, doing: str) -> ProgressingCall:
@@ -147,6 +169,7 @@ class Running:
         self._loop = asyncio.get_running_loop()
         self._change: asyncio.Future[None] = self._loop.create_future()
         self._has_thread = False
+        self._place = 0
         self._is_called = False
         self._is_ticking = False
         self._ended: Callable[[], None] = lambda: None
@@ -177,6 +200,17 @@ class Running:
         """Whether it is known that there is something to be told of."""
         return self._error is not None or self._result is not None or self.progress.is_resolved
 
+    @property
+    def waits_for_thread(self) -> bool:
+        """Whether nothing of it has begun, and somebody wants it."""
+        return not self._has_thread and not self.is_over
+
+    def tell_place(self, ahead: int) -> None:
+        """Tell that so many come first."""
+        if ahead != self._place:
+            self._place = ahead
+            self.progress.wait_behind(ahead)
+
     def outcome(self) -> Result | Failure | None:
         """Return its result, or what went wrong; None while it runs."""
         return self._error or self._result
@@ -190,6 +224,8 @@ class Running:
         def called() -> Result:
             self._has_thread = True
             self._cancellation.check()
+            if self._place:
+                self.progress.wait_behind(0)
             return call(self.progress, self._cancellation)
 
         try:

@@ -3,14 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minibox_server.api.operations import Call, Operations
+from minibox_server.api.operations import Call, Operations, Running
 from minibox_server.responses import RequestError, error_response
 from minibox_server.workers import Workers
 from minibox_store import (
@@ -325,5 +326,42 @@ def test_the_end_of_the_daemon_ends_the_stream_with_an_error() -> None:
             await exchange.end()
         assert exchange.events()[-1]["event"] == "error"
         assert exchange.events()[-1]["status"] == 503
+
+    run(test)
+
+
+def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_is() -> None:
+    script = Script()
+    workers = Workers()
+    workers.pulling.total_tokens = 2
+    operations = Operations(workers)
+
+    def join() -> Running:
+        return operations.join(
+            doing="pull",
+            limiter=workers.pulling,
+            call=lambda progress, cancellation: script(progress.on_event, cancellation),
+        )
+
+    async def test() -> None:
+        async def disconnect() -> Message:
+            await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        with ExitStack() as stack:
+            pulls = [join() for _ in range(4)]
+            listeners = [stack.enter_context(pull.listening(disconnect)) for pull in pulls]
+            while not pulls[3].lines.count:
+                await listeners[3].wait(1)
+            assert [pull.lines.since(0) for pull in pulls] == [
+                [],
+                [],
+                ["[pull] waiting: 2 pulls are ahead"],
+                ["[pull] waiting: 3 pulls are ahead"],
+            ]
+            script.end()
+            for pull, listener in zip(pulls, listeners, strict=True):
+                assert await listener.result() == {"name": "app:1"}
+                assert b"waiting" not in pull.feed.since(0, "application/x-ndjson")
 
     run(test)
