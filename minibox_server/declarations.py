@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from minibox_server.parameters import Parameters
 from minibox_server.responses import RequestError
+from minibox_server.schemas import DIGEST_SCHEMA
 from minibox_store import Digest, InvalidInput, Platform
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def _read_switch(text: str) -> bool:
 TEXT: Kind[str] = Kind(read=str, schema={"type": "string", "minLength": 1})
 SWITCH: Kind[bool] = Kind(read=_read_switch, schema={"type": "string", "enum": list(_SWITCH)})
 PLATFORM: Kind[Platform] = Kind(read=Platform.parse, schema={"type": "string", "examples": ["linux/arm64/v8"]})
-DIGEST: Kind[Digest] = Kind(read=Digest.parse, schema={"type": "string", "pattern": "^sha(256|512):[0-9a-f]+$"})
+DIGEST: Kind[Digest] = Kind(read=Digest.parse, schema=DIGEST_SCHEMA)
 
 
 def choice(*texts: str) -> Kind[str]:

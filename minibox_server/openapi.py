@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from minibox_server.declarations import Answer, Endpoint, EndpointTable, Parameter, parameters_of
 from minibox_server.responses import is_distribution
-from minibox_server.schemas import DISTRIBUTION_ERRORS_SCHEMA, PROBLEM_SCHEMA, TEXT_SCHEMA, Schema
+from minibox_server.schemas import DIGEST_SCHEMA, DISTRIBUTION_ERRORS_SCHEMA, PROBLEM_SCHEMA, TEXT_SCHEMA, Schema
 
 # What is said in the head, the size or the source of a request is refused alike everywhere.
 COMMON_REFUSALS = (400, 401, 403, 413, 414, 431, 500, 503)
@@ -25,7 +25,7 @@ PLACES: Mapping[str, tuple[str, Schema]] = {
         "the name of a repository",
         {"type": "string", "pattern": f"^{_COMPONENT}(?:/{_COMPONENT})*$", "maxLength": 251},
     ),
-    "digest": ("the digest of a blob", {"type": "string", "pattern": "^sha(256:[0-9a-f]{64}|512:[0-9a-f]{128})$"}),
+    "digest": ("the digest of a blob", DIGEST_SCHEMA),
     "reference": (
         "a tag, or the digest of a manifest",
         {

@@ -1,14 +1,17 @@
 """The rules about parameters, and about ranges of bytes."""
 
+import re
+
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_server.declarations import SWITCH, counted, decode_query, parameter
+from minibox_server.declarations import DIGEST, SWITCH, counted, decode_query, parameter
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
 from minibox_server.parameters import Parameters
 from minibox_server.responses import RequestError
+from minibox_store import InvalidDigest
 
 
 @attrs.frozen(kw_only=True)
@@ -97,6 +100,19 @@ def test_a_count_below_its_least_is_refused_however_it_is_written(text: str) -> 
     with pytest.raises(ValueError, match="at least 1"):
         counted(least=1, most=5).read(text)
     assert counted(least=1, most=5).read(f"{text}1") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["sha256:" + "0" * 64, "sha512:" + "f" * 128, "sha256:" + "0" * 63, "sha512:" + "0" * 64]
+)
+def test_a_digest_is_described_as_it_is_read(text: str) -> None:
+    is_described = re.search(str(DIGEST.schema["pattern"]), text) is not None
+    try:
+        DIGEST.read(text)
+    except InvalidDigest:
+        assert not is_described
+    else:
+        assert is_described
 
 
 @given(st.binary(max_size=200))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browser import focused, keep_screenshot, watched_page
+from tests.support.browser import NARROW, focused, is_too_wide, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout, write_layout_files
@@ -306,6 +306,17 @@ def test_an_image_is_looked_into_down_to_its_files(open_page: OpenPage, screensh
     keep_screenshot(page, screenshots, "image")
     page.get_by_role("button", name="the root").click()
     expect(page.get_by_role("button", name="srv/", exact=True)).to_be_visible()
+
+
+def test_the_way_to_a_directory_of_a_long_name_is_no_wider_than_the_screen(open_page: OpenPage) -> None:
+    name = "w" * 200
+    page = open_page({"long:1": build_image([{f"{name}/file": b""}])})
+    page.set_viewport_size(NARROW)
+    page.get_by_role("link", name="long:1").click()
+    page.get_by_role("button", name="Look into it").click()
+    page.get_by_role("button", name=f"{name}/").click()
+    expect(page.get_by_role("cell", name="file", exact=True).first).to_be_visible()
+    assert not is_too_wide(page)
 
 
 def test_an_image_that_is_not_there_is_said_to_be_none(open_page: OpenPage) -> None:
