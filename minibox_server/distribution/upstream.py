@@ -9,6 +9,7 @@ who it is goes nowhere: the upstream sees the credentials that this machine has 
 the registries file.
 """
 
+from contextlib import suppress
 from functools import partial
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from minibox_server.workers import Workers
 from minibox_store import (
     BlobNotFound,
     Cancellation,
+    Digest,
     Event,
     EventListener,
     ImageNotFound,
@@ -27,6 +29,7 @@ from minibox_store import (
     NotFound,
     Reference,
     Store,
+    StoreDamaged,
     is_index,
 )
 
@@ -95,7 +98,7 @@ class Upstream:
         self, wanted: Reference, is_manifest: bool, on_event: EventListener, cancellation: Cancellation
     ) -> None:
         if wanted.digest is not None:
-            for name in self._names_of(wanted):
+            for name in self._names_of(wanted, wanted.digest):
                 try:
                     self._store.fetch_part(name, wanted.digest, on_event=on_event, cancellation=cancellation)
                 except (BlobNotFound, ImageNotFound):
@@ -105,8 +108,16 @@ class Upstream:
                 raise BlobNotFound(str(wanted.digest))
         self._store.fetch(str(wanted), on_event=on_event, cancellation=cancellation)
 
-    def _names_of(self, wanted: Reference) -> list[str]:
-        """Return the names of the images that came from this repository of the upstream."""
+    def _names_of(self, wanted: Reference, digest: Digest) -> list[str]:
+        """Return the names of the images that came from this repository of the upstream, if any names the digest.
+
+        What no image of the repository names is told without a look at each: clients ask so for every layer of a push.
+        """
+        with suppress(StoreDamaged):
+            try:
+                self._store.repository(wanted.repository).find(digest)
+            except BlobNotFound:
+                return []
         begin = f"{wanted.domain}/{wanted.repository}"
         return [
             image.name

@@ -18,6 +18,7 @@ from tests.support.distribution import ABSENT, DistributionClient
 from tests.support.images import build_image, build_index, digest_of
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.layouts import blob_path, read_layout_blobs, write_layout
+from tests.support.os_proxy import replaced_os
 from tests.support.peers import docker_registry, push_image, run_skopeo
 from tests.support.scripted_registry import (
     ScriptedRegistry,
@@ -150,6 +151,17 @@ def test_a_blob_that_was_lost_comes_again(root: Path, upstream: ScriptedRegistry
         lost = AMD64.layer_digests[1]
         blob_path(root, lost).unlink()
         assert client.get(f"/v2/team/app/blobs/{lost}").content == AMD64.blobs[lost]
+
+
+def test_no_image_is_read_again_for_a_blob_that_none_names(tmp_path: Path, upstream: ScriptedRegistry) -> None:
+    names = {f"{upstream.host}/team/app:{number}": build_image(salt=str(number)) for number in range(5)}
+    write_layout(tmp_path / "data", names)
+    with client_of(tmp_path / "data", upstream=upstream.host) as client:
+        assert client.head(f"/v2/team/app/blobs/{ABSENT}").status_code == 404
+        with replaced_os() as system:
+            assert client.head(f"/v2/team/app/blobs/{ABSENT}").status_code == 404
+    assert system.count("open", path="/blobs/") == 0
+    assert upstream.requests == []
 
 
 def test_what_the_upstream_has_not_is_not_found(root: Path, upstream: ScriptedRegistry) -> None:
