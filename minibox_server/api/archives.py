@@ -108,7 +108,6 @@ class ArchiveEndpoints:
                 query=SaveQuery,
                 answers=(
                     Answer(what="one line"),
-                    Answer(what="the image, and where it is", media_type="application/json", schema=SAVED_SCHEMA),
                     *told_as_it_goes_on(SAVED_SCHEMA),
                 ),
                 refusals=(403, 404, 409, 507),
@@ -127,7 +126,9 @@ class ArchiveEndpoints:
                 ),
                 answers=(
                     Answer(what="a line for each image"),
-                    Answer(what="the images", media_type="application/json", schema=LOADED_SCHEMA),
+                    Answer(
+                        what="the images that came in the body", media_type="application/json", schema=LOADED_SCHEMA
+                    ),
                     *told_as_it_goes_on(LOADED_SCHEMA),
                 ),
                 refusals=(403, 408, 422, 501, 507),
@@ -170,15 +171,12 @@ class ArchiveEndpoints:
                     raise
             return {"images": [describe_image(saved)], "path": path}
 
-        def plain(result: Result) -> Response:
-            return (
-                JSONResponse(result)
-                if accepts_json(request.headers)
-                else text_response(f"Saved image {name} to {path}")
-            )
-
         return await self._operations.answer(
-            request, doing="save", limiter=self._workers.changing, call=call, plain=plain
+            request,
+            doing="save",
+            limiter=self._workers.changing,
+            call=call,
+            plain=lambda _: text_response(f"Saved image {name} to {path}"),
         )
 
     async def load(self, request: Request, query: LoadQuery) -> Response:
@@ -217,7 +215,8 @@ class ArchiveEndpoints:
             return {"images": [describe_image(each) for each in loaded]}
 
         def plain(result: Result) -> Response:
-            if accepts_json(request.headers):
+            # Who names a file has the line of the contract, whatever it accepts.
+            if source == RequestBody.name and accepts_json(request.headers):
                 return JSONResponse(result)
             lines = [one_line(f"Loaded image {each.name} from {source}") for each in loaded]
             return PlainTextResponse("".join(f"{line}\n" for line in lines))

@@ -79,13 +79,21 @@ def test_the_type_of_the_body_says_no_more_than_that_it_is_an_archive(kind: str 
     assert answer.text == f"Loaded image {NAME} from the request\n"
 
 
-def test_a_program_gets_the_images_as_json(tmp_path: Path) -> None:
+def test_a_program_that_sends_the_archive_gets_the_images_as_json(tmp_path: Path) -> None:
     client = client_of(tmp_path / "data")
-    (tmp_path / "app.tar").write_bytes(ARCHIVE)
     by_body = client.post("/images/load", content=ARCHIVE, headers=TAR | JSON)
-    by_path = client.post("/images/load", params={"path": str(tmp_path / "app.tar")}, headers=JSON)
-    assert by_body.json() == by_path.json() == {"images": client.get("/images").json()}
+    assert by_body.json() == {"images": client.get("/images").json()}
     assert by_body.headers["content-type"] == "application/json"
+
+
+def test_who_names_a_file_gets_the_line_of_the_contract_whatever_it_accepts(tmp_path: Path) -> None:
+    client = client_of(tmp_path / "data")
+    path = tmp_path / "app.tar"
+    path.write_bytes(ARCHIVE)
+    loaded = client.post("/images/load", params={"path": str(path)}, headers=JSON)
+    assert loaded.text == f"Loaded image {NAME} from {path}\n"
+    saved = client.post("/images/save", params={"image": NAME, "path": str(path)}, headers=JSON)
+    assert saved.text == f"Saved image {NAME} to {path}\n"
 
 
 def test_a_program_is_told_how_a_load_goes_on_and_how_it_ends(tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ def requests_about_images(scene: Scene) -> Iterator[httpx2.Response]:
         yield scene.client.post("/images/pull", params=query, headers=headers)
         yield scene.client.post("/images/save", params={"image": "app:1", "path": archive}, headers=headers)
         yield scene.client.post("/images/load", params={"path": archive}, headers=headers)
+        content = Path(archive).read_bytes()
+        yield scene.client.post(
+            "/images/load", content=content, headers={**headers, "Content-Type": "application/x-tar"}
+        )
         query = {"image": "app:1", "reference": scene.registry.reference("team/pushed", "1")}
         yield scene.client.post("/images/push", params=query, headers=headers)
         query = {"image": "app:1", "new_name": "tagged:1"}
