@@ -264,7 +264,9 @@ def test_s4_what_is_no_name_of_a_repository_is_refused(store: Store, name: str) 
 
 
 def test_a_repository_of_the_longest_name_takes_a_blob(store: Store) -> None:
-    push_blob(store.repository("a" * 125 + "/" + "b" * 125), BOTH, "sha512")
+    repository = store.repository("a" * 125 + "/" + "b" * 125)
+    pushed = push_blob(repository, BOTH, "sha512")
+    assert (pushed.digest.algorithm, repository.find(pushed.digest).size_bytes) == ("sha512", len(BOTH))
 
 
 def test_one_at_a_time_adds_to_an_upload_in_whatever_process(root: Path) -> None:
