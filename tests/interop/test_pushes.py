@@ -119,7 +119,9 @@ def test_a_registry_with_tokens_takes_a_push_and_mounts_by_tokens_that_allow_it(
     with TokenServer() as tokens:
         users = dict([ALICE])
         grant_tokens(tokens, signer, [write, other], users=users, refresh_tokens={})
-        grant_tokens(tokens, signer, [f"{other}&scope={read}"], users=users, refresh_tokens={})
+        # The registry asks for the two rights in any order.
+        both = [f"{other}&scope={read}", f"repository:team/other:push,pull&scope={read}"]
+        grant_tokens(tokens, signer, both, users=users, refresh_tokens={})
         with docker_registry(tmp_path / "registry", tokens=signer.settings(tokens.realm)) as registry:
             client = quick_client(
                 credentials={registry.host: Credentials(*ALICE)}, realms={registry.host: [tokens.url]}

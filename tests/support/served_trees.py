@@ -152,7 +152,8 @@ def mount_point(path: Path) -> Iterator[Path]:
 def mounts_at(path: Path) -> list[str]:
     """Return the lines of the table of mounts that speak of a path without special characters."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [line for line in lines if line.split(" ")[4] == str(path)]
+    # Where others mount at this moment a line may come in part.
+    return [line for line in lines if line.split(" ")[4:5] == [str(path)]]
 
 
 def is_mounted(path: Path) -> bool:

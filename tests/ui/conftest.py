@@ -21,6 +21,8 @@ BASE = random_layer(MEBIBYTE, salt="base")
 CONFIG = {"config": {"Env": ["PATH=/bin", "COLOUR=<b>green</b>"], "Cmd": ["/bin/hello"], "Labels": {"team": "billing"}}}
 APP = build_image([BASE, random_layer(MEBIBYTE // 2, salt="app"), {"srv/app/data": b"x" * 3000}], salt="app")
 WORKER = build_image([BASE, random_layer(MEBIBYTE // 4, salt="worker")], salt="worker", config=CONFIG)
+# It takes some sixteen seconds: whoever waits behind it is seen to wait, on a busy machine too.
+LARGE = build_image([random_layer(8 * MEBIBYTE, salt="large")], salt="large")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,4 +68,4 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "screenshots"
 
 
-IMAGES: dict[str, BuiltImage] = {"app": APP, "worker": WORKER}
+IMAGES: dict[str, BuiltImage] = {"app": APP, "worker": WORKER, "large": LARGE}
