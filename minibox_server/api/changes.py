@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -143,7 +144,7 @@ class Watch:
                 since = await self._ask(lambda: self._store.find_state(position))
                 if since is None:
                     break
-                changes = await self._ask(lambda since=since: self._store.changes(since))  # type: ignore[misc]
+                changes = await self._ask(partial(self._store.changes, since))
                 if changes.state.position == state.position:
                     missed = [] if changes.is_complete else [(_MISSED, None)]
                     return self.told, [*missed, *_describe(changes.names)], state.position

@@ -32,8 +32,8 @@ def test_a_listener_knows_the_newest_of_each_thing_whenever_it_looks(steps: list
             news = decoded(feed.since(seen, NDJSON))
             seen = feed.version
             assert len({each["key"] for each in news}) == len(news)
-            assert [each["number"] for each in news] == sorted(each["number"] for each in news)  # type: ignore[type-var]
-            known.update({each["key"]: each["number"] for each in news})  # type: ignore[misc]
+            assert [each["number"] for each in news] == sorted(each["number"] for each in news)  # type: ignore[type-var]  # the values of JSON are objects
+            known.update({each["key"]: each["number"] for each in news})  # type: ignore[misc]  # the values of JSON are objects
             assert known == newest
     assert decoded(feed.since(feed.version, NDJSON)) == []
     assert {each["key"]: each["number"] for each in decoded(feed.since(0, NDJSON))} == newest

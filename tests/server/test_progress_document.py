@@ -18,7 +18,7 @@ def schemas() -> dict[str, Any]:
     answer, *_ = told_as_it_goes_on(IMAGE_SCHEMA)
     assert answer.schema is not None
     found: dict[str, Any] = {}
-    for schema in (*answer.schema["anyOf"], *CHANGES_SCHEMA["anyOf"]):  # type: ignore[misc]
+    for schema in (*answer.schema["anyOf"], *CHANGES_SCHEMA["anyOf"]):  # type: ignore[misc]  # the values of JSON are objects
         (kind,) = schema["properties"]["event"]["enum"]
         found.setdefault(kind, schema)
     return found

@@ -49,7 +49,7 @@ def waiting(turns: Turns, count: int) -> Iterator[list[Waiter]]:
         thread = threading.Thread(target=waiter.run)
         threads.append(thread)
         thread.start()
-        until(lambda waiter=waiter: waiter.moves.is_set() or waiter.told != [])  # type: ignore[misc]
+        until(lambda waiter=waiter: waiter.moves.is_set() or waiter.told != [])  # type: ignore[misc]  # mypy infers no default of a lambda
     try:
         yield waiters
     finally:
