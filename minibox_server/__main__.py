@@ -40,6 +40,8 @@ from minibox_server.settings import (
 )
 from minibox_server.tls import open_context, reload_context
 from minibox_server.tls_connections import TlsFirst
+from minibox_server.transfer_processes import Nursery, ProcessTransfers
+from minibox_server.transfers import store_opener
 from minibox_server.workers import Workers
 
 LOGGER = logging.getLogger("minibox_server")
@@ -86,6 +88,7 @@ class Service:
     Attributes:
         settings: what the operator decided.
         listening: the sockets.
+        nursery: what begins processes for transfers.
         tls: what they speak TLS with; None where they do not.
         lifeline: a descriptor at whose end this process must end too; None where it is the only one.
         activation: whom it tells how it is.
@@ -93,6 +96,7 @@ class Service:
 
     settings: Settings
     listening: Listening
+    nursery: Nursery
     tls: ssl.SSLContext | None = None
     lifeline: int | None = None
     activation: Activation = attrs.field(factory=Activation)
@@ -152,6 +156,7 @@ def main() -> None:
         logging.config.dictConfig(dict(logging_settings(settings.log_format)))
         # No line says which thread or process wrote it, and to find that out costs as much as the rest of a line.
         logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+        nursery = Nursery(inherited=activation.descriptors)
         tls = open_context(settings)
         listening = listen(settings, activation.sockets)
     except SettingsError as error:
@@ -160,7 +165,7 @@ def main() -> None:
     if listening.inherited and listening.is_reached_by_others:
         # The address of the settings is not the one, and others are not to reach through it what only this one does.
         settings = attrs.evolve(settings, host="")
-    service = Service(settings=settings, listening=listening, tls=tls, activation=activation)
+    service = Service(settings=settings, listening=listening, nursery=nursery, tls=tls, activation=activation)
     # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
@@ -195,7 +200,7 @@ def serve(service: Service) -> None:
     connections = Connections(most=most_connections, idle_seconds=settings.idle_seconds)
     protocol = Protocol.within(connections)
     config = uvicorn.Config(
-        create_app(settings, workers=workers),
+        create_app(settings, workers=workers, transfers=ProcessTransfers(service.nursery, store_opener(settings))),
         http=protocol if tls is None else TlsFirst.before(protocol, tls),
         ws="none",
         loop="asyncio",

@@ -15,18 +15,26 @@ from minibox_server.settings import take_variables
 
 LOGGER = logging.getLogger("minibox_server")
 
+# The first descriptor that is handed over.
+FIRST_DESCRIPTOR = 3
+
 
 @attrs.frozen(kw_only=True)
 class Activation:
     """What a process was started with.
 
     Attributes:
-        sockets: how many sockets were opened for it; the first of them is descriptor 3.
+        sockets: how many sockets were opened for it; the first of them is ``FIRST_DESCRIPTOR``.
         notified: the address of the socket at which somebody wants to know how it is; None where nobody does.
     """
 
     sockets: int = 0
     notified: str | None = None
+
+    @property
+    def descriptors(self) -> range:
+        """The descriptors of these sockets."""
+        return range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + self.sockets)
 
     def notify(self, state: str) -> None:
         """Send a line such as ``READY=1``; where nobody wants to know, or listens, that is no error."""

@@ -26,38 +26,42 @@ from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
 from minibox_server.store_size import StoreSize
+from minibox_server.transfers import ThreadTransfers, Transfers, store_opener
 from minibox_server.workers import Workers
 from minibox_store import Store, StoreError
 
-# Waiting for another process's lock cannot be cancelled, and must be over before the daemon has to be.
-_LOCK_SECONDS = 5.0
 
-
-def create_app(settings: Settings, *, store: Store | None = None, workers: Workers | None = None) -> Starlette:
+def create_app(
+    settings: Settings,
+    *,
+    store: Store | None = None,
+    workers: Workers | None = None,
+    transfers: Transfers | None = None,
+) -> Starlette:
     """Return the daemon's ASGI application; nothing is read or made before the first request.
 
     Args:
         settings: what the operator decided.
         store: the store in DataRoot; made here where it is None.
         workers: where calls of the store run; its own, unless the caller wants to cancel them.
+        transfers: where images move between registries and the store; in those threads where it is None.
     """
     workers = workers or Workers(max_pulls=settings.max_pulls)
-    store = store or Store(
-        settings.data_root, lock_timeout_seconds=_LOCK_SECONDS, private_addresses=not settings.is_reached_by_others
-    )
+    store = store or store_opener(settings)()
+    transfers = transfers or ThreadTransfers(store)
     metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)
     watching = WatchingEndpoints(health, metrics, StoreSize(store, workers), lambda: endpoints)
     operations = Operations(workers, Observer(metrics), max_pulls=settings.max_pulls)
-    upstream = None if settings.upstream is None else Upstream(store, workers, operations, settings.upstream)
+    upstream = None if settings.upstream is None else Upstream(store, workers, operations, transfers, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [
             *SystemEndpoints(store, workers, operations).all(),
-            *ImageEndpoints(store, workers, operations, unpack=settings.unpack).all(),
+            *ImageEndpoints(store, workers, operations, transfers, unpack=settings.unpack).all(),
             *ArchiveEndpoints(store, paths, workers, operations).all(),
             *InspectionEndpoints(store, workers).all(),
-            *PushEndpoints(store, workers, operations).all(),
+            *PushEndpoints(workers, operations, transfers).all(),
             *ChangesEndpoints(store, workers).all(),
             *FileEndpoints(store, workers).all(),
             *Distribution(store, workers, upstream).all(),

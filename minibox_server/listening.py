@@ -19,13 +19,12 @@ from typing import Any
 
 import attrs
 
+from minibox_server.activation import FIRST_DESCRIPTOR
 from minibox_server.settings import Settings, SettingsError, check_protection, is_loopback
 from minibox_store import one_line
 
 LOGGER = logging.getLogger("minibox_server")
 
-# The first descriptor that is handed over. Spec: sd_listen_fds(3).
-_FIRST_DESCRIPTOR = 3
 _LOCK_SECONDS = 5.0
 # The daemon has ten seconds to end, and its requests have had most of them.
 _LAST_LOCK_SECONDS = 1.0
@@ -85,7 +84,7 @@ def listen(settings: Settings, inherited: int = 0) -> Listening:
         SettingsError: when the address cannot be had, or what was inherited may not be served.
     """
     if inherited:
-        sockets = [_adopt(_FIRST_DESCRIPTOR + number, settings) for number in range(inherited)]
+        sockets = [_adopt(FIRST_DESCRIPTOR + number, settings) for number in range(inherited)]
         return Listening(sockets, inherited=True)
     try:
         if settings.socket_path is not None:

@@ -9,10 +9,11 @@ from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
 from minibox_server.api.listing import ImageList
 from minibox_server.api.operations import Operations, StreamAnswer
-from minibox_server.api.pulls import PullAnswer, pull_call
+from minibox_server.api.pulls import Pull, PullAnswer, pull_call
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, NoQuery, parameter
 from minibox_server.responses import RequestError, accepts_json, error_response, text_response
 from minibox_server.schemas import IMAGE_SCHEMA, list_of
+from minibox_server.transfers import Transfers
 from minibox_server.workers import Workers
 from minibox_store import (
     LINUX_AMD64,
@@ -57,8 +58,11 @@ class TagQuery:
 class ImageEndpoints:
     """The endpoints over one store; ``unpack`` says whether a pull unpacks too."""
 
-    def __init__(self, store: Store, workers: Workers, operations: Operations, *, unpack: bool) -> None:
+    def __init__(
+        self, store: Store, workers: Workers, operations: Operations, transfers: Transfers, *, unpack: bool
+    ) -> None:
         self._store = store
+        self._transfers = transfers
         self._operations = operations
         self._unpack = unpack
         self._workers = workers
@@ -130,11 +134,12 @@ class ImageEndpoints:
             return error_response(RequestError(403, f"[error] pull failed: {error}"), request.scope)
         except (InvalidPath, InvalidDocument):
             pass  # the pull itself says what is wrong with the rules
+        pull = Pull(name=query.image, platform=query.platform, unpack=self._unpack)
         running = self._operations.join(
             doing="pull",
             limiter=self._workers.pulling,
-            call=pull_call(self._store, self._operations, query.image, query.platform, unpack=self._unpack),
-            key=("pull", query.image, query.platform, self._unpack),
+            call=pull_call(self._transfers, self._operations, pull),
+            key=pull,
         )
         form = accepted_form(request.headers)
         return PullAnswer(running) if form is None else StreamAnswer(running, form)

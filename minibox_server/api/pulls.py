@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import attrs
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -9,11 +10,43 @@ from minibox_server.api.descriptions import describe_image
 from minibox_server.api.operations import Failure, Listener, Operations, ProgressingCall, Running
 from minibox_server.api.progress import Progress
 from minibox_server.responses import RequestError
-from minibox_store import Cancellation, Event, ManifestChosen, Platform, Store, StoreError, one_line
+from minibox_server.transfers import Transfers
+from minibox_store import (
+    Cancellation,
+    Event,
+    EventListener,
+    ManifestChosen,
+    Platform,
+    Store,
+    StoreError,
+    one_line,
+)
 
 
-def pull_call(store: Store, operations: Operations, name: str, platform: Platform, *, unpack: bool) -> ProgressingCall:
-    """Return what pulls an image, in its turn, and then describes it as GET /images does."""
+@attrs.frozen(kw_only=True)
+class Pull:
+    """The pull of an image, which is described then as GET /images does.
+
+    Attributes:
+        name: what is pulled, and what it is called.
+        platform: which manifest of an index.
+        unpack: whether it is unpacked too.
+    """
+
+    name: str
+    platform: Platform
+    unpack: bool
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        """Do it."""
+        pulled = store.pull(
+            self.name, platform=self.platform, unpack=self.unpack, on_event=on_event, cancellation=cancellation
+        )
+        return describe_image(pulled)
+
+
+def pull_call(transfers: Transfers, operations: Operations, pull: Pull) -> ProgressingCall:
+    """Return what pulls an image, in its turn."""
 
     def call(progress: Progress, cancellation: Cancellation) -> Mapping[str, object]:
         with operations.pull_turns.taking(cancellation) as turn:
@@ -23,8 +56,7 @@ def pull_call(store: Store, operations: Operations, name: str, platform: Platfor
                 if isinstance(event, ManifestChosen):  # from here on bytes move
                     turn.wait(progress.wait_behind)
 
-            pulled = store.pull(name, platform=platform, unpack=unpack, on_event=on_event, cancellation=cancellation)
-        return describe_image(pulled)
+            return transfers.run(pull, on_event, cancellation)
 
     return call
 

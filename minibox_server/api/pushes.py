@@ -6,6 +6,7 @@ itself anywhere with what somebody else gave it.
 """
 
 import threading
+from collections.abc import Mapping
 
 import attrs
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from minibox_server.api.operations import Operations, Result
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, parameter
 from minibox_server.responses import RequestError, accepts_json, text_response
 from minibox_server.schemas import COUNT_SCHEMA, DIGEST_SCHEMA, TEXT_SCHEMA, record
+from minibox_server.transfers import Transfers
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobPresent,
@@ -56,13 +58,41 @@ class PushQuery:
     platform: Platform | None = parameter(PLATFORM, "which manifest of an index; the whole without it", default=None)
 
 
+@attrs.frozen(kw_only=True)
+class Push:
+    """The push of an image.
+
+    Attributes:
+        image: its name.
+        target: where it goes.
+        platform: which manifest of an index; the whole where it is None.
+    """
+
+    image: str
+    target: str
+    platform: Platform | None
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        """Do it, and return what is there then."""
+        pushed = store.push(
+            self.image, self.target, platform=self.platform, on_event=on_event, cancellation=cancellation
+        )
+        return {
+            "name": self.image,
+            "reference": self.target,
+            "digest": str(pushed.digest),
+            "media_type": pushed.media_type,
+            "size_bytes": pushed.size_bytes,
+        }
+
+
 class PushEndpoints:
     """The endpoint over one store."""
 
-    def __init__(self, store: Store, workers: Workers, operations: Operations) -> None:
-        self._store = store
+    def __init__(self, workers: Workers, operations: Operations, transfers: Transfers) -> None:
         self._workers = workers
         self._operations = operations
+        self._transfers = transfers
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
@@ -87,24 +117,12 @@ class PushEndpoints:
 
         def call(on_event: EventListener, cancellation: Cancellation) -> Result:
             target = query.reference or _named(query.image)
+            push = Push(image=query.image, target=str(target), platform=query.platform)
             try:
-                pushed = self._store.push(
-                    query.image,
-                    str(target),
-                    platform=query.platform,
-                    on_event=_HeldBack(on_event).tell,
-                    cancellation=cancellation,
-                )
+                return self._transfers.run(push, _HeldBack(on_event).tell, cancellation)
             except ImageNotFound:
                 check_form(query.image)
                 raise
-            return {
-                "name": query.image,
-                "reference": str(target),
-                "digest": str(pushed.digest),
-                "media_type": pushed.media_type,
-                "size_bytes": pushed.size_bytes,
-            }
 
         def plain(result: Result) -> Response:
             if accepts_json(request.headers):

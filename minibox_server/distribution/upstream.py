@@ -9,13 +9,16 @@ who it is goes nowhere: the upstream sees the credentials that this machine has 
 the registries file.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
+import attrs
 from starlette.requests import Request
 
 from minibox_server.api.operations import Operations
 from minibox_server.api.progress import Progress
+from minibox_server.transfers import Transfers
 from minibox_server.workers import Workers
 from minibox_store import (
     BlobNotFound,
@@ -34,20 +37,45 @@ from minibox_store import (
 )
 
 
+@attrs.frozen
+class Fetch:
+    """The fetch of a manifest or index by its reference, or of what an image here names: a manifest, or a lost blob.
+
+    Attributes:
+        name: the reference, or the image's name.
+        part: the digest of what the image names.
+    """
+
+    name: str
+    part: Digest | None = None
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        """Do it."""
+        if self.part is None:
+            store.fetch(self.name, on_event=on_event, cancellation=cancellation)
+        else:
+            store.fetch_part(self.name, self.part, on_event=on_event, cancellation=cancellation)
+        return {}
+
+
 class Upstream:
     """A registry that misses are brought from.
 
     Args:
         store: where they are kept.
-        workers: where a fetch runs: in a place among the pulls.
+        workers: whose place a fetch takes: one among the pulls.
         operations: by which requests wait for the same fetch.
+        transfers: where it runs.
         registry: as references name it.
     """
 
-    def __init__(self, store: Store, workers: Workers, operations: Operations, registry: str) -> None:
+    def __init__(
+        self, store: Store, workers: Workers, operations: Operations, transfers: Transfers, registry: str
+    ) -> None:
         self._store = store
         self._workers = workers
         self._operations = operations
+        self._transfers = transfers
         self._registry = registry
 
     async def bring(self, request: Request, repository: str, wanted: str, *, is_manifest: bool) -> bool:
@@ -100,13 +128,13 @@ class Upstream:
         if wanted.digest is not None:
             for name in self._names_of(wanted, wanted.digest):
                 try:
-                    self._store.fetch_part(name, wanted.digest, on_event=on_event, cancellation=cancellation)
+                    self._transfers.run(Fetch(name, wanted.digest), on_event, cancellation)
                 except (BlobNotFound, ImageNotFound):
                     continue  # not of this image; or that one has gone meanwhile
                 return
             if not is_manifest:
                 raise BlobNotFound(str(wanted.digest))
-        self._store.fetch(str(wanted), on_event=on_event, cancellation=cancellation)
+        self._transfers.run(Fetch(str(wanted)), on_event, cancellation)
 
     def _names_of(self, wanted: Reference, digest: Digest) -> list[str]:
         """Return the names of the images that came from this repository of the upstream, if any names the digest.

@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from minibox_server.api.operations import Operations
-from minibox_server.api.pulls import PullAnswer, pull_call
+from minibox_server.api.pulls import Pull, PullAnswer, pull_call
+from minibox_server.transfers import ThreadTransfers
 from minibox_server.workers import Workers
 from minibox_store import LINUX_AMD64, Store
 from tests.server.clients import client_of
@@ -362,7 +363,8 @@ def test_an_unexpected_error_is_logged_and_ends_the_stream(tmp_path: Path, caplo
     operations = Operations(Workers())
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        call = pull_call(Store(tmp_path / "data"), operations, no_name, LINUX_AMD64, unpack=False)
+        pulled = Pull(name=no_name, platform=LINUX_AMD64, unpack=False)
+        call = pull_call(ThreadTransfers(Store(tmp_path / "data")), operations, pulled)
         running = operations.join(doing="pull", limiter=anyio.CapacityLimiter(1), call=call)
         await PullAnswer(running)(scope, receive, send)
 
