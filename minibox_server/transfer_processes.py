@@ -85,7 +85,8 @@ class Nursery:
         with asked:
             if not os.fork():
                 self._asking.close()
-                os.closerange(inherited.start, inherited.stop)
+                for descriptor in inherited:
+                    os.close(descriptor)
                 _fork_for_each(asked)
 
     def close(self) -> None:
@@ -121,7 +122,9 @@ class ProcessTransfers:
         try:
             connection = self.nursery.connect()
         except OSError as error:
-            raise RequestError(503, f"no process can begin for a transfer: {error.strerror}") from error
+            # Those who look wait longer then, and nobody is refused anything.
+            LOGGER.warning("no process can begin for a transfer, a thread does it: %s", error.strerror)
+            return transfer(self.opener(), on_event, cancellation)
         with closing(connection):
             call = _Call(connection, on_event)
             with cancellation.interrupting(call):
@@ -221,7 +224,6 @@ def _serve(connection: Connection) -> NoReturn:
     """Do the transfer that the connection asks for, and end this process."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.nice(10)
         opener, transfer = connection.recv()
         relay = _Relay(connection)
         threading.Thread(target=relay.listen, daemon=True).start()
