@@ -70,6 +70,7 @@ THREADS = {
     "minibox_store/layout/pieces.py": "a registry that gives each connection a rate gives several of them more",
     "minibox_store/registry/dialling.py": "nothing ends a look-up of a name that the system does: it is left to itself",
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
+    "minibox_server/transfer_processes.py": "a transfer is a process of its own, and hears the daemon while it works",
     "minibox_store/rootfs/serving.py": "one waits for the end of who mounted, while the other waits in libfuse",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ from tests.benchmarks.originals import NAME, REPOSITORY, making_original
 from tests.benchmarks.report import Row, render_mib, render_seconds
 from tests.benchmarks.scene import Scene
 from tests.benchmarks.timing import BenchmarkFailed, remove, wait_until_quiet
-from tests.benchmarks.wrk import peak_mib
 from tests.support.daemon import Daemon, running_daemon
+from tests.support.families import watching_memory
 from tests.support.nginx import nginx
 
 _MIB = 1024 * 1024
@@ -37,18 +37,20 @@ def measure_listeners(scene: Scene) -> Iterator[Row]:
         nginx(folder / "nginx", registry_host=image.registry_host, bytes_per_second=rate) as front,
         running_daemon(folder / "daemon", data_root=folder / "data") as daemon,
     ):
-        before = peak_mib(daemon.process.pid)
+        with watching_memory(daemon.process.pid) as idle:
+            pass
         target = f"/images/pull?image={front.reference(REPOSITORY, NAME)}"
-        told = asyncio.run(_listen_all(daemon, target, count))
-        peak = peak_mib(daemon.process.pid)
+        with watching_memory(daemon.process.pid) as memory:
+            told = asyncio.run(_listen_all(daemon, target, count))
         fetched = front.count("/blobs/")
-    whole = sum(told)
+    whole, peak = sum(told), memory.peak_bytes / _MIB
     if whole != count:
         raise BenchmarkFailed(f"{count - whole} of {count} clients were cut off before the result")
     yield Row(
-        measure=f"{count} clients that are told of one pull: peak memory of the daemon",
+        measure=f"{count} clients that are told of one pull: peak memory of all processes of the daemon",
         where=place.kind,
-        ours=f"{render_mib(peak)}, {render_mib(before)} before; none was cut; {fetched} requests for blobs",
+        ours=f"{render_mib(peak)}, {render_mib(idle.peak_bytes / _MIB)} before; none was cut; "
+        f"{fetched} requests for blobs",
         result=peak,
         unit="MiB",
         bar=_MEMORY_BAR_MIB,

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.support.daemon import Daemon, running_daemon
+from tests.support.daemon import running_daemon
+from tests.support.families import watching_memory
 from tests.support.images import build_image, random_layer
 from tests.support.scripted_registry import Answer, ScriptedRegistry, blob_target, serve_image
 
@@ -20,12 +21,6 @@ MOST_BYTES = 200 << 20
 IMAGE = build_image([random_layer(1 << 20, salt=f"many {number}") for number in range(4)])
 # The registry lets each layer drip for so long while all listen.
 DRIP_SECONDS = 1.5
-
-
-def peak_bytes_of(daemon: Daemon) -> int:
-    """Return how much memory the daemon has had at most."""
-    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def read_all(clients: list[socket.socket], seconds: float) -> list[bytes]:
@@ -67,6 +62,7 @@ def test_many_clients_that_read_the_progress_of_one_pull_are_all_told_to_the_end
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2048)), hard))
     go = threading.Event()
     with ScriptedRegistry() as registry, running_daemon(tmp_path / "daemon") as daemon, ExitStack() as stack:
+        memory = stack.enter_context(watching_memory(daemon.process.pid))
         serve_image(registry, "app", "1", IMAGE)
         for digest in IMAGE.layer_digests:
             content = IMAGE.blobs[digest]
@@ -85,7 +81,6 @@ def test_many_clients_that_read_the_progress_of_one_pull_are_all_told_to_the_end
             clients.append(client)
         go.set()
         told = [events_of(answer) for answer in read_all(clients, 120)]
-        peak_bytes = peak_bytes_of(daemon)
         asked = registry.count("GET", blob_target("app", IMAGE.layer_digests[0]))
     assert asked == 1
     total = sum(len(IMAGE.blobs[digest]) for digest in (IMAGE.config_digest, *IMAGE.layer_digests))
@@ -97,4 +92,4 @@ def test_many_clients_that_read_the_progress_of_one_pull_are_all_told_to_the_end
     # They were told while it went on, and not at its end alone.
     moving = [sum(each.get("phase") == "moving" for each in events) for events in told]
     assert min(moving) >= 5
-    assert peak_bytes <= MOST_BYTES, f"{peak_bytes >> 20} MiB"
+    assert memory.peak_bytes <= MOST_BYTES, f"{memory.peak_bytes >> 20} MiB"

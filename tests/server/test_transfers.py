@@ -33,6 +33,7 @@ from minibox_store import (
     UnpackAdvanced,
 )
 from tests.support.daemon import DAEMON_COMMAND, running_daemon
+from tests.support.families import descendants, lives
 from tests.support.images import build_image, digest_of, random_layer
 from tests.support.invariants import check_invariants
 from tests.support.scripted_registry import Answer, ScriptedRegistry, blob_target, manifest_target, serve_image
@@ -63,7 +64,8 @@ def _in_its_place(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixtu
     """Let no test of processes be one of threads unseen."""
     yield
     is_meant = request.function is test_without_its_nursery_a_thread_does_it
-    assert ("a thread does it" in caplog.text) == is_meant
+    said = [each.getMessage() for each in caplog.get_records("call")]
+    assert any("a thread does it" in each for each in said) == is_meant
 
 
 @pytest.fixture
@@ -271,21 +273,6 @@ def test_no_process_outlives_the_daemon(
         if number == signal.SIGTERM:
             assert "cancelled" in pulling.result(SECONDS).text
     check_invariants(tmp_path / "daemon" / "data", leftovers=True)
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
