@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import attrs
 
+from minibox_store.values import Value
+
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _PART = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
@@ -16,8 +18,8 @@ _HIDING = re.compile(rb"(^|,)hidepid=(?!0|off)")
 _MOST_LINKS = 40
 
 
-@attrs.frozen(kw_only=True)
-class Mount:
+@attrs.frozen(kw_only=True, repr=False)
+class Mount(Value):
     """One line of a mountinfo: which part of which device is seen where.
 
     Attributes:

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 import attrs
 
 from minibox_store.summaries import FileState
+from minibox_store.values import Value
 
 # Device, inode, and the times of the last change of its entries and of itself, in nanoseconds.
 FolderState = tuple[int, int, int, int]
 
 
-@attrs.frozen
-class Signature:
+@attrs.frozen(repr=False)
+class Signature(Value):
     """Which file something is, and in which state: another one, or a changed one, has another."""
 
     device: int

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 import attrs
 
+from minibox_store.values import Value
+
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _USABLE = 0o700
@@ -21,8 +23,8 @@ _USABLE = 0o700
 _Identity = tuple[int, int]
 
 
-@attrs.frozen(kw_only=True)
-class Measure:
+@attrs.frozen(kw_only=True, repr=False)
+class Measure(Value):
     """What a tree weighs.
 
     Attributes:

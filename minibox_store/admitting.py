@@ -16,13 +16,14 @@ from minibox_store.limits import Limits
 from minibox_store.platforms import Platform, WantedPlatforms
 from minibox_store.policies import Policy
 from minibox_store.reference import Reference
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.selecting import ChosenImage
 
 
-@attrs.frozen(kw_only=True)
-class Wish:
+@attrs.frozen(kw_only=True, repr=False)
+class Wish(Value):
     """What is asked for.
 
     Attributes:

@@ -8,10 +8,11 @@ import attrs
 
 from minibox_store.errors import Cancelled
 from minibox_store.protocols import Interruptible
+from minibox_store.values import Value
 
 
-@attrs.frozen(eq=False)
-class _Entry:
+@attrs.frozen(eq=False, repr=False)
+class _Entry(Value):
     """A source that a cancel interrupts."""
 
     source: Interruptible

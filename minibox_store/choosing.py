@@ -19,12 +19,13 @@ from minibox_store.layout.sweeping import Sweep
 from minibox_store.layout_index import name_of, names_of, without_name
 from minibox_store.removals import PruneReport, Removal
 from minibox_store.selection import Candidate, Weights, choose_images
+from minibox_store.values import Value
 
 _ATTEMPTS = 5
 
 
-@attrs.frozen
-class Choice:
+@attrs.frozen(repr=False)
+class Choice(Value):
     """What a filter chooses, and what that hangs on.
 
     Attributes:

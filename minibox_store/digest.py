@@ -8,6 +8,7 @@ import hashlib
 import attrs
 
 from minibox_store.errors import ContentMismatch, InvalidDigest
+from minibox_store.values import Value
 
 HEX_LENGTHS = {"sha256": 64, "sha512": 128}  # of each algorithm that there is
 
@@ -25,8 +26,8 @@ def is_hexadecimal(text: str) -> bool:
 
 
 # Without slots a frozen value is made in half the time, and a walk makes one for each blob of each document.
-@attrs.frozen(order=True, slots=False)
-class Digest:
+@attrs.frozen(order=True, slots=False, repr=False)
+class Digest(Value):
     """The address of some content: an algorithm and its lower-case hexadecimal value.
 
     Raises:

@@ -11,6 +11,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.digest import Digest
 from minibox_store.platforms import Platform
+from minibox_store.values import Value
 
 Role = Literal["manifest", "config", "layer"]
 
@@ -21,8 +22,8 @@ REFERENCE_TYPE_ANNOTATION = "vnd.docker.reference.type"
 
 
 # Without slots a frozen value is made in half the time, and a walk makes one for each blob of each document.
-@attrs.frozen(kw_only=True, slots=False)
-class Descriptor:
+@attrs.frozen(kw_only=True, slots=False, repr=False)
+class Descriptor(Value):
     """What points at a blob: its type, its digest and its exact size in bytes.
 
     Two descriptors are equal when all their fields are; a blob's identity is its ``digest`` alone.
@@ -52,8 +53,8 @@ def identity(descriptor: Descriptor) -> Identity:
     return descriptor.digest.hex, descriptor.size_bytes, descriptor.media_type if is_document else ""
 
 
-@attrs.frozen(kw_only=True)
-class Manifest:
+@attrs.frozen(kw_only=True, repr=False)
+class Manifest(Value):
     """One image for one platform, or an artifact: a config and layers, in the order they are applied."""
 
     media_type: str
@@ -64,8 +65,8 @@ class Manifest:
     annotations: Mapping[str, str] = attrs.field(factory=dict, hash=False)
 
 
-@attrs.frozen(kw_only=True)
-class Index:
+@attrs.frozen(kw_only=True, repr=False)
+class Index(Value):
     """Several manifests under one digest, usually one for each platform."""
 
     media_type: str
@@ -78,8 +79,8 @@ class Index:
 Document = Manifest | Index
 
 
-@attrs.frozen(kw_only=True)
-class Referrer:
+@attrs.frozen(kw_only=True, repr=False)
+class Referrer(Value):
     """A manifest or index that says of another one that it refers to it: a signature, an SBOM, or whatever it is.
 
     Attributes:
@@ -95,8 +96,8 @@ class Referrer:
     annotations: Mapping[str, str] = attrs.field(factory=dict, hash=False)
 
 
-@attrs.frozen(kw_only=True)
-class ConfigSummary:
+@attrs.frozen(kw_only=True, repr=False)
+class ConfigSummary(Value):
     """What an image's configuration says that images are chosen, listed and filtered by.
 
     Attributes:
@@ -112,8 +113,8 @@ class ConfigSummary:
     labels: Mapping[str, str] = attrs.field(factory=dict, hash=False)
 
 
-@attrs.frozen(kw_only=True)
-class HistoryEntry:
+@attrs.frozen(kw_only=True, repr=False)
+class HistoryEntry(Value):
     """One step in which an image was made, in its maker's own words: texts as they stand, which nobody has checked.
 
     Attributes:
@@ -133,7 +134,7 @@ class HistoryEntry:
     layer: Descriptor | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class ImageConfig(ConfigSummary):
     """All that an image's configuration says that is of use without running it.
 
@@ -164,23 +165,23 @@ class ImageConfig(ConfigSummary):
     history: tuple[HistoryEntry, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class LayoutMarker:
+@attrs.frozen(kw_only=True, repr=False)
+class LayoutMarker(Value):
     """The content of an ``oci-layout`` file."""
 
     image_layout_version: str
 
 
-@attrs.frozen(kw_only=True)
-class LayoutEntry:
+@attrs.frozen(kw_only=True, repr=False)
+class LayoutEntry(Value):
     """One entry of index.json. ``raw`` is the JSON object it was read from, and is written back as it was."""
 
     descriptor: Descriptor
     raw: Mapping[str, object] | None = attrs.field(default=None, eq=False)
 
 
-@attrs.frozen(kw_only=True)
-class LayoutIndex:
+@attrs.frozen(kw_only=True, repr=False)
+class LayoutIndex(Value):
     """index.json of a layout: all its entries, in order, and whatever else stood in it."""
 
     entries: tuple[LayoutEntry, ...] = ()

@@ -12,44 +12,45 @@ from minibox_store.documents import Descriptor, Referrer, Role
 from minibox_store.platforms import Platform
 from minibox_store.rate_limits import RateLimit
 from minibox_store.sentences import one_line
+from minibox_store.values import Value
 
 _SHOWN_PLATFORMS = 20
 _PLATFORM_LENGTH = 100
 _TYPE_LENGTH = 100
 
 
-@attrs.frozen(kw_only=True)
-class ResolvingName:
+@attrs.frozen(kw_only=True, repr=False)
+class ResolvingName(Value):
     """A name is about to be resolved to a digest."""
 
     name: str
 
 
-@attrs.frozen(kw_only=True)
-class UsingMirror:
+@attrs.frozen(kw_only=True, repr=False)
+class UsingMirror(Value):
     """A mirror serves: the first answer, or the first bytes, that come from it."""
 
     host: str
 
 
-@attrs.frozen(kw_only=True)
-class MirrorFailed:
+@attrs.frozen(kw_only=True, repr=False)
+class MirrorFailed(Value):
     """A mirror failed for the first time, and others are asked instead; whether they serve is not known yet."""
 
     host: str
     problem: str
 
 
-@attrs.frozen(kw_only=True)
-class ChoosingPlatform:
+@attrs.frozen(kw_only=True, repr=False)
+class ChoosingPlatform(Value):
     """The name is an index; the manifest for ``platform`` is being chosen from it."""
 
     name: str
     platform: Platform
 
 
-@attrs.frozen(kw_only=True)
-class IndexMade:
+@attrs.frozen(kw_only=True, repr=False)
+class IndexMade(Value):
     """``descriptor`` is a new index, of these of the manifests of ``original``; it is what will be copied."""
 
     original: Descriptor
@@ -57,31 +58,31 @@ class IndexMade:
     platforms: tuple[Platform, ...]
 
 
-@attrs.frozen(kw_only=True)
-class ManifestChosen:
+@attrs.frozen(kw_only=True, repr=False)
+class ManifestChosen(Value):
     """The one manifest, or whole index, that is copied; ``name`` is what it was found by."""
 
     name: str
     descriptor: Descriptor
 
 
-@attrs.frozen(kw_only=True)
-class ReferrerFound:
+@attrs.frozen(kw_only=True, repr=False)
+class ReferrerFound(Value):
     """What refers to the image, or to something that does, comes along; what it says of itself nobody has checked."""
 
     referrer: Referrer
 
 
-@attrs.frozen(kw_only=True)
-class BlobsCounted:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobsCounted(Value):
     """What is to be at the target, or is to be read, in the end: so many configs and layers, each counted once."""
 
     count: int
     size_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class BlobStarted:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobStarted(Value):
     """The bytes of a blob begin to move, at ``offset_bytes`` where an earlier attempt had left off."""
 
     descriptor: Descriptor
@@ -91,16 +92,16 @@ class BlobStarted:
     offset_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class BlobRetried:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobRetried(Value):
     """After an attempt that failed the bytes of a blob go on at ``offset_bytes``, or where it is 0 begin anew."""
 
     digest: Digest
     offset_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class BlobAdvanced:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobAdvanced(Value):
     """``done_bytes`` of a blob of ``size_bytes`` have arrived; they are not verified yet."""
 
     digest: Digest
@@ -108,8 +109,8 @@ class BlobAdvanced:
     size_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class BlobPresent:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobPresent(Value):
     """The target has the blob already; no byte of it moved."""
 
     descriptor: Descriptor
@@ -118,8 +119,8 @@ class BlobPresent:
     total: int
 
 
-@attrs.frozen(kw_only=True)
-class BlobStored:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobStored(Value):
     """The target holds the leaf whole and verified, and keeps it as long as the copy's writer is open."""
 
     descriptor: Descriptor
@@ -128,8 +129,8 @@ class BlobStored:
     total: int
 
 
-@attrs.frozen(kw_only=True)
-class UnpackingLayer:
+@attrs.frozen(kw_only=True, repr=False)
+class UnpackingLayer(Value):
     """A layer begins to be unpacked; ``position`` counts from 1."""
 
     position: int
@@ -137,8 +138,8 @@ class UnpackingLayer:
     descriptor: Descriptor
 
 
-@attrs.frozen(kw_only=True)
-class UnpackAdvanced:
+@attrs.frozen(kw_only=True, repr=False)
+class UnpackAdvanced(Value):
     """``done_bytes`` of a layer of ``size_bytes`` are unpacked; of all layers, ``all_done_bytes`` of ``all_bytes``.
 
     All are counted as they lie in the blobs, compressed; a layer that an image has twice counts twice.
@@ -151,45 +152,45 @@ class UnpackAdvanced:
     all_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class NothingToUnpack:
+@attrs.frozen(kw_only=True, repr=False)
+class NothingToUnpack(Value):
     """What is pulled has no root filesystem: an artifact, or a whole index. It is registered, and no tree is made."""
 
     name: str
 
 
-@attrs.frozen(kw_only=True)
-class RegisteringName:
+@attrs.frozen(kw_only=True, repr=False)
+class RegisteringName(Value):
     """The whole graph is at the target; the name is being written."""
 
     name: str
 
 
-@attrs.frozen(kw_only=True)
-class ImageCopied:
+@attrs.frozen(kw_only=True, repr=False)
+class ImageCopied(Value):
     """The copy is committed."""
 
     name: str
 
 
-@attrs.frozen(kw_only=True)
-class ImagePresent:
+@attrs.frozen(kw_only=True, repr=False)
+class ImagePresent(Value):
     """The store has what a pull asks for; nothing of it moved, and the name stays as it is."""
 
     name: str
     descriptor: Descriptor
 
 
-@attrs.frozen(kw_only=True)
-class RateLimitSeen:
+@attrs.frozen(kw_only=True, repr=False)
+class RateLimitSeen(Value):
     """The registry at ``host`` said how much it grants, and not what it said last; the time that is left aside."""
 
     host: str
     rate_limit: RateLimit
 
 
-@attrs.frozen(kw_only=True)
-class RegistryWarning:
+@attrs.frozen(kw_only=True, repr=False)
+class RegistryWarning(Value):
     """The registry at ``host`` has a warning for the user, told once; the text is its own, and not trusted."""
 
     host: str

@@ -24,6 +24,7 @@ from minibox_store.layout import Layout, Listing, Transaction, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name, provenance_of, with_name
 from minibox_store.limits import Limits
 from minibox_store.reference import Reference, check_image_name
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.registry import MirroredRepository, RegistryClient, RegistryRepository
@@ -166,8 +167,8 @@ class Fetching:
             yield _Asked(repository=repository, source=source, target=target, cancellation=cancellation)
 
 
-@attrs.frozen(kw_only=True)
-class _Asked:
+@attrs.frozen(kw_only=True, repr=False)
+class _Asked(Value):
     """A repository that something is fetched from, and where that goes."""
 
     repository: "RegistryRepository | MirroredRepository"

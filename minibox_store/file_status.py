@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 import attrs
 
+from minibox_store.values import Value
+
 _NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
 
@@ -20,8 +22,8 @@ class FileKind(enum.Enum):
     FIFO = "fifo"
 
 
-@attrs.frozen(kw_only=True)
-class FileStatus:
+@attrs.frozen(kw_only=True, repr=False)
+class FileStatus(Value):
     """What an image says of one file.
 
     Attributes:
@@ -53,8 +55,8 @@ class FileStatus:
     inode: int = 0
 
 
-@attrs.frozen(kw_only=True)
-class FileChange:
+@attrs.frozen(kw_only=True, repr=False)
+class FileChange(Value):
     """What differs at a path that both images have.
 
     Attributes:
@@ -71,8 +73,8 @@ class FileChange:
     what: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True)
-class FileChanges:
+@attrs.frozen(kw_only=True, repr=False)
+class FileChanges(Value):
     """How the files of one image differ from those of another one; each in the order of the paths.
 
     Attributes:

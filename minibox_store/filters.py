@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from minibox_store.errors import InvalidFilter
+from minibox_store.values import Value
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _UNITS: dict[str, int] = {unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), 1)}
@@ -40,8 +41,8 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(float(seconds), 3) + 0.0
 
 
-@attrs.frozen
-class Label:
+@attrs.frozen(repr=False)
+class Label(Value):
     """A label that a config has: with this value, or, where that is None, with any.
 
     Raises:
@@ -69,8 +70,8 @@ def _each(labels: Iterable[Label]) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-@attrs.frozen(kw_only=True)
-class ImageFilter:
+@attrs.frozen(kw_only=True, repr=False)
+class ImageFilter(Value):
     """Which images are meant: those for which every condition that is given holds. See the grammar of this module.
 
     Attributes:

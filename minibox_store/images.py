@@ -5,10 +5,11 @@ import attrs
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.platforms import Platform
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class Image:
+@attrs.frozen(kw_only=True, repr=False)
+class Image(Value):
     """One named image of a store.
 
     Attributes:

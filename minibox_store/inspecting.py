@@ -17,10 +17,11 @@ from minibox_store.inspection import LayerDetails, ManifestDetails
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.manifest_choice import manifests_below, select_manifest
 from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class ReadManifest:
+@attrs.frozen(kw_only=True, repr=False)
+class ReadManifest(Value):
     """A manifest, as its index names it, and the verified bytes of its config; None for one that nobody reads."""
 
     descriptor: Descriptor
@@ -28,8 +29,8 @@ class ReadManifest:
     config: bytes | None
 
 
-@attrs.frozen(kw_only=True)
-class ReadImage:
+@attrs.frozen(kw_only=True, repr=False)
+class ReadImage(Value):
     """The manifests at and below a root, and the documents that were never fetched.
 
     Attributes:

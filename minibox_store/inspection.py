@@ -12,10 +12,11 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, HistoryEntry, ImageConfig
 from minibox_store.images import Image
 from minibox_store.platforms import Platform
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class LayerDetails:
+@attrs.frozen(kw_only=True, repr=False)
+class LayerDetails(Value):
     """One layer of a manifest.
 
     Attributes:
@@ -28,8 +29,8 @@ class LayerDetails:
     diff_id: Digest | None = None
 
 
-@attrs.frozen(kw_only=True)
-class ManifestDetails:
+@attrs.frozen(kw_only=True, repr=False)
+class ManifestDetails(Value):
     """One manifest of an image: the image itself, or an entry of its index.
 
     Attributes:
@@ -74,8 +75,8 @@ class ManifestDetails:
         return tuple(step if step.empty_layer else attrs.evolve(step, layer=next(rest)) for step in steps)
 
 
-@attrs.frozen(kw_only=True)
-class ImageDetails:
+@attrs.frozen(kw_only=True, repr=False)
+class ImageDetails(Value):
     """One image of a store, with all that its documents and configs say.
 
     Attributes:

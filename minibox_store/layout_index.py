@@ -15,6 +15,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import ImageNotFound, InvalidDigest
 from minibox_store.reference import normalised
+from minibox_store.values import Value
 
 NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 # By this name containerd's import calls an image, whatever the one above says: one that was set elsewhere would let an
@@ -32,8 +33,8 @@ PLATFORM_ANNOTATION = f"{_OWN}source-platform"
 _SOURCE_ANNOTATIONS = frozenset({REFERENCE_ANNOTATION, DIGEST_ANNOTATION, PLATFORM_ANNOTATION})
 
 
-@attrs.frozen(kw_only=True)
-class Provenance:
+@attrs.frozen(kw_only=True, repr=False)
+class Provenance(Value):
     """What an image was pulled as.
 
     Attributes:

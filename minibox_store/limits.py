@@ -5,14 +5,16 @@ Spec: OCI distribution-spec 1.1 asks registries to accept manifests of at least 
 
 import attrs
 
+from minibox_store.values import Value
+
 MEBIBYTE = 1024 * 1024
 MAX_SIZE_BYTES = 2**53 - 1  # the largest integer that every JSON implementation keeps exactly
 MAX_BASE_LAYER_BYTES = 64 * 1024  # what stands beside a root filesystem
 MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images between two listings
 
 
-@attrs.frozen(kw_only=True)
-class TarLimits:
+@attrs.frozen(kw_only=True, repr=False)
+class TarLimits(Value):
     """How much a reader of a tar takes from an archive that nobody vouches for.
 
     How many members are too many is for who reads them to say.
@@ -35,8 +37,8 @@ class TarLimits:
 DEFAULT_TAR_LIMITS = TarLimits()
 
 
-@attrs.frozen(kw_only=True)
-class Limits:
+@attrs.frozen(kw_only=True, repr=False)
+class Limits(Value):
     """The bounds within which one image, and one store, is read.
 
     Sizes are bytes. What passes a bound is refused with an error that names it, never cut short. Each may be lowered
@@ -89,8 +91,8 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-@attrs.frozen(kw_only=True)
-class UnpackLimits:
+@attrs.frozen(kw_only=True, repr=False)
+class UnpackLimits(Value):
     """The bounds within which one layer is decompressed and unpacked, whoever made it.
 
     Attributes:

@@ -41,11 +41,12 @@ from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.reference import check_image_name
 from minibox_store.selecting import ChosenImage, select_image, select_present
 from minibox_store.staging import stage_blobs
+from minibox_store.values import Value
 from minibox_store.wholeness import find_presence, what_is_missing
 
 
-@attrs.frozen(kw_only=True)
-class ArchiveWish:
+@attrs.frozen(kw_only=True, repr=False)
+class ArchiveWish(Value):
     """What is wanted of an archive; each field is an argument of :meth:`minibox_store.Store.load`."""
 
     names: Callable[[str], str | None] | None = None

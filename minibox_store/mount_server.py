@@ -11,13 +11,14 @@ import attrs
 
 from minibox_store.limits import Limits, UnpackLimits
 from minibox_store.platforms import Platform
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.rootfs.files import ImageFiles
 
 
-@attrs.frozen(kw_only=True)
-class StoredImage:
+@attrs.frozen(kw_only=True, repr=False)
+class StoredImage(Value):
     """Which image of which store is served.
 
     Attributes:

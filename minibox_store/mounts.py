@@ -15,6 +15,7 @@ import attrs
 
 from minibox_store._mount_views import Mount, View, is_below, join_paths, parse_mountinfo
 from minibox_store._trees import mount_of
+from minibox_store.values import Value
 
 _DELETED = "//deleted"
 _OWN_NAMES = ("/proc/", "/dev/fd/")  # they lead whoever asks to something of his own
@@ -26,8 +27,8 @@ _ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # the last of one that has e
 _Identity = tuple[int, int]
 
 
-@attrs.frozen
-class _Use:
+@attrs.frozen(repr=False)
+class _Use(Value):
     """Why a place must stay: it is covered by a mount of a device, shown by it, or part of it."""
 
     device: str

@@ -13,10 +13,11 @@ from minibox_store.documents import Descriptor, Manifest, Node
 from minibox_store.errors import BlobNotFound, Cancelled, PolicyRefused
 from minibox_store.policies import Policy, split_place
 from minibox_store.reference import Reference
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class OfferedImage:
+@attrs.frozen(kw_only=True, repr=False)
+class OfferedImage(Value):
     """An image that would come in, as the ``verify`` of a :class:`Policy` sees it.
 
     Attributes:

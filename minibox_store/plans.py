@@ -5,12 +5,13 @@ import attrs
 from minibox_store.documents import Descriptor, Role
 from minibox_store.platforms import Platform
 from minibox_store.sentences import one_line
+from minibox_store.values import Value
 
 _UNIT = 1024
 
 
-@attrs.frozen(kw_only=True)
-class PlannedManifest:
+@attrs.frozen(kw_only=True, repr=False)
+class PlannedManifest(Value):
     """A manifest that would be stored.
 
     Attributes:
@@ -24,8 +25,8 @@ class PlannedManifest:
     reason: str
 
 
-@attrs.frozen(kw_only=True)
-class PlannedBlob:
+@attrs.frozen(kw_only=True, repr=False)
+class PlannedBlob(Value):
     """A blob of the image that would be stored.
 
     Attributes:
@@ -43,8 +44,8 @@ class PlannedBlob:
     fetch_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class PullPlan:
+@attrs.frozen(kw_only=True, repr=False)
+class PullPlan(Value):
     """What a pull would do now. A registry's tag may move, and the store may change, before it does.
 
     Attributes:

@@ -14,6 +14,7 @@ from typing import Literal
 import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidPlatform
+from minibox_store.values import Value
 
 _TEXT_LENGTH = 256
 _UNKNOWN = "unknown"
@@ -57,8 +58,8 @@ _BASE_VARIANTS = {"amd64": "v1", "arm": "v7", "arm64": "v8"}
 _ARM64_MINORS_BEFORE_9 = 5
 
 
-@attrs.frozen(kw_only=True)
-class Platform:
+@attrs.frozen(kw_only=True, repr=False)
+class Platform(Value):
     """What an image runs on, in the words in which it was given; :meth:`normalised` gives the usual ones.
 
     ``os_features`` are those that an image needs, or, of a platform that is wanted, those that it has.

@@ -7,6 +7,7 @@ import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidReference
 from minibox_store.reference import Reference
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.offers import OfferedImage
@@ -17,8 +18,8 @@ def _kept(places: Sequence[str] | None) -> Sequence[str] | None:
     return places if places is None or isinstance(places, str) else tuple(places)
 
 
-@attrs.frozen(kw_only=True)
-class Policy:
+@attrs.frozen(kw_only=True, repr=False)
+class Policy(Value):
     """Which images may come in. All of what it says must hold; it may serve any number of threads.
 
     Attributes:

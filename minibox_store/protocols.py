@@ -12,6 +12,7 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
+from minibox_store.values import Value
 
 
 class BlobStream(Protocol):
@@ -139,8 +140,8 @@ class BlobStage(BlobSource, Protocol):
         ...
 
 
-@attrs.frozen(kw_only=True)
-class FileRange:
+@attrs.frozen(kw_only=True, repr=False)
+class FileRange(Value):
     """Some bytes of an open regular file, which stays open until its stream is closed. Never a path."""
 
     file_descriptor: int
@@ -157,8 +158,8 @@ class RangeStream(Protocol):
         ...
 
 
-@attrs.frozen(kw_only=True)
-class ArchivedBlob:
+@attrs.frozen(kw_only=True, repr=False)
+class ArchivedBlob(Value):
     """A blob that an archive holds, under the digest and size that its member claims: the ``position``-th one.
 
     ``note_kept`` is None where it must have that digest. Where the name of the member promises nothing, it is told the

@@ -29,10 +29,11 @@ from minibox_store.platforms import Platform, WantedPlatforms, describe_choice
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
 from minibox_store.selecting import select_image
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class HeldImage:
+@attrs.frozen(kw_only=True, repr=False)
+class HeldImage(Value):
     """A whole image of the store, for the platform that a pull asks for.
 
     Attributes:

@@ -27,6 +27,7 @@ from minibox_store.media_types import is_config, is_index, is_layer
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree
 from minibox_store.rootfs.unpacking import LayerPlan, LayerSource, read_layers, unpack_layers
+from minibox_store.values import Value
 
 
 def read_filesystem(source: RememberingSource, root: Descriptor, limits: Limits) -> LayerPlan | None:
@@ -205,8 +206,8 @@ class TreeTarget:
         )
 
 
-@attrs.frozen(kw_only=True)
-class _Unpacking:
+@attrs.frozen(kw_only=True, repr=False)
+class _Unpacking(Value):
     """A tree that is being unpacked, and how that ends."""
 
     tree: GrowingTree

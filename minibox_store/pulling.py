@@ -21,6 +21,7 @@ from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice,
 from minibox_store.protocols import BlobSource, ImageSource, Referrers
 from minibox_store.reference import Reference, check_image_name
 from minibox_store.referring import gather_referrers
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.admitting import Wish
@@ -300,8 +301,8 @@ class Pulling:
         return TreeTarget(copy.target, base_layers_of(self._layout), copy.wish.name, plan, on_event)
 
 
-@attrs.frozen(kw_only=True)
-class _Incoming:
+@attrs.frozen(kw_only=True, repr=False)
+class _Incoming(Value):
     """What is copied in, to where, and how; where there is a ``listing``, with what that says refers to it."""
 
     target: TransactionTarget

@@ -5,10 +5,11 @@ import attrs
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidInput, NotFound, StoreError
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class Upload:
+@attrs.frozen(kw_only=True, repr=False)
+class Upload(Value):
     """A blob that comes piece by piece.
 
     Attributes:
@@ -22,8 +23,8 @@ class Upload:
     size_bytes: int
 
 
-@attrs.frozen(kw_only=True)
-class PushedManifest:
+@attrs.frozen(kw_only=True, repr=False)
+class PushedManifest(Value):
     """A manifest or index that was taken.
 
     Attributes:

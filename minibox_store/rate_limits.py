@@ -2,9 +2,11 @@
 
 import attrs
 
+from minibox_store.values import Value
 
-@attrs.frozen(kw_only=True)
-class RateLimit:
+
+@attrs.frozen(kw_only=True, repr=False)
+class RateLimit(Value):
     """What a registry said of its limit with one answer. None is what it did not say; nothing of it is checked.
 
     Attributes:

@@ -29,6 +29,7 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDigest, InvalidReference
+from minibox_store.values import Value
 
 DOCKER_HUB = "docker.io"
 # Where its API is; as a domain of references it is a registry like any other.
@@ -62,8 +63,8 @@ _VISIBLE = re.compile(r"[!-~]+")
 _IMAGE_NAME_START = re.compile(r"[A-Za-z0-9\[]")
 
 
-@attrs.frozen(kw_only=True)
-class Reference:
+@attrs.frozen(kw_only=True, repr=False)
+class Reference(Value):
     """One image of one repository of one registry, by tag, by digest, or by both (then the digest decides).
 
     ``repository`` is the path without the domain. One that exists is well formed and canonical, so that

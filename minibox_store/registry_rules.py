@@ -22,6 +22,7 @@ import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidReference, RegistryBlocked
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API, Reference
+from minibox_store.values import Value
 
 WhoseCredentials = Literal["own", "shared"]
 AskedFor = Literal["all", "digest-only", "tag-only"]
@@ -42,8 +43,8 @@ def _texts(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-@attrs.frozen(kw_only=True)
-class Mirror:
+@attrs.frozen(kw_only=True, repr=False)
+class Mirror(Value):
     """Somewhere else that the images of a prefix are to be had. Its bytes are trusted no more than those of any other.
 
     Attributes:
@@ -69,8 +70,8 @@ class Mirror:
         _check_choice("pull", self.pull, _ASKED_FOR)
 
 
-@attrs.frozen(kw_only=True)
-class RegistryRule:
+@attrs.frozen(kw_only=True, repr=False)
+class RegistryRule(Value):
     """What holds for the images whose names begin with a prefix.
 
     Attributes:
@@ -122,8 +123,8 @@ class RegistryRule:
         return len(segments), not host.startswith(_WILDCARD), len(host)
 
 
-@attrs.frozen(kw_only=True)
-class RegistryPlace:
+@attrs.frozen(kw_only=True, repr=False)
+class RegistryPlace(Value):
     """Somewhere that an image is to be had.
 
     Attributes:
@@ -139,8 +140,8 @@ class RegistryPlace:
     mirror: Mirror | None = None
 
 
-@attrs.frozen
-class RegistryRules:
+@attrs.frozen(repr=False)
+class RegistryRules(Value):
     """All rules of a client.
 
     Attributes:

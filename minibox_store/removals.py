@@ -3,11 +3,12 @@
 import attrs
 
 from minibox_store.digest import Digest
+from minibox_store.values import Value
 
 
 # Without slots a frozen value is made in half the time, and there is one for each blob that goes.
-@attrs.frozen(kw_only=True, slots=False)
-class Removal:
+@attrs.frozen(kw_only=True, slots=False, repr=False)
+class Removal(Value):
     """One thing that a collection removes, or would.
 
     Attributes:
@@ -29,8 +30,8 @@ class Removal:
     age_seconds: float | None = attrs.field(default=None, eq=False)
 
 
-@attrs.frozen(kw_only=True)
-class PruneReport:
+@attrs.frozen(kw_only=True, repr=False)
+class PruneReport(Value):
     """What a collection removed; of a dry run, what it would remove.
 
     Attributes:

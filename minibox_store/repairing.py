@@ -28,6 +28,7 @@ from minibox_store.media_types import is_document
 from minibox_store.protocols import BlobSource
 from minibox_store.refetching import OpenOrigin, Refetcher, refetching
 from minibox_store.reports import Finding, MendedBlob, RepairReport, UnmendedBlob
+from minibox_store.values import Value
 
 _SAME_BYTES = "its bytes are those that its digest names: to fetch it again would give no others"
 _NO_NEED = "nothing that could be read needs it"
@@ -36,8 +37,8 @@ _NO_NEED = "nothing that could be read needs it"
 _Documents = dict[Identity, tuple[Descriptor, tuple[str, ...]]]
 
 
-@attrs.frozen(kw_only=True)
-class _Damage:
+@attrs.frozen(kw_only=True, repr=False)
+class _Damage(Value):
     """Something wrong, and all that is said of the blob by those who need it; nothing where nobody does."""
 
     finding: Finding

@@ -6,10 +6,11 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Role
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class LostName:
+@attrs.frozen(kw_only=True, repr=False)
+class LostName(Value):
     """A name that no entry of a store has any more, though the whole image that it stood for is there.
 
     Attributes:
@@ -23,8 +24,8 @@ class LostName:
     generation: int
 
 
-@attrs.frozen(kw_only=True)
-class IndexRepair:
+@attrs.frozen(kw_only=True, repr=False)
+class IndexRepair(Value):
     """How an index.json that could not be read was mended.
 
     Attributes:
@@ -40,8 +41,8 @@ class IndexRepair:
     left_out: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class MendedBlob:
+@attrs.frozen(kw_only=True, repr=False)
+class MendedBlob(Value):
     """A blob that was wrong, and is right again.
 
     Attributes:
@@ -54,8 +55,8 @@ class MendedBlob:
     origin: str
 
 
-@attrs.frozen(kw_only=True)
-class UnmendedBlob:
+@attrs.frozen(kw_only=True, repr=False)
+class UnmendedBlob(Value):
     """A blob that is wrong, and that nobody could be had a right one from.
 
     Attributes:
@@ -72,8 +73,8 @@ class UnmendedBlob:
     is_needed: bool = True
 
 
-@attrs.frozen(kw_only=True)
-class RepairReport:
+@attrs.frozen(kw_only=True, repr=False)
+class RepairReport(Value):
     """What a repair did, and what it could not do.
 
     Attributes:
@@ -97,8 +98,8 @@ class RepairReport:
         return not any(each.is_needed for each in self.unmended) and not (self.index and self.index.left_out)
 
 
-@attrs.frozen(kw_only=True)
-class StoreInfo:
+@attrs.frozen(kw_only=True, repr=False)
+class StoreInfo(Value):
     """What a store is and can do where it lies.
 
     Attributes:
@@ -116,8 +117,8 @@ class StoreInfo:
 FindingKind = Literal["missing", "wrong size", "wrong digest", "unreadable", "not a file", "absent", "unreferenced"]
 
 
-@attrs.frozen(kw_only=True)
-class Finding:
+@attrs.frozen(kw_only=True, repr=False)
+class Finding(Value):
     """One thing that a check found.
 
     Attributes:
@@ -143,8 +144,8 @@ class Finding:
         return self.kind not in ("absent", "unreferenced")
 
 
-@attrs.frozen(kw_only=True)
-class Need:
+@attrs.frozen(kw_only=True, repr=False)
+class Need(Value):
     """Why a store keeps a blob: the way to it from one entry of index.json.
 
     Attributes:
@@ -157,8 +158,8 @@ class Need:
     path: tuple[Descriptor, ...]
 
 
-@attrs.frozen(kw_only=True)
-class ImageUsage:
+@attrs.frozen(kw_only=True, repr=False)
+class ImageUsage(Value):
     """The bytes of one entry of index.json in the store's files, each blob once.
 
     Attributes:
@@ -179,8 +180,8 @@ class ImageUsage:
         return self.own_bytes + self.shared_bytes
 
 
-@attrs.frozen(kw_only=True)
-class BlobUsage:
+@attrs.frozen(kw_only=True, repr=False)
+class BlobUsage(Value):
     """One blob in the store's files, and who needs it.
 
     Attributes:
@@ -200,8 +201,8 @@ class BlobUsage:
     names: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class StoreUsage:
+@attrs.frozen(kw_only=True, repr=False)
+class StoreUsage(Value):
     """The bytes of all blobs of a store, and whose they are.
 
     Attributes:

@@ -27,6 +27,7 @@ from minibox_store.layout_index import (
     with_name,
 )
 from minibox_store.reference import DOCKER_HUB, Reference
+from minibox_store.values import Value
 
 _OFFICIAL = "library/"
 # A registry whose name is as short as one can be: the limit on the name of an image counts it in.
@@ -42,8 +43,8 @@ class Claim(enum.IntEnum):
     OTHER_REGISTRY = 3
 
 
-@attrs.frozen
-class Offer:
+@attrs.frozen(repr=False)
+class Offer(Value):
     """A repository, and the tag there, under which a name is offered; no tag where the name has only a digest."""
 
     repository: str
@@ -51,8 +52,8 @@ class Offer:
     claim: Claim
 
 
-@attrs.frozen(kw_only=True)
-class RepositoryEntries:
+@attrs.frozen(kw_only=True, repr=False)
+class RepositoryEntries(Value):
     """What index.json has of one repository.
 
     Attributes:

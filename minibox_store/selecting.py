@@ -17,18 +17,19 @@ from minibox_store.graph import RememberingSource
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.manifest_choice import manifests_below, select_manifest
 from minibox_store.platforms import Platform, WantedPlatforms, choose_platform
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class ChosenManifest:
+@attrs.frozen(kw_only=True, repr=False)
+class ChosenManifest(Value):
     """A manifest, and for which of the platforms that were wanted it is; none where all were, or nobody asked."""
 
     descriptor: Descriptor
     wanted: tuple[Platform, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class ChosenImage:
+@attrs.frozen(kw_only=True, repr=False)
+class ChosenImage(Value):
     """What is wanted of an image.
 
     Attributes:

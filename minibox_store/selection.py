@@ -14,10 +14,11 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.filters import ImageFilter
 from minibox_store.reference import normalised, repository_of
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class Candidate:
+@attrs.frozen(kw_only=True, repr=False)
+class Candidate(Value):
     """One named image, and what a filter may want to know of it.
 
     Attributes:
@@ -35,8 +36,8 @@ class Candidate:
     read_labels: Callable[[], Mapping[str, str]] = attrs.field(eq=False)
 
 
-@attrs.frozen
-class Weights:
+@attrs.frozen(repr=False)
+class Weights(Value):
     """What the roots of a store weigh: of each the blobs that it reaches, and of each blob its size in bytes."""
 
     blobs_of: Sequence[tuple[str | None, frozenset[Digest]]]

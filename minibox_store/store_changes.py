@@ -9,10 +9,11 @@ from typing import Literal
 import attrs
 
 from minibox_store.documents import Descriptor
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class StoreState:
+@attrs.frozen(kw_only=True, repr=False)
+class StoreState(Value):
     """What the names of a store stand for at one time.
 
     Attributes:
@@ -27,8 +28,8 @@ class StoreState:
     pruned_at: float | None = None
 
 
-@attrs.frozen(kw_only=True)
-class NameChange:
+@attrs.frozen(kw_only=True, repr=False)
+class NameChange(Value):
     """A name that stands for something else than before.
 
     Attributes:
@@ -51,8 +52,8 @@ class NameChange:
         return "created" if self.before is None else "removed" if self.after is None else "changed"
 
 
-@attrs.frozen(kw_only=True)
-class StoreChanges:
+@attrs.frozen(kw_only=True, repr=False)
+class StoreChanges(Value):
     """What happened to a store since a state of it.
 
     Attributes:

@@ -8,6 +8,7 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.platforms import Platform
+from minibox_store.values import Value
 
 # Size in bytes, inode, time of the last change in nanoseconds: a file that was replaced or changed has others. Not its
 # device, which is another one after a restart of the machine.
@@ -27,8 +28,8 @@ UNKNOWN_STATE: FileState = (-1, -1, -1)
 DocumentFile = tuple[Digest, FileState | None]
 
 
-@attrs.frozen(kw_only=True)
-class ImageSummary:
+@attrs.frozen(kw_only=True, repr=False)
+class ImageSummary(Value):
     """What the documents below one root say.
 
     Attributes:

@@ -5,13 +5,14 @@ from typing import Literal
 import attrs
 
 from minibox_store.errors import InvalidArgument
+from minibox_store.values import Value
 
 Owners = Literal["set", "record", "omit"]
 Privileges = Literal["keep", "drop"]
 
 
-@attrs.frozen(kw_only=True)
-class UnpackPolicy:
+@attrs.frozen(kw_only=True, repr=False)
+class UnpackPolicy(Value):
     """What becomes of owners, devices and privileges when an image is unpacked.
 
     Attributes:
@@ -39,8 +40,8 @@ class UnpackPolicy:
 DEFAULT_UNPACK_POLICY = UnpackPolicy()
 
 
-@attrs.frozen(kw_only=True)
-class UnpackedLayers:
+@attrs.frozen(kw_only=True, repr=False)
+class UnpackedLayers(Value):
     """How much came of layers.
 
     Attributes:
@@ -58,7 +59,7 @@ class UnpackedLayers:
     left_out_count: int = 0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class UnpackReport(UnpackedLayers):
     """What an unpacked image is.
 

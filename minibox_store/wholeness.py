@@ -14,6 +14,7 @@ from minibox_store.graph import RememberingSource, walk
 from minibox_store.limits import Limits
 from minibox_store.manifest_choice import manifests_below
 from minibox_store.sentences import and_more
+from minibox_store.values import Value
 
 # Both lists, of whatever an index says, still make a sentence.
 _SHOWN_PLATFORMS = 6
@@ -22,8 +23,8 @@ _SHOWN_CHARACTERS = 40
 Holds = Callable[[Descriptor], bool]
 
 
-@attrs.frozen(kw_only=True)
-class Presence:
+@attrs.frozen(kw_only=True, repr=False)
+class Presence(Value):
     """What there is of an image.
 
     Attributes:

@@ -25,7 +25,7 @@ MOST_LINES = 400
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
     *("limits", "rate_limits", "removals", "reports", "summaries", "unpacked", "file_status", "plans"),
-    *("registry_rules", "sentences", "store_changes", "pushes"),
+    *("registry_rules", "sentences", "store_changes", "pushes", "values"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
@@ -255,6 +255,17 @@ def breaches_of_docstrings(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {name} has no docstring"
 
 
+def breaches_of_values(path: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if path.startswith("minibox_store/") and isinstance(node, ast.ClassDef):
+            own = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+            frozen = [each for each in map(ast.unparse, node.decorator_list) if each.startswith("attrs.frozen")]
+            if frozen and "repr=False" not in frozen[0] and "__repr__" not in own:
+                yield f"{path}:{node.lineno}: {node.name} is a Value, and says repr=False"
+            if frozen and "repr=False" in frozen[0] and not node.bases:
+                yield f"{path}:{node.lineno}: {node.name} says repr=False, and is no Value"
+
+
 Rule = Callable[[str, ast.Module], Iterator[str]]
 RULES: list[Rule] = [
     breaches_of_layers,
@@ -263,6 +274,7 @@ RULES: list[Rule] = [
     breaches_of_public_names,
     breaches_of_statelessness,
     breaches_of_docstrings,
+    breaches_of_values,
 ]
 
 
@@ -320,6 +332,8 @@ def test_the_top_level_holds_nothing_else() -> None:
         ("minibox_store/store.py", "def f():\n    global x\n    x = 1", "global x"),
         ("minibox_store/store.py", "", "the module has no docstring"),
         ("minibox_store/store.py", '"""x."""\nclass A:\n    """x."""\n    def b(self): ...', "A.b has no docstring"),
+        ("minibox_store/store.py", "@attrs.frozen(kw_only=True)\nclass A(Value): ...", "A is a Value, and says repr=False"),
+        ("minibox_store/store.py", "@attrs.frozen(repr=False)\nclass A: ...", "A says repr=False, and is no Value"),
     ],
 )
 def test_the_rules_see_what_breaks_them(path: str, source: str, breach: str) -> None:

@@ -32,10 +32,11 @@ from minibox_store.graph import RememberingSource, walk
 from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, name_of
 from minibox_store.limits import Limits
 from minibox_store.reference import check_image_name, normalised
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class ArchivedImage:
+@attrs.frozen(kw_only=True, repr=False)
+class ArchivedImage(Value):
     """An image that an archive tells of: its name, empty where it has none, and its root, which is not trusted."""
 
     name: str

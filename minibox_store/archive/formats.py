@@ -28,6 +28,7 @@ from minibox_store.documents import Descriptor, Document, Index, LayoutEntry, La
 from minibox_store.errors import InvalidArgument, InvalidReference
 from minibox_store.layout_index import NAME_ANNOTATION
 from minibox_store.reference import Reference
+from minibox_store.values import Value
 
 ArchiveFormat = Literal["minibox", "oci", "docker", "both"]
 ArchiveCompression = Literal["zstd"]
@@ -47,8 +48,8 @@ def _checked_digests(exclude: Iterable[Digest]) -> frozenset[Digest]:
     return frozenset(digests)
 
 
-@attrs.frozen(kw_only=True)
-class ArchiveForm:
+@attrs.frozen(kw_only=True, repr=False)
+class ArchiveForm(Value):
     """How an archive is written.
 
     Attributes:
@@ -81,8 +82,8 @@ class ArchiveForm:
         return self.format != "minibox"
 
 
-@attrs.frozen(kw_only=True)
-class WrittenImage:
+@attrs.frozen(kw_only=True, repr=False)
+class WrittenImage(Value):
     """One name that an archive gives, what it stands for, and the document of that."""
 
     name: str

@@ -10,13 +10,14 @@ import attrs
 
 from minibox_store.documents import Descriptor
 from minibox_store.tar import BLOCK_BYTES, END_OF_ARCHIVE, Member, encode_header, padding
+from minibox_store.values import Value
 
 ALIGNED_FROM_BYTES = 64 * 1024
 ALIGN_BYTES = 4096
 
 
-@attrs.frozen(kw_only=True)
-class PlannedMember:
+@attrs.frozen(kw_only=True, repr=False)
+class PlannedMember(Value):
     """One member, and its place.
 
     Attributes:
@@ -51,8 +52,8 @@ class PlannedMember:
         return self.data_offset + self.size_bytes + -self.size_bytes % BLOCK_BYTES
 
 
-@attrs.frozen(kw_only=True)
-class ArchivePlan:
+@attrs.frozen(kw_only=True, repr=False)
+class ArchivePlan(Value):
     """A whole archive: its members one after the other, and then its end."""
 
     members: tuple[PlannedMember, ...]

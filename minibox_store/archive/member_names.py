@@ -23,6 +23,7 @@ import attrs
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidArchive, InvalidDigest
 from minibox_store.tar import Member, MemberKind
+from minibox_store.values import Value
 
 META_JSON = "meta.json"
 OCI_LAYOUT = "oci-layout"
@@ -50,8 +51,8 @@ class MemberRole(enum.Enum):
     PASSED_OVER = "passed over"
 
 
-@attrs.frozen(kw_only=True)
-class MemberName:
+@attrs.frozen(kw_only=True, repr=False)
+class MemberName(Value):
     """A name that a member may have.
 
     Attributes:

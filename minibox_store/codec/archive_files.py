@@ -19,6 +19,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.values import Value
 
 _MANIFEST_JSON = "manifest.json"
 _REPOSITORIES = "repositories"
@@ -27,16 +28,16 @@ _REPOSITORIES = "repositories"
 _INDEX_KEYS = folded_keys(("schemaVersion", "mediaType", "manifests", "annotations"))
 
 
-@attrs.frozen(kw_only=True)
-class ArchiveMetadata:
+@attrs.frozen(kw_only=True, repr=False)
+class ArchiveMetadata(Value):
     """``meta.json`` of a minibox archive: the image's name, and the digest of its manifest."""
 
     image: str
     manifest_digest: Digest
 
 
-@attrs.frozen(kw_only=True)
-class DockerImage:
+@attrs.frozen(kw_only=True, repr=False)
+class DockerImage(Value):
     """One entry of ``manifest.json``: which members of the archive are an image. Their names are texts, not trusted.
 
     Attributes:

@@ -16,6 +16,7 @@ import attrs
 from minibox_store.codec.strict import dump, kind_of, load_object
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import MEBIBYTE
+from minibox_store.values import Value
 
 AUTH_FILE_BYTES = MEBIBYTE
 HELPER_ANSWER_BYTES = 64 * 1024
@@ -28,8 +29,8 @@ def _masked(_: object) -> str:
     return "***"
 
 
-@attrs.frozen(kw_only=True)
-class AuthEntry:
+@attrs.frozen(kw_only=True, repr=False)
+class AuthEntry(Value):
     """What is kept for one registry or repository; the password, or the token, is what proves the user."""
 
     username: str = ""
@@ -37,8 +38,8 @@ class AuthEntry:
     identity_token: str | None = attrs.field(default=None, repr=_masked)
 
 
-@attrs.frozen(kw_only=True)
-class AuthFile:
+@attrs.frozen(kw_only=True, repr=False)
+class AuthFile(Value):
     """A file of credentials: of which hosts helpers know, and what stands in the file itself, not yet looked into."""
 
     document: str

@@ -5,10 +5,11 @@ import attrs
 from minibox_store.codec.strict import dump, load_object, structure
 from minibox_store.digest import Digest
 from minibox_store.limits import MAX_BASE_LAYER_BYTES
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class BaseLayer:
+@attrs.frozen(kw_only=True, repr=False)
+class BaseLayer(Value):
     """Whose root filesystem a tree is: the name it was pulled under, and what was unpacked into it."""
 
     name: str

@@ -7,13 +7,14 @@ import attrs
 from minibox_store.codec.strict import load_object
 from minibox_store.errors import InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, MAX_SIZE_BYTES, Limits
+from minibox_store.values import Value
 
 _NAME = re.compile(r"[!-~]{1,255}")
 _DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without it
 
 
-@attrs.frozen(kw_only=True)
-class TokenAnswer:
+@attrs.frozen(kw_only=True, repr=False)
+class TokenAnswer(Value):
     """What a token server grants: a bearer token, and for how many seconds from now."""
 
     token: str

@@ -13,6 +13,7 @@ from minibox_store.codec.strict import dump, load_object, structure
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex, LayoutMarker
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS
+from minibox_store.values import Value
 
 _LAYOUT_VERSION = "1.0.0"
 
@@ -46,8 +47,8 @@ def decode_layout_index(
     )
 
 
-@attrs.frozen(kw_only=True)
-class _Entries:
+@attrs.frozen(kw_only=True, repr=False)
+class _Entries(Value):
     manifests: tuple[Descriptor, ...]
 
 

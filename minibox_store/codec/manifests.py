@@ -18,15 +18,16 @@ from minibox_store.documents import ConfigSummary, Descriptor, Document, History
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class _Rootfs:
+@attrs.frozen(kw_only=True, repr=False)
+class _Rootfs(Value):
     diff_ids: tuple[Digest, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class _Config:
+@attrs.frozen(kw_only=True, repr=False)
+class _Config(Value):
     os: str | None = None
     architecture: str | None = None
     variant: str | None = None
@@ -34,8 +35,8 @@ class _Config:
     rootfs: _Rootfs = attrs.field(factory=_Rootfs)
 
 
-@attrs.frozen(kw_only=True)
-class _Execution:
+@attrs.frozen(kw_only=True, repr=False)
+class _Execution(Value):
     user: str | None = None
     exposed_ports: frozenset[str] = frozenset()
     env: tuple[str, ...] = ()
@@ -47,18 +48,18 @@ class _Execution:
     stop_signal: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class _Labels:
+@attrs.frozen(kw_only=True, repr=False)
+class _Labels(Value):
     labels: Mapping[str, str] = attrs.field(factory=dict)
 
 
-@attrs.frozen(kw_only=True)
-class _Labelled:
+@attrs.frozen(kw_only=True, repr=False)
+class _Labelled(Value):
     config: _Labels = attrs.field(factory=_Labels)
 
 
-@attrs.frozen(kw_only=True)
-class _Step:
+@attrs.frozen(kw_only=True, repr=False)
+class _Step(Value):
     created: str | None = None
     created_by: str | None = None
     author: str | None = None
@@ -66,7 +67,7 @@ class _Step:
     empty_layer: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class _WholeConfig(_Config):
     os_version: str | None = None
     os_features: tuple[str, ...] = ()

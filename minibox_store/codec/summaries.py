@@ -19,13 +19,14 @@ from minibox_store.limits import MAX_LISTING_BYTES
 from minibox_store.media_types import is_index
 from minibox_store.platforms import Platform
 from minibox_store.summaries import MOST_CREATED_CHARACTERS, DocumentFile, ImageSummary, listed_platform
+from minibox_store.values import Value
 
 _VERSION = b"minibox-store listing 1 "
 _HEADER_BYTES = len(_VERSION) + 64 + 1
 
 
-@attrs.frozen(kw_only=True)
-class _Shared:
+@attrs.frozen(kw_only=True, repr=False)
+class _Shared(Value):
     """What entries name by its place; a place that is negative or too high is none."""
 
     media_types: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from minibox_store.documents import LayoutIndex
 from minibox_store.layout.journal import Journal
 from minibox_store.layout_index import names_of
 from minibox_store.limits import MEBIBYTE
+from minibox_store.values import Value
 
 _WRITTEN, _USED = "written", "used"
 _USE_SECONDS = 3600.0
@@ -25,16 +26,16 @@ _NAME_BYTES = 200
 _LATEST_SECONDS = 1e12  # what is no number, or no time that anybody sees, was never noted
 
 
-@attrs.frozen(kw_only=True)
-class NameTimes:
+@attrs.frozen(kw_only=True, repr=False)
+class NameTimes(Value):
     """When a name was last written, and last used, in seconds since 1970; it was not used before it was written."""
 
     written_seconds: float
     used_seconds: float
 
 
-@attrs.frozen
-class Activity:
+@attrs.frozen(repr=False)
+class Activity(Value):
     """What is known of the names of one store.
 
     Args:
@@ -124,8 +125,8 @@ class Activity:
             return time.time()
 
 
-@attrs.frozen
-class _Record:
+@attrs.frozen(repr=False)
+class _Record(Value):
     """What was noted last of a name: for which digest it was written, when, and when it was used."""
 
     digest: str = ""

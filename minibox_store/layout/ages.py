@@ -10,6 +10,7 @@ import time
 import attrs
 
 from minibox_store.removals import Removal
+from minibox_store.values import Value
 
 
 def age_seconds(status: os.stat_result, now_seconds: float | None = None) -> float:
@@ -25,8 +26,8 @@ def seconds_since(changed_seconds: float | None) -> float | None:
     return None if changed_seconds is None else max(0.0, time.time() - changed_seconds)
 
 
-@attrs.frozen
-class Youth:
+@attrs.frozen(repr=False)
+class Youth(Value):
     """Which blobs are younger than what is to stay.
 
     What a collection itself does to a blob, in taking the link of a dead transaction away, makes it no younger.

@@ -15,13 +15,14 @@ from minibox_store.layout.history import Generation
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import names_of
 from minibox_store.store_changes import NameChange, StoreChanges, StoreState, compare_names
+from minibox_store.values import Value
 
 _POSITION_LENGTH = 32
 _NOTHING = "empty"
 
 
-@attrs.frozen
-class _Content:
+@attrs.frozen(repr=False)
+class _Content(Value):
     """One content of index.json."""
 
     position: str

@@ -19,22 +19,23 @@ from minibox_store.codec import decode_layout_index
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout.paths import LayoutPaths
+from minibox_store.values import Value
 
 KEPT = 10
 _MODE = 0o600
 _GENERATION = re.compile(r"[0-9]{10}\.json", re.ASCII)
 
 
-@attrs.frozen(kw_only=True)
-class Generation:
+@attrs.frozen(kw_only=True, repr=False)
+class Generation(Value):
     """One content of index.json; the higher the number, the newer it is."""
 
     number: int
     path: str
 
 
-@attrs.frozen(kw_only=True)
-class History:
+@attrs.frozen(kw_only=True, repr=False)
+class History(Value):
     """The generations of one store. Everything that writes is called under the store lock.
 
     Attributes:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from minibox_store.mounts import MountTable, read_mounts
+from minibox_store.values import Value
 
 
-@attrs.frozen(kw_only=True)
-class Usage:
+@attrs.frozen(kw_only=True, repr=False)
+class Usage(Value):
     """What was seen.
 
     Attributes:

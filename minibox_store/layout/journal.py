@@ -16,13 +16,14 @@ import attrs
 
 from minibox_store import _files, _moving
 from minibox_store.limits import MEBIBYTE
+from minibox_store.values import Value
 
 _END = "."
 _MOST_BYTES = 64 * MEBIBYTE
 
 
-@attrs.frozen
-class Journal:
+@attrs.frozen(repr=False)
+class Journal(Value):
     """The journal at a path, whose folder is made when the first line is written.
 
     Args:

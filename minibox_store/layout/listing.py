@@ -23,6 +23,7 @@ from minibox_store.layout_index import NAME_ANNOTATION, names_of, without_own
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.protocols import BlobSource
 from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary, listed_platform
+from minibox_store.values import Value
 
 _ATTEMPTS = 3
 # To read a few images anew costs less than to ask the cache, and much less than to write it. So it is written once
@@ -36,8 +37,8 @@ Summaries = dict[Key, ImageSummary]
 Files = tuple[tuple[str, FileState | None], ...]
 
 
-@attrs.frozen(kw_only=True)
-class _Listed:
+@attrs.frozen(kw_only=True, repr=False)
+class _Listed(Value):
     """One listing, and all that it hangs on.
 
     Attributes:

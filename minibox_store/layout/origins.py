@@ -11,13 +11,14 @@ import attrs
 from minibox_store.digest import Digest
 from minibox_store.layout.journal import Journal
 from minibox_store.limits import MEBIBYTE
+from minibox_store.values import Value
 
 _LINE_BYTES = 100
 _ROOM_BYTES = MEBIBYTE
 
 
-@attrs.frozen
-class Origins:
+@attrs.frozen(repr=False)
+class Origins(Value):
     """The origins of one store."""
 
     journal: Journal

@@ -7,6 +7,8 @@ time is, and what has come.
 
 import attrs
 
+from minibox_store.values import Value
+
 MOST_LANES = 8
 
 # Many give more at first than they go on with, so the first look comes later than those at what a change has done. Each
@@ -22,8 +24,8 @@ WORTH_SECONDS = 1.0
 _WORTH = 0.5
 
 
-@attrs.frozen(kw_only=True)
-class Sight:
+@attrs.frozen(kw_only=True, repr=False)
+class Sight(Value):
     """What is seen at one moment.
 
     Attributes:
@@ -39,8 +41,8 @@ class Sight:
     left_bytes: int
 
 
-@attrs.frozen
-class _Rate:
+@attrs.frozen(repr=False)
+class _Rate(Value):
     bytes_per_second: float
     lanes: int
 

@@ -9,12 +9,13 @@ import attrs
 
 from minibox_store.digest import HEX_LENGTHS, Digest
 from minibox_store.errors import InvalidDigest
+from minibox_store.values import Value
 
 ALGORITHMS = tuple(HEX_LENGTHS)
 
 
-@attrs.frozen
-class LayoutPaths:
+@attrs.frozen(repr=False)
+class LayoutPaths(Value):
     """The paths of one store. What is not in image-layout.md is this project's own."""
 
     root: str

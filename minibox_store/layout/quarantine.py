@@ -20,6 +20,7 @@ from minibox_store.errors import BlobNotFound, StoreDamaged
 from minibox_store.layout.contents import is_content
 from minibox_store.layout.paths import LayoutPaths, pin_name
 from minibox_store.protocols import BlobStream
+from minibox_store.values import Value
 
 
 def was_set_aside(paths: LayoutPaths, digest: Digest) -> bool:
@@ -53,8 +54,8 @@ def find_right_one(paths: LayoutPaths, digest: Digest) -> "SetAside | None":
     return None
 
 
-@attrs.frozen
-class SetAside:
+@attrs.frozen(repr=False)
+class SetAside(Value):
     """A file in ``quarantine/``, as a source of the one blob that it was set aside from."""
 
     path: str

@@ -19,6 +19,7 @@ from minibox_store.layout.pace import MOST_LANES, Pace, Sight
 from minibox_store.layout.pieces import LEAST_BYTES, MOST_BYTES, WAITING, PiecesAhead, Traffic
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource, BlobStream, Interruptible, RangedSource, RangeStream, Waiting
+from minibox_store.values import Value
 
 # Of all blobs that one transaction fetches at once.
 _MOST_LANES_IN_ALL = 16
@@ -27,8 +28,8 @@ LEAST_BLOB_BYTES = 64 * MEBIBYTE
 _HANDING_OVER_SECONDS = 0.5
 
 
-@attrs.frozen(kw_only=True)
-class RangePlan:
+@attrs.frozen(kw_only=True, repr=False)
+class RangePlan(Value):
     """How a transaction uses ranges.
 
     Attributes:

@@ -18,6 +18,7 @@ from minibox_store.graph import walk
 from minibox_store.layout.layout import Layout
 from minibox_store.limits import MEBIBYTE
 from minibox_store.referring import referrer_of
+from minibox_store.values import Value
 
 # Of so many blobs the descriptors are remembered, some 600 bytes each.
 _MOST_BLOBS = 50_000
@@ -27,8 +28,8 @@ _MOST_OUTLINE_BYTES = 32 * MEBIBYTE
 _OUTLINE_OWN_BYTES = 400
 
 
-@attrs.frozen(kw_only=True)
-class Reach:
+@attrs.frozen(kw_only=True, repr=False)
+class Reach(Value):
     """What one root reaches.
 
     Attributes:

@@ -14,6 +14,7 @@ import attrs
 from minibox_store import _signatures
 from minibox_store._signatures import FolderState
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
+from minibox_store.values import Value
 
 _LONGEST_SECONDS = 1.0
 # Kernels keep their coarse clock by ticks of 1 to 10 ms; other file systems tell whole seconds, FAT every other one.
@@ -24,8 +25,8 @@ _NANOSECONDS = 1_000_000_000
 FolderStates = tuple[FolderState | None, ...]
 
 
-@attrs.frozen
-class Glance:
+@attrs.frozen(repr=False)
+class Glance(Value):
     """The folders of the blobs as they were at one moment, before each file was looked at.
 
     Attributes:

@@ -7,13 +7,14 @@ import attrs
 
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import Provenance
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.layout.layout import Layout
 
 
-@attrs.frozen
-class TransactionTarget:
+@attrs.frozen(repr=False)
+class TransactionTarget(Value):
     """A store as an ImageTarget whose transactions know more: see :class:`Transaction`."""
 
     layout: "Layout"

@@ -27,6 +27,7 @@ from minibox_store.digest import Digest
 from minibox_store.errors import ContentMismatch, StoreBusy
 from minibox_store.protocols import BlobStream
 from minibox_store.pushes import UploadNotFound, UploadOutOfOrder
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -50,8 +51,8 @@ def is_upload(file_name: str) -> bool:
 _Growth = tuple[int, int, int]
 
 
-@attrs.frozen
-class _Hashed:
+@attrs.frozen(repr=False)
+class _Hashed(Value):
     """The hash of all that an upload had, when it was this file in this state."""
 
     state: _Growth

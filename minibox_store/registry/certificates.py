@@ -15,14 +15,15 @@ from typing import Protocol
 import attrs
 
 from minibox_store.errors import InvalidPath
+from minibox_store.values import Value
 
 _AUTHORITY = ".crt"
 _CLIENT = ".cert"
 _KEY = ".key"
 
 
-@attrs.frozen(kw_only=True)
-class Certificates:
+@attrs.frozen(kw_only=True, repr=False)
+class Certificates(Value):
     """What is known of one registry, as paths of files in PEM; they are read when it is first connected to.
 
     Attributes:
@@ -45,8 +46,8 @@ class CertificatesSource(Protocol):
         """
 
 
-@attrs.frozen
-class KnownCertificates:
+@attrs.frozen(repr=False)
+class KnownCertificates(Value):
     """Certificates that the program has itself, by ``host[:port]``."""
 
     known: Mapping[str, Certificates] = attrs.field(factory=dict)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
+from minibox_store.values import Value
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SPACE = re.compile(r"[ \t]*")
 _SEPARATORS = re.compile(r"[ \t,]*")
@@ -27,8 +29,8 @@ _BARE = re.compile(r'[^\s,"]*')
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
-@attrs.frozen(kw_only=True)
-class Challenge:
+@attrs.frozen(kw_only=True, repr=False)
+class Challenge(Value):
     """One challenge: its scheme in lower case, and its parameters by their names in lower case."""
 
     scheme: str

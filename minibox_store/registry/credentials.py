@@ -8,14 +8,15 @@ import attrs
 
 from minibox_store.codec.auth_files import TOKEN_USER
 from minibox_store.registry.credential_keys import matching_keys
+from minibox_store.values import Value
 
 
 def _masked(_: object) -> str:
     return "***"
 
 
-@attrs.frozen
-class Credentials:
+@attrs.frozen(repr=False)
+class Credentials(Value):
     """What a registry, or its token server, is told about who asks. Neither ``repr`` nor ``str`` shows the secrets.
 
     Attributes:
@@ -72,8 +73,8 @@ class CredentialsSource(Protocol):
         """
 
 
-@attrs.frozen
-class KnownCredentials:
+@attrs.frozen(repr=False)
+class KnownCredentials(Value):
     """Credentials that the program has itself, by registry or ``registry/path``."""
 
     known: Mapping[str, Credentials] = attrs.field(factory=dict)

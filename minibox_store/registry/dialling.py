@@ -14,12 +14,13 @@ import attrs
 from minibox_store.registry.addresses import is_private, literal_address, restricted_class
 from minibox_store.registry.failures import AddressBlocked, AddressRefused, LineInterrupted, ProxyFailed
 from minibox_store.registry.urls import Origin
+from minibox_store.values import Value
 
 _POLL_SECONDS = 0.1
 
 
-@attrs.frozen
-class Address:
+@attrs.frozen(repr=False)
+class Address(Value):
     """Where a host is: a family of addresses, and what sockets of that family are connected to."""
 
     family: socket.AddressFamily

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from minibox_store.values import Value
 
-@attrs.frozen(kw_only=True)
-class AuthPaths:
+
+@attrs.frozen(kw_only=True, repr=False)
+class AuthPaths(Value):
     """Where credentials lie, as absolute paths; nothing needs to be there.
 
     Attributes:

@@ -29,6 +29,7 @@ from minibox_store.errors import (
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.media_types import essence
 from minibox_store.rate_limits import RateLimit
+from minibox_store.values import Value
 
 Answerer = Literal["registry", "token server", "elsewhere"]
 
@@ -56,7 +57,7 @@ _AT_PRIVATE_ADDRESS = "is at a private address, and private_addresses = true is 
 _UNKNOWN_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen(slots=False, repr=False)
 class Failure(Exception):
     """Something that went wrong with one try.
 
@@ -181,8 +182,8 @@ def _reason(error: ssl.SSLError) -> str | None:
     return found
 
 
-@attrs.frozen(kw_only=True)
-class Refusal:
+@attrs.frozen(kw_only=True, repr=False)
+class Refusal(Value):
     """An answer that is not what was asked for.
 
     Attributes:

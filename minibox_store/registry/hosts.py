@@ -12,6 +12,7 @@ import attrs
 from minibox_store.errors import InvalidReference
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
+from minibox_store.values import Value
 
 # Docker Hub goes by many names; asking docker.io itself for an image gives 403 or 404.
 _API_HOSTS = {DOCKER_HUB: DOCKER_HUB_API}
@@ -28,8 +29,8 @@ _CREDENTIALS_KEYS = dict.fromkeys(
 )
 
 
-@attrs.frozen(kw_only=True)
-class Schemes:
+@attrs.frozen(kw_only=True, repr=False)
+class Schemes(Value):
     """Which registries speak plain HTTP, by ``host[:port]`` as in references.
 
     Attributes:

@@ -17,6 +17,7 @@ from minibox_store.errors import ContentMismatch
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobSource, BlobStream, FileRange, RangeStream
 from minibox_store.registry.failures import SourceFailed
+from minibox_store.values import Value
 
 _BUFFER_BYTES = MEBIBYTE
 
@@ -152,8 +153,8 @@ def _source_errors() -> Iterator[None]:
         raise SourceFailed(error) from error
 
 
-@attrs.frozen
-class BlobPart:
+@attrs.frozen(repr=False)
+class BlobPart(Value):
     """Some of a blob, as the body of a request."""
 
     reader: BlobReader

@@ -25,6 +25,7 @@ from minibox_store.registry.addresses import literal_address
 from minibox_store.registry.failures import RETRIED_STATUSES, LineCut, ProxyFailed
 from minibox_store.registry.hosts import is_loopback_host
 from minibox_store.registry.urls import InvalidUrl, Origin
+from minibox_store.values import Value
 
 _PROXY = re.compile(r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?(?:(?P<user>[^/?#]*)@)?(?P<host>[^/?#@]*)(?:[/?#].*)?")
 _EXEMPT = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
@@ -36,8 +37,8 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-@attrs.frozen
-class Proxy:
+@attrs.frozen(repr=False)
+class Proxy(Value):
     """A proxy, and the ``Proxy-Authorization`` that it wants, if any."""
 
     origin: Origin
@@ -65,8 +66,8 @@ def _or_none(text: str | None) -> str | None:
     return text or None
 
 
-@attrs.frozen(kw_only=True)
-class Proxies:
+@attrs.frozen(kw_only=True, repr=False)
+class Proxies(Value):
     """The proxies of a machine, as its environment names them. Neither ``repr`` nor ``str`` shows a password.
 
     Attributes:
@@ -113,8 +114,8 @@ class ProxyRules:
         return None if any(each.covers(host, address, origin.port) for each in self._exempt) else proxy
 
 
-@attrs.frozen(kw_only=True)
-class _Exemption:
+@attrs.frozen(kw_only=True, repr=False)
+class _Exemption(Value):
     """Some hosts that are reached without a proxy: all, those of a network, or those whose name ends so."""
 
     is_all: bool = False

@@ -14,6 +14,7 @@ import attrs
 
 from minibox_store.rate_limits import RateLimit
 from minibox_store.registry.retries import parse_date
+from minibox_store.values import Value
 
 # The first that says anything counts.
 _FAMILIES = ("RateLimit", "X-RateLimit")
@@ -27,8 +28,8 @@ _MAX_LENGTH = 256
 _EPOCH_SECONDS = 1_000_000_000
 
 
-@attrs.frozen
-class _Item:
+@attrs.frozen(repr=False)
+class _Item(Value):
     """One number of a header, and the window that stands beside it."""
 
     number: int

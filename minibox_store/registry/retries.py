@@ -14,12 +14,13 @@ from email.utils import parsedate_to_datetime
 import attrs
 
 from minibox_store.registry.failures import Failure
+from minibox_store.values import Value
 
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
-@attrs.frozen(kw_only=True)
-class RetryPolicy:
+@attrs.frozen(kw_only=True, repr=False)
+class RetryPolicy(Value):
     """The bounds of trying again.
 
     Attributes:

@@ -8,12 +8,13 @@ from minibox_store.registry.connections import ConnectionPool
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.failures import LineInterrupted, shows_no_tls
 from minibox_store.registry.urls import Origin
+from minibox_store.values import Value
 
 FindCredentials = Callable[[Callable[[], None]], Credentials | None]
 
 
-@attrs.frozen(kw_only=True)
-class Session:
+@attrs.frozen(kw_only=True, repr=False)
+class Session(Value):
     """Whom a transport talks to, and as whom: the registry, the scope, and what may see the credentials.
 
     Credentials are looked for when the registry first asks for them, with what raises once nobody waits any more.

@@ -22,6 +22,7 @@ from minibox_store.registry.challenges import Challenge
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.failures import Failure
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
+from minibox_store.values import Value
 
 FetchToken = Callable[[Url, str | None, bytes | None], bytes]
 
@@ -34,8 +35,8 @@ _CLIENT_ID = "minibox-store"
 _NO_POST = frozenset({400, 401, 404, 405, 501})
 
 
-@attrs.frozen(kw_only=True)
-class TokenQuestion:
+@attrs.frozen(kw_only=True, repr=False)
+class TokenQuestion(Value):
     """What a challenge says must be asked, and where: at a realm that was checked."""
 
     realm: Url
@@ -58,8 +59,8 @@ class TokenQuestion:
         return urlencode({**fields, **{name: value for name, value in named.items() if value}}).encode("ascii")
 
 
-@attrs.frozen
-class Grant:
+@attrs.frozen(repr=False)
+class Grant(Value):
     """An Authorization value that a registry takes, from ``begun`` (monotonic seconds) for ``life_seconds``."""
 
     authorization: str = attrs.field(repr=lambda _: "***")

@@ -27,6 +27,7 @@ from minibox_store.registry.retries import Attempts, RetryPolicy, parse_retry_af
 from minibox_store.registry.sessions import Session, meet
 from minibox_store.registry.tokens import Authorizer, TokenCache
 from minibox_store.registry.urls import InvalidUrl, Url
+from minibox_store.values import Value
 
 USER_AGENT = "minibox-store/0.1.0"
 
@@ -37,8 +38,8 @@ _REDIRECTS_THAT_KEEP = frozenset({307, 308})
 _FORM = "application/x-www-form-urlencoded"
 
 
-@attrs.frozen(kw_only=True)
-class Request:
+@attrs.frozen(kw_only=True, repr=False)
+class Request(Value):
     """What is wanted of the registry.
 
     Attributes:
@@ -63,8 +64,8 @@ class Request:
     secrets: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Reply:
+@attrs.frozen(kw_only=True, repr=False)
+class Reply(Value):
     """A whole answer, in memory. Nothing of it is trusted.
 
     Attributes:

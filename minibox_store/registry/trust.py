@@ -19,10 +19,11 @@ import attrs
 from minibox_store.errors import InvalidPath
 from minibox_store.registry.certificates import CertificatesSource
 from minibox_store.registry.urls import Origin
+from minibox_store.values import Value
 
 
-@attrs.frozen
-class _Terms:
+@attrs.frozen(repr=False)
+class _Terms(Value):
     """What a context is made of."""
 
     authorities: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument,
 from minibox_store.events import Event, MirrorFailed, UsingMirror
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry_rules import RegistryPlace
+from minibox_store.values import Value
 
 _T = TypeVar("_T")
 
@@ -50,8 +51,8 @@ class OpenPlace:
         return self.place.mirror is not None
 
 
-@attrs.frozen
-class Failed:
+@attrs.frozen(repr=False)
+class Failed(Value):
     """A place that was asked in vain."""
 
     place: OpenPlace

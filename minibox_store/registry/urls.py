@@ -11,6 +11,8 @@ from urllib.parse import quote, unquote, urlencode, urljoin
 
 import attrs
 
+from minibox_store.values import Value
+
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _URL = re.compile(
@@ -32,8 +34,8 @@ class InvalidUrl(ValueError):
     """A text that is no URL that may be contacted. The message says why, and shows nothing of the text."""
 
 
-@attrs.frozen
-class Origin:
+@attrs.frozen(repr=False)
+class Origin(Value):
     """Whom a request goes to: credentials belong to exactly one origin.
 
     ``host`` is lower case, an IPv6 address has no brackets.

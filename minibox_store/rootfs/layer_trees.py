@@ -26,6 +26,7 @@ from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.ownership import OVERLAY_ATTRIBUTES, set_overlay_attribute
 from minibox_store.rootfs.tree import check_nothing
 from minibox_store.rootfs.unpacking import LayerSource, unpack_layers
+from minibox_store.values import Value
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TREE = "tree"
@@ -33,8 +34,8 @@ _VERIFIED = "minibox.diff_id"
 _OWNER_WRITES = 0o200
 
 
-@attrs.frozen(kw_only=True)
-class LayerTrees:
+@attrs.frozen(kw_only=True, repr=False)
+class LayerTrees(Value):
     """The trees of one store.
 
     Attributes:

@@ -13,14 +13,15 @@ from typing import IO, Any
 import attrs
 
 from minibox_store.errors import StoreError
+from minibox_store.values import Value
 
 OPENED = b"opened"
 MOUNTED = b"mounted"
 FAILED = b"failed"
 
 
-@attrs.frozen(kw_only=True)
-class MountOrder:
+@attrs.frozen(kw_only=True, repr=False)
+class MountOrder(Value):
     """What is to be mounted.
 
     Attributes:

@@ -19,6 +19,7 @@ from minibox_store import _files, _locks, _trees
 from minibox_store.collecting import Ledger
 from minibox_store.mounts import MountTable, read_mounts, served_points
 from minibox_store.removals import Removal
+from minibox_store.values import Value
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _LEFT_BEHIND = "left by interrupted work"
@@ -26,8 +27,8 @@ _LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@attrs.frozen
-class Folder:
+@attrs.frozen(repr=False)
+class Folder(Value):
     """One folder of a store whose entries may go.
 
     Args:

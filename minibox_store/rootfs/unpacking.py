@@ -26,13 +26,14 @@ from minibox_store.protocols import BlobSource
 from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.tree import Form, TreeWriter, check_nothing
 from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
+from minibox_store.values import Value
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp
 
 
-@attrs.frozen(kw_only=True)
-class LayerSource:
+@attrs.frozen(kw_only=True, repr=False)
+class LayerSource(Value):
     """A layer to be unpacked, and where its blob is.
 
     Attributes:
@@ -46,8 +47,8 @@ class LayerSource:
     source: BlobSource
 
 
-@attrs.frozen(kw_only=True)
-class LayerPlan:
+@attrs.frozen(kw_only=True, repr=False)
+class LayerPlan(Value):
     """Which layers an image has, the lowest first."""
 
     manifest: Descriptor

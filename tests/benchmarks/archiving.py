@@ -1,11 +1,11 @@
 """What is measured of archives: one call in a process that has imported what it needs, and prints the seconds it took.
 
+What only some of these calls need is imported by them: of some the whole process is measured too.
+
 Usage: python -m tests.benchmarks.archiving OPERATION ARGUMENT...
 """
 
-import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +43,8 @@ def _load_piped(root: str, archive: str, durability: str) -> None:
 @contextmanager
 def _output_of(*command: str) -> Iterator[BinaryIO]:
     """Give what a program writes, as a pipe."""
+    import subprocess
+
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
         yield cast(BinaryIO, process.stdout)
@@ -71,6 +73,8 @@ def _by_us(file: BinaryIO) -> int:
 
 
 def _by_tarfile(file: BinaryIO) -> int:
+    import tarfile
+
     found = 0
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:

@@ -3,13 +3,15 @@
 Usage: python -m tests.benchmarks.child OPERATION ARGUMENT...
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from minibox_store import Finding, PruneReport, Store
+from minibox_store import Store
+
+if TYPE_CHECKING:
+    from minibox_store import Finding, PruneReport
 
 Durability = Literal["full", "none"]
 
@@ -67,6 +69,8 @@ def _verify(store: Store, parallel: int) -> None:
 
 def _list(store: Store, begin: float, rounds: int) -> None:
     """Print the median of the warm calls, what opening and the first call took, how many there are, the slowest."""
+    import statistics  # which takes longer to import than a small call to be made
+
     taken = []
     for _ in range(rounds + 1):
         images = store.images()
@@ -76,13 +80,13 @@ def _list(store: Store, begin: float, rounds: int) -> None:
     print(statistics.median(taken[1:]), taken[0], len(images), max(taken[1:]))
 
 
-def check_pruned(report: PruneReport, dead_blobs: int) -> None:
+def check_pruned(report: "PruneReport", dead_blobs: int) -> None:
     """End the process unless a collection has removed so many blobs, and had no trouble."""
     if report.blobs_removed != dead_blobs or report.errors:
         raise SystemExit(f"it removed {report.blobs_removed} blobs of {dead_blobs}: {report.errors[:1]}")
 
 
-def check_verified(findings: Sequence[Finding]) -> None:
+def check_verified(findings: "Sequence[Finding]") -> None:
     """End the process if a check has found damage."""
     damage = [finding for finding in findings if finding.is_damage]
     if damage:
