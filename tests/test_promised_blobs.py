@@ -114,6 +114,23 @@ def test_a_manifest_that_an_index_brought_is_no_new_one(
     assert [path.name for path in pins_in(root)] == [layer.replace(":", "-")]
 
 
+def test_a_manifest_that_was_deleted_with_its_blobs_meanwhile_takes_nothing_from_who_pushes_them_again(
+    root: Path, first: LocalRepository, second: LocalRepository
+) -> None:
+    push_blob(first, CONTENT)
+    manifest = manifest_of(first, "first")
+
+    def push_again() -> None:  # the manifest is named, and has taken no line yet
+        second.delete_tag("1")
+        second.delete_blob(DIGEST)
+        push_blob(second, CONTENT)
+
+    with replaced_os() as system:
+        system.after("rmdir", push_again, path="ingest")
+        first.put_manifest(manifest, OCI_MANIFEST, tag="1")
+    assert str(DIGEST) in prune(root)
+
+
 def test_a_manifest_takes_of_each_blob_one_line_however_often_it_names_it(root: Path, first: LocalRepository) -> None:
     for _ in range(3):
         layer = push_blob(first, CONTENT)
@@ -201,6 +218,18 @@ def test_what_was_asked_for_lasts_while_blobs_come_and_never_longer_than_a_day(
     make_old(asked, seconds=23 * HOUR_SECONDS)
     assert str(DIGEST) not in prune(root)
     assert str(other.digest) in stored(root)
+
+
+def test_what_somebody_asks_for_keeps_nothing_else_that_was_asked_for(root: Path, first: LocalRepository) -> None:
+    push_blob(first, CONTENT)
+    first.hold_blob(DIGEST)
+    put_and_delete(first, "first")
+    make_old(*asked_in(root), seconds=HOUR_SECONDS + MINUTE_SECONDS)
+    other = push_blob(first, b"another")
+    first.hold_blob(other.digest)
+    pushed = first.put_manifest(manifest_over(config=other), OCI_MANIFEST, tag="2")
+    first.delete_manifest(pushed.descriptor.digest)
+    assert prune(root) == {str(other.digest)}
 
 
 def test_a_push_to_another_repository_keeps_nothing_that_was_asked_for(root: Path, first: LocalRepository) -> None:
