@@ -239,10 +239,10 @@ def discard_file(path: str) -> None:
         os.unlink(path)
 
 
-def truncate_file(descriptor: int) -> None:
-    """Empty an open file."""
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
+def truncate_file(descriptor: int, size_bytes: int = 0) -> None:
+    """Let an open file end there, and be written on from there."""
+    os.ftruncate(descriptor, size_bytes)
+    os.lseek(descriptor, size_bytes, os.SEEK_SET)
 
 
 def remove_directory(path: str, *, dir_fd: int | None = None) -> None:

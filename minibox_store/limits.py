@@ -66,6 +66,8 @@ class Limits(Value):
         error_bytes: an error that a registry tells.
         pushed_seconds: how long an upload that does not grow is kept, and a blob that was pushed to a repository and
             that no manifest there needs.
+        asked_seconds: how long a blob is kept that a client of a repository asked for, and was told is there, once
+            nothing is pushed to that repository any more; never longer than ``pushed_seconds``.
     """
 
     document_bytes: int = 4 * MEBIBYTE
@@ -86,6 +88,7 @@ class Limits(Value):
     token_bytes: int = MEBIBYTE
     error_bytes: int = 64 * 1024
     pushed_seconds: float = 24 * 3600.0
+    asked_seconds: float = 3600.0
 
 
 DEFAULT_LIMITS = Limits()

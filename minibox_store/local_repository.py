@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors
-from minibox_store.codec import decode_document, describe_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex, Referrer
 from minibox_store.errors import (
     BlobNotFound,
-    ContentMismatch,
     ImageNotFound,
     NotFound,
     StoreDamaged,
@@ -35,7 +33,7 @@ from minibox_store.repositories import (
     find_repository,
     without_entries,
 )
-from minibox_store.taking import Taking
+from minibox_store.taking import Taking, read_offered
 
 if TYPE_CHECKING:
     from minibox_store.layout import Layout
@@ -108,6 +106,23 @@ class LocalRepository:
                 found = self._find_pushed(digest)
             return found
 
+    def hold_blob(self, digest: Digest) -> Descriptor:
+        """Do as :meth:`find` for somebody who goes on as if the blob were pushed, and let it stay for their manifest.
+
+        It is seen, and kept, for an hour, and for as long as the repository is being pushed to, a day at most. Where
+        that cannot be noted, or the store is busy for some seconds, it is found all the same.
+
+        Raises:
+            BlobNotFound, StoreDamaged: as :meth:`find`; the former also where its file is not there.
+        """
+        with file_errors(self._layout.paths.root):
+            found, is_there = self.find(digest), True
+            with suppress(OSError, StoreError):
+                is_there = self._pushed.hold(self.name, digest)
+        if not is_there:
+            raise BlobNotFound(str(digest))
+        return found
+
     def find_manifest(self, digest: Digest) -> Descriptor:
         """Return the descriptor of a manifest or index that is seen in the repository as such.
 
@@ -177,7 +192,8 @@ class LocalRepository:
     def finish_upload(self, identifier: str, digest: Digest) -> Descriptor:
         """Make an upload a blob that is seen in the repository, and return its descriptor.
 
-        It is kept until a manifest of the repository needs it, or a day has gone by.
+        It is kept until a manifest that is new to the repository needs it, once for each time that it came to be
+        there, or until a day has gone by.
 
         Raises:
             UploadNotFound: when the repository has no such upload.
@@ -248,28 +264,17 @@ class LocalRepository:
         """
         if tag is not None:
             check_repository_name(self.name, tag)
-        limits = self._layout.limits
         with file_errors(self._layout.paths.root):
-            said = media_type or describe_document(content, limits=limits).media_type
-            document = decode_document(content, said, limits=limits)
-            actual = Digest.of(content, "sha256" if digest is None else digest.algorithm)
-            if digest not in (None, actual):
-                raise ContentMismatch("the manifest", str(digest), str(actual))
-            descriptor = Descriptor(media_type=said, digest=actual, size_bytes=len(content))
-            subject = None if document.subject is None else document.subject.digest
+            offered = read_offered(content, media_type, digest, self._layout.limits)
             find_document = partial(self._find_reached, is_wanted=media_types.is_document)
             taking = Taking(self._layout, self.name, self.find, find_document)
-            reached = taking.take(descriptor, content, tag=tag, subject=subject)
-            self._let_go(descriptor.digest, reached)
-        return PushedManifest(descriptor=descriptor, subject=subject)
-
-    def _let_go(self, kept: Digest, reached: Iterable[Digest]) -> None:
-        """Take away the pins of what a manifest keeps now; one that has been deleted meanwhile keeps nothing."""
-        if self._pushed.has_any(self.name):
+            is_new = taking.take(offered, tag=tag)
+            kept = offered.descriptor.digest
             # The manifest is there, whatever becomes of this: pins that are left go with time.
-            with suppress(OSError, StoreError), self._layout.store_lock("taking away what pinned a manifest's blobs"):
-                if any(root.digest == kept for root in self._entries().roots):
-                    self._pushed.unpin(self.name, reached)
+            with suppress(OSError, StoreError):
+                # Who gives a further tag to what is there may have pushed nothing, and takes nothing from who did.
+                self._pushed.let_go(self.name, offered.needed if is_new else (), lambda: self._has_root(kept))
+        return PushedManifest(descriptor=offered.descriptor, subject=offered.subject)
 
     # ---- deleting
 
@@ -310,7 +315,7 @@ class LocalRepository:
             self._check_not_reached(digest, self._entries().roots)
             if not self._pushed.has(self.name, digest):
                 raise BlobNotFound(str(digest))
-            self._pushed.unpin(self.name, [digest])
+            self._pushed.unpin(self.name, digest)
 
     def _delete(self, find: Callable[[RepositoryEntries], list[Descriptor]], doing: str) -> tuple[str, ...]:
         gone: list[str] = []
@@ -343,6 +348,9 @@ class LocalRepository:
                 raise StillNeeded(str(digest), name_of(root) or str(root.digest))
 
     # ---- parts
+
+    def _has_root(self, digest: Digest) -> bool:
+        return any(root.digest == digest for root in self._entries().roots)
 
     def _entries(self) -> RepositoryEntries:
         return self._find(self._layout.read_index(), self.name)

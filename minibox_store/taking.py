@@ -8,9 +8,12 @@ its digest: clients that are just fetching it, or know it by that, go on.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import attrs
+
 from minibox_store import media_types
+from minibox_store.codec import decode_document, describe_document
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, LayoutIndex
+from minibox_store.documents import Descriptor, LayoutIndex, children
 from minibox_store.errors import (
     BlobNotFound,
     ContentMismatch,
@@ -22,6 +25,7 @@ from minibox_store.errors import (
 )
 from minibox_store.graph import ContentSource, RememberingSource, walk
 from minibox_store.layout_index import find_exact_name
+from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.repositories import with_pushed
 
@@ -31,6 +35,43 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 # Returns the descriptor of a blob that is seen in a repository; raises BlobNotFound.
 Finder = Callable[[Digest], Descriptor]
+
+
+@attrs.frozen(kw_only=True)
+class Offered:
+    """A manifest or index that somebody wants to be taken, decoded.
+
+    Attributes:
+        descriptor: of it.
+        content: its bytes, which have that digest.
+        needed: what it names itself, each once.
+        subject: what it refers to; None where that is nothing.
+    """
+
+    descriptor: Descriptor
+    content: bytes
+    needed: tuple[Digest, ...]
+    subject: Digest | None
+
+
+def read_offered(content: bytes, media_type: str | None, digest: Digest | None, limits: Limits) -> Offered:
+    """Return a manifest or index by its bytes, which are not trusted; the arguments are those of ``put_manifest``.
+
+    Raises:
+        InvalidDocument: when it is none, or another one than it is said to be.
+        ContentMismatch: when it has another digest.
+    """
+    said = media_type or describe_document(content, limits=limits).media_type
+    document = decode_document(content, said, limits=limits)
+    actual = Digest.of(content, "sha256" if digest is None else digest.algorithm)
+    if digest not in (None, actual):
+        raise ContentMismatch("the manifest", str(digest), str(actual))
+    return Offered(
+        descriptor=Descriptor(media_type=said, digest=actual, size_bytes=len(content)),
+        content=content,
+        needed=tuple(dict.fromkeys(each.descriptor.digest for each in children(document))),
+        subject=None if document.subject is None else document.subject.digest,
+    )
 
 
 class _TagMoved(Exception):
@@ -55,32 +96,37 @@ class Taking:
         self._find = find
         self._find_reached = find_reached
 
-    def take(
-        self, descriptor: Descriptor, content: bytes, *, tag: str | None, subject: Digest | None
-    ) -> frozenset[Digest]:
-        """Take a document, whose bytes hash to its digest, and return the digests of all that it reaches.
+    def take(self, offered: Offered, *, tag: str | None) -> bool:
+        """Take a document, and return whether no image of the repository had it before.
 
         Raises:
             IncompleteImage: when some of it is not seen; as much of it as could be told.
             InvalidDocument: when a document of it is wrong, or one has another size than is said.
             StoreBusy: when the tag is moved all the time.
         """
+        is_new = self._is_new(offered.descriptor.digest)
         for _ in range(_ATTEMPTS):
             try:
-                return self._take(descriptor, content, tag, subject)
+                self._take(offered, tag)
             except _TagMoved:
                 continue
+            return is_new
         raise StoreBusy(self._layout.paths.index, None, None, "moving a tag all the time")
 
-    def _take(
-        self, descriptor: Descriptor, content: bytes, tag: str | None, subject: Digest | None
-    ) -> frozenset[Digest]:
+    def _is_new(self, digest: Digest) -> bool:
+        try:
+            return self._find_reached(digest) is None
+        except StoreDamaged:
+            return False  # nobody can tell
+
+    def _take(self, offered: Offered, tag: str | None) -> None:
+        descriptor, subject = offered.descriptor, offered.subject
         name = None if tag is None else f"{self._repository}:{tag}"
         with self._layout.open_writer() as writer:
             source = RememberingSource(_SeenDocuments(self._layout, self._find), self._layout.limits)
-            source.remember(descriptor.digest, content)
+            source.remember(descriptor.digest, offered.content)
             reached = self._hold(writer, descriptor, source)
-            writer.write_blob(descriptor, ContentSource(content))
+            writer.write_blob(descriptor, ContentSource(offered.content))
             earlier = None if name is None else _stands_for(self._layout.read_index(), name)
             is_kept_by_subject = subject is not None and self._hold_subject(writer, subject)
             is_earlier_whole = earlier is not None and self._holds_whole(writer, earlier)
@@ -99,7 +145,6 @@ class Taking:
                 )
 
             writer.write_change(change, [] if name is None else [name])
-        return reached
 
     def _hold(self, writer: "Transaction", root: Descriptor, source: BlobSource) -> frozenset[Digest]:
         """Pin all that a document reaches and is seen; return the digests, its own among them."""

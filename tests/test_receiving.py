@@ -44,7 +44,7 @@ from tests.support.images import (
 )
 from tests.support.invariants import check_invariants, reachable, read_index, read_names, stored
 from tests.support.os_proxy import no_hard_links, replaced_os
-from tests.support.pushes import manifest_over, push_blob, push_image
+from tests.support.pushes import make_old, manifest_over, pins_in, push_blob, push_image
 from tests.support.stores import blob, mounted, open_layout, open_store, put, require_root, rot
 
 FIRST, SECOND = b"the first part, ", b"and the second"
@@ -52,7 +52,6 @@ BOTH = FIRST + SECOND
 ABSENT = Digest.parse("sha256:" + "0" * 64)
 REPOSITORY = "dev.minibox.store.repository"
 REFERRER = "dev.minibox.store.referrer"
-DAY_SECONDS = 24 * 3600
 
 
 @pytest.fixture
@@ -87,16 +86,6 @@ def pieces(*contents: bytes, error: BaseException | None = None) -> io.RawIOBase
 
 def uploads_in(root: Path) -> list[Path]:
     return sorted((root / "ingest" / "uploads").glob("*"))
-
-
-def pins_in(root: Path) -> list[Path]:
-    return sorted((root / "ingest" / "pushed").glob("*/*"))
-
-
-def make_old(*paths: Path, seconds: float = DAY_SECONDS + 60) -> None:
-    for path in paths:
-        then = path.stat().st_mtime - seconds
-        os.utime(path, (then, then))
 
 
 def nameless(root: Path) -> list[tuple[str, dict[str, str]]]:

@@ -122,7 +122,8 @@ class Reading:
         return await self._answer(request, call, request.path_params["reference"], is_manifest=True)
 
     async def blob(self, request: Request, query: NoQuery) -> Response:
-        """Serve a blob, or one range of it."""
+        """Serve a blob, or one range of it; who only asks for it, as clients do before they push, finds it again."""
+        is_held = request.method == "HEAD" and self._upstream is None
 
         def call() -> Response:
             repository = open_repository(self._store, request)
@@ -132,11 +133,13 @@ class Reading:
                     if not repository.is_known():
                         raise BlobNotFound(request.path_params["digest"])
                     raise RequestError(400, "a blob is asked for by its digest", code="DIGEST_INVALID")
-                descriptor = repository.find(digest)
+                descriptor = repository.hold_blob(digest) if is_held else repository.find(digest)
                 wanted = _range(request, descriptor)
                 stream = self._store.open_blob(descriptor, wanted.first if wanted else 0)
             return BlobAnswer(self._workers, stream, descriptor, wanted)
 
+        if is_held:  # it may wait for the store's lock, and nobody who only reads for that
+            return await self._workers.run(self._workers.changing, call)
         return await self._answer(request, call, request.path_params["digest"], is_manifest=False)
 
     async def _answer(

@@ -5,6 +5,7 @@ index.json is read whole and anew by every call, and changed only under the stor
 Spec: OCI image-spec 1.1, image-layout.md.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -336,7 +337,7 @@ class Layout:
             _files.sync_directory(self.paths.root)
 
     @contextmanager
-    def store_lock(self, doing: str) -> Iterator[None]:
+    def store_lock(self, doing: str, *, most_seconds: float = math.inf) -> Iterator[None]:
         """Hold the store lock.
 
         Locks are waited for in this order: prune lock, life lock, a transaction's own, that of the base layers, an
@@ -347,12 +348,13 @@ class Layout:
         take it again before whoever came in between.
 
         Raises:
-            StoreBusy: after ``lock_timeout_seconds``.
+            StoreBusy: after ``lock_timeout_seconds``, or ``most_seconds`` where that is less.
         """
-        deadline = time.monotonic() + self.lock_timeout_seconds
+        timeout_seconds = min(self.lock_timeout_seconds, most_seconds)
+        deadline = time.monotonic() + timeout_seconds
         with ExitStack() as stack:
             try:
-                with _locks.holding_lock(self.paths.store_turn, doing=doing, timeout_seconds=self.lock_timeout_seconds):
+                with _locks.holding_lock(self.paths.store_turn, doing=doing, timeout_seconds=timeout_seconds):
                     rest_seconds = max(0.0, deadline - time.monotonic())
                     stack.enter_context(
                         _locks.holding_lock(self.paths.store_lock, doing=doing, timeout_seconds=rest_seconds)

@@ -28,7 +28,7 @@ BATCH = 1000
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
 _OUR_FOLDERS = {"partial", "uploads", "pushed"}
-_UNNEEDED = "it was pushed, and no manifest has come to need it"
+_UNNEEDED = "it was pushed, or asked for, and no manifest has come to need it"
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
 _UNFINISHED_WRITE = re.compile(
     r"\.(index\.json|oci-layout|[0-9]{10}\.json|origins|names|listing\.cache)\.[0-9a-f]{16}\.tmp"
@@ -98,14 +98,14 @@ class Broom:
                         "it has not grown for too long",
                         lambda path: _is_older(path, limit_seconds),
                     )
-        old = [pin for pin in iter_pushed(paths, limit_seconds) if not pin.is_young]
+        old = [pin for pin in iter_pushed(paths, self._layout.limits) if not pin.is_young]
         if self._dry_run:
             self._removed.extend(self._removal(pin.path, "pin", _UNNEEDED) for pin in old)
             return
         folders = list(filter(_is_directory, _children(paths.pushed)))
         try:
             with self._telling_errors(paths.pushed):
-                self._in_batches(old, lambda pin: self._remove_pin(pin, limit_seconds))
+                self._in_batches(old, self._remove_pin)
                 self._in_batches(folders, _files.remove_directory)
         except StoreBusy as busy:
             if not self._removed:
@@ -119,8 +119,8 @@ class Broom:
                 for each in things[start : start + BATCH]:
                     remove(each)
 
-    def _remove_pin(self, pin: Pin, limit_seconds: float) -> None:
-        if _is_older(pin.path, limit_seconds):  # it may have been pushed again since
+    def _remove_pin(self, pin: Pin) -> None:
+        if _is_older(pin.path, pin.limit_seconds):  # it may have been pushed, or asked for, again since
             self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
 
     def _sweep_partials(self) -> None:

@@ -1,7 +1,7 @@
 """Which blobs are held though no name needs them: nobody removes those.
 
-The transactions of living processes hold them, by links of their own; and so do the pins of what was pushed, as long as
-they are young.
+The transactions of living processes hold them, by links of their own; and so do the pins of what was pushed, or asked
+for, as long as they are young.
 """
 
 import os
@@ -21,9 +21,7 @@ def live_pins(layout: Layout) -> dict[str, Digest]:
     names = (each.name for path in transactions if is_alive(path) for each in iter_entries(path))
     held = {digest.hex: digest for name in names if (digest := pinned_digest(name)) is not None}
     # Looked at last: a push pins a blob before its transaction lets it go.
-    held.update(
-        (pin.digest.hex, pin.digest) for pin in iter_pushed(paths, layout.limits.pushed_seconds) if pin.is_young
-    )
+    held.update((pin.digest.hex, pin.digest) for pin in iter_pushed(paths, layout.limits) if pin.is_young)
     return held
 
 

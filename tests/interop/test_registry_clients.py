@@ -15,10 +15,11 @@ from tests.support.daemon import Daemon, running_daemon
 from tests.support.distribution import DistributionClient
 from tests.support.engines import Containerd, running_containerd, running_docker
 from tests.support.images import build_artifact, build_image, build_index, digest_of, random_layer
-from tests.support.invariants import check_invariants
+from tests.support.invariants import check_invariants, stored
 from tests.support.layouts import read_layout_blobs, write_layout
 from tests.support.oras_client import run_oras
 from tests.support.peers import PeerFailed, docker_registry, run_skopeo
+from tests.support.pushes import HOUR_SECONDS, make_old, pins_in
 from tests.support.registries import quick_client
 
 TOKEN = "a-token-of-more-than-22-characters"
@@ -43,6 +44,9 @@ def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield running
         root = running.data_root
     check_invariants(root, leftovers=True)  # what was pushed, and no manifest needs, is kept for a day
+    # Whatever these clients ask for, send and mount, nothing is left that is kept for a day but what lacks a manifest.
+    left = {path.read_text().partition("\n")[0] for path in pins_in(root) if path.suffix != ".asked"}
+    assert left <= {"kept/app"}
 
 
 # What does not depend on who may ask is tried with one of them.
@@ -222,6 +226,13 @@ def test_docker_pushes_and_pulls(tmp_path: Path, layout: Path) -> None:
         assert docker.run("image", "inspect", "--format", "{{.Id}}", f"{daemon.host}/docker/pushed@{digest}") == (
             f"{config}\n"
         )
+        client = asking(daemon)
+        for name in ("docker/app", "docker/pushed"):
+            assert client.delete(f"/v2/{name}/manifests/{digest_at(daemon, f'{name}:1')}").status == 202
+        # It asks for each blob that it has just pushed or mounted, and so that is kept for a while.
+        make_old(*pins_in(daemon.data_root), seconds=HOUR_SECONDS + 60)
+        assert daemon.post("/system/prune").status == 200
+        assert (stored(daemon.data_root), pins_in(daemon.data_root)) == (set(), [])
 
 
 def test_oras_pushes_attaches_and_pulls_artifacts(daemon: Daemon, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Laws of collection: what is marked is what can be reached, and half a mark removes nothing."""
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -315,10 +316,10 @@ class Meanwhile(Layout):
         self._acts = [act]
 
     @contextmanager
-    def store_lock(self, doing: str) -> Iterator[None]:
+    def store_lock(self, doing: str, *, most_seconds: float = math.inf) -> Iterator[None]:
         if doing == "collecting" and self._acts:
             self._acts.pop()()
-        with super().store_lock(doing):
+        with super().store_lock(doing, most_seconds=most_seconds):
             yield
 
 

@@ -16,12 +16,12 @@ from minibox_store.layout import uploads
 from tests.server.clients import client_of, code_of
 from tests.support.daemon import running_daemon
 from tests.support.distribution import OCTETS, DistributionClient
-from tests.support.images import build_image, build_index, digest_of
+from tests.support.images import BuiltImage, build_image, build_index, digest_of
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
-from tests.support.pushes import push_blob, push_image
-from tests.support.stores import open_store
+from tests.support.pushes import HOUR_SECONDS, make_old, pins_in, push_blob, push_image
+from tests.support.stores import blob, open_store
 
 FIRST, SECOND = b"the first part, ", b"and the second"
 BOTH = FIRST + SECOND
@@ -168,6 +168,86 @@ def test_what_is_no_digest_begins_no_upload(client: TestClient, root: Path, quer
     response = client.post(f"/v2/team/app/blobs/uploads/?{query}")
     assert (response.status_code, code_of(response)) == (400, "DIGEST_INVALID")
     assert not root.exists()
+
+
+# ---- blobs that somebody was told of
+
+
+def shared_image(client: TestClient, root: Path) -> BuiltImage:
+    """Return an image with a layer that another one has too, which was deleted as soon as the client had asked for it.
+
+    Everything else of it has been pushed.
+    """
+    earlier, image = (build_image([{"shared": b"s" * 1000}], salt=salt) for salt in ("earlier", "image"))
+    pushing = open_store(root).repository("team/app")
+    push_image(pushing, earlier, "1")
+    [layer] = image.layer_digests
+    told = client.head(f"/v2/team/app/blobs/{layer}")
+    assert (told.status_code, told.headers["content-length"]) == (200, str(len(image.blobs[layer])))
+    push_blob(pushing, image.blobs[image.config_digest])
+    assert client.delete(f"/v2/team/app/manifests/{earlier.digest}").status_code == 202
+    assert client.post("/system/prune").json()["blobs_removed"] == 2
+    return image
+
+
+def test_a_client_that_was_told_of_a_blob_needs_not_send_it_whatever_is_deleted(client: TestClient, root: Path) -> None:
+    image = shared_image(client, root)
+    response = client.put(
+        "/v2/team/app/manifests/2",
+        content=image.blobs[image.digest],
+        headers={"Content-Type": image.media_type},
+    )
+    assert response.status_code == 201
+    make_old(*pins_in(root))
+    assert client.post("/system/prune").json()["blobs_removed"] == 0
+    assert client.get(f"/v2/team/app/blobs/{image.layer_digests[0]}").status_code == 200
+
+
+def test_of_a_client_that_asks_for_what_it_has_pushed_nothing_stays_after_an_hour(
+    client: TestClient, root: Path
+) -> None:
+    image = build_image()
+    for digest in (image.config_digest, *image.layer_digests):  # as Docker does
+        assert client.head(f"/v2/team/app/blobs/{digest}").status_code == 404
+        query = f"?digest={digest}"
+        assert client.post(f"/v2/team/app/blobs/uploads/{query}", content=image.blobs[digest]).status_code == 201
+        assert client.head(f"/v2/team/app/blobs/{digest}").status_code == 200
+    headers = {"Content-Type": image.media_type}
+    assert client.put("/v2/team/app/manifests/1", content=image.blobs[image.digest], headers=headers).status_code == 201
+    assert client.delete(f"/v2/team/app/manifests/{image.digest}").status_code == 202
+    make_old(*pins_in(root), seconds=HOUR_SECONDS + 60)
+    assert client.post("/system/prune").json()["blobs_removed"] == len(image.blobs)
+    assert (stored(root), pins_in(root)) == (set(), [])
+
+
+def test_nothing_is_pinned_for_who_reads_or_is_told_that_there_is_nothing(client: TestClient, root: Path) -> None:
+    image = build_image()
+    push_image(open_store(root).repository("team/app"), image, "1")
+    [manifest] = image.document_digests
+    for reference in ("1", manifest):
+        for method in ("HEAD", "GET"):
+            assert client.request(method, f"/v2/team/app/manifests/{reference}").status_code == 200
+    for digest in (image.config_digest, *image.layer_digests):
+        assert client.get(f"/v2/team/app/blobs/{digest}").status_code == 200
+        assert client.get(f"/v2/team/app/blobs/{digest}", headers={"Range": "bytes=0-0"}).status_code == 206
+    assert client.head(f"/v2/team/app/blobs/{ABSENT}").status_code == 404
+    assert client.head(f"/v2/team/other/blobs/{image.config_digest}").status_code == 404
+    assert pins_in(root) == []
+    blob(root, image.config_digest).unlink()
+    assert client.head(f"/v2/team/app/blobs/{image.config_digest}").status_code == 404
+    assert pins_in(root) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_blob_is_told_of_though_nothing_can_be_written(client: TestClient, root: Path, number: int) -> None:
+    image = build_image()
+    write_layout(root, {"team/app:1": image})
+    with replaced_os() as system:
+        for name in ("mkdir", "write", "ftruncate"):
+            system.fail(name, number)
+        response = client.head(f"/v2/team/app/blobs/{image.config_digest}")
+    assert response.status_code == 200
+    assert response.headers["content-length"] == str(len(image.blobs[image.config_digest]))
 
 
 # ---- manifests, and what goes

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,11 +34,46 @@ def client(daemon: Daemon) -> DistributionClient:
     return DistributionClient(host=daemon.host)
 
 
-def push_as_clients_do(client: DistributionClient, number: int, image: BuiltImage) -> str:
+class Deletions:
+    """When images were deleted and a prune had run behind that, so that it is known how often a push met both.
+
+    Attributes:
+        met: the pushes between whose being told of a blob, and whose manifest, that has happened in their repository.
+    """
+
+    def __init__(self) -> None:
+        self.met = 0
+        self._guard = threading.Lock()
+        self._deleted: list[tuple[str, float]] = []
+        self._pruned: list[float] = []
+
+    def note_deleted(self, repository: str) -> None:
+        """Note that an image of a repository has just been deleted."""
+        with self._guard:
+            self._deleted.append((repository, time.monotonic()))
+
+    def note_pruned(self, began: float) -> None:
+        """Note that a prune that began then has just ended."""
+        with self._guard:
+            self._pruned.append(began)
+
+    def note_pushed(self, repository: str, told: float) -> None:
+        """Note that a manifest was taken, whose client was first told of a blob then."""
+        with self._guard:
+            since = [when for where, when in self._deleted if where == repository and when > told]
+            self.met += any(began > when for when in since for began in self._pruned)
+
+
+def push_as_clients_do(client: DistributionClient, number: int, image: BuiltImage, deletions: Deletions) -> str:
     """Push an image: what is there is not sent, and what another repository has is mounted; return the repository."""
     repository, other = (f"at-once/app{(number + step) % REPOSITORIES}" for step in (0, 1))
+    told: float | None = None
     for digest, content in image.blobs.items():
-        if digest == image.digest or client.head(f"/v2/{repository}/blobs/{digest}").status == 200:
+        if digest == image.digest:
+            continue
+        asked = time.monotonic()
+        if client.head(f"/v2/{repository}/blobs/{digest}").status == 200:
+            told = asked if told is None else told
             continue
         answer = client.post_upload(repository, mount=digest, **{"from": other})
         if answer.status == 202:
@@ -45,30 +81,39 @@ def push_as_clients_do(client: DistributionClient, number: int, image: BuiltImag
         assert answer.status == 201, answer
     answer = client.put_manifest(repository, f"t{number % 4}", image.blobs[image.digest], image.media_type)
     assert answer.status == 201, answer
+    if told is not None:
+        deletions.note_pushed(repository, told)
     return repository
 
 
 def test_pushes_mounts_deletions_and_prunes_at_once_lose_nothing(daemon: Daemon, client: DistributionClient) -> None:
     over = threading.Event()
+    deletions = Deletions()
 
     def prune() -> int:
         count = 0
         while not over.is_set():
+            began = time.monotonic()
             answer = daemon.post("/system/prune")
+            deletions.note_pruned(began)
             assert answer.status == 200, answer.text
             assert not answer.json().get("errors"), answer.text
             count += 1
         return count
 
     def push(number: int) -> None:
-        image = build_image([SHARED, {"number": b"%d\n" % number * 500}], salt=str(number))
-        repository = push_as_clients_do(client, number, image)
+        # What stays does not need the layer that the others have: else it would always be there, once one has stayed.
+        stays = number % 5 == 0
+        own = {"number": b"%d\n" % number * 500}
+        image = build_image([own] if stays else [SHARED, own], salt=str(number))
+        repository = push_as_clients_do(client, number, image, deletions)
         for digest, content in image.blobs.items():
             kind = "manifests" if digest == image.digest else "blobs"
             answer = client.get(f"/v2/{repository}/{kind}/{digest}")
             assert (answer.status, answer.body) == (200, content), (kind, digest)
-        if number % 5 == 0:
+        if not stays:
             assert client.delete(f"/v2/{repository}/manifests/{image.digest}").status == 202
+            deletions.note_deleted(repository)
 
     with ThreadPoolExecutor(7) as pool:
         pruning = pool.submit(prune)
@@ -77,6 +122,8 @@ def test_pushes_mounts_deletions_and_prunes_at_once_lose_nothing(daemon: Daemon,
         finally:
             over.set()
         assert pruning.result(60) > 0
+    if PUSHES > 100:
+        assert deletions.met > 0
     assert [each for each in Store(daemon.data_root).verify() if each.kind != "unreferenced"] == []
 
 

@@ -20,6 +20,7 @@ from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.layouts import blob_path, read_layout_blobs, write_layout
 from tests.support.os_proxy import replaced_os
 from tests.support.peers import docker_registry, push_image, run_skopeo
+from tests.support.pushes import pins_in
 from tests.support.scripted_registry import (
     ScriptedRegistry,
     blob_headers,
@@ -128,6 +129,12 @@ def test_what_is_here_is_not_asked_for(root: Path, upstream: ScriptedRegistry) -
             assert client.get(f"/v2/own/app/{target}").status_code == 200
         assert code_of(client.get(f"/v2/own/app/blobs/{ABSENT}")) == "BLOB_UNKNOWN"
     assert upstream.requests == []
+
+
+def test_a_blob_that_is_asked_for_is_pinned_for_nobody(root: Path, upstream: ScriptedRegistry) -> None:
+    with client_of(root, upstream=upstream.host) as client:
+        assert client.head(f"/v2/own/app/blobs/{OWN.config_digest}").status_code == 200
+    assert pins_in(root) == []
 
 
 def test_what_has_no_form_is_not_asked_for(root: Path, upstream: ScriptedRegistry) -> None:

@@ -1,13 +1,17 @@
 """Images as they are pushed to a repository of a store: blob by blob, by the library."""
 
 import io
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from minibox_store import Descriptor, Digest, LocalRepository, PushedManifest
 from tests.support.images import BuiltImage, digest_of, encode_document
 
 EMPTY_CONFIG = b"{}"
+HOUR_SECONDS = 3600.0
+DAY_SECONDS = 24 * HOUR_SECONDS
 
 
 def push_blob(repository: LocalRepository, content: bytes, algorithm: str = "sha256") -> Descriptor:
@@ -31,6 +35,18 @@ def push_image(repository: LocalRepository, image: BuiltImage, *tags: str) -> Pu
         for reference in references:
             pushed = repository.put_manifest(image.blobs[digest], image.media_types[digest], **reference)
     return pushed
+
+
+def pins_in(root: Path) -> list[Path]:
+    """Return what pins blobs in the repositories of a store, because they were pushed or asked for."""
+    return sorted((root / "ingest" / "pushed").glob("*/*"))
+
+
+def make_old(*paths: Path, seconds: float = DAY_SECONDS + 60) -> None:
+    """Let files have been written so much earlier than they were."""
+    for path in paths:
+        then = path.stat().st_mtime - seconds
+        os.utime(path, (then, then))
 
 
 def manifest_over(*layers: Descriptor, config: Descriptor, **fields: Any) -> bytes:
