@@ -1,10 +1,12 @@
 """Where the daemon listens: sockets that it opens itself, or that whoever started it has opened.
 
 A unix socket is for this user alone from its first moment on, and takes the place of another one only where that is
-ours and nobody listens there any more. What was inherited is held to the same rule as what is opened: an address that
-others can reach needs a token.
+ours and nobody listens there any more. It is made and taken away under a lock, a file beside it that nobody else can
+open: what others can open, they can hold. What was inherited is held to the same rule as what is opened: an address
+that others can reach needs a token.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -14,7 +16,6 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -68,7 +69,7 @@ class Listening:
         places, self.places = self.places, {}
         for path, made in places.items():
             try:
-                with _holding_folder(path, _LAST_LOCK_SECONDS):
+                with _holding_lock(path, _LAST_LOCK_SECONDS):
                     if _identity(path) == made:
                         os.unlink(path)
             except OSError as error:
@@ -77,8 +78,10 @@ class Listening:
             each.close()
 
 
-def listen(settings: Settings, inherited: int = 0) -> Listening:
+def listen(settings: Settings, inherited: int = 0, *, lock_seconds: float = _LOCK_SECONDS) -> Listening:
     """Return what listens: so many sockets that were inherited, or those of the settings.
+
+    For the lock of a unix socket, which another daemon has while it begins or ends, it waits so long.
 
     Raises:
         SettingsError: when the address cannot be had, or what was inherited may not be served.
@@ -88,7 +91,7 @@ def listen(settings: Settings, inherited: int = 0) -> Listening:
         return Listening(sockets, inherited=True)
     try:
         if settings.socket_path is not None:
-            opened = _listen_on_path(settings.socket_path)
+            opened = _listen_on_path(settings.socket_path, lock_seconds)
             return Listening([opened], places={settings.socket_path: _identity(settings.socket_path) or (0, 0)})
         return Listening(_listen_on_address(settings))
     except (OSError, UnicodeError) as error:
@@ -141,10 +144,10 @@ def _hurried(listening: socket.socket) -> socket.socket:
     return listening
 
 
-def _listen_on_path(path: str) -> socket.socket:
+def _listen_on_path(path: str, lock_seconds: float) -> socket.socket:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _holding_folder(path):
+        with _holding_lock(path, lock_seconds):
             _bind_privately(opened, path)
             opened.listen()
     except BaseException:
@@ -184,27 +187,70 @@ def _check_abandoned(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-@contextmanager
-def _holding_folder(path: str, patience_seconds: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Keep other daemons from making or taking away sockets in the folder of a path: two could take each other's.
+@contextlib.contextmanager
+def _holding_lock(path: str, patience_seconds: float) -> Iterator[None]:
+    """Keep other daemons from making or taking away the socket of a path: two could take each other's.
 
     Raises:
-        OSError: when there is no such folder, or another one holds it for too long.
+        OSError: when the lock cannot be had, or not in that time; its sentence names the file.
     """
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    lock = f"{path}.lock"
     deadline = time.monotonic() + patience_seconds
+    while (descriptor := _try_lock(lock)) is None:
+        if time.monotonic() > deadline:
+            problem = f"another process holds its lock {one_line(lock)}: wait for it, or end it (fuser tells which)"
+            raise OSError(errno.EBUSY, problem)
+        time.sleep(_ATTEMPT_SECONDS)
     try:
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_ATTEMPT_SECONDS)
         yield
     finally:
-        os.close(folder)
+        # It goes while it is held: who waits for it finds that it has lost its name, and makes another one.
+        with contextlib.suppress(OSError):
+            if _is_named(descriptor, lock):
+                os.unlink(lock)
+        os.close(descriptor)
+
+
+def _try_lock(lock: str) -> int | None:
+    """Return the open file of a lock that is ours now, None where somebody else has it.
+
+    Raises:
+        OSError: when it cannot be opened, or is not this user's alone.
+    """
+    try:
+        descriptor = _open_lock(lock)
+    except FileExistsError:
+        return None  # somebody has made it since it was looked for
+    except OSError as error:
+        raise OSError(error.errno, f"its lock {one_line(lock)} cannot be opened: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            problem = f"its lock {one_line(lock)} is no file of this user alone: see whose it is, and remove it"
+            raise OSError(errno.EEXIST, problem)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(descriptor, lock):
+            return descriptor
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _open_lock(lock: str) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(lock, flags)
+    except FileNotFoundError:
+        return os.open(lock, flags | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _is_named(descriptor: int, lock: str) -> bool:
+    status = os.fstat(descriptor)
+    return _identity(lock) == (status.st_dev, status.st_ino)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

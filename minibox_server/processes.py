@@ -22,6 +22,9 @@ _MOST_PAUSE_SECONDS = 10.0
 _SOUND_SECONDS = 30.0
 # Each ends itself within ten seconds of being told to.
 _END_SECONDS = 9.5
+# What a process that was killed may still take: its memory is given back, or a disk has to answer first.
+_KILLED_SECONDS = 5.0
+_MOST_WAIT_SECONDS = 1.0
 
 
 @attrs.define
@@ -126,18 +129,27 @@ class Processes:
                 os.kill(place.pid, number)
 
     def _end_all(self) -> None:
-        deadline = time.monotonic() + _END_SECONDS
+        """Tell all to end, and end those that have not done so in time."""
         self._tell_all(signal.SIGTERM)
-        while living := [place for place in self._places if place.pid is not None]:
-            for place in living:
-                assert place.pid is not None
-                if _status_of_dead(place.pid):
+        self._wait_for_all(_END_SECONDS)
+        self._tell_all(signal.SIGKILL)
+        self._wait_for_all(_KILLED_SECONDS)
+        for place in self._places:
+            if place.pid is not None:
+                LOGGER.warning("process %d does not end, whatever it is told: it is left to the system", place.pid)
+
+    def _wait_for_all(self, seconds: float) -> None:
+        """Return once all have ended, or the time is over."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for place in self._places:
+                if place.pid is not None and _status_of_dead(place.pid):
                     place.pid = None
             remaining = deadline - time.monotonic()
-            if remaining > 0:
-                self._wait(min(remaining, 1.0))
-            else:
-                self._tell_all(signal.SIGKILL)
+            if remaining <= 0 or all(place.pid is None for place in self._places):
+                return
+            # The end of a child is a signal that is kept until it is waited for.
+            self._wait(min(remaining, _MOST_WAIT_SECONDS))
 
     @staticmethod
     def _wait(seconds: float | None) -> int | None:

@@ -48,7 +48,8 @@ class Pushing:
         """Copy an image of the store to a registry, and return what the reference stands for there now.
 
         What the registry has already is not sent; what another of its repositories is known to have is taken from
-        there. Layers that only others may give away (non-distributable ones with addresses) are not sent.
+        there. Layers that only others may give away (non-distributable ones with addresses) are sent to a registry that
+        has refused the manifest for their absence, and to no other.
 
         Args:
             name: which image, as for :meth:`get`.

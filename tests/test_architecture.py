@@ -79,7 +79,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tomllib": ("minibox_store/codec/",),
     "urllib3": ("minibox_store/registry/",),
     "tarfile": (),
-    # The last one holds a folder while a socket is made in it.
+    # The last one holds a lock beside a socket while that is made.
     "fcntl": (*LOCKS, "minibox_store/_extents.py", "minibox_server/listening.py"),
     "mmap": (),  # what others may shorten ends the process that has it mapped
     "subprocess": (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minibox_store import Store
+from minibox_store import Store, copy
 from minibox_store.cancellation import Cancellation
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (
@@ -38,10 +38,10 @@ from tests.support.images import (
     OCI_INDEX,
     BuiltImage,
     build_image,
-    build_image_over,
     build_index,
     random_layer,
 )
+from tests.support.pushes import for_others
 from tests.support.registries import NamedNetwork, quick_client
 from tests.support.scripted_registry import ScriptedServer, TokenServer
 from tests.support.stores import blob, open_store, put, rot
@@ -133,24 +133,56 @@ def test_the_name_is_the_reference_where_there_is_no_other(tmp_path: Path, regis
     assert registry.tag("team/app", "7") == SMALL.digest
 
 
-def test_a_layer_that_only_others_may_give_away_is_not_sent(tmp_path: Path, registry: UploadRegistry) -> None:
+ELSEWHERE = for_others(build_image([{"a": b"a"}, {"b": b"b"}]), "https://example.com/layer")
+ELSEWHERE_INDEX = build_index([ELSEWHERE, SMALL])
 
-    layers = [
-        {
-            "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar",
-            "digest": next(iter(SMALL.blobs)),
-            "size": len(next(iter(SMALL.blobs.values()))),
-            "urls": ["https://example.com/layer"],
-        }
-    ]
-    image = build_image_over(layers, ["sha256:" + "0" * 64])
-    whole = BuiltImage(
-        root=image.root, blobs={**SMALL.blobs, **image.blobs}, media_types={**SMALL.media_types, **image.media_types}
-    )
-    put(tmp_path, whole, "app:1")
+
+def test_a_layer_that_only_others_may_give_away_is_not_sent(tmp_path: Path, registry: UploadRegistry) -> None:
+    put(tmp_path, ELSEWHERE, "app:1")
     push(open_store(tmp_path), registry)
+    assert registry.tag("team/app", "1") == ELSEWHERE.digest
+    assert not [digest for _, digest in registry.blobs if digest in ELSEWHERE.layer_digests]
+    assert registry.sent("PUT").count("PUT /v2/team/app/manifests/1") == 1
+
+
+@pytest.mark.parametrize("image", [ELSEWHERE, ELSEWHERE_INDEX], ids=["image", "index"])
+def test_a_registry_that_takes_no_manifest_without_such_a_layer_gets_it(
+    tmp_path: Path, registry: UploadRegistry, image: BuiltImage
+) -> None:
+    registry.needs_all_layers = True
+    put(tmp_path, image, "app:1")
+    store = open_store(tmp_path)
+    push(store, registry)
     assert registry.tag("team/app", "1") == image.digest
-    assert not [key for key in registry.blobs if key[1] == layers[0]["digest"]]
+    assert registry.holds("team/app", image)
+    assert registry.body_bytes == image.size_bytes + len(ELSEWHERE.blobs[ELSEWHERE.digest]), "one manifest came twice"
+    sent = len(registry.sent("POST"))
+    push(store, registry)
+    assert len(registry.sent("POST")) == sent
+
+
+@pytest.mark.parametrize("codes", [("MANIFEST_INVALID",), ("MANIFEST_BLOB_UNKNOWN", "UNKNOWN")])
+def test_a_registry_that_refuses_such_a_manifest_for_something_else_does_not_get_the_layer(
+    tmp_path: Path, registry: UploadRegistry, codes: tuple[str, ...]
+) -> None:
+    errors = {"errors": [{"code": code, "message": "no"} for code in codes]}
+    refused = Answer(
+        status=400, headers=[("Content-Type", "application/json; charset=utf-8")], body=json.dumps(errors).encode()
+    )
+    registry.refuses = lambda request: refused if request.method == "PUT" and "/manifests/" in request.target else None
+    put(tmp_path, ELSEWHERE, "app:1")
+    with pytest.raises(RegistryError, match=codes[0]):
+        push(open_store(tmp_path), registry)
+    assert not [digest for _, digest in registry.blobs if digest in ELSEWHERE.layer_digests]
+
+
+def test_where_nobody_has_such_a_layer_the_registrys_refusal_is_told(registry: UploadRegistry) -> None:
+    registry.needs_all_layers = True
+    with UploadRegistry() as origin:
+        origin.put("team/app", ELSEWHERE.without(*ELSEWHERE.layer_digests), tag="1")
+        with pytest.raises(RegistryError, match=f"{ELSEWHERE.layer_digests[0]} is missing.*MANIFEST_BLOB_UNKNOWN"):
+            copy(origin.reference("team/app", "1"), registry.reference("team/app", "1"), client=quick_client())
+    assert registry.tag("team/app", "1") is None
 
 
 def test_a_blob_is_taken_from_another_repository_of_the_same_registry(store: Store, registry: UploadRegistry) -> None:

@@ -3,7 +3,10 @@
 Blobs and the documents below the root are put there by their digests, which changes nothing for anybody. The root, by
 the tag that it gets, is put last, in one request: until then the tag stands for what it stood for.
 
-Spec: OCI distribution-spec 1.1, "Pushing Manifests" and "Mounting a blob from another repository".
+Layers that only others may give away stay out, until the registry says that it takes no manifest without them.
+
+Spec: OCI distribution-spec 1.1, "Pushing Manifests" and "Mounting a blob from another repository"; OCI image-spec 1.1,
+"Non-Distributable Layers".
 """
 
 import threading
@@ -26,6 +29,8 @@ from minibox_store.registry.uploads import BlobUpload, check_digest, has_blob
 
 # By which registries know what comes under a tag; under another digest it is there when it was put there too.
 _OF_TAGS = "sha256"
+# By which a registry refuses a manifest for the blobs that it lacks, and for nothing else.
+_LACKS_BLOBS = {"MANIFEST_BLOB_UNKNOWN"}
 
 FindMounts = Callable[[Digest], Sequence[str]]
 
@@ -103,15 +108,16 @@ class RepositoryWriter:
         # The document written last, whose turn has not come: it may be the root, which goes by its tag.
         self._waiting: tuple[Descriptor, bytes] | None = None
         self._names: dict[str, Descriptor] = {}
+        self._left_out: dict[Digest, tuple[Descriptor, BlobSource]] = {}
         self._transports: dict[str, Transport] = {}
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether the repository holds the blob, as far as it says; nobody can promise that it stays.
 
-        Of a layer that only others may give away it says True: those who need it are told where to get it.
+        For a layer that only others may give away it is not asked: most need none of it.
         """
         if _is_for_others(descriptor):
-            is_held = True
+            is_held = False
         elif media_types.is_document(descriptor.media_type):
             is_held = self._has_document(descriptor)
         else:
@@ -123,6 +129,9 @@ class RepositoryWriter:
     def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
         """Put the blob there: out of another repository, where the registry knows it there, or from its source.
 
+        A layer that only others may give away stays where it is: those who need it are told where to get it. Its
+        source is kept, for a registry that does not take the manifest so.
+
         Raises:
             ContentMismatch: when the source's bytes are short, long or others.
             RegistryError: when the registry refuses it.
@@ -133,7 +142,10 @@ class RepositoryWriter:
                 waiting, self._waiting = self._waiting, (descriptor, content)
             if waiting is not None:
                 self._put_document(str(waiting[0].digest), *waiting)
-        elif not _is_for_others(descriptor):
+        elif _is_for_others(descriptor):
+            with self._guard:
+                self._left_out[descriptor.digest] = (descriptor, source)
+        else:
             self._put_blob(descriptor, source)
         self._hold(descriptor)
 
@@ -207,7 +219,29 @@ class RepositoryWriter:
             self._list_referrer(descriptor, content)
 
     def _put(self, name: str, descriptor: Descriptor, content: bytes) -> bool:
-        """Put a document; return whether the registry takes note by itself of what it refers to."""
+        """Put a document, with what was left out where the registry does not take it without that.
+
+        Returns whether the registry takes note by itself of what the document refers to.
+        """
+        try:
+            return self._put_as_it_is(name, descriptor, content)
+        except RegistryError as refused:
+            if set(refused.codes) != _LACKS_BLOBS or not self._left_out:
+                raise
+            self._put_left_out(refused)
+        return self._put_as_it_is(name, descriptor, content)
+
+    def _put_left_out(self, refused: RegistryError) -> None:
+        """Put the layers that were left out; where their source has none of them, the refusal stands."""
+        left_out, self._left_out = self._left_out, {}
+        try:
+            for descriptor, source in left_out.values():
+                if not has_blob(self._transport, self._path, descriptor):
+                    self._put_blob(descriptor, source)
+        except BlobNotFound as missing:
+            raise refused from missing
+
+    def _put_as_it_is(self, name: str, descriptor: Descriptor, content: bytes) -> bool:
         request = Request(
             target=f"/v2/{self._path}/manifests/{name}",
             method="PUT",

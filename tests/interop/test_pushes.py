@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from minibox_store import Store
-from minibox_store.errors import AuthenticationRefused
+from minibox_store.errors import AuthenticationRefused, BlobNotFound, RegistryError
 from minibox_store.registry import Credentials
 from tests.support.certificates import make_certificate
+from tests.support.daemon import running_daemon
 from tests.support.images import OCI_CONFIG, build_image, build_index, build_layer, random_layer
 from tests.support.layouts import read_layout_blobs
 from tests.support.peers import DockerRegistry, docker_registry, require_peer, run_peer, run_skopeo
 from tests.support.processes import plain_environment
+from tests.support.pushes import for_others
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import TokenServer
 from tests.support.signed_tokens import TokenSigner, grant_tokens
@@ -145,3 +147,38 @@ def test_a_registry_of_this_machine_that_wants_tls_gets_it_and_the_push(tmp_path
         store.push("index:1", reference, client=quick_client(ca_file=certificate.chain))
         found = fetched(tmp_path / "fetched", reference, "--src-cert-dir", certificate.authorities)
         assert found == INDEX.blobs
+
+
+# ---- layers that only others may give away
+
+ELSEWHERE = for_others(build_image([{"a": b"elsewhere"}]), "https://layers.example/one")
+(LAYER,) = ELSEWHERE.layer_digests
+
+
+def test_a_layer_of_others_stays_out_of_docker_registry_where_that_allows_its_address(
+    tmp_path: Path, registry: DockerRegistry
+) -> None:
+    put(tmp_path / "store", ELSEWHERE, "elsewhere:1")
+    store = open_store(tmp_path / "store")
+    with docker_registry(tmp_path / "registry", layers_at="^https://layers\\.example/") as allowing:
+        store.push("elsewhere:1", allowing.reference("team/app", "1"), client=quick_client())
+        raw = run_skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{allowing.reference('team/app', '1')}")
+        assert raw.encode() == ELSEWHERE.blobs[ELSEWHERE.digest]
+        with pytest.raises(BlobNotFound):
+            open_store(tmp_path / "other").pull(allowing.reference("team/app", "1"), client=quick_client())
+    # One that allows no address says that too: the layer would be of no use to it.
+    with pytest.raises(RegistryError, match="MANIFEST_BLOB_UNKNOWN") as refused:
+        store.push("elsewhere:1", registry.reference("team/elsewhere", "1"), client=quick_client())
+    assert set(refused.value.codes) > {"MANIFEST_BLOB_UNKNOWN"}
+    assert not [*registry.storage.rglob(LAYER.partition(":")[2])]
+
+
+def test_a_layer_of_others_comes_to_a_store_with_its_image_for_there_each_image_is_whole(tmp_path: Path) -> None:
+    put(tmp_path / "store", ELSEWHERE, "elsewhere:1")
+    store = open_store(tmp_path / "store")
+    with running_daemon(tmp_path / "daemon") as daemon:
+        for _ in range(2):
+            store.push("elsewhere:1", f"{daemon.host}/team/app:1", client=quick_client())
+        open_store(tmp_path / "other").pull(f"{daemon.host}/team/app:1", client=quick_client())
+    for each in (tmp_path / "other", daemon.data_root):
+        assert read_layout_blobs(each) == ELSEWHERE.blobs

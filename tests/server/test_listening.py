@@ -9,20 +9,25 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from minibox_server.activation import Activation, parse_activation
-from minibox_server.listening import listen
+from minibox_server.listening import Listening, listen
 from minibox_server.settings import Settings, SettingsError, parse_settings, parse_socket_path
 from tests.server.clients import TOKEN, RawReply, exchange, read_reply
 from tests.support.daemon import DAEMON_COMMAND, daemon_environment, run_daemon_to_its_end
 from tests.support.peers import require_peer
 from tests.support.processes import end_process, free_port, read_log, running, wait_until
 
+# How often daemons start at the same moment.
+ROUNDS = 30
 # Opens sockets, and becomes a daemon that has them on descriptor 3 and on, as a service manager does.
 _GIVE_SOCKETS = """
 import os, socket, sys
@@ -157,16 +162,110 @@ def test_in_the_end_a_socket_that_has_taken_its_place_stays(tmp_path: Path) -> N
         assert path.exists()
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, or of a folder, as another process does."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def made_lock(path: Path, *, mode: int = 0o600) -> Path:
+    """Make a lock file as a daemon makes it, but for the mode."""
+    path.touch()
+    path.chmod(mode)
+    return path
+
+
+def test_s19_who_can_open_the_folder_of_a_socket_cannot_keep_a_daemon_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "minibox.sock"
+    with held(tmp_path), contextlib.closing(listen(Settings(socket_path=str(path)))):
+        assert [each.name for each in tmp_path.iterdir()] == ["minibox.sock"], "nothing is left of the lock"
+
+
+def test_who_finds_the_lock_of_a_socket_held_is_told_its_name_and_what_to_do(tmp_path: Path) -> None:
+    path, lock = tmp_path / "minibox.sock", made_lock(tmp_path / "minibox.sock.lock")
+    with held(lock), pytest.raises(SettingsError, match=f"another process holds its lock {lock}: wait for it, or end"):
+        listen(Settings(socket_path=str(path)), lock_seconds=0.1)
+    assert not path.exists()
+    with contextlib.closing(listen(Settings(socket_path=str(path)))):
+        assert not lock.exists(), "what a killed daemon left is taken"
+
+
+def test_s19_a_lock_of_a_socket_that_others_could_hold_or_that_is_no_file_is_refused_and_named(tmp_path: Path) -> None:
+    path, lock = tmp_path / "minibox.sock", tmp_path / "minibox.sock.lock"
+    target = made_lock(tmp_path / "target")
+    plants: list[tuple[str, Callable[[], object]]] = [
+        ("is no file of this user alone: .* remove it", lambda: made_lock(lock, mode=0o644)),
+        ("is no file of this user alone: .* remove it", lambda: os.mkfifo(lock, 0o600)),
+        ("cannot be opened: Too many levels", lambda: lock.symlink_to(target)),
+        ("cannot be opened: Too many levels", lambda: lock.symlink_to(tmp_path / "nowhere")),
+    ]
+    if os.geteuid() == 0:
+        plants.append(("is no file of this user alone", lambda: os.chown(made_lock(lock), 12345, 12345)))
+    for sentence, plant in plants:
+        plant()
+        with pytest.raises(SettingsError, match=f"its lock {lock} {sentence}"):
+            listen(Settings(socket_path=str(path)))
+        assert not path.exists()
+        lock.unlink()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_that_has_lost_its_name_guards_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, lock = tmp_path / "minibox.sock", tmp_path / "minibox.sock.lock"
+
+    def replacing(descriptor: int, operation: int) -> None:
+        """Do as the system does when another daemon ends between the opening of the file and the locking of it."""
+        monkeypatch.undo()
+        lock.unlink()
+        stack.enter_context(held(made_lock(lock)))
+        fcntl.flock(descriptor, operation)
+
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(
+            "minibox_server.listening.fcntl", types.SimpleNamespace(**{**vars(fcntl), "flock": replacing})
+        )
+        with pytest.raises(SettingsError, match="another process holds its lock"):
+            listen(Settings(socket_path=str(path)), lock_seconds=0.1)
+    assert not path.exists()
+
+
+def test_of_daemons_that_start_at_once_one_has_the_socket(tmp_path: Path) -> None:
+    path, together = tmp_path / "minibox.sock", threading.Barrier(4, timeout=10)
+
+    def start(_: int) -> Listening | str:
+        together.wait()
+        try:
+            return listen(Settings(socket_path=str(path)))
+        except SettingsError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(together.parties) as threads:
+        for _ in range(ROUNDS):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+                left.bind(str(path))  # what a dead daemon left: one replaces it, and the others find a live one
+            started = list(threads.map(start, range(together.parties)))
+            [winner] = [each for each in started if isinstance(each, Listening)]
+            assert all("Address already in use" in each for each in started if isinstance(each, str))
+            with contextlib.closing(winner), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.connect(str(path))
+            assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("is_held", [True, False])
-def test_it_ends_in_time_though_the_folder_of_its_socket_is_gone_or_held(tmp_path: Path, is_held: bool) -> None:
+def test_it_ends_in_time_though_the_lock_of_its_socket_is_held_or_the_folder_gone(
+    tmp_path: Path, is_held: bool
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         process, log = stack.enter_context(listening_daemon(tmp_path, MINIBOX_HTTP_ADDR=f"unix:{folder}/minibox.sock"))
         if is_held:
-            held = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, held)
-            fcntl.flock(held, fcntl.LOCK_EX)
+            stack.enter_context(held(made_lock(folder / "minibox.sock.lock")))
         else:
             shutil.rmtree(folder)
         begin = time.monotonic()

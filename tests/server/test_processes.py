@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -140,6 +141,46 @@ def test_a_process_that_is_stuck_is_ended_all_the_same(daemon: Daemon) -> None:
     assert end_process(daemon.process, timeout_seconds=12)
     assert time.monotonic() - begin < 11
     assert not is_alive(stuck)
+
+
+# Two processes that do not end when they are told to, and that the system ends after so many seconds, or never.
+_ENDING_LATE = """
+import os, signal, sys, threading, time
+from minibox_server import processes
+
+kill, late, killed = os.kill, float(sys.argv[1]), []
+
+def late_kill(pid, number):
+    if number == signal.SIGKILL:
+        killed.append(pid)
+        threading.Timer(late, kill, (pid, number)).start() if late else None
+    else:
+        kill(pid, number)
+
+def work(lifeline):
+    os.read(lifeline, 1)
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the children's, too; the first process waits for it all the same
+os.kill = late_kill
+processes._END_SECONDS, processes._KILLED_SECONDS = 0.2, 1.0
+begin = time.monotonic(), time.process_time()
+processes.Processes(2, work).run(lambda: kill(os.getpid(), signal.SIGTERM))
+took, used = time.monotonic() - begin[0], time.process_time() - begin[1]
+sys.stderr.write(f"{len(killed)} killed, {took} s, {used} s\\n")
+"""
+
+
+@pytest.mark.parametrize(("late", "least", "left"), [("0.5", 0.7, 0), ("0", 1.2, 2)])
+def test_no_processor_is_used_to_wait_for_those_that_do_not_end_and_the_wait_has_an_end(
+    late: str, least: float, left: int
+) -> None:
+    command = (sys.executable, "-c", _ENDING_LATE, late)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=os.getcwd(), check=True)
+    killed, took, used = ended.stderr.splitlines()[-1].split(", ")
+    assert killed == "2 killed"
+    assert least <= float(took[:-2]) < 10
+    assert float(used[:-2]) < 0.2
+    assert ended.stderr.count("does not end, whatever it is told") == left
 
 
 # Two processes, each of which ends at once or serves; of the forks that begin them, the third fails.

@@ -84,6 +84,7 @@ def docker_registry(
     tokens: Mapping[str, str] | None = None,
     certificate: "Certificate | None" = None,
     mirror_of: str | None = None,
+    layers_at: str | None = None,
 ) -> Iterator[DockerRegistry]:
     """Run docker-registry with its data in ``folder``, which may hold those of an earlier run.
 
@@ -93,6 +94,7 @@ def docker_registry(
         tokens: Its settings for bearer tokens, as :meth:`TokenSigner.settings` gives them; instead of ``users``.
         certificate: Serve TLS with it; to clients that prove themselves alone, where it names who vouches for them.
         mirror_of: The URL of a registry whose images it fetches when they are asked for, and keeps.
+        layers_at: The addresses that layers may lie at, as a regular expression; when None there are none.
     """
     program = require_peer("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,8 @@ def docker_registry(
         settings["auth"] = {"token": dict(tokens)}
     if mirror_of is not None:
         settings["proxy"] = {"remoteurl": mirror_of}
+    if layers_at is not None:
+        settings["validation"] = {"manifests": {"urls": {"allow": [layers_at]}}}
     config.write_text(json.dumps(settings))
     environment = plain_environment(folder)
     with running([program, "serve", str(config)], environment=environment, log=log, folder=folder) as process:

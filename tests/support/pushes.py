@@ -1,13 +1,14 @@
 """Images as they are pushed to a repository of a store: blob by blob, by the library."""
 
 import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minibox_store import Descriptor, Digest, LocalRepository, PushedManifest
-from tests.support.images import BuiltImage, digest_of, encode_document
+from tests.support.images import OCI_LAYER, BuiltImage, build_image_over, digest_of, encode_document
 
 EMPTY_CONFIG = b"{}"
 HOUR_SECONDS = 3600.0
@@ -65,3 +66,13 @@ def manifest_over(*layers: Descriptor, config: Descriptor, **fields: Any) -> byt
             **fields,
         }
     )
+
+
+def for_others(image: BuiltImage, *urls: str) -> BuiltImage:
+    """Return an image of the same layers, each of which only others may give away, who have it at these addresses."""
+    nondistributable = OCI_LAYER.replace(".layer.", ".layer.nondistributable.")
+    layers = [{**each, "mediaType": nondistributable, "urls": list(urls)} for each in image.document()["layers"]]
+    made = build_image_over(layers, json.loads(image.blobs[image.config_digest])["rootfs"]["diff_ids"])
+    blobs = {each["digest"]: image.blobs[each["digest"]] for each in layers}
+    kinds = dict.fromkeys(blobs, nondistributable)
+    return BuiltImage(root=made.root, blobs={**blobs, **made.blobs}, media_types={**kinds, **made.media_types})

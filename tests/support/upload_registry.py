@@ -79,6 +79,7 @@ class UploadRegistry(ScriptedRegistry):
         self.mounts = True
         self.location = "{path}"
         self.knows_subjects = True
+        self.needs_all_layers = False
         self.page_names = 1000
         self.deletes_tags = True
         self.refuses: Callable[[Request], Answer | None] = lambda _: None
@@ -326,7 +327,7 @@ class UploadRegistry(ScriptedRegistry):
     def _needed(self, document: Document, media_type: str) -> list[str]:
         if media_type in INDEX_TYPES:
             return [each["digest"] for each in document["manifests"]]
-        layers = [each for each in document["layers"] if "urls" not in each]
+        layers = [each for each in document["layers"] if self.needs_all_layers or "urls" not in each]
         return [each["digest"] for each in (document["config"], *layers)]
 
     def _has(self, repository: str, digest: str) -> bool:
