@@ -128,16 +128,19 @@ class Processes:
     def _end_all(self) -> None:
         deadline = time.monotonic() + _END_SECONDS
         self._tell_all(signal.SIGTERM)
-        while living := [place for place in self._places if place.pid is not None]:
-            for place in living:
-                assert place.pid is not None
-                if _status_of_dead(place.pid):
-                    place.pid = None
+        while self._is_any_left():
             remaining = deadline - time.monotonic()
             if remaining > 0:
                 self._wait(min(remaining, 1.0))
             else:
                 self._tell_all(signal.SIGKILL)
+
+    def _is_any_left(self) -> bool:
+        """Note who has died; whether another one lives, of whose end a signal will tell."""
+        for place in self._places:
+            if place.pid is not None and _status_of_dead(place.pid):
+                place.pid = None
+        return any(place.pid is not None for place in self._places)
 
     @staticmethod
     def _wait(seconds: float | None) -> int | None:
