@@ -42,7 +42,6 @@ for shown in "$@"; do mkdir -p "$root$shown"; mount --rbind "$shown" "$root$show
 mount -t cgroup2 none "$folder/groups"
 mkdir "$folder/groups/$group"
 echo $$ > "$folder/groups/$group/cgroup.procs"
-ip link set lo up
 exec unshare --cgroup sh -euc '
     root="$1"
     mount -t proc proc "$root/proc"
@@ -81,7 +80,7 @@ from minibox_server.__main__ import main
 main()
 """
 # Asks from inside, since its network is its own; says the status and the body.
-_ASK = """
+ASKING = """
 import http.client, json, sys
 method, target, headers = sys.argv[1:]
 connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=30)
@@ -130,7 +129,7 @@ class Machine:
 
     def ask(self, method: str, target: str, **headers: str) -> tuple[int, str]:
         """Return status and body of what is asked at port 8080 of its loopback."""
-        told = self.run(_python(), "-c", _ASK, method, target, json.dumps(headers))
+        told = self.run(_python(), "-c", ASKING, method, target, json.dumps(headers))
         status, _, body = told.partition(" ")
         return int(status), body
 
@@ -161,7 +160,7 @@ class Machine:
 def booted() -> Iterator[Machine]:
     """Boot systemd for the block. Where there is none, or it does not boot, the test is skipped, or fails."""
     require_root()
-    for program in ("systemctl", "journalctl", "unshare", "nsenter", "setpriv", "pivot_root", "ip"):
+    for program in ("systemctl", "journalctl", "unshare", "nsenter", "setpriv", "pivot_root"):
         require_peer(program)
     with tempfile.TemporaryDirectory(prefix="booted-") as name:
         folder, log = Path(name), Path(f"{name}.log")
