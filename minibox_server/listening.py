@@ -21,7 +21,8 @@ from typing import Any
 import attrs
 
 from minibox_server.activation import FIRST_DESCRIPTOR
-from minibox_server.settings import Settings, SettingsError, check_protection, is_loopback
+from minibox_server.hosts import is_loopback
+from minibox_server.settings import Settings, SettingsError, check_protection
 from minibox_store import one_line
 
 LOGGER = logging.getLogger("minibox_server")

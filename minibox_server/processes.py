@@ -141,15 +141,16 @@ class Processes:
     def _wait_for_all(self, seconds: float) -> None:
         """Return once all have ended, or the time is over."""
         deadline = time.monotonic() + seconds
-        while True:
-            for place in self._places:
-                if place.pid is not None and _status_of_dead(place.pid):
-                    place.pid = None
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or all(place.pid is None for place in self._places):
-                return
+        while self._is_any_left() and (remaining := deadline - time.monotonic()) > 0:
             # The end of a child is a signal that is kept until it is waited for.
             self._wait(min(remaining, _MOST_WAIT_SECONDS))
+
+    def _is_any_left(self) -> bool:
+        """Note who has died; whether another one lives, of whose end a signal will tell."""
+        for place in self._places:
+            if place.pid is not None and _status_of_dead(place.pid):
+                place.pid = None
+        return any(place.pid is not None for place in self._places)
 
     @staticmethod
     def _wait(seconds: float | None) -> int | None:

@@ -15,8 +15,9 @@ import attrs
 from starlette.types import Scope
 
 from minibox_server.declarations import EndpointTable
+from minibox_server.hosts import is_loopback, parse_host, parse_ip
 from minibox_server.responses import RequestError, is_distribution
-from minibox_server.settings import Settings, is_loopback, parse_host, parse_ip
+from minibox_server.settings import Settings
 
 MAX_TARGET_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 32 * 1024

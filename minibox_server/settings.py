@@ -3,15 +3,14 @@
 An address that others can reach needs a token that cannot be guessed, or the operator's word that none is wanted.
 """
 
-import functools
 import os
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
 
 import attrs
 
+from minibox_server.hosts import is_loopback, parse_host
 from minibox_store import InvalidReference, Reference
 
 DEFAULT_ADDRESS = "127.0.0.1:8080"
@@ -29,15 +28,8 @@ DEFAULT_READY_FREE_BYTES = 64 * 1024 * 1024
 # 22 characters of base64 hold the 128 bits that make guessing hopeless.
 _TOKEN_LENGTH = 22
 _VISIBLE = re.compile(r"[!-~]+")
-_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_.])?")
-_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]|[^\[\]:]*)(?::(?P<port>[0-9]{1,5}))?")
-
-# What each request says again.
-_REMEMBERED = 256
 
 LogFormat = Literal["text", "json"]
-IPAddress = IPv4Address | IPv6Address
-
 
 # sockaddr_un has room for so much, and for the zero at its end.
 _SOCKET_PATH_BYTES = 107
@@ -200,57 +192,6 @@ def parse_socket_path(text: str) -> str | None:
             f"MINIBOX_HTTP_ADDR has a path of more than {_SOCKET_PATH_BYTES} bytes, which no socket has"
         )
     return path
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
-def parse_host(text: str, *, empty: bool = False) -> tuple[str, int | None] | None:
-    """Return the name or address in lower case, without brackets, and the port of ``text``; None when it is no host.
-
-    The text is not trusted. An address comes back in its one canonical spelling.
-
-    >>> parse_host("[0:0::1]:80")
-    ('::1', 80)
-    >>> parse_host("a/b?x=") is None
-    True
-    """
-    match = _HOST_AND_PORT.fullmatch(text)
-    if match is None:
-        return None
-    host, port = match["host"], None if match["port"] is None else int(match["port"])
-    if port is not None and port > 65535:
-        return None
-    if host.startswith("["):
-        address = parse_ip(host[1:-1])
-        return None if address is None else (str(address), port)
-    if not host:
-        return ("", port) if empty else None
-    return (host.lower(), port) if _HOST_NAME.fullmatch(host) else None
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
-def parse_ip(text: str) -> IPAddress | None:
-    """Return the IP address that ``text`` is, None when it is none; IPv4 in IPv6 is taken out of it.
-
-    >>> str(parse_ip("::ffff:127.0.0.1"))
-    '127.0.0.1'
-    """
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is ``localhost`` or an address that only this machine reaches.
-
-    >>> is_loopback("127.0.0.53"), is_loopback("localhost.example.com")
-    (True, False)
-    """
-    address = parse_ip(host)
-    return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def check_protection(host: str, token: str | None, *, anonymous: bool) -> None:

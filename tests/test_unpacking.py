@@ -34,6 +34,7 @@ from minibox_store import (
 )
 from minibox_store.rootfs.unpacking import growing_tree
 from tests.support.forks import run_forked
+from tests.support.hard_layers import image_of, member
 from tests.support.images import OCI_LAYER, Layer, build_image, build_index, digest_of
 from tests.support.layer_trees import file, folder, hard_link, layer_of, link, listing, tar_of
 from tests.support.os_proxy import replaced_os
@@ -445,6 +446,25 @@ def test_a_user_unpacks_from_a_store_of_their_own() -> None:
             put(Path(home, "store"), build_image([layer_of(file("f", uid=1))]), "b:1")
             with pytest.raises(InvalidPath, match="not permitted"):
                 store.unpack("b:1", Path(home, "other"), policy=UnpackPolicy(owners="set"))
+            assert temporaries(Path(home)) == []
+
+        assert run_forked(work) == 0
+
+
+def test_a_device_that_may_not_be_made_is_named() -> None:
+    require_root()
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 65534, 65534)
+
+        def work() -> None:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            device = member("dev/disk", "block device", device=(8, 0), uid=65534, gid=65534)
+            put(Path(home, "store"), image_of([[device]]), "a:1")
+            # As it is for root of a container: owners are set, and no device is made.
+            with pytest.raises(InvalidPath, match="the device dev/disk cannot be made: operation not permitted"):
+                open_store(Path(home, "store")).unpack("a:1", Path(home, "out"), policy=UnpackPolicy(owners="set"))
             assert temporaries(Path(home)) == []
 
         assert run_forked(work) == 0

@@ -111,12 +111,20 @@ class Ownership:
 
         Raises:
             FileExistsError: when something is there.
+            PermissionError: when it may not be made; a device is named.
         """
         if member.kind is not MemberKind.FIFO and not self.sets_owners:
             return self._record_device(directory, name, member)
         kind = _SPECIAL_TYPES[member.kind]
         device = 0 if member.kind is MemberKind.FIFO else device_number(member)
-        os.mknod(name, kind | 0o600, device, dir_fd=directory)
+        try:
+            os.mknod(name, kind | 0o600, device, dir_fd=directory)
+        except PermissionError as error:
+            if member.kind is MemberKind.FIFO:
+                raise
+            # Root of a container seldom makes devices: what it was that this root may not make is to be known.
+            shown = one_line(member.name[:_SHOWN_CHARACTERS])
+            raise PermissionError(error.errno, f"the device {shown} cannot be made: {error.strerror}") from error
         opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             if stat.S_IFMT(os.fstat(opened).st_mode) != kind:

@@ -34,69 +34,70 @@ class Builder:
     @contextmanager
     def container(self, base: str = "scratch") -> Iterator[tuple[str, Path]]:
         """Give a new container over an image, and the folder at which its files are mounted for the block."""
-        name = self._run("buildah", "from", base)
-        mounted = Path(self._run("buildah", "mount", name))
+        name = self.run("buildah", "from", base)
+        mounted = Path(self.run("buildah", "mount", name))
         try:
             yield name, mounted
         finally:
-            self._run("buildah", "umount", name)
+            self.run("buildah", "umount", name)
 
     def commit(self, container: str, image: str) -> None:
         """Make an image of a container: the layers below it, and one of what has been changed in it."""
-        self._run("buildah", "commit", "--quiet", container, image)
+        self.run("buildah", "commit", "--quiet", container, image)
 
     def save(self, image: str, form: str, path: Path) -> None:
         """Write an image by ``podman save``; ``form`` is ``docker-archive``, ``oci-archive`` or ``oci-dir``."""
-        self._run("podman", "save", "--quiet", "--format", form, "--output", str(path), image)
+        self.run("podman", "save", "--quiet", "--format", form, "--output", str(path), image)
 
     def save_several(self, images: Sequence[str], path: Path) -> None:
         """Write images as one docker-archive."""
-        self._run("podman", "save", "--quiet", "--multi-image-archive", "--output", str(path), *images)
+        self.run("podman", "save", "--quiet", "--multi-image-archive", "--output", str(path), *images)
 
     def load(self, archive: Path) -> None:
         """Load the images of an archive by ``podman load``."""
-        self._run("podman", "load", "--quiet", "--input", str(archive))
+        self.run("podman", "load", "--quiet", "--input", str(archive))
 
     def tag(self, image: str, further: str) -> None:
         """Give an image a further name."""
-        self._run("podman", "tag", image, further)
+        self.run("podman", "tag", image, further)
 
     def pull(self, reference: str, *options: str, program: str = "podman") -> str:
         """Pull an image, by podman or buildah, and return the digest of its manifest."""
-        self._run(program, "pull", "--quiet", *options, reference)
-        return self._run("podman", "image", "inspect", "--format", "{{.Digest}}", reference)
+        self.run(program, "pull", "--quiet", *options, reference)
+        return self.run("podman", "image", "inspect", "--format", "{{.Digest}}", reference)
 
     def push(self, image: str, reference: str, *options: str, program: str = "podman") -> str:
         """Push an image, by podman or buildah, and return the digest of the manifest that it has there."""
         told = self.folder / "pushed-digest"
-        self._run(program, "push", "--quiet", "--digestfile", str(told), *options, image, f"docker://{reference}")
+        self.run(program, "push", "--quiet", "--digestfile", str(told), *options, image, f"docker://{reference}")
         return told.read_text().strip()
 
     def push_list(self, source: str, reference: str, *options: str) -> str:
         """Make a list of every platform of an index that a registry has, push it, and return its digest."""
         made, told = "localhost/made-list:1", self.folder / "pushed-digest"
-        self._run("podman", "manifest", "create", made)
-        self._run("podman", "manifest", "add", "--all", *options, made, f"docker://{source}")
+        self.run("podman", "manifest", "create", made)
+        self.run("podman", "manifest", "add", "--all", *options, made, f"docker://{source}")
         whole = ["--all", "--digestfile", str(told)]
-        self._run("podman", "manifest", "push", *whole, *options, made, f"docker://{reference}")
+        self.run("podman", "manifest", "push", *whole, *options, made, f"docker://{reference}")
         return told.read_text().strip()
 
     def remove(self, image: str) -> None:
         """Remove an image, and every name of it."""
-        self._run("podman", "rmi", "--force", image)
+        self.run("podman", "rmi", "--force", image)
 
     def configs(self) -> dict[str, str]:
         """Return the digest of the config of each image, by each of its names."""
-        told = self._run("podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
+        told = self.run("podman", "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
         return dict(line.split() for line in told.splitlines())
 
     def layers(self, image: str) -> list[str]:
         """Return the digests of the layers of an image, decompressed, as it has verified them."""
-        told = self._run("podman", "image", "inspect", "--format", "{{json .RootFS.Layers}}", image)
+        told = self.run("podman", "image", "inspect", "--format", "{{json .RootFS.Layers}}", image)
         found: list[str] = json.loads(told)
         return found
 
-    def _run(self, program: str, *arguments: str) -> str:
+    def run(self, program: str, *arguments: str) -> str:
+        """Run buildah or podman over this storage, and return what it says."""
         options = ["--root", str(self._storage), "--runroot", str(self.folder / "run")]
         command = [require_peer(program), *options, "--storage-driver", self.driver, *arguments]
         return run_peer(command, builder_environment(self.folder), _SECONDS).strip()
