@@ -133,8 +133,11 @@ def test_the_events_go_from_nothing_to_what_the_report_says(root: Path, dry_run:
         assert set(done) == {(0, 0)}
     else:
         assert done == sorted(done)
-        # A tree and the file beside it go together.
-        assert {later[0] - earlier[0] for earlier, later in pairwise(done)} == {1, 2}
+        # Each is told, but that one tree and the file beside it go together.
+        assert sorted(later[0] - earlier[0] for earlier, later in pairwise(done)) == [*[1] * (count - 2), 2]
+        # The transaction that had ended goes first, and what goes is the same as long as blobs do.
+        while_blobs_go = {each.total_count for each in removing if 1 <= each.done_count <= len(DEAD.blobs)}
+        assert while_blobs_go == {1 + len(DEAD.blobs)}
         assert done[-1] == (count, size_bytes)
     assert all(each.done_count <= each.total_count and each.done_bytes <= each.total_bytes for each in removing)
 
@@ -169,15 +172,16 @@ def mark_as_referrer(root: Path, name: str) -> None:
     index.write_text(text.replace(old, '"dev.minibox.store.referrer":"true"'))
 
 
-def test_of_very_many_things_little_is_told(root: Path) -> None:
-    for number in range(4000):
+def test_of_very_many_things_little_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "_BATCH", 1)  # it might be told of each
+    for number in range(400):
         content = b"dead %d" % number
         blob(root, digest_of(content)).write_bytes(content)
     listener = Listener()
     began = time.monotonic()
     report = open_store(root).prune(on_event=listener)
     took_seconds = time.monotonic() - began
-    assert report.blobs_removed == 4000 + len(DEAD.blobs)
+    assert report.blobs_removed == 400 + len(DEAD.blobs)
     # Besides what each tenth of a second brings, the first and the last of each phase.
     assert len(listener.events) <= 4 + took_seconds / 0.1
     assert listener.last.done_count == len(report.removed)
@@ -298,11 +302,22 @@ def test_a_cancel_as_the_last_thing_goes_leaves_what_is_done_done(root: Path) ->
     check_invariants(root)
 
 
+def test_a_cancel_is_seen_before_what_another_program_has_left(root: Path) -> None:
+    (root / "tmp-pull-0").mkdir()
+    cancellation = Cancellation()
+    with replaced_os() as system:
+        system.after("unlink", cancellation.cancel, path=".index.json.")
+        with pytest.raises(Cancelled):
+            open_store(root).prune(cancellation=cancellation)
+    assert (root / "tmp-pull-0").exists()
+    check_invariants(root)
+
+
 @pytest.mark.usefixtures("told_each")
 @pytest.mark.parametrize(
-    "error", [ZeroDivisionError(), BrokenPipeError(32, "Broken pipe")], ids=["any", "of the system"]
+    ("error", "step"), [(ZeroDivisionError(), 12), (BrokenPipeError(32, ""), 6)], ids=["any", "of the system"]
 )
-def test_what_a_listener_raises_ends_it_too(prepared: Path, tmp_path: Path, error: Exception) -> None:
+def test_what_a_listener_raises_ends_it_too(prepared: Path, tmp_path: Path, error: Exception, step: int) -> None:
     def refuse() -> None:
         raise error
 
@@ -310,7 +325,7 @@ def test_what_a_listener_raises_ends_it_too(prepared: Path, tmp_path: Path, erro
     told = Listener()
     open_store(fresh(prepared, tmp_path)).prune(on_event=told)
     # Some of each phase: each takes a store of its own.
-    for position in {*range(0, len(told.events), 5), len(told.events) - 1}:
+    for position in {*range(0, len(told.events), step), len(told.events) - 1}:
         root = fresh(prepared, tmp_path)
         listener = Listener(position, refuse)
         with pytest.raises((ZeroDivisionError, StoreError)) as caught:
@@ -329,7 +344,7 @@ def test_names_that_a_filter_chose_go_only_where_no_cancel_came_before(prepared:
     report = open_store(fresh(prepared, tmp_path)).prune(chosen_by, on_event=told)
     assert told.last.done_count == len(report.removed)
     first = len(told.of("marking"))
-    for position in (0, first - 1, first, first + 4, len(told.events) - 2):
+    for position in (0, first - 1, first, len(told.events) - 2):
         root = fresh(prepared, tmp_path)
         at = told.events[position]
         cancellation = Cancellation()
