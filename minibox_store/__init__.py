@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from minibox_store.events import ManifestChosen as ManifestChosen
     from minibox_store.events import MirrorFailed as MirrorFailed
     from minibox_store.events import NothingToUnpack as NothingToUnpack
+    from minibox_store.events import PruneAdvanced as PruneAdvanced
     from minibox_store.events import RateLimitSeen as RateLimitSeen
     from minibox_store.events import ReferrerFound as ReferrerFound
     from minibox_store.events import RegisteringName as RegisteringName
@@ -237,6 +238,7 @@ _MODULES = {
         "ManifestChosen",
         "MirrorFailed",
         "NothingToUnpack",
+        "PruneAdvanced",
         "RateLimitSeen",
         "ReferrerFound",
         "RegisteringName",

@@ -54,8 +54,10 @@ class Choice(Value):
         return all(times[each.name] == self.times[each.name] for each in self.chosen)
 
 
-def choose(layout: Layout, chosen_by: ImageFilter) -> Choice:
+def choose(layout: Layout, chosen_by: ImageFilter, check: Callable[[], None] = lambda: None) -> Choice:
     """Return what a filter chooses now.
+
+    ``check`` is called before each image is looked at; it may raise.
 
     Raises:
         IncompleteImage, StoreDamaged: when what the filter asks about cannot be read: nobody knows what it means then.
@@ -70,11 +72,11 @@ def choose(layout: Layout, chosen_by: ImageFilter) -> Choice:
                 descriptor=descriptor,
                 written_seconds=times[name].written_seconds,
                 used_seconds=times[name].used_seconds,
-                read_labels=partial(_read_labels, layout, name, descriptor),
+                read_labels=partial(_read_labels, layout, name, descriptor, check),
             )
             for name, descriptor in names_of(index)
         ]
-        read_weights: Callable[[], Weights] = partial(_read_weights, layout)
+        read_weights: Callable[[], Weights] = partial(_read_weights, layout, check)
         try:
             chosen = choose_images(chosen_by, candidates, now_seconds=time.time(), read_weights=read_weights)
         except IncompleteImage:
@@ -97,8 +99,9 @@ def prune_chosen(layout: Layout, chosen_by: ImageFilter, sweep: Sweep) -> PruneR
     """
     with sweep.holding_locks():
         for _ in range(_ATTEMPTS):
-            choice = choose(layout, chosen_by)
+            choice = choose(layout, chosen_by, sweep.watch.check)
             sweep.mark(choice.without_chosen)
+            sweep.watch.check()  # from here on names go
             if sweep.dry_run or not choice.chosen or _remove(layout, choice):
                 return sweep.collect(_removals(choice.chosen, chosen_by))
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
@@ -126,7 +129,8 @@ def _removals(chosen: tuple[Candidate, ...], chosen_by: ImageFilter) -> tuple[Re
     )
 
 
-def _read_labels(layout: Layout, name: str, root: Descriptor) -> Mapping[str, str]:
+def _read_labels(layout: Layout, name: str, root: Descriptor, check: Callable[[], None]) -> Mapping[str, str]:
+    check()
     if not media_types.is_manifest(root.media_type):
         return {}
     try:
@@ -141,8 +145,8 @@ def _read_labels(layout: Layout, name: str, root: Descriptor) -> Mapping[str, st
         raise IncompleteImage(name, (error.digest,)) from error
 
 
-def _read_weights(layout: Layout) -> Weights:
-    inventory, images = map_images(layout)
+def _read_weights(layout: Layout, check: Callable[[], None]) -> Weights:
+    inventory, images = map_images(layout, check)
     return Weights(
         [(name_of(root), frozenset(images.reached_from(root))) for root in images.roots], inventory.sizes_bytes
     )

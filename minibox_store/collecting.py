@@ -4,7 +4,7 @@ It fails closed: a root or a document that cannot be read ends the marking with 
 a mark. What is alive is found by the same walk that copies images.
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -64,7 +64,11 @@ class Marks:
 
 
 def mark_index(
-    marks: Marks, source: BlobSource, index: LayoutIndex, read_held: Callable[[], Container[str]] = frozenset
+    marks: Marks,
+    source: BlobSource,
+    index: LayoutIndex,
+    read_held: Callable[[], Container[str]] = frozenset,
+    on_root: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Referrer, ...]:
     """Mark from every entry of an index, named or not; entries that were marked before cost nothing.
 
@@ -75,17 +79,31 @@ def mark_index(
         source: where documents are read from.
         index: what is kept.
         read_held: returns what the files of the blobs are called that are alive though no entry says so.
+        on_root: called before each entry, and in the end, with how many are marked, and of how many; it may raise.
 
     Raises:
         BlobNotFound, ContentMismatch, InvalidDocument: when a document cannot be read, also that of a referrer.
     """
+    roots: list[Descriptor] = []
     referrers: list[Descriptor] = []
     for entry in index.entries:
-        if is_referrer(entry.descriptor):
-            referrers.append(entry.descriptor)
-        else:
-            marks.add_root(source, entry.descriptor)
-    return () if not referrers else _mark_referrers(marks, source, referrers, read_held())
+        (referrers if is_referrer(entry.descriptor) else roots).append(entry.descriptor)
+    dead: tuple[Referrer, ...] = ()
+    total = len(index.entries)
+    for done, root in enumerate(roots):
+        on_root(done, total)
+        marks.add_root(source, root)
+    if referrers:
+        told = _telling(referrers, lambda done: on_root(len(roots) + done, total))
+        dead = _mark_referrers(marks, source, told, read_held())
+    on_root(total, total)
+    return dead
+
+
+def _telling(descriptors: Iterable[Descriptor], tell: Callable[[int], None]) -> Iterator[Descriptor]:
+    for done, descriptor in enumerate(descriptors):
+        tell(done)
+        yield descriptor
 
 
 def _mark_referrers(
@@ -127,6 +145,45 @@ def file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
+class Watch(Protocol):
+    """Whoever watches a collection: is told how far it is, and ends it between two things by raising an error."""
+
+    def check(self) -> None:
+        """Raise what ends the collection, if anything does; nothing is told, so any lock may be held."""
+        ...
+
+    def marking(self, done_count: int, total_count: int) -> None:
+        """Take note of how many roots are marked, and do as :meth:`check`; the store lock is not held."""
+        ...
+
+    def removing(self, ledger: "Ledger") -> None:
+        """Take note of what is gone, and do as :meth:`check`; the store lock is not held."""
+        ...
+
+    def ended(self, ledger: "Ledger") -> None:
+        """Take note of what is gone in the end; the store lock is not held."""
+        ...
+
+
+class _Nobody:
+    """Watches nothing."""
+
+    def check(self) -> None:
+        pass
+
+    def marking(self, done_count: int, total_count: int) -> None:
+        pass
+
+    def removing(self, ledger: "Ledger") -> None:
+        pass
+
+    def ended(self, ledger: "Ledger") -> None:
+        pass
+
+
+NOBODY: Watch = _Nobody()
+
+
 @attrs.define(kw_only=True)
 class Ledger:
     """What a collection has done so far, to be added to; of a dry run, what it would do.
@@ -136,12 +193,35 @@ class Ledger:
         removed: what was removed.
         kept: what stays because somebody uses it, and how, in a sentence each.
         errors: what could not be removed, or not be judged, and why.
+        watch: who watches.
+        pending_count: how many more things are known to go.
+        pending_bytes: what they give back.
     """
 
     dry_run: bool
-    removed: list[Removal]
-    kept: list[str]
-    errors: list[str]
+    removed: list[Removal] = attrs.field(factory=list)
+    kept: list[str] = attrs.field(factory=list)
+    errors: list[str] = attrs.field(factory=list)
+    watch: Watch = NOBODY
+    pending_count: int = 0
+    pending_bytes: int = 0
+
+    def expect(self, plan: Sequence[Removal]) -> None:
+        """Let these, and nothing else, be what is known to go."""
+        self.pending_count = self.pending_bytes = 0
+        self._expect(plan, 1)
+
+    def settle(self, plan: Sequence[Removal]) -> None:
+        """Let these have been dealt with: they are gone, or stay."""
+        self._expect(plan, -1)
+
+    def pause(self) -> None:
+        """Be between two things, while the store lock is not held: tell how far it is, and raise what ends it."""
+        self.watch.removing(self)
+
+    def _expect(self, plan: Sequence[Removal], sign: int) -> None:
+        self.pending_count += sign * len(plan)
+        self.pending_bytes += sign * sum(each.size_bytes for each in plan)
 
 
 class Living(Protocol):

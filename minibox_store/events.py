@@ -153,6 +153,23 @@ class UnpackAdvanced(Value):
 
 
 @attrs.frozen(kw_only=True, repr=False)
+class PruneAdvanced(Value):
+    """A prune has come so far.
+
+    While it is ``marking``, it has read what ``done_count`` of ``total_count`` entries of index.json need; it begins
+    anew where that file is changed meanwhile. While it is ``removing``, so many things, and their bytes, are gone of
+    those that are known to go; their number changes as more is found, and as something turns out to be in use. A dry
+    run removes none of them.
+    """
+
+    phase: Literal["marking", "removing"]
+    done_count: int
+    total_count: int
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+@attrs.frozen(kw_only=True, repr=False)
 class NothingToUnpack(Value):
     """What is pulled has no root filesystem: an artifact, or a whole index. It is registered, and no tree is made."""
 
@@ -211,6 +228,7 @@ Event = (
     | BlobStored
     | UnpackingLayer
     | UnpackAdvanced
+    | PruneAdvanced
     | UsingMirror
     | MirrorFailed
     | NothingToUnpack

@@ -33,6 +33,8 @@ class Upkeep:
         build_cache: bool = False,
         dry_run: bool = False,
         keep_newer_than_seconds: float = 0.0,
+        on_event: EventListener = ignore_events,
+        cancellation: Cancellation | None = None,
     ) -> "PruneReport":
         """Remove what no entry of the index reaches and no running transaction holds; return what was removed.
 
@@ -47,16 +49,23 @@ class Upkeep:
             dry_run: whether to return the plan, and change nothing.
             keep_newer_than_seconds: blobs whose files changed within that time stay: another tool, which takes no lock
                 of ours, may be about to name what it has just written.
+            on_event: called, from this thread, with :class:`minibox_store.PruneAdvanced` as marking, and removing,
+                begins, each tenth of a second, and at the end. No lock is held then for which anybody waits but
+                another prune, and, where there are no hard links, whoever brings an image in.
+            cancellation: ends the prune between two things when it is cancelled.
 
         Raises:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read, or what the filter asks about;
                 nothing has been removed then.
             StoreBusy: when another prune runs for longer than the lock's timeout, or names that the filter chose are
                 written all the time.
+            Cancelled: when ``cancellation`` was cancelled. Names that the filter chose have gone if anything has; the
+                last event says how much, and the next prune takes the rest.
 
         Guarantees: names that the filter chose go in one step, before anything else does, and once all that will be
             left could be read.
         """
+        from minibox_store.collection_progress import WatchedCollection
         from minibox_store.layout.sweeping import Sweep
         from minibox_store.rootfs.sweeping import sweep_trees
 
@@ -69,6 +78,7 @@ class Upkeep:
                 dry_run=dry_run,
                 keep_newer_than_seconds=keep_newer_than_seconds,
                 sweep_trees=sweep_trees,
+                watch=WatchedCollection(on_event, cancellation or Cancellation()),
             )
             if chosen_by is None or not self._layout.is_there():
                 return sweep.run()

@@ -39,6 +39,7 @@ FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
 FACE |= {"fetching", "pushing", "remote", "saving", "sending", "receiving", "local_repository", "taking"}
+FACE |= {"collection_progress"}
 
 # What each part may import of minibox_store, beside itself.
 MAY_IMPORT = {

@@ -21,6 +21,7 @@ from minibox_store.events import (
     ManifestChosen,
     MirrorFailed,
     NothingToUnpack,
+    PruneAdvanced,
     RateLimitSeen,
     RegisteringName,
     RegistryWarning,
@@ -77,6 +78,7 @@ LINES: list[tuple[Event, str | None]] = [
         UnpackAdvanced(digest=leaf("a").digest, done_bytes=5, size_bytes=10, all_done_bytes=25, all_bytes=40),
         None,
     ),
+    (PruneAdvanced(phase="removing", done_count=1, total_count=2, done_bytes=10, total_bytes=30), None),
     (
         UnpackingLayer(position=2, total=5, descriptor=leaf("91d30c5bc195")),
         "[pull] extracting layer 2/5...",

@@ -79,12 +79,12 @@ def blob_names(*images: BuiltImage) -> set[str]:
     return {"blobs/" + digest.replace(":", "/") for image in images for digest in image.blobs}
 
 
-def prune_twice(root: Path, **options: bool) -> PruneReport:
+def prune_twice(root: Path, *, build_cache: bool = False) -> PruneReport:
     """Plan, then collect, and show that the plan changed nothing and was the truth."""
     before = snapshot(root)
-    plan = open_store(root).prune(dry_run=True, **options)
+    plan = open_store(root).prune(dry_run=True, build_cache=build_cache)
     assert snapshot(root) == before
-    report = open_store(root).prune(**options)
+    report = open_store(root).prune(build_cache=build_cache)
     assert plan.dry_run
     assert not report.dry_run
     assert (plan.removed, plan.kept, plan.absent, plan.errors) == (
@@ -96,12 +96,12 @@ def prune_twice(root: Path, **options: bool) -> PruneReport:
     return report
 
 
-def prune_alone(root: Path, **options: bool) -> PruneReport:
+def prune_alone(root: Path, *, build_cache: bool = False) -> PruneReport:
     """Do the same in a process that sees no others: whatever another program has left is nobody's then."""
     answer = root.parent / "answer"
 
     def collect() -> None:
-        answer.write_bytes(pickle.dumps(prune_twice(root, **options)))
+        answer.write_bytes(pickle.dumps(prune_twice(root, build_cache=build_cache)))
 
     assert run_alone(collect) == 0
     report = pickle.loads(answer.read_bytes())

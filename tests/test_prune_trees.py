@@ -59,12 +59,12 @@ def root(tmp_path: Path) -> Iterator[Path]:
     assert held_locks(folder) == []
 
 
-def prune_twice(root: Path, **options: bool) -> PruneReport:
+def prune_twice(root: Path, *, build_cache: bool = False) -> PruneReport:
     """Plan, then collect, and show that the plan changed nothing and was the truth."""
     before = snapshot(root)
-    plan = open_store(root).prune(dry_run=True, **options)
+    plan = open_store(root).prune(dry_run=True, build_cache=build_cache)
     assert snapshot(root) == before
-    report = open_store(root).prune(**options)
+    report = open_store(root).prune(build_cache=build_cache)
     assert (plan.removed, plan.kept) == (report.removed, report.kept)
     assert sorted(map(whoever, plan.errors)) == sorted(map(whoever, report.errors))
     for removal in report.removed:

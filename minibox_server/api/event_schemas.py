@@ -37,10 +37,11 @@ _EVENTS = (
     event(
         "progress",
         {
-            "phase": one_of("waiting", "moving", "unpacking", "registering"),
+            "phase": one_of("waiting", "moving", "unpacking", "registering", "marking", "removing"),
             "done_bytes": COUNT_SCHEMA,
             "total_bytes": or_null(COUNT_SCHEMA),
         },
+        {"done_count": COUNT_SCHEMA, "total_count": COUNT_SCHEMA},
     ),
     event("message", {"text": TEXT_SCHEMA}),
     event("error", {"status": COUNT_SCHEMA, "title": TEXT_SCHEMA, "detail": TEXT_SCHEMA}),

@@ -28,6 +28,7 @@ from minibox_store import (
     IndexMade,
     ManifestChosen,
     MirrorFailed,
+    PruneAdvanced,
     RateLimitSeen,
     RegisteringName,
     RegistryWarning,
@@ -41,7 +42,7 @@ from minibox_store import (
 # What is said of a key; None where nothing is to be said of it any more.
 News = tuple[Hashable, Mapping[str, object] | None]
 Phase = Literal["started", "moving", "present", "stored", "unpacking"]
-OverallPhase = Literal["waiting", "moving", "unpacking", "registering"]
+OverallPhase = Literal["waiting", "moving", "unpacking", "registering", "marking", "removing"]
 
 WAITING = "waiting"
 OVERALL = "progress"
@@ -115,6 +116,7 @@ class Progress:
         self._counted_bytes: int | None = None
         self._forgotten_bytes = 0
         self._unpacked: tuple[int, int] | None = None
+        self._pruned: PruneAdvanced | None = None
         self._told_overall: Mapping[str, object] | None = None
 
     def observe(self, listener: EventListener) -> None:
@@ -191,6 +193,8 @@ class Progress:
 
     def _overall(self) -> Mapping[str, object] | None:
         """Return what is true of the whole; None where there is nothing to count."""
+        if self._pruned is not None:
+            return _describe_prune(self._pruned)
         if self._counted_bytes is None and not self._blobs and self._phase != "waiting":
             return None
         phase, done_bytes = self._phase, self._forgotten_bytes + sum(each.done_bytes for each in self._blobs.values())
@@ -217,6 +221,8 @@ class Progress:
                 self._urgent.append((("resolved", event.name), {"event": "resolved", **resolved}))
             case BlobsCounted():
                 self._counted_bytes = event.size_bytes
+            case PruneAdvanced():
+                self._pruned = event
             case BlobStarted():
                 blob = self._blob(event, "started")
                 blob.done_bytes = blob.resumed_bytes = event.offset_bytes
@@ -267,3 +273,16 @@ class Progress:
         blob.phase = phase
         self._changed[digest] = None
         return blob
+
+
+def _describe_prune(event: PruneAdvanced) -> Mapping[str, object]:
+    phase: OverallPhase = event.phase
+    return {
+        "event": OVERALL,
+        "phase": phase,
+        "done_bytes": event.done_bytes,
+        # Before all is marked nobody knows what will go.
+        "total_bytes": None if phase == "marking" else event.total_bytes,
+        "done_count": event.done_count,
+        "total_count": event.total_count,
+    }

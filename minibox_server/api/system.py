@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from minibox_server.api.descriptions import describe_report
 from minibox_server.api.event_schemas import told_as_it_goes_on
+from minibox_server.api.feeds import accepted_form
 from minibox_server.api.operations import Call, Operations, Result
 from minibox_server.api.store_descriptions import (
     FINDINGS_SCHEMA,
@@ -131,9 +132,16 @@ class SystemEndpoints:
 
     async def prune(self, request: Request, query: PruneQuery) -> Response:
         """Remove what no image needs, or say what that would be."""
+        # Who sees how it goes on ends it by going away; whoever just asked for it may go, and it is done.
+        is_watched = accepted_form(request.headers) is not None
 
         def call(on_event: EventListener, cancellation: Cancellation) -> Result:
-            report = self._store.prune(build_cache=query.build_cache, dry_run=query.dry_run)
+            report = self._store.prune(
+                build_cache=query.build_cache,
+                dry_run=query.dry_run,
+                on_event=on_event,
+                cancellation=cancellation if is_watched else None,
+            )
             return describe_report(report, build_cache=query.build_cache)
 
         return await self._answer(request, "prune", call, key=None)

@@ -6,7 +6,7 @@ is held by it, or its name is in the index.
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
@@ -93,14 +93,17 @@ class Inventory:
             if not images.has(digest) and digest not in self.pinned
         }
 
-    def add_living_roots(self, images: ImageMap) -> None:
+    def add_living_roots(self, images: ImageMap, check: Callable[[], None] = lambda: None) -> None:
         """Add the entries to a map; those that are kept for what they refer to alone, where that is alive.
+
+        ``check`` is called before each; it may raise.
 
         Raises:
             BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged: when a document cannot be read.
         """
         known: list[Referrer] = []
         for root in self.roots:
+            check()
             found = read_referrer(self._layout, root, images.limits) if is_referrer(root) else None
             if found is None:
                 images.add_root(self._layout, root)
@@ -163,8 +166,12 @@ def stored_digests(paths: LayoutPaths) -> Iterator[Digest]:
                 yield digest
 
 
-def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
+def map_images(layout: Layout, check: Callable[[], None] = lambda: None) -> tuple[Inventory, ImageMap]:
     """Return what lies in a store, and what its entries reach: those that the next prune leaves.
+
+    Args:
+        layout: the store.
+        check: called before each entry; it may raise.
 
     Raises:
         IncompleteImage, StoreDamaged: when a root or a document cannot be read.
@@ -175,7 +182,7 @@ def map_images(layout: Layout) -> tuple[Inventory, ImageMap]:
         images = ImageMap(limits=layout.limits)
         try:
             with layout.naming_damage():
-                inventory.add_living_roots(images)
+                inventory.add_living_roots(images, check)
         except BlobNotFound as error:
             if layout.read_index() is inventory.index:
                 root = images.roots[-1]

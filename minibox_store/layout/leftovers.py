@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from minibox_store import _files, _locks, _trees
+from minibox_store.collecting import Ledger
 from minibox_store.errors import StoreBusy
 from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
@@ -47,20 +48,15 @@ class Broom:
 
     Args:
         layout: the store.
-        removed: what was removed is added to it.
-        errors: what could not be removed, and why, is added to it.
-        dry_run: whether to add what would be removed, and remove nothing.
-
-    Attributes:
-        kept: what stays because somebody uses it, and how.
+        ledger: what is done is told there.
     """
 
-    def __init__(self, layout: Layout, removed: list[Removal], errors: list[str], *, dry_run: bool) -> None:
+    def __init__(self, layout: Layout, ledger: Ledger) -> None:
         self._layout = layout
-        self._removed = removed
-        self._errors = errors
-        self._dry_run = dry_run
-        self.kept: list[str] = []
+        self._ledger = ledger
+        self._removed = ledger.removed
+        self._errors = ledger.errors
+        self._dry_run = ledger.dry_run
 
     def sweep_leftovers(self, *, build_cache: bool) -> None:
         """Remove partials, unfinished writes, other programs' temporaries, and the build cache if that is asked for."""
@@ -83,6 +79,7 @@ class Broom:
         """Remove the transactions of processes that have ended, so that they pin nothing any more."""
         for path in _children(self._layout.paths.ingest):
             if _TRANSACTION.fullmatch(os.path.basename(path)) and _is_directory(path):
+                self._ledger.pause()
                 self._remove_locked(path, os.path.join(path, "lock"), "transaction", "its process has ended")
 
     def sweep_pushed(self) -> None:
@@ -91,6 +88,7 @@ class Broom:
         with self._telling_errors(paths.uploads):
             for path in filter(_is_upload, _children(paths.uploads)):
                 if _is_older(path, limit_seconds):
+                    self._ledger.pause()
                     self._remove_locked(
                         path,
                         path,
@@ -115,6 +113,7 @@ class Broom:
     def _in_batches(self, things: Sequence[_Thing], remove: Callable[[_Thing], None]) -> None:
         """Remove each under the store lock; who waits for that comes in between."""
         for start in range(0, len(things), BATCH):
+            self._ledger.pause()
             with self._layout.store_lock("collecting"):
                 for each in things[start : start + BATCH]:
                     remove(each)
@@ -125,6 +124,7 @@ class Broom:
 
     def _sweep_partials(self) -> None:
         for path in filter(_is_regular, _children(self._layout.paths.partials)):
+            self._ledger.pause()
             self._remove_locked(path, path, "partial", "nobody goes on with this download")
 
     def _sweep_unfinished_writes(self) -> None:
@@ -132,6 +132,7 @@ class Broom:
         for path in itertools.chain(*map(_children, (paths.root, paths.history, paths.journal))):
             name = os.path.basename(path)
             if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
+                self._ledger.pause()
                 # Files are written anew under the store lock alone, so under it they are nobody's. A listing's cache is
                 # written without: whoever is just writing one goes without it.
                 removal = self._removal(path, "temporary", "left by interrupted work")
@@ -151,10 +152,11 @@ class Broom:
         self, paths: Iterator[str], kind: str, reason: str, linked: frozenset[str] = frozenset()
     ) -> None:
         for path in paths:
+            self._ledger.pause()
             # Asked anew for each: what was begun while the others went is seen too.
             user = self._who_needs(path, linked, is_cache=kind == "build cache")
             if user is not None:
-                self.kept.append(f"{self._relative(path)}: {user}")
+                self._ledger.kept.append(f"{self._relative(path)}: {user}")
             elif self._dry_run:
                 self._removed.append(self._removal(path, kind, reason))
             else:

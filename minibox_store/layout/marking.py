@@ -3,7 +3,7 @@
 from collections.abc import Callable, Container
 
 from minibox_store import _files
-from minibox_store.collecting import Marks, mark_index
+from minibox_store.collecting import NOBODY, Marks, Watch, mark_index
 from minibox_store.documents import LayoutIndex, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.layout.layout import Layout
@@ -16,17 +16,22 @@ _ATTEMPTS = 5
 class Marking:
     """The marks of one collection of one store.
 
+    Args:
+        layout: the store.
+        watch: who watches.
+
     Attributes:
         live_names: what the files of the blobs that are alive are called.
         marked: the index.json that was marked last.
         dead_referrers: the entries of it that are kept for what they refer to alone, which is not alive.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, watch: Watch = NOBODY) -> None:
         self.live_names: set[str] = set()
         self.marked: LayoutIndex | None = None
         self.dead_referrers: tuple[Referrer, ...] = ()
         self._layout = layout
+        self._watch = watch
         self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
         self._marks = Marks(limits=layout.limits)
 
@@ -36,10 +41,13 @@ class Marking:
         return self._marks
 
     def begin(self, view: Callable[[LayoutIndex], LayoutIndex]) -> None:
-        """Mark anew, by what ``view`` makes of index.json; raises as :meth:`mark_new_roots`."""
+        """Mark anew, by what ``view`` makes of index.json; raises as :meth:`mark_new_roots`.
+
+        Who watches is told how far that is, and so the store lock may not be held.
+        """
         self._view = view
         self._forget()
-        self.mark_new_roots()
+        self._mark_new_roots(self._watch.marking)
 
     def view_plainly(self) -> None:
         """Let index.json say what it says, from here on."""
@@ -58,6 +66,9 @@ class Marking:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read.
             StoreBusy: when index.json is changed all the time.
         """
+        self._mark_new_roots(lambda *_: self._watch.check())
+
+    def _mark_new_roots(self, on_root: Callable[[int, int], None]) -> None:
         for _ in range(_ATTEMPTS):
             index = self._layout.read_index()
             absent = self._marks.absent
@@ -69,7 +80,7 @@ class Marking:
                     self._marks.forget(come)
                     for descriptor in come:
                         self._marks.add_root(self._layout, descriptor)
-                    dead = mark_index(self._marks, self._layout, self._view(index), self._read_held)
+                    dead = mark_index(self._marks, self._layout, self._view(index), self._read_held, on_root)
             except BaseException as error:
                 # A walk that stopped half-way has marked half of a graph: such marks are worth nothing, neither now nor
                 # when somebody asks again.

@@ -6,17 +6,16 @@ project does not know is left alone.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 
 from minibox_store import _files, _locks
-from minibox_store.collecting import Ledger, StoredBlob, TreeSweeper, file_name, plan_blobs, sweep_no_trees
-from minibox_store.digest import HEX_LENGTHS, is_hexadecimal
+from minibox_store.collecting import NOBODY, Ledger, TreeSweeper, Watch, file_name, plan_blobs, sweep_no_trees
 from minibox_store.documents import LayoutIndex, Referrer
-from minibox_store.errors import IncompleteImage, StoreBusy, StoreDamaged, StoreError
+from minibox_store.errors import Cancelled, IncompleteImage, StoreBusy, StoreDamaged, StoreError
 from minibox_store.layout.ages import Youth, age_seconds
+from minibox_store.layout.dead_blobs import SIDECAR, DeadBlobs
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import BATCH as _BATCH
 from minibox_store.layout.leftovers import Broom
@@ -27,8 +26,6 @@ from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import names_of, without_referrers
 from minibox_store.removals import PruneReport, Removal
 
-_SIDECAR = ".index.json"
-
 
 class Sweep:
     """One collection of one store.
@@ -38,11 +35,12 @@ class Sweep:
         build_cache: whether unpacked layers (``layers/*``) that nobody uses go too.
         dry_run: whether to tell what would go, and remove nothing; takes no lock and writes nothing then.
         keep_newer_than_seconds: blobs whose files changed since stay, though nothing needs them.
-
         sweep_trees: removes what is derived from images, and is told by this what is alive.
+        watch: who watches.
 
     Attributes:
         dry_run: as it was given.
+        watch: as it was given.
     """
 
     def __init__(
@@ -53,18 +51,19 @@ class Sweep:
         dry_run: bool,
         keep_newer_than_seconds: float = 0.0,
         sweep_trees: TreeSweeper = sweep_no_trees,
+        watch: Watch = NOBODY,
     ) -> None:
         self._layout = layout
         self._paths = layout.paths
         self._build_cache = build_cache
         self.dry_run = dry_run
+        self.watch = watch
         self._youth = Youth(layout.paths.root, keep_newer_than_seconds)
-        self._marking = Marking(layout)
+        self._marking = Marking(layout, watch)
         self._sweep_trees = sweep_trees
-        self._kept: list[str] = []
         self._durable_index: LayoutIndex | None = None
-        self._removed: list[Removal] = []
-        self._errors: list[str] = []
+        self._ledger = Ledger(dry_run=dry_run, watch=watch)
+        self._removed, self._kept, self._errors = self._ledger.removed, self._ledger.kept, self._ledger.errors
 
     def run(self) -> PruneReport:
         """Collect.
@@ -104,13 +103,34 @@ class Sweep:
             self._marking.begin(view)
 
     def collect(self, names: Iterable[Removal] = ()) -> PruneReport:
-        """Remove what was not found alive, under the locks; ``names`` are those that have gone before that."""
+        """Remove what was not found alive, under the locks; ``names`` are those that have gone before that.
+
+        Who watches is told what has gone also where an error ends it.
+        """
         self._removed.extend(names)
+        try:
+            self._collect()
+        except StoreError:
+            if self._removed:
+                self.watch.ended(self._ledger)
+            raise
+        self.watch.ended(self._ledger)
+        return PruneReport(
+            removed=tuple(self._removed),
+            kept=tuple(self._kept),
+            absent=tuple(sorted(self._marking.marks.absent)),
+            errors=tuple(self._errors),
+            dry_run=self.dry_run,
+        )
+
+    def _collect(self) -> None:
         if not self.dry_run:
             self._marking.view_plainly()
         with collector_at_rest():
             plan, sidecars = self._look()  # before pins go, which changes when a blob's file was changed last
-        broom = Broom(self._layout, self._removed, self._errors, dry_run=self.dry_run)
+        self._ledger.expect(plan)
+        self._ledger.pause()
+        broom = Broom(self._layout, self._ledger)
         broom.sweep_transactions()
         broom.sweep_pushed()
         self._sweep_blobs(plan)
@@ -121,13 +141,6 @@ class Sweep:
             self._tidy_journals()
             if self._layout.durable:
                 self._sync_removals()
-        return PruneReport(
-            removed=tuple(self._removed),
-            kept=(*self._kept, *broom.kept),
-            absent=tuple(sorted(self._marking.marks.absent)),
-            errors=tuple(self._errors),
-            dry_run=self.dry_run,
-        )
 
     def _take_locks(self, stack: ExitStack) -> None:
         self._layout.prepare()
@@ -140,37 +153,9 @@ class Sweep:
 
     def _look(self) -> tuple[list[Removal], list[str]]:
         """Return the removals of the blobs that are not alive, and the path of each sidecar of a layer that is not."""
-        sidecars: list[str] = []
-        plan = plan_blobs(self._iter_dead(sidecars), self._marking.live_names)
-        return self._referrers_first(plan), sidecars
-
-    def _iter_dead(self, sidecars: list[str]) -> Iterator[StoredBlob]:
-        now_seconds = time.time()
-        spares_new = self._youth.keep_newer_than_seconds > 0
-        live_names = self._marking.live_names
-        for algorithm, length in HEX_LENGTHS.items():
-            folder = f"blobs/{algorithm}"
-            for entry in _iter_opened(self._paths.blobs(algorithm)):
-                # Most blobs are alive: they are passed over before anything is asked about them.
-                name = entry.name
-                if name in live_names:
-                    continue
-                if len(name) != length:
-                    if algorithm == "sha256" and self._is_dead_sidecar(entry, length):
-                        sidecars.append(f"{folder}/{name}")
-                elif is_hexadecimal(name) and not entry.is_dir(follow_symlinks=False):
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    if spares_new:
-                        self._youth.note(f"{folder}/{name}", status)
-                    yield folder, name, status.st_size, age_seconds(status, now_seconds)
-
-    def _is_dead_sidecar(self, entry: os.DirEntry[str], length: int) -> bool:
-        layer = entry.name.removesuffix(_SIDECAR)
-        is_sidecar = layer != entry.name and len(layer) == length and is_hexadecimal(layer)
-        return is_sidecar and layer not in self._marking.live_names and not entry.is_dir(follow_symlinks=False)
+        dead = DeadBlobs(self._paths, self._marking.live_names, self._youth, self.watch.check)
+        plan = plan_blobs(dead.iter_blobs(), self._marking.live_names)
+        return self._referrers_first(plan), dead.sidecars
 
     def _referrers_first(self, plan: list[Removal]) -> list[Removal]:
         """Return the plan with what refers to something, and what it refers to, in front: they go together."""
@@ -240,20 +225,23 @@ class Sweep:
     def _locked_batches(self, plan: Sequence[Removal], is_needed: bool = False) -> Iterator[Sequence[Removal]]:
         """Yield the plan in pieces, each under the store lock; who waits for that comes in between."""
         for start in range(0, len(plan) or is_needed, _BATCH):
+            self._ledger.pause()
+            batch = plan[start : start + _BATCH]
             try:
                 with self._layout.store_lock("collecting"):
-                    yield plan[start : start + _BATCH]
+                    yield batch
             except StoreBusy as busy:
                 if not self._removed:
                     raise
                 self._errors.append(str(busy))  # what was removed is told, and the next collection goes on
                 return
+            self._ledger.settle(batch)
 
     def _sweep_sidecars(self, paths: Sequence[str]) -> None:
         gone = {removal.path for removal in self._removed if removal.kind == "blob"} if paths else ()
         plan = []
         for path in paths:
-            layer = path.removesuffix(_SIDECAR)
+            layer = path.removesuffix(SIDECAR)
             if layer in gone or not self._is_there(layer):
                 try:
                     status = os.lstat(f"{self._paths.root}/{path}")
@@ -268,18 +256,19 @@ class Sweep:
                         age_seconds=age_seconds(status),
                     )
                 )
+        self._ledger.expect(plan)
         if self.dry_run:
             self._removed.extend(plan)
             return
         for batch in self._locked_batches(plan):
             # The layer may have come back since.
-            self._remove(each for each in batch if not self._is_there(each.path.removesuffix(_SIDECAR)))
+            self._remove(each for each in batch if not self._is_there(each.path.removesuffix(SIDECAR)))
 
     def _sweep_derived(self) -> None:
         """Remove what was made of images that are gone: trees, mounts, and indexes of layers."""
-        ledger = Ledger(dry_run=self.dry_run, removed=self._removed, kept=self._kept, errors=self._errors)
+        self._ledger.expect(())
         try:
-            self._sweep_trees(Needs(self._layout, self._marking, ledger), ledger)
+            self._sweep_trees(Needs(self._layout, self._marking, self._ledger), self._ledger)
         except (IncompleteImage, StoreDamaged, StoreBusy) as error:
             if not self._removed:
                 raise
@@ -301,6 +290,8 @@ class Sweep:
         """Tell what went wrong with housekeeping in the report: what was removed is removed."""
         try:
             yield
+        except Cancelled:
+            raise
         except StoreError as error:
             self._errors.append(str(error))
         except OSError as error:
@@ -317,14 +308,20 @@ class Sweep:
         return os.path.lexists(f"{self._paths.root}/{path}")
 
     def _remove(self, removals: Iterable[Removal]) -> None:
-        for folder, together in groupby(removals, key=_folder_of):
-            # By names in the open folder: the way to that is long, and would be gone for each of very many.
-            path = f"{self._paths.root}/{folder}"
-            with self._telling_errors(folder), suppress(FileNotFoundError), _files.opened_directory(path) as opened:
-                self._remove_in(opened, together)
+        gone_before = len(self._removed)
+        try:
+            for folder, together in groupby(removals, key=_folder_of):
+                # By names in the open folder: the way to that is long, and would be gone for each of very many.
+                path = f"{self._paths.root}/{folder}"
+                with self._telling_errors(folder), suppress(FileNotFoundError), _files.opened_directory(path) as opened:
+                    self._remove_in(opened, together)
+        except Cancelled:
+            self._ledger.settle(self._removed[gone_before:])
+            raise
 
     def _remove_in(self, folder: int, removals: Iterable[Removal]) -> None:
         for removal in removals:
+            self.watch.check()
             try:
                 _files.remove_file(file_name(removal.path), dir_fd=folder)
             except FileNotFoundError:
@@ -342,9 +339,3 @@ def _folder_of(removal: Removal) -> str:
 def _removal_of(referrer: Referrer) -> Removal:
     digest = str(referrer.descriptor.digest)
     return Removal(kind="referrer", path=digest, size_bytes=0, reason=f"what it refers to is gone: {referrer.subject}")
-
-
-def _iter_opened(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in a folder, which stays open meanwhile: to ask about an entry then takes no way from the root."""
-    with suppress(FileNotFoundError), _files.opened_directory(folder) as opened, os.scandir(opened) as entries:
-        yield from entries

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import attrs
@@ -73,6 +73,12 @@ class Folder(Value):
     def entries(self) -> list[str]:
         """Return what is in it."""
         return sorted(os.listdir(self.opened))
+
+    def iter_entries(self, entries: Sequence[str] | None = None) -> Iterator[str]:
+        """Yield these, or what is in it, one by one; what ends the collection is raised between two of them."""
+        for entry in self.entries() if entries is None else entries:
+            self.ledger.pause()
+            yield entry
 
     def path(self, entry: str) -> str:
         """Return where an entry lies."""

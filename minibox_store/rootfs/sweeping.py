@@ -72,7 +72,7 @@ def _is_digest(entry: str) -> bool:
 
 def _sweep_mounts(living: Living, folder: Folder) -> None:
     table = read_mounts()
-    for entry in folder.entries():
+    for entry in folder.iter_entries():
         # Nothing of a mount is looked at before its server is known to answer.
         mounts = table.mounts_at(folder.path(entry))
         if not _is_digest(entry):
@@ -124,7 +124,7 @@ def _empty_removal(folder: Folder, entry: str, kind: str, reason: str) -> Remova
 
 
 def _sweep_extracted(living: Living, folder: Folder) -> None:
-    for entry in folder.entries():
+    for entry in folder.iter_entries():
         if not _is_digest(entry):
             folder.remove_unfinished(entry, lock=nullcontext)
         elif not living.has(entry):
@@ -155,12 +155,12 @@ class _BaseLayerSweep:
 
     def run(self) -> None:
         entries = self._folder.entries()
-        for entry in entries:
+        for entry in self._folder.iter_entries(entries):
             if UNFINISHED.fullmatch(entry):
                 self._folder.remove_unfinished(entry, lock=self._living.holding_base_layers)
             elif not entry.startswith(".") and self._is_tree(entry):
                 self._sweep_tree(entry)
-        for entry in entries:
+        for entry in self._folder.iter_entries(entries):
             if entry.endswith(_SIDECAR) and stat.S_ISREG(self._folder.mode(entry)):
                 self._sweep_sidecar(entry)
 
@@ -293,7 +293,7 @@ def _digest_of(name: str) -> str:
 
 
 def _sweep_indexes(living: Living, folder: Folder) -> None:
-    for entry in folder.entries():
+    for entry in folder.iter_entries():
         if stat.S_ISDIR(folder.mode(entry)):
             continue
         if UNFINISHED.fullmatch(entry):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from minibox_store import _locks as locks
 from tests.support.browser import Watch, focused, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
 from tests.support.images import build_image, random_layer
@@ -147,9 +148,19 @@ def test_a_prune_shows_its_plan_first_and_removes_that(
     expect(dialog).to_have_count(0)
     expect(page.get_by_role("button", name="Show the plan")).to_be_focused()
     assert blob.exists()
+    # As long as somebody else has the lock, nothing goes.
+    with locks.holding_lock(str(daemon.data_root / "ingest" / "store.lock"), doing="testing", timeout_seconds=10):
+        page.get_by_role("button", name="Show the plan").click()
+        dialog.get_by_role("button", name="Prune").click()
+        card = page.locator(".work")
+        expect(card).to_contain_text(re.compile(r"Removing · 0 of 3 things · 0 B of 5\d\d kB"))
+        expect(card.get_by_role("progressbar", name="Prune")).to_have_attribute("value", "0")
+        keep_screenshot(page, screenshots, "pruning")
+        card.get_by_role("button", name="Cancel: Prune").click()
+        expect(card).to_contain_text("the next prune removes the rest")
+    card.get_by_role("button", name="Put away: Prune").click()
     page.get_by_role("button", name="Show the plan").click()
     dialog.get_by_role("button", name="Prune").click()
-    card = page.locator(".work")
     expect(card).to_have_attribute("data-state", "done")
     expect(card).to_contain_text(re.compile(r"5\d\d kB freed, 3 blobs removed"))
     assert not blob.exists()

@@ -3,10 +3,15 @@
 
 import { button, make, replace } from "./dom.js";
 import { tell } from "./telling.js";
-import { bytes, short } from "./words.js";
+import { bytes, count, short } from "./words.js";
 
 const STATES = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled" };
-const PHASES = { unpacking: "Unpacking", registering: "Writing its name", verifying: "Checking", resolving: "Asking" };
+const PHASES = {
+  unpacking: "Unpacking", registering: "Writing its name", verifying: "Checking", resolving: "Asking",
+  marking: "Looking for what is needed", removing: "Removing",
+};
+// What is counted while these go on.
+const COUNTED = { marking: "image", removing: "thing" };
 // Of these alone a rate can be told: the bytes of others are counted anew, or are no traffic.
 const MOVES = ["moving", "sending", "receiving"];
 const MOST_MESSAGES = 5;
@@ -96,18 +101,24 @@ class Card {
 function lineOf(work) {
   if (work.state === "queued") return "Waits until other work of this page is done.";
   const { progress } = work;
-  const { ahead } = progress;
+  const { ahead, counts, phase } = progress;
   if (ahead !== null) return `Waits its turn: ${ahead === 1 ? "1 pull is" : `${ahead} pulls are`} ahead.`;
-  const [done, total] = progress.bytes;
   const seconds = (performance.now() - work.startedAt) / 1000;
-  const moved = done - progress.resumedBytes;
+  const moved = progress.bytes[0] - progress.resumedBytes;
   const parts = [
-    PHASES[progress.phase] ?? null,
-    total ? `${bytes(done)} of ${bytes(total)}` : done ? bytes(done) : "Asking…",
-    seconds > 1 && moved > 0 && MOVES.includes(progress.phase) ? `${bytes(moved / seconds)}/s` : null,
+    PHASES[phase] ?? null,
+    counts && COUNTED[phase] && `${counts[0].toLocaleString("en")} of ${count(counts[1], COUNTED[phase])}`,
+    sizesOf(progress),
+    seconds > 1 && moved > 0 && MOVES.includes(phase) ? `${bytes(moved / seconds)}/s` : null,
     progress.resumedBytes ? `resumed, ${bytes(progress.resumedBytes)} were here` : null,
   ];
   return parts.filter(Boolean).join(" · ");
+}
+
+function sizesOf({ bytes: [done, total], counts }) {
+  if (total) return `${bytes(done)} of ${bytes(total)}`;
+  if (done) return bytes(done);
+  return counts ? null : "Asking…";
 }
 
 function nameOf(blob) {

@@ -8,6 +8,8 @@ export class Progress {
   digest = null;
   doneBytes = 0;
   totalBytes = null;
+  /** Of a prune, how many things are done, and of how many; null of all else. */
+  counts = null;
   /** Each blob by its digest, in the order of their first events. */
   blobs = new Map();
   messages = [];
@@ -23,6 +25,7 @@ export class Progress {
         this.phase = event.phase;
         this.doneBytes = event.done_bytes;
         this.totalBytes = event.total_bytes;
+        this.counts = event.total_count === undefined ? null : [event.done_count, event.total_count];
       },
       message: () => { this.messages.push(event.text); },
     };
@@ -31,7 +34,8 @@ export class Progress {
 
   /** Between 0 and 1; null where nobody knows. */
   get part() {
-    const [done, total] = this.#sums();
+    // Things without bytes are work, too; and before all is looked at, nobody knows the bytes.
+    const [done, total] = this.counts ?? this.#sums();
     return total ? Math.min(1, done / total) : null;
   }
 

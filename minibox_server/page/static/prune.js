@@ -55,7 +55,7 @@ async function prune() {
     const { errors } = report;
     const problems = errors.length ? ` ${count(errors.length, "thing")} could not be removed: ${errors[0]}` : "";
     return `${bytes(freed)} freed, ${count(report.blobs_removed, "blob")} removed.${problems}`;
-  });
+  }, "Cancelled. What is gone is gone, and the next prune removes the rest.");
 }
 
 function planOf(report) {

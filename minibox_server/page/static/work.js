@@ -25,12 +25,13 @@ export class Work extends EventTarget {
 
   /**
    * `title` says what is done; `run(work)` does it, takes the events to `work.take`, heeds `work.signal`, and promises
-   * the sentence that is shown at its end.
+   * the sentence that is shown at its end; `cancelled` is the one that is shown if it is cancelled.
    */
-  constructor(title, run) {
+  constructor(title, run, cancelled) {
     super();
     this.title = title;
     this.run = run;
+    this.cancelled = cancelled;
     this.progress = new Progress();
     /** queued, running, done, failed or cancelled */
     this.state = "queued";
@@ -63,7 +64,7 @@ export class Work extends EventTarget {
     try {
       this.#end("done", await this.run(this));
     } catch (error) {
-      if (this.signal.aborted) this.#end("cancelled", "Cancelled. What had arrived is used by the next try.");
+      if (this.signal.aborted) this.#end("cancelled", this.cancelled);
       else this.#end("failed", error.message);
     }
   }
@@ -77,8 +78,8 @@ export class Work extends EventTarget {
 }
 
 /** Start a piece of work, now or when it is its turn, and return it. */
-export function start(title, run) {
-  const work = new Work(title, run);
+export function start(title, run, cancelled = "Cancelled. What had arrived is used by the next try.") {
+  const work = new Work(title, run, cancelled);
   waiting.push(work);
   onStarted(work);
   advance();
