@@ -28,7 +28,6 @@ from typing import Literal, NoReturn
 
 import attrs
 
-import minibox_store
 from minibox_server.responses import RequestError
 from minibox_server.transfers import Transfer
 from minibox_store import (
@@ -41,6 +40,7 @@ from minibox_store import (
     Store,
     StoreError,
     UnpackAdvanced,
+    preload,
 )
 
 LOGGER = logging.getLogger("minibox_server")
@@ -210,8 +210,7 @@ def _settle() -> None:
 
 def _read_ahead() -> None:
     """Import all of the library, once and for all processes that share the memory of this one."""
-    for name in minibox_store.__all__:
-        getattr(minibox_store, name)
+    preload()
     gc.collect()
     gc.freeze()
 

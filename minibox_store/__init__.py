@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
     from minibox_store.policies import Policy as Policy
+    from minibox_store.preloading import preload as preload
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
@@ -261,6 +262,7 @@ _MODULES = {
     "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
     "platforms": ("LINUX_AMD64", "ArchivePlatformChoice", "Platform", "PlatformChoice"),
     "policies": ("Policy",),
+    "preloading": ("preload",),
     "protocols": (
         "BlobSource",
         "BlobStage",

@@ -28,6 +28,7 @@ from minibox_store.layout_index import find_exact_name
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.repositories import with_pushed
+from minibox_store.values import Value
 
 if TYPE_CHECKING:
     from minibox_store.layout import Layout, Transaction
@@ -37,8 +38,8 @@ _ATTEMPTS = 5
 Finder = Callable[[Digest], Descriptor]
 
 
-@attrs.frozen(kw_only=True)
-class Offered:
+@attrs.frozen(kw_only=True, repr=False)
+class Offered(Value):
     """A manifest or index that somebody wants to be taken, decoded.
 
     Attributes:

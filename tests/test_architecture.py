@@ -39,6 +39,7 @@ FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
 FACE |= {"fetching", "pushing", "remote", "saving", "sending", "receiving", "local_repository", "taking"}
+FACE |= {"preloading"}
 FACE |= {"collection_progress"}
 
 # What each part may import of minibox_store, beside itself.
@@ -333,7 +334,11 @@ def test_the_top_level_holds_nothing_else() -> None:
         ("minibox_store/store.py", "def f():\n    global x\n    x = 1", "global x"),
         ("minibox_store/store.py", "", "the module has no docstring"),
         ("minibox_store/store.py", '"""x."""\nclass A:\n    """x."""\n    def b(self): ...', "A.b has no docstring"),
-        ("minibox_store/store.py", "@attrs.frozen(kw_only=True)\nclass A(Value): ...", "A is a Value, and says repr=False"),
+        (
+            "minibox_store/store.py",
+            "@attrs.frozen(kw_only=True)\nclass A(Value): ...",
+            "A is a Value, and says repr=False",
+        ),
         ("minibox_store/store.py", "@attrs.frozen(repr=False)\nclass A: ...", "A says repr=False, and is no Value"),
     ],
 )
