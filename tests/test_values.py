@@ -44,7 +44,9 @@ FIELDS = st.one_of(st.none(), st.integers(), st.text(), st.tuples(st.text()), st
 
 
 @given(st.tuples(st.text(), FIELDS, FIELDS, FIELDS), FIELDS)
-def test_a_value_shows_itself_as_attrs_would_have_it(fields: tuple[str, object, object, object], further: object) -> None:
+def test_a_value_shows_itself_as_attrs_would_have_it(
+    fields: tuple[str, object, object, object], further: object
+) -> None:
     assert repr(Shown(*fields)) == repr(ByAttrs(*fields)).replace("ByAttrs(", "Shown(", 1)
     by_attrs = repr(ByAttrsMore(*fields, further)).replace("ByAttrsMore(", "ShownMore(", 1)
     assert repr(ShownMore(*fields, further)) == by_attrs
