@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minibox_store.codec.base_layers import BaseLayer as BaseLayer
     from minibox_store.codec.base_layers import decode_base_layer as decode_base_layer
     from minibox_store.codec.base_layers import encode_base_layer as encode_base_layer
+    from minibox_store.codec.configs import decode_config as decode_config
     from minibox_store.codec.exchange import TokenAnswer as TokenAnswer
     from minibox_store.codec.exchange import decode_names as decode_names
     from minibox_store.codec.exchange import decode_registry_errors as decode_registry_errors
@@ -32,15 +33,14 @@ if TYPE_CHECKING:
     from minibox_store.codec.layout_files import encode_layout_index as encode_layout_index
     from minibox_store.codec.layout_files import encode_layout_marker as encode_layout_marker
     from minibox_store.codec.links import decode_links as decode_links
-    from minibox_store.codec.manifests import decode_config as decode_config
     from minibox_store.codec.manifests import decode_document as decode_document
-    from minibox_store.codec.manifests import decode_image_config as decode_image_config
-    from minibox_store.codec.manifests import decode_labels as decode_labels
     from minibox_store.codec.manifests import describe_document as describe_document
     from minibox_store.codec.manifests import encode_document as encode_document
     from minibox_store.codec.summaries import SummaryTable as SummaryTable
     from minibox_store.codec.summaries import decode_summaries as decode_summaries
     from minibox_store.codec.summaries import encode_summaries as encode_summaries
+    from minibox_store.codec.whole_configs import decode_image_config as decode_image_config
+    from minibox_store.codec.whole_configs import decode_labels as decode_labels
 
 _HOMES = {
     "ArchiveMetadata": "archive_files",
@@ -52,11 +52,11 @@ _HOMES = {
     "check_index_spelling": "archive_files",
     "decode_archive_metadata": "archive_files",
     "decode_base_layer": "base_layers",
-    "decode_config": "manifests",
+    "decode_config": "configs",
     "decode_docker_images": "archive_files",
     "decode_document": "manifests",
-    "decode_image_config": "manifests",
-    "decode_labels": "manifests",
+    "decode_image_config": "whole_configs",
+    "decode_labels": "whole_configs",
     "decode_layout_index": "layout_files",
     "decode_layout_marker": "layout_files",
     "decode_links": "links",
