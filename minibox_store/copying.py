@@ -6,7 +6,6 @@ has heard of either.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from minibox_store.cancellation import Cancellation
 from minibox_store.digest import Digest
@@ -24,6 +23,7 @@ from minibox_store.events import (
     RegisteringName,
 )
 from minibox_store.graph import ContentSource, RememberingSource, walk
+from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.protocols import (
     BlobSource,
@@ -196,19 +196,18 @@ class _Copy:
         self._failed = threading.Event()
 
     def run(self, root: Descriptor, limits: Limits, parallel: int) -> None:
-        pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-copy")
-        moving: list[Future[None]] = []
+        leaves = LeavesInTurn(self._copy_leaf) if parallel == 1 else LeavesAtOnce(self._copy_leaf, parallel)
         try:
             for node in walk(self._source, root, limits=limits):
                 self._cancellation.check()
                 if node.role == "config":
                     self._copy_leaf(node)  # small, and told of before the layers
                 elif node.content is None:
-                    moving.append(pool.submit(self._copy_leaf, node))
+                    leaves.move(node)
                 else:
-                    self._settle(moving)
+                    leaves.settle()
                     self._writer.write_blob(node.descriptor, ContentSource(node.content))
-            self._settle(moving)
+            leaves.settle()
         except BaseException:
             self._failed.set()
             for end in (self._source, self._writer):
@@ -217,14 +216,7 @@ class _Copy:
             raise
         finally:
             # Nothing may still write when the transaction closes behind us.
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _settle(self, moving: list[Future[None]]) -> None:
-        done, _ = wait(moving, return_when=FIRST_EXCEPTION)
-        for each in moving:
-            if each in done:
-                each.result()
-        moving.clear()
+            leaves.close()
 
     def _copy_leaf(self, node: Node) -> None:
         source = ObservedSource(self._source, node, self._on_event, self._stopped, self._cancellation)
@@ -255,7 +247,7 @@ def copy_graph(
     """Make the writer's target hold everything below ``root``, and ``root``; names are left alone.
 
     Documents are always walked; a leaf that the target holds is not moved. ``parallel`` leaves move at once.
-    ``on_event`` is called from several threads.
+    ``on_event`` is called from several threads, or from this one alone where ``parallel`` is 1.
 
     Raises:
         Cancelled: when ``cancellation`` was cancelled.

@@ -212,8 +212,15 @@ class Saving:
                 roots = ((image, image.chosen) for image in images)
                 on_event(count_blobs(roots, self._limits, cancellation))
             for image in images:
+                # In turn: a writer of an archive takes note of each blob, and moves them all in their order at the end.
                 copy_graph(
-                    image, writer, image.chosen, limits=self._limits, on_event=on_event, cancellation=cancellation
+                    image,
+                    writer,
+                    image.chosen,
+                    limits=self._limits,
+                    parallel=1,
+                    on_event=on_event,
+                    cancellation=cancellation,
                 )
             for image in images:
                 on_event(RegisteringName(name=image.name))

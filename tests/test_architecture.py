@@ -30,7 +30,7 @@ VALUES = {
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers", "manifest_choice"),
-    *("referring", "cancellation", "decompressing", "output_bounds", "wholeness", "repositories"),
+    *("referring", "cancellation", "leaves", "decompressing", "output_bounds", "wholeness", "repositories"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {"_files", "_locks", "_file_errors", "_signatures", "_room", "_moving", "_extents", "_trees"}
@@ -65,7 +65,7 @@ ENVIRONMENT = ("minibox_server/settings.py", "minibox_store/registry/environment
 VALUE_FILES = tuple(f"minibox_store/{part}.py" for part in VALUES)
 # Who starts threads, and why; locks and events are for everybody.
 THREADS = {
-    "minibox_store/copying.py": "blobs move at once, because hashing and reading release the interpreter's lock",
+    "minibox_store/leaves.py": "blobs move at once, because hashing and reading release the interpreter's lock",
     "minibox_store/staging.py": "blobs of one file are staged at once, for the same reason",
     "minibox_store/pulled_trees.py": "layers are unpacked while later ones are still downloaded",
     "minibox_store/checking.py": "blobs are hashed at once, for the same reason: as fast as openssl on all cores",

@@ -272,6 +272,19 @@ def test_no_more_leaves_move_at_once_than_was_asked_for() -> None:
         assert source.open_streams == 0
 
 
+def test_a_copy_in_turn_tells_everything_in_the_thread_of_whoever_copies() -> None:
+    image = build_image(LAYERS)
+    source, threads = memory_of({NAME: image}), []
+
+    def listen(_: Event) -> None:
+        threads.append(threading.current_thread())
+
+    copy_image(source, MemoryImages(), root_of(image), [NAME], parallel=1, on_event=listen)
+    assert set(threads) == {threading.current_thread()}
+    copy_image(source, MemoryImages(), root_of(image), [NAME], parallel=2, on_event=listen)
+    assert len(set(threads)) > 1
+
+
 def test_several_copies_into_one_store_at_once_leave_each_image_whole(tmp_path: Path) -> None:
     images = {f"app:{number}": build_image([*LAYERS[:3], LAYERS[number]], salt=str(number)) for number in range(6)}
     layout = Layout(tmp_path, durable=False)

@@ -1,80 +1,15 @@
-"""Manifests, indexes and configs: what they are, and that they are only one thing at a time.
+"""Manifests and indexes: what they are, and that they are only one thing at a time.
 
-A config has three readers. What platforms are chosen and images listed by is read alone, as cheaply as can be, and no
-fault in what only describes is met there; so are the labels, where something is done by what they say; who wants all of
-a config gets all of it, or is told what is wrong.
-
-Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md.
+Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md.
 """
-
-from collections.abc import Mapping
-
-import attrs
 
 from minibox_store import media_types
 from minibox_store.codec.strict import dump, kind_of, load_object, structure
 from minibox_store.digest import Digest
-from minibox_store.documents import ConfigSummary, Descriptor, Document, HistoryEntry, ImageConfig, Index, Manifest
+from minibox_store.documents import Descriptor, Document, Index, Manifest
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
-from minibox_store.values import Value
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Rootfs(Value):
-    diff_ids: tuple[Digest, ...] = ()
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Config(Value):
-    os: str | None = None
-    architecture: str | None = None
-    variant: str | None = None
-    created: str | None = None
-    rootfs: _Rootfs = attrs.field(factory=_Rootfs)
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Execution(Value):
-    user: str | None = None
-    exposed_ports: frozenset[str] = frozenset()
-    env: tuple[str, ...] = ()
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    volumes: frozenset[str] = frozenset()
-    working_dir: str | None = None
-    labels: Mapping[str, str] = attrs.field(factory=dict)
-    stop_signal: str | None = None
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Labels(Value):
-    labels: Mapping[str, str] = attrs.field(factory=dict)
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Labelled(Value):
-    config: _Labels = attrs.field(factory=_Labels)
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Step(Value):
-    created: str | None = None
-    created_by: str | None = None
-    author: str | None = None
-    comment: str | None = None
-    empty_layer: bool = False
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _WholeConfig(_Config):
-    os_version: str | None = None
-    os_features: tuple[str, ...] = ()
-    author: str | None = None
-    config: _Execution = attrs.field(factory=_Execution)
-    history: tuple[_Step, ...] = ()
-
 
 _INDEX_FIELDS = frozenset({"manifests"})
 _MANIFEST_FIELDS = frozenset({"config", "layers"})
@@ -156,92 +91,6 @@ def _media_type_of(value: dict[str, object], document: str) -> str:
     if media_types.is_index(media_type) != is_index:
         raise InvalidDocument("mediaType", f"it is {media_type}, but has other fields", document)
     return media_type
-
-
-def decode_config(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> ConfigSummary:
-    """Return what an image's configuration says of platform, age, layers and labels. The bytes are not trusted.
-
-    Raises:
-        InvalidDocument: when they are no JSON object, or a field of platform, age or layers has another type. Labels
-            only describe, and no image is refused for them: one that is no text counts as none.
-
-    Spec: OCI image-spec 1.1, config.md, "Properties".
-    """
-    value = load_object(content, document, limits.document_bytes)
-    config = structure(value, _Config, document)
-    return ConfigSummary(
-        platform=_platform_of(config),
-        created=config.created,
-        diff_ids=config.rootfs.diff_ids,
-        labels=_labels_of(value),
-    )
-
-
-def decode_labels(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> Mapping[str, str]:
-    """Return the labels of an image's configuration, and look at nothing else. The bytes are not trusted.
-
-    Raises:
-        InvalidDocument: when they are no JSON object, or its labels are no texts: who removes what lacks a label must
-            not take one that cannot be read for none.
-
-    >>> decode_labels(b'{"config": {"Labels": {"tier": "test"}}}')
-    {'tier': 'test'}
-    """
-    return structure(load_object(content, document, limits.document_bytes), _Labelled, document).config.labels
-
-
-def decode_image_config(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> ImageConfig:
-    """Return all that an image's configuration says. The bytes are not trusted.
-
-    Raises:
-        InvalidDocument: when they are no JSON object, a field has another type, or there are more steps in the history
-            than ``limits`` allow.
-
-    Guarantees: where this one decodes, :func:`decode_config` does, and both say the same; the platform has its version
-        and features here.
-
-    Spec: OCI image-spec 1.1, config.md, "Properties".
-
-    >>> decode_image_config(b'{"config": {"Env": ["HOME=/root"], "Cmd": null}}').env
-    ('HOME=/root',)
-    """
-    value = load_object(content, document, limits.document_bytes)
-    steps = value.get("history")
-    if isinstance(steps, list) and len(steps) > limits.history:
-        raise InvalidDocument("history", f"there are more than {limits.history} steps", document)
-    whole = structure(value, _WholeConfig, document)
-    platform = _platform_of(whole)
-    if platform is not None:
-        platform = attrs.evolve(platform, os_version=whole.os_version or None, os_features=whole.os_features)
-    execution = whole.config
-    return ImageConfig(
-        platform=platform,
-        created=whole.created,
-        diff_ids=whole.rootfs.diff_ids,
-        labels=execution.labels,
-        author=whole.author,
-        user=execution.user,
-        exposed_ports=tuple(sorted(execution.exposed_ports)),
-        env=execution.env,
-        entrypoint=execution.entrypoint,
-        cmd=execution.cmd,
-        volumes=tuple(sorted(execution.volumes)),
-        working_dir=execution.working_dir,
-        stop_signal=execution.stop_signal,
-        history=tuple(HistoryEntry(**attrs.asdict(step, recurse=False)) for step in whole.history),
-    )
-
-
-def _platform_of(config: _Config) -> Platform | None:
-    if config.os and config.architecture:
-        return Platform(os=config.os, architecture=config.architecture, variant=config.variant or None)
-    return None
-
-
-def _labels_of(value: dict[str, object]) -> dict[str, str]:
-    execution = value.get("config")
-    labels = execution.get("Labels") if isinstance(execution, dict) else None
-    return {key: text for key, text in labels.items() if type(text) is str} if isinstance(labels, dict) else {}
 
 
 def descriptor_object(descriptor: Descriptor) -> dict[str, object]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from minibox_store._file_errors import path_errors
 from minibox_store._files import read_whole
-from minibox_store.codec.registries_file import REGISTRIES_FILE_BYTES, decode_registries_file
 from minibox_store.errors import InvalidDocument
 from minibox_store.registry.environment import process_environment, registries_path
 from minibox_store.registry_rules import RegistryRules
@@ -32,6 +31,8 @@ def read_registries_file(path: str | os.PathLike[str]) -> RegistryRules:
         InvalidPath: when it cannot be read.
         InvalidDocument: when it is no such file; it names the place in it.
     """
+    from minibox_store.codec.registries_file import REGISTRIES_FILE_BYTES, decode_registries_file  # and so TOML
+
     name = os.fspath(path)
     with path_errors(name):
         try:
