@@ -8,6 +8,7 @@ body had come, nothing is said: it would stand in the middle of that, or answer 
 
 import asyncio
 import socket
+import sys
 from collections.abc import Hashable
 from http import HTTPStatus
 
@@ -82,6 +83,10 @@ class Protocol(ZeroCopyProtocol):
         """Go on with the next request."""
         self._answered += 1
         self._surplus_bytes = 0  # so much may follow each answer: a connection that goes on is no attack
+        if not self.cycle.more_body:
+            # A client that keeps its connection, as most do, is not to keep its request in memory. As in uvicorn, which
+            # has None there until the first request.
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         super().on_response_complete()
         self._note()
 
@@ -153,6 +158,9 @@ class Protocol(ZeroCopyProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no request, or one whose head is too long, and close the connection."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            error.__traceback__ = None  # in h11 a frame refers to it, and so all of this would refer to itself
         self._refuse(*self._describe())
 
     def _refuse(self, status: HTTPStatus, sentence: str, *headers: str) -> None:

@@ -48,7 +48,7 @@ class ZeroCopyProtocol(H11Protocol):
     _waiting: "asyncio.Future[None] | None" = None
     _is_near = False
     _is_slow = False
-    _application: ASGIApp
+    _application: ASGIApp | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Offer the extension where nothing stands between a file and the socket."""
@@ -59,12 +59,18 @@ class ZeroCopyProtocol(H11Protocol):
             self._is_near = ours is not None and theirs is not None and ours[0] == theirs[0]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of whoever waits for the client."""
+        """Let go of whoever waits for the client, and of what would keep the connection in memory."""
         super().connection_lost(exc)
         self._wake()
+        # What refers to itself stays until all of the memory is searched for such things, which is after thousands of
+        # connections; and where they have lain the memory does not come back. asyncio's transport does so as well.
+        if self._application is not None:
+            self.app = self._application
+        vars(self.transport).pop("_read_ready_cb", None)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cycle = self.cycle
+        cycle, application = self.cycle, self._application
+        assert application is not None
 
         async def send_also_files(message: Message) -> None:
             if message["type"] != EXTENSION:
@@ -80,7 +86,7 @@ class ZeroCopyProtocol(H11Protocol):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: {}}
-        await self._application(scope, receive, send_also_files)
+        await application(scope, receive, send_also_files)
 
     async def _send_file(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> bool:
         """Send part of a file as part of the body; return False once the client is gone.
