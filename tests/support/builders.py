@@ -96,11 +96,11 @@ class Builder:
         found: list[str] = json.loads(told)
         return found
 
-    def run(self, program: str, *arguments: str) -> str:
+    def run(self, program: str, *arguments: str, timeout_seconds: float = _SECONDS) -> str:
         """Run buildah or podman over this storage, and return what it says."""
         options = ["--root", str(self._storage), "--runroot", str(self.folder / "run")]
         command = [require_peer(program), *options, "--storage-driver", self.driver, *arguments]
-        return run_peer(command, builder_environment(self.folder), _SECONDS).strip()
+        return run_peer(command, builder_environment(self.folder), timeout_seconds).strip()
 
 
 @contextmanager
