@@ -199,6 +199,13 @@ def test_what_is_wrong_is_fetched_again_from_where_it_was_pulled(tmp_path: Path)
     assert client.post("/system/verify").json()["is_whole"] is True
 
 
+def test_a_repair_tells_of_each_blob_that_it_reads(client: TestClient) -> None:
+    events = [json.loads(line) for line in client.post("/system/repair", headers=NDJSON).text.splitlines()]
+    told = {each["digest"] for each in events if each["event"] == "blob"}
+    assert told == {each for image in (ONE, OTHER) for each in (image.config_digest, *image.layer_digests)}
+    assert [each["done_bytes"] == each["total_bytes"] for each in events if each["event"] == "progress"][-1]
+
+
 def test_what_cannot_be_mended_is_told_and_set_aside(client: TestClient, data_root: Path) -> None:
     rot(blob_path(data_root, SHARED.diff_id))
     told = last_event(client, "/system/repair")
