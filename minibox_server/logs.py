@@ -19,6 +19,8 @@ from starlette.types import Scope
 from minibox_server.settings import LogFormat
 from minibox_store import one_line
 
+Outcome = Literal["done", "failed", "cancelled"]
+
 ACCESS = logging.getLogger("minibox_server.access")
 OPERATIONS = logging.getLogger("minibox_server.operations")
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -97,7 +99,7 @@ class OperationRecord:
     """
 
     doing: str
-    outcome: Literal["done", "failed", "cancelled"]
+    outcome: Outcome
     error: str | None
     seconds: float
 

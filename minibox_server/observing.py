@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import attrs
 
-from minibox_server.logs import OperationRecord
+from minibox_server.logs import OperationRecord, Outcome
 from minibox_server.metrics import Metrics
 from minibox_server.responses import RequestError
 from minibox_store import Cancelled, EventListener, StoreError
@@ -29,20 +29,18 @@ class Observer:
     @contextmanager
     def _observe(self, doing: str) -> Iterator[EventListener]:
         started = time.monotonic()
-        caught: BaseException | None = None
+        outcome: Outcome = "done"
+        wrong: str | None = None
         try:
             yield self.metrics.operation_began(doing)
+        except Cancelled:
+            outcome = "cancelled"
+            raise
         except BaseException as error:
-            caught = error
+            outcome, wrong = "failed", _name_of(error)
             raise
         finally:
-            is_cancelled = isinstance(caught, Cancelled)
-            record = OperationRecord(
-                doing=doing,
-                outcome="done" if caught is None else "cancelled" if is_cancelled else "failed",
-                error=None if caught is None or is_cancelled else _name_of(caught),
-                seconds=time.monotonic() - started,
-            )
+            record = OperationRecord(doing=doing, outcome=outcome, error=wrong, seconds=time.monotonic() - started)
             record.log()
             self.metrics.operation_ended(record)
 

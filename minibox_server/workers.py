@@ -9,9 +9,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import anyio.to_thread
+import attrs
 from starlette.types import Receive
 
 from minibox_server.responses import RequestError
@@ -61,7 +62,8 @@ class Workers:
 
     async def run(self, limiter: anyio.CapacityLimiter, call: Callable[[], T]) -> T:
         """Return what ``call`` returns, from a thread; a task that is cancelled leaves it behind."""
-        return await anyio.to_thread.run_sync(self._counted, call, abandon_on_cancel=True, limiter=limiter)
+        outcome = await anyio.to_thread.run_sync(self._counted, call, abandon_on_cancel=True, limiter=limiter)
+        return outcome.take()
 
     async def run_operation(
         self, limiter: anyio.CapacityLimiter, receive: Receive, call: Callable[[Cancellation], T]
@@ -113,14 +115,36 @@ class Workers:
         for cancellation in operations:
             cancellation.cancel()
 
-    def _counted(self, call: Callable[[], T]) -> T:
+    def _counted(self, call: Callable[[], T]) -> "_Outcome[T]":
         with self._lock:
             self._running += 1
         try:
-            return call()
+            return _Outcome(returned=[call()])
+        except Exception as error:  # noqa: BLE001  # it is raised in the loop
+            return _Outcome(raised=error)
         finally:
             with self._lock:
                 self._running -= 1
+
+
+@attrs.define(kw_only=True)
+class _Outcome(Generic[T]):
+    """What came of a call: it passes between the threads as a value.
+
+    An error that is raised through the threads' own machinery is kept by a frame of its traceback, and keeps all that
+    it has passed, until the collector comes. After hundreds of requests that are refused at once that is much.
+    """
+
+    returned: list[T] = attrs.field(factory=list)
+    raised: Exception | None = None
+
+    def take(self) -> T:
+        if self.raised is not None:
+            try:
+                raise self.raised
+            finally:
+                self.raised = None
+        return self.returned[0]
 
 
 class Operation:

@@ -13,7 +13,8 @@ from minibox_server.api.archive_answers import ARCHIVE_TYPE, OnTheirWay, answer_
 from minibox_server.api.descriptions import describe_image
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.images import check_form
-from minibox_server.api.operations import Operations, Result
+from minibox_server.api.operations import Operations
+from minibox_server.api.running import Result
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.bodies import AnswerToBody, RequestBody
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Body, Endpoint, choice, parameter

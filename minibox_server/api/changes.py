@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from minibox_server.api.event_schemas import event
 from minibox_server.api.feeds import SERVER_SENT, Form, accepted_form, encode_event
-from minibox_server.api.operations import describe_failure, pass_over
+from minibox_server.api.operations import describe_failure
+from minibox_server.api.running import pass_over
 from minibox_server.declarations import Answer, Endpoint, NoQuery
 from minibox_server.responses import RequestError
 from minibox_server.schemas import DIGEST_SCHEMA, TEXT_SCHEMA, Schema, one_of

@@ -123,6 +123,10 @@ class Progress:
         """Let ``listener`` be told each event too, from now on."""
         self._observers.append(listener)
 
+    def close(self) -> None:
+        """Tell nobody any more that there is something to be told."""
+        self._on_news = lambda is_urgent: None
+
     def on_event(self, event: Event) -> None:
         """Take note of what the library tells. From any thread."""
         for observer in self._observers:

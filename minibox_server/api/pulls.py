@@ -7,8 +7,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minibox_server.api.descriptions import describe_image
-from minibox_server.api.operations import Failure, Listener, Operations, ProgressingCall, Running
+from minibox_server.api.operations import Operations
 from minibox_server.api.progress import Progress
+from minibox_server.api.running import Listener, ProgressingCall, Running
 from minibox_server.responses import RequestError
 from minibox_server.transfers import Transfers
 from minibox_store import (
@@ -83,13 +84,12 @@ class PullAnswer(Response):
     async def _tell(self, listener: Listener, send: Send) -> None:
         running, seen = self._running, 0
         while True:
-            outcome, lines, seen = running.outcome(), running.lines.since(seen), running.lines.count
+            is_done, lines, seen = running.is_done, running.lines.since(seen), running.lines.count
             for line in lines:
                 await send({"type": "http.response.body", "body": f"{line}\n".encode(), "more_body": True})
             if lines:
                 continue
-            if isinstance(outcome, Failure):
-                raise outcome
-            if outcome is not None:
+            if is_done:
+                running.result()
                 return
             await listener.wait()

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.images import check_form
-from minibox_server.api.operations import Operations, Result
+from minibox_server.api.operations import Operations
+from minibox_server.api.running import Result
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, parameter
 from minibox_server.responses import RequestError, accepts_json, text_response
 from minibox_server.schemas import COUNT_SCHEMA, DIGEST_SCHEMA, TEXT_SCHEMA, record

@@ -8,7 +8,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from minibox_server.api.descriptions import describe_report
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
-from minibox_server.api.operations import Call, Operations, Result
+from minibox_server.api.operations import Operations
+from minibox_server.api.running import Call, Result
 from minibox_server.api.store_descriptions import (
     FINDINGS_SCHEMA,
     INFO_SCHEMA,

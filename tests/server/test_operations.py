@@ -1,6 +1,7 @@
 """An operation and its answer: in each form, joined, left, and ended exactly once."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -11,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minibox_server.api.operations import Call, Operations, Running
+from minibox_server.api.operations import Operations
+from minibox_server.api.running import Call, Running
 from minibox_server.responses import RequestError, error_response
 from minibox_server.workers import Workers
 from minibox_store import (
@@ -365,3 +367,45 @@ def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_
                 assert b"waiting" not in pull.feed.since(0, "application/x-ndjson")
 
     run(test)
+
+
+@pytest.mark.parametrize("ending", ["done", "failed", "gone", "refused"])
+def test_nothing_of_an_operation_waits_for_the_collector_once_it_is_over(ending: str) -> None:
+    """Hundreds may end at once: what refers to itself would keep the memory of all of them for long."""
+
+    def call(on_event: EventListener, cancellation: Cancellation) -> dict[str, object]:
+        on_event(CHOSEN)
+        if ending == "failed":
+            raise ImageNotFound("app:1")
+        if ending in ("gone", "refused"):
+            with pytest.raises(Cancelled):
+                cancellation.wait(10)
+        return {}
+
+    async def receive() -> Message:
+        if ending == "refused":
+            raise RequestError(408, "too slow")
+        if ending == "gone":
+            return {"type": "http.disconnect"}
+        await asyncio.sleep(60)
+        raise AssertionError("nobody came")
+
+    async def send(message: Message) -> None:
+        pass
+
+    async def ask() -> None:
+        await application(call)({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+        await asyncio.sleep(0.3)  # the thread, and the last tick
+
+    async def count() -> int:
+        await ask()
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(isinstance(each, Running) for each in gc.get_objects())
+            await ask()
+            return sum(isinstance(each, Running) for each in gc.get_objects()) - before
+        finally:
+            gc.enable()
+
+    assert asyncio.run(count()) == 0
