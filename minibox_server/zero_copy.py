@@ -5,16 +5,21 @@ application sends pieces. The threads have a descriptor of their own of the sock
 closes either meanwhile cannot make them send another file's bytes, or to another client: numbers of descriptors are
 given out again at once.
 
+Of what goes to a quick client of this machine, little waits in the kernel at a time. What waits there is sent in the
+client's own time, as it makes room, and that costs the two more than all that is done here.
+
 Spec: ASGI, extension "Zero Copy Send"; ``file`` is the number of a descriptor, and ``offset`` and ``count`` are needed.
 """
 
 import asyncio
+import functools
 import os
 import select
 import socket
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -23,6 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.utils import is_ssl
 
+T = TypeVar("T")
+
 EXTENSION = "http.response.zerocopysend"
 
 # A client that is quick is waited for in the thread, and one that is slow in the loop, where that costs nothing.
@@ -30,12 +37,17 @@ _POLL_MS = 20
 # Others want the thread too.
 _TURN_SECONDS = 0.25
 _THREADS = 8
+# So much waits for a quick client of this machine, beside what is under way to it.
+_WAITING_BYTES = 32 * 1024
+_AS_USUAL = 0
 
 
 class ZeroCopyProtocol(H11Protocol):
     """uvicorn's protocol with the extension."""
 
     _waiting: "asyncio.Future[None] | None" = None
+    _is_near = False
+    _is_slow = False
     _application: ASGIApp
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -43,6 +55,8 @@ class ZeroCopyProtocol(H11Protocol):
         super().connection_made(transport)
         if not is_ssl(transport):
             self._application, self.app = self.app, self._answer
+            ours, theirs = self.server, self.client
+            self._is_near = ours is not None and theirs is not None and ours[0] == theirs[0]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of whoever waits for the client."""
@@ -96,25 +110,24 @@ class ZeroCopyProtocol(H11Protocol):
             await self.flow.drain()
             if cycle.disconnected or self.transport.is_closing():
                 return False
-            return await self._move_all(cycle, _Pipe(self.transport.get_extra_info("socket"), file), offset, count)
+            pipe = _Pipe(self.transport.get_extra_info("socket"), file, self._threads())
+            return await self._move_all(cycle, pipe, offset, count)
         finally:
             self.transport.set_write_buffer_limits()
 
     async def _move_all(self, cycle: RequestResponseCycle, pipe: "_Pipe", offset: int, count: int) -> bool:
         end = offset + count
-        limiter = self._limiter()
         try:
             while offset < end:
+                turn = functools.partial(pipe.move, offset, end, sparingly=self._is_near and not self._is_slow)
                 try:
-                    moved, is_slow = await anyio.to_thread.run_sync(
-                        pipe.move, offset, end, abandon_on_cancel=True, limiter=limiter
-                    )
+                    moved, self._is_slow = await self._threads().run(turn)
                 except (ConnectionError, TimeoutError):
                     self.transport.abort()
                     return False
                 offset += moved
-                if is_slow:
-                    await self._wait_for_client(pipe.socket)
+                if self._is_slow:
+                    await self._wait_for_client(pipe.socket.fileno())
                 if cycle.disconnected or self.transport.is_closing():
                     return False
             return True
@@ -133,10 +146,10 @@ class ZeroCopyProtocol(H11Protocol):
             self.loop.remove_writer(descriptor)
             self._waiting = None
 
-    def _limiter(self) -> anyio.CapacityLimiter:
-        """Return what all connections of this server have in common: so many threads, and no more."""
-        limiter: anyio.CapacityLimiter = self.app_state.setdefault(EXTENSION, anyio.CapacityLimiter(_THREADS))
-        return limiter
+    def _threads(self) -> "_Threads":
+        """Return what all connections of this server have in common."""
+        threads: _Threads = self.app_state.setdefault(EXTENSION, _Threads())
+        return threads
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
@@ -153,22 +166,46 @@ class _Announced:
         return self._size_bytes
 
 
+class _Threads:
+    """The threads of all connections of a server: so many, and who finds none free waits for one."""
+
+    def __init__(self) -> None:
+        self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._asked_for = 0
+
+    @property
+    def are_scarce(self) -> bool:
+        """Whether somebody waits; any thread may ask."""
+        return self._asked_for > _THREADS
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, from a thread; a task that is cancelled leaves it behind."""
+        self._asked_for += 1
+        try:
+            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+        finally:
+            self._asked_for -= 1
+
+
 class _Pipe:
     """A file and a socket, each by a descriptor of its own, which the last one who uses them closes."""
 
-    def __init__(self, client: socket.socket, file: int) -> None:
-        self.socket = os.dup(client.fileno())
+    def __init__(self, client: socket.socket, file: int, threads: _Threads) -> None:
+        self._threads = threads
+        self.socket = client.dup()
         try:
             self._file = os.dup(file)
         except BaseException:
-            os.close(self.socket)
+            self.socket.close()
             raise
         self._lock = threading.Lock()
         self._is_used = False
         self._is_closed = False
 
-    def move(self, offset: int, end: int) -> tuple[int, bool]:
+    def move(self, offset: int, end: int, *, sparingly: bool) -> tuple[int, bool]:
         """Move bytes until they are all gone, the time is, or the client is slow; return how many, and whether it is.
+
+        ``sparingly`` lets little of them wait in the kernel, as long as the client and this thread are quick.
 
         Raises:
             EOFError: when the file has no more bytes.
@@ -179,7 +216,7 @@ class _Pipe:
                 return 0, False
             self._is_used = True
         try:
-            return self._move(offset, end)
+            return self._move(offset, end, sparingly)
         finally:
             with self._lock:
                 self._is_used = False
@@ -195,22 +232,37 @@ class _Pipe:
             if not self._is_used:
                 self._release()
 
-    def _move(self, offset: int, end: int) -> tuple[int, bool]:
+    def _move(self, offset: int, end: int, is_sparing: bool) -> tuple[int, bool]:
         begin, deadline = offset, time.monotonic() + _TURN_SECONDS
         waiting = select.poll()
         waiting.register(self.socket, select.POLLOUT)
-        while offset < end and time.monotonic() < deadline and not self._is_closed:
-            try:
-                moved = os.sendfile(self.socket, self._file, offset, end - offset)
-            except BlockingIOError:
-                if not waiting.poll(_POLL_MS):
-                    return offset - begin, True
-                continue
-            if not moved:
-                raise EOFError(f"a file ends at {offset}, and not at {end}")
-            offset += moved
-        return offset - begin, False
+        if is_sparing:
+            self._let_wait(_WAITING_BYTES)
+        try:
+            while offset < end and time.monotonic() < deadline and not self._is_closed:
+                try:
+                    moved = os.sendfile(self.socket.fileno(), self._file, offset, end - offset)
+                except BlockingIOError:
+                    is_pressed = is_sparing and self._threads.are_scarce
+                    if not is_pressed and waiting.poll(_POLL_MS):
+                        continue
+                    if not is_sparing:
+                        return offset - begin, True
+                    # The client will have enough to read until somebody comes back to it.
+                    is_sparing = False
+                    self._let_wait(_AS_USUAL)
+                    continue
+                if not moved:
+                    raise EOFError(f"a file ends at {offset}, and not at {end}")
+                offset += moved
+            return offset - begin, False
+        finally:
+            if is_sparing:
+                self._let_wait(_AS_USUAL)
+
+    def _let_wait(self, size_bytes: int) -> None:
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size_bytes)
 
     def _release(self) -> None:
-        os.close(self.socket)
+        self.socket.close()
         os.close(self._file)
