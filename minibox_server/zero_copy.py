@@ -5,8 +5,8 @@ application sends pieces. The threads have a descriptor of their own of the sock
 closes either meanwhile cannot make them send another file's bytes, or to another client: numbers of descriptors are
 given out again at once.
 
-Of what goes to a quick client of this machine, little waits in the kernel at a time: what has waited long has left the
-processors' caches when the client reads it, which costs more than all that is done here. A network card does not mind.
+Of what goes to a quick client of this machine, little waits in the kernel at a time. What waits there is sent in the
+client's own time, as it makes room, and that costs the two more than all that is done here.
 
 Spec: ASGI, extension "Zero Copy Send"; ``file`` is the number of a descriptor, and ``offset`` and ``count`` are needed.
 """
