@@ -125,6 +125,11 @@ class ObservedSource:
                 )
             )
 
+    def stored(self) -> None:
+        """Tell that the target holds the blob."""
+        node = self._node
+        self._on_event(BlobStored(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total))
+
     def advanced(self, descriptor: Descriptor, count: int) -> None:
         """Tell how far the bytes have come, now that there are so many more: of one stream, or of several at once."""
         with self._guard:
@@ -184,11 +189,16 @@ class ObservedSource:
 
 
 class _Copy:
-    """One copy under way: the blobs that are moving, and the first thing that went wrong."""
+    """One copy under way: the blobs that are moving, and the first thing that went wrong.
+
+    Attributes:
+        unmoved: the sources of which the writer has taken nothing; it may still want one before it commits.
+    """
 
     def __init__(
         self, source: BlobSource, writer: ImageWriter, on_event: EventListener, cancellation: Cancellation
     ) -> None:
+        self.unmoved: list[ObservedSource] = []
         self._source = source
         self._writer = writer
         self._on_event = on_event
@@ -228,7 +238,9 @@ class _Copy:
             self._on_event(
                 BlobPresent(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total)
             )
-        self._on_event(BlobStored(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total))
+        source.stored()
+        if not present and not source.was_opened:
+            self.unmoved.append(source)
 
     def _stopped(self) -> bool:
         return self._failed.is_set() or self._cancellation.is_cancelled
@@ -298,16 +310,10 @@ def copy_image(
         _check_room(source, writer, (*referrers, root), limits, cancellation)
         if on_event is not ignore_events:
             on_event(count_blobs(((source, each) for each in (*referrers, root)), limits, cancellation))
-        for each in (*referrers, root):
-            copy_graph(
-                source,
-                writer,
-                each,
-                limits=limits,
-                parallel=parallel,
-                on_event=on_event,
-                cancellation=cancellation,
-            )
+        copy = _Copy(source, writer, on_event, cancellation)
+        with cancellation.interrupting(writer):
+            for each in (*referrers, root):
+                copy.run(each, limits, parallel)
         for referrer in referrers:
             assert isinstance(writer, ReferrerWriter)  # as was seen above
             writer.write_referrer(referrer)
@@ -317,6 +323,9 @@ def copy_image(
             on_event(RegisteringName(name=name))
             writer.write_name(name, root)
         cancellation.check()
+    for late in copy.unmoved:
+        if late.was_opened:
+            late.stored()  # it was told that it is left out, and then the target wanted it
     for name in names:
         on_event(ImageCopied(name=name))
 

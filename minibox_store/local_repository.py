@@ -17,13 +17,7 @@ from minibox_store import media_types
 from minibox_store._file_errors import file_errors
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex, Referrer
-from minibox_store.errors import (
-    BlobNotFound,
-    ImageNotFound,
-    NotFound,
-    StoreDamaged,
-    StoreError,
-)
+from minibox_store.errors import BlobNotFound, ImageNotFound, NotFound, StoreDamaged, StoreError
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
 from minibox_store.pushes import PushedManifest, StillNeeded, Upload
@@ -116,9 +110,10 @@ class LocalRepository:
             BlobNotFound, StoreDamaged: as :meth:`find`; the former also where its file is not there.
         """
         with file_errors(self._layout.paths.root):
-            found, is_there = self.find(digest), True
+            reached, is_there = self._find_reached(digest), True
+            found = reached or self._find_pushed(digest)
             with suppress(OSError, StoreError):
-                is_there = self._pushed.hold(self.name, digest)
+                is_there = self._pushed.hold(self.name, digest, lambda: bool(reached or self._find_reached(digest)))
         if not is_there:
             raise BlobNotFound(str(digest))
         return found

@@ -13,7 +13,7 @@ from minibox_store.copying import EventListener, copy_graph, count_blobs, ignore
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName
+from minibox_store.events import BlobPresent, BlobStored, Event, ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
@@ -202,6 +202,7 @@ class Saving:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> None:
+        noting = _NotingStored(on_event)
         with cancellation.interrupting(target), target.open_writer() as writer:
             if isinstance(writer, RoomChecking):
                 walks = [walk(image, image.chosen, limits=self._limits) for image in images]
@@ -219,15 +220,39 @@ class Saving:
                     image.chosen,
                     limits=self._limits,
                     parallel=1,
-                    on_event=on_event,
+                    on_event=noting,
                     cancellation=cancellation,
                 )
             for image in images:
                 on_event(RegisteringName(name=image.name))
                 writer.write_name(image.name, image.chosen)
             cancellation.check()
+        noting.tell_stored()
         for image in images:
             on_event(ImageCopied(name=image.name))
+
+
+class _NotingStored:
+    """Tells that a blob is stored once the archive is laid down, and not already as its writer takes note of it."""
+
+    def __init__(self, on_event: EventListener) -> None:
+        self._on_event = on_event
+        self._noted: dict[Digest, BlobStored] = {}
+        self._present: set[Digest] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Pass on what is true by now."""
+        if isinstance(event, BlobPresent):
+            self._present.add(event.descriptor.digest)
+        if isinstance(event, BlobStored) and event.descriptor.digest not in self._present:
+            self._noted.setdefault(event.descriptor.digest, event)
+        else:
+            self._on_event(event)
+
+    def tell_stored(self) -> None:
+        """Tell it of each blob, once."""
+        for event in self._noted.values():
+            self._on_event(event)
 
 
 def _checked_names(name: str | Sequence[str]) -> tuple[str, ...]:

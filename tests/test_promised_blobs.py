@@ -306,6 +306,48 @@ def test_a_blob_that_is_deleted_is_kept_for_nobody(root: Path, first: LocalRepos
     assert prune(root) == set()
 
 
+def test_a_blob_that_is_deleted_as_somebody_asks_for_it_stays_deleted(
+    root: Path, first: LocalRepository, second: LocalRepository
+) -> None:
+    push_blob(first, CONTENT)
+    with replaced_os() as system:  # it was found, and is not held yet
+        system.before("open", lambda: first.delete_blob(DIGEST), path="ingest/store.turn")
+        with pytest.raises(BlobNotFound):
+            second.hold_blob(DIGEST)
+    assert pins_in(root) == []
+    assert prune(root) == set()
+
+
+def test_a_blob_that_a_manifest_takes_over_as_somebody_asks_for_it_is_there(
+    root: Path, first: LocalRepository, second: LocalRepository
+) -> None:
+    push_blob(first, CONTENT)
+    manifest = manifest_of(first, "first")
+    with replaced_os() as system:
+        system.before("open", lambda: first.put_manifest(manifest, OCI_MANIFEST, tag="1"), path="ingest/store.turn")
+        assert second.hold_blob(DIGEST).size_bytes == len(CONTENT)
+    assert pins_in(root) == asked_in(root) != []
+
+
+def test_a_blob_is_deleted_before_somebody_asks_for_it_or_behind_that(
+    root: Path, first: LocalRepository, second: LocalRepository
+) -> None:
+    push_blob(first, CONTENT)
+    deleting = threading.Thread(target=first.delete_blob, args=(DIGEST,))
+
+    def delete() -> None:  # it is seen still, and about to be pinned
+        deleting.start()
+        deleting.join(0.5)
+
+    with replaced_os() as system:
+        system.before("open", delete, path=".asked")
+        second.hold_blob(DIGEST)
+        deleting.join(30)
+    assert pins_in(root) == []
+    with pytest.raises(BlobNotFound):
+        first.find(DIGEST)
+
+
 # ---- a collection that runs meanwhile
 
 

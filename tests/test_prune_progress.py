@@ -1,5 +1,6 @@
 """What a prune tells as it goes on, and how it is ended on its way: between two things, and the store stays whole."""
 
+import errno
 import os
 import shutil
 import time
@@ -372,3 +373,17 @@ def test_a_cancel_is_seen_while_it_is_looked_for_what_a_filter_means(root: Path,
         read = {os.path.basename(path) for call in system.calls for path in call.paths if "/blobs/sha256/" in path}
     assert not {image.digest.partition(":")[2] for image in IMAGES} <= read, "no other image was looked at"
     assert snapshot(root) == before
+
+
+def test_where_the_system_ends_it_what_had_gone_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "_BATCH", 1)
+    listener = Listener()
+    with replaced_os() as system:
+        system.fail("open", errno.EIO, path="ingest/store.lock", skip=3)
+        with pytest.raises(StoreError):
+            open_store(root).prune(on_event=listener)
+    gone = len(DEAD.blobs) - len(stored(root) - LIVING)
+    assert gone > 0
+    assert listener.last.done_count == gone + 1  # and the transaction that had ended
+    assert held_locks(root) == open_files(root) == []
+    check_invariants(root, leftovers=True)

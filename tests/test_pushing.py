@@ -28,7 +28,16 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreUnavailable,
 )
-from minibox_store.events import BlobPresent, BlobStarted, Event, ImageCopied, RegisteringName, render_line
+from minibox_store.events import (
+    BlobAdvanced,
+    BlobPresent,
+    BlobStarted,
+    BlobStored,
+    Event,
+    ImageCopied,
+    RegisteringName,
+    render_line,
+)
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials
 from tests.support.answers import Answer, Request, basic_credentials, redirect, registry_error, unauthorized
@@ -159,6 +168,32 @@ def test_a_registry_that_takes_no_manifest_without_such_a_layer_gets_it(
     sent = len(registry.sent("POST"))
     push(store, registry)
     assert len(registry.sent("POST")) == sent
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_layer_that_was_left_out_and_is_sent_after_all_is_told_as_stored_in_the_end(
+    tmp_path: Path, registry: UploadRegistry, parallel: int
+) -> None:
+    registry.needs_all_layers = True
+    put(tmp_path, ELSEWHERE, "app:1")
+    store = open_store(tmp_path)
+    for is_there in (False, True):
+        events: list[Event] = []
+        push(store, registry, on_event=events.append, parallel=parallel)
+        for digest in ELSEWHERE.layer_digests:
+            told = [type(each) for each in events if digest == digest_told(each)]
+            late = [] if is_there else [BlobStarted, BlobAdvanced, BlobStored]
+            assert told == [BlobStored, *late]
+        assert isinstance(events[-1], ImageCopied)
+
+
+def digest_told(event: Event) -> str | None:
+    match event:
+        case BlobStarted() | BlobStored():
+            return str(event.descriptor.digest)
+        case BlobAdvanced():
+            return str(event.digest)
+    return None
 
 
 @pytest.mark.parametrize("codes", [("MANIFEST_INVALID",), ("MANIFEST_BLOB_UNKNOWN", "UNKNOWN")])

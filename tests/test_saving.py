@@ -13,6 +13,8 @@ from minibox_store import (
     ArchiveCompression,
     ArchiveFormat,
     BlobPresent,
+    BlobStarted,
+    BlobStored,
     Digest,
     Event,
     ImageCopied,
@@ -485,3 +487,28 @@ def test_a_name_stands_for_one_image_in_an_archive(tmp_path: Path) -> None:
     with pytest.raises(ContentMismatch, match="image app:1 of an archive"):
         write()
     assert not (tmp_path / "a.tar").exists()
+
+
+# ---- what is told
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_that_a_blob_is_stored_is_told_once_and_when_the_archive_has_it(form: ArchiveFormat, tmp_path: Path) -> None:
+    names = ["app:1"] if form == "minibox" else ["app:1", "app:2"]
+    store = store_of(tmp_path / "store", {"app:1": FIRST, "app:2": SECOND})
+    there: list[bool] = []
+    told: list[Digest] = []
+    moved: set[Digest] = set()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BlobStarted):
+            moved.add(event.descriptor.digest)
+            assert not told
+        if isinstance(event, BlobStored):
+            told.append(event.descriptor.digest)
+            there.append((tmp_path / "a.tar").exists())
+
+    store.save(names, tmp_path / "a.tar", format=form, on_event=listen)
+    assert all(there)
+    assert len(told) == len({*told})
+    assert {*told} == moved

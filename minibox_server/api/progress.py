@@ -228,7 +228,10 @@ class Progress:
             case PruneAdvanced():
                 self._pruned = event
             case BlobStarted():
+                known = self._blobs.get(event.descriptor.digest)
+                is_again = known is not None and known.phase == "stored"  # it was left out, and is wanted after all
                 blob = self._blob(event, "started")
+                blob.attempt += is_again
                 blob.done_bytes = blob.resumed_bytes = event.offset_bytes
             case BlobRetried():
                 known = self._blobs.get(event.digest)
@@ -244,7 +247,8 @@ class Progress:
             case UnpackingLayer():
                 self._change(event.descriptor.digest, "unpacking")
             case RegisteringName():
-                self._phase = "registering"
+                if self._doing in _WORDS_OF[RegisteringName]:  # a save lays all of its bytes down behind that
+                    self._phase = "registering"
 
     def _advance(self, event: BlobAdvanced | UnpackAdvanced) -> None:
         phase: Phase = "moving" if isinstance(event, BlobAdvanced) else "unpacking"

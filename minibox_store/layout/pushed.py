@@ -57,10 +57,15 @@ class PushedBlobs:
                     _files.sync_regular(path)
                 _files.sync_directory(folder)  # whoever made it may have died before this
 
-    def hold(self, repository: str, digest: Digest) -> bool:
+    def hold(self, repository: str, digest: Digest, is_reached: Callable[[], bool]) -> bool:
         """Let a blob that is seen in a repository be kept for whoever asked for it; return whether it is there.
 
         Nothing is synced: whoever was told by a machine that lost its power asks again.
+
+        Args:
+            repository: its name.
+            digest: of the blob.
+            is_reached: whether an image has it, asked under the store lock where it has no pin: then it was deleted.
 
         Raises:
             StoreError, OSError: when that cannot be noted; nothing is known of the blob then.
@@ -70,8 +75,8 @@ class PushedBlobs:
             return True
         self._layout.prepare()
         with self._layout.store_lock("pinning a blob that was asked for", most_seconds=_MOST_WAIT_SECONDS):
-            # Under the lock alone is a blob taken away: what is there now stays.
-            if self._layout.blob_size(digest) is None:
+            # Under the lock alone is a blob, or its pin, taken away: what is there now stays.
+            if self._layout.blob_size(digest) is None or not (self.has(repository, digest) or is_reached()):
                 return False
             for each in (self._paths.pushed, os.path.dirname(path)):
                 _files.make_directory(each)
@@ -100,8 +105,9 @@ class PushedBlobs:
 
     def unpin(self, repository: str, digest: Digest) -> None:
         """Let a blob be kept for no pin's sake any more, whoever was promised it; one that has none is no error."""
-        for each in ("", _ASKED):
-            _files.discard_file(self._path(repository, digest, each))
+        with self._layout.store_lock("deleting a blob"):  # else somebody who just asks for it might pin it behind this
+            for each in ("", _ASKED):
+                _files.discard_file(self._path(repository, digest, each))
 
     def let_go(self, repository: str, digests: Iterable[Digest], is_kept: Callable[[], bool]) -> None:
         """Let the pins of what a manifest needs have one line less, if that manifest keeps it by then.

@@ -110,7 +110,7 @@ class Sweep:
         self._removed.extend(names)
         try:
             self._collect()
-        except StoreError:
+        except (OSError, StoreError):
             if self._removed:
                 self.watch.ended(self._ledger)
             raise

@@ -13,6 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
+from minibox_server.api.progress import Progress
 from minibox_server.app import create_app
 from minibox_server.settings import Settings
 from minibox_store import (
@@ -40,6 +41,8 @@ from tests.support.cutting_proxy import CuttingProxy
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.layouts import read_layout_names
 from tests.support.peers import docker_registry, push_image
+from tests.support.pushes import for_others
+from tests.support.registries import quick_client
 from tests.support.scripted_registry import (
     Answer,
     ScriptedRegistry,
@@ -49,6 +52,8 @@ from tests.support.scripted_registry import (
     serve_image,
     unauthorized,
 )
+from tests.support.stores import open_store, put
+from tests.support.upload_registry import UploadRegistry
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
@@ -105,6 +110,54 @@ def hold_layer(registry: ScriptedRegistry, image: BuiltImage, repository: str = 
     answer = Answer(body=content, hold=release, hold_after_bytes=len(content) // 2)
     registry.allow("GET", blob_target(repository, digest), answer)
     return release
+
+
+def states_of(doing: str, run: Callable[[EventListener], object]) -> list[dict[str, Any]]:
+    """Return what is told of an operation, were each of its events a tick of the clock."""
+    states: list[dict[str, Any]] = []
+    progress = Progress(doing, lambda _: None)
+
+    def listen(event: Event) -> None:
+        progress.on_event(event)
+        states.extend(dict(state or {}) for _, state in progress.take_state())
+
+    run(listen)
+    return states
+
+
+def check_blobs(states: list[dict[str, Any]], image: BuiltImage) -> None:
+    """See that the bytes of each blob only grow, but for another attempt, and that each is stored in the end."""
+    last: dict[str, dict[str, Any]] = {}
+    for each in (each for each in states if each["event"] == "blob"):
+        before = last.get(each["digest"], each)
+        assert (each["attempt"], each["done_bytes"]) >= (before["attempt"], before["done_bytes"])
+        last[each["digest"]] = each
+    assert {(digest, each["phase"]) for digest, each in last.items()} == {
+        (digest, "stored") for digest in image.blobs.keys() - set(image.document_digests)
+    }
+
+
+def test_of_a_save_all_moves_and_is_stored_then(tmp_path: Path) -> None:
+    put(tmp_path / "store", IMAGE, "app:1")
+    store = open_store(tmp_path / "store")
+    states = states_of("save", lambda listen: store.save("app:1", tmp_path / "a.tar", on_event=listen))
+    check_blobs(states, IMAGE)
+    whole = [each for each in states if each["event"] == "progress"]
+    assert {each["phase"] for each in whole} == {"moving"}
+    assert [each["done_bytes"] for each in whole] == sorted(each["done_bytes"] for each in whole)
+    first = next(each for each in states if each["event"] == "blob")
+    assert (first["phase"], first["done_bytes"]) == ("started", 0)
+
+
+def test_of_a_layer_that_is_left_out_of_a_push_and_sent_after_all_that_is_another_attempt(tmp_path: Path) -> None:
+    image = for_others(SMALL, "https://layers.example/one")
+    put(tmp_path / "store", image, "app:1")
+    store = open_store(tmp_path / "store")
+    with UploadRegistry() as registry:
+        registry.needs_all_layers = True
+        reference = registry.reference("team/app", "1")
+        push = partial(store.push, "app:1", reference, client=quick_client())
+        check_blobs(states_of("push", lambda listen: push(on_event=listen)), image)
 
 
 @pytest.mark.parametrize("accept", [NDJSON, SSE])
