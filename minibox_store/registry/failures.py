@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Literal
 
 import attrs
+import urllib3  # noqa: F401  # the package first: who begins with a part of it and who begins with it wait for each other
 from urllib3.exceptions import HTTPError
 
 from minibox_store.codec import decode_registry_errors
