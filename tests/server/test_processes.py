@@ -39,7 +39,15 @@ def children_of(daemon: Daemon) -> set[int]:
 
 
 def children(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    """Return the processes that one has begun; the one that begins those of transfers is in a session of its own."""
+    begun = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {each for each in begun if session_of(each) == session_of(pid)}
+
+
+def session_of(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return None
 
 
 def is_alive(pid: int) -> bool:
