@@ -120,6 +120,17 @@ def test_a_process_that_dies_is_replaced_and_requests_go_on(daemon: Daemon) -> N
         assert set(connections_to_each(daemon, stack)) == children_of(daemon)
 
 
+def test_one_is_replaced_and_all_end_though_whoever_began_the_daemon_ignores_its_children(tmp_path: Path) -> None:
+    ignoring = ("/bin/sh", "-c", 'trap "" CHLD; exec "$@"', "sh", *BOTH)
+    with running_daemon(tmp_path, command=ignoring) as daemon:
+        before = wait_for_children(daemon, without=set())
+        os.kill(min(before), signal.SIGKILL)
+        wait_for_children(daemon, without={min(before)})
+        assert end_process(daemon.process, timeout_seconds=10)
+        assert daemon.process.returncode == 0
+        assert "Traceback" not in daemon.read_log()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_all_end_when_the_first_one_is_told_to(daemon: Daemon, number: int) -> None:
     children = wait_for_children(daemon, without=set())
