@@ -202,13 +202,13 @@ class Refusal(Value):
     method: str
     url: str
     status: int
-    body: bytes = b""
+    body: bytes = attrs.field(default=b"", repr=False)
     content_type: str | None = None
     blob: Digest | None = None
     answerer: Answerer = "registry"
     retry_after_seconds: float | None = None
     rate_limit: RateLimit | None = None
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
     limits: Limits = DEFAULT_LIMITS
 
     def failure(self) -> Failure:
