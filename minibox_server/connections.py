@@ -91,14 +91,16 @@ class Connections:
 
     def _end_stalled(self) -> None:
         self._sweep = None
-        for connection, (owed, looked) in list(self._open.items()):
-            owes = connection.owes()
-            looks = looked + 1 if owes is not None and owes == owed else 0
-            self._open[connection] = (owes, looks)
-            if looks * self._look_seconds >= self.idle_seconds:
-                connection.time_out()
-        if self._open:
-            self._sweep_later()
+        try:
+            for connection, (owed, looked) in list(self._open.items()):
+                owes = connection.owes()
+                looks = looked + 1 if owes is not None and owes == owed else 0
+                self._open[connection] = (owes, looks)
+                if looks * self._look_seconds >= self.idle_seconds:
+                    connection.time_out()
+        finally:  # whatever is wrong with one of them, the others are looked at again
+            if self._open:
+                self._sweep_later()
 
 
 def accepted_at_once(connections: int) -> int:

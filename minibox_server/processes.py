@@ -61,6 +61,9 @@ class Processes:
         ``on_start`` is called when all have begun. SIGHUP is passed on.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # Whoever began this one may have had no interest in its children, which is handed on: of the end of theirs the
+        # system tells nobody then, and forgets them.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             self._start_due(before)
             on_start()

@@ -183,7 +183,11 @@ class Protocol(ZeroCopyProtocol):
         if not self.transport.can_write_eof():
             self.transport.close()
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # it has broken off since, of which asyncio will hear only later
+            self.transport.abort()
+            return
         self._lingered_bytes = 0
         self.flow.resume_reading()
         self.loop.call_later(_LINGER_SECONDS, self.transport.abort)

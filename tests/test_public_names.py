@@ -3,8 +3,12 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import minibox_store
 
@@ -49,3 +53,10 @@ def test_the_names_that_a_type_checker_sees_are_those_that_there_are() -> None:
     seen = [alias.asname for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert sorted(map(str, seen)) == minibox_store.__all__
     assert all(getattr(minibox_store, name) is not None for name in minibox_store.__all__)
+
+
+@pytest.mark.parametrize("name", ["minibox_store", "minibox_store.codec", "minibox_store.registry"])
+def test_who_lists_the_names_of_a_package_sees_those_that_are_not_loaded_yet(name: str) -> None:
+    program = f"import {name} as package; print(sorted(set(package.__all__) - set(dir(package))))"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout == "[]\n"

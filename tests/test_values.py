@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 
 from minibox_store import Credentials, Digest, Platform
+from minibox_store.codec import TokenAnswer
 from minibox_store.events import BlobAdvanced
+from minibox_store.registry.failures import Refusal
+from minibox_store.registry.transport import Request
 from minibox_store.values import Value
 
 
@@ -64,6 +67,18 @@ def test_what_is_secret_is_not_shown() -> None:
     secret = Credentials(username="ci", password="hidden", identity_token="hidden-too")
     assert "hidden" not in repr(secret)
     assert "hidden" not in repr((secret,))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        TokenAnswer(token="hidden", expires_in_seconds=60),
+        Request(target="/v2/", method="POST", body=b"password=hidden", secrets=("hidden",)),
+        Refusal(method="GET", url="https://registry.example/v2/", status=401, body=b"hidden", secrets=("hidden",)),
+    ],
+)
+def test_s28_what_passes_a_secret_on_does_not_show_it(value: object) -> None:
+    assert "hidden" not in repr(value)
 
 
 DIGEST = Digest.of(b"layer")

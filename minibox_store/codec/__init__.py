@@ -84,3 +84,7 @@ def __getattr__(name: str) -> object:
     found: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = found
     return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,9 +15,9 @@ _DEFAULT_TOKEN_SECONDS = 60  # what the specification says of an answer without 
 
 @attrs.frozen(kw_only=True, repr=False)
 class TokenAnswer(Value):
-    """What a token server grants: a bearer token, and for how many seconds from now."""
+    """What a token server grants: a bearer token, which ``repr`` does not show, and for how many seconds from now."""
 
-    token: str
+    token: str = attrs.field(repr=False)
     expires_in_seconds: float
 
 

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Literal
 
 import attrs
+import urllib3  # noqa: F401  # the package first: who begins with a part of it and who begins with it wait for each other
 from urllib3.exceptions import HTTPError
 
 from minibox_store.codec import decode_registry_errors
@@ -201,13 +202,13 @@ class Refusal(Value):
     method: str
     url: str
     status: int
-    body: bytes = b""
+    body: bytes = attrs.field(default=b"", repr=False)
     content_type: str | None = None
     blob: Digest | None = None
     answerer: Answerer = "registry"
     retry_after_seconds: float | None = None
     rate_limit: RateLimit | None = None
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
     limits: Limits = DEFAULT_LIMITS
 
     def failure(self) -> Failure:

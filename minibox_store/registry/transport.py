@@ -56,12 +56,12 @@ class Request(Value):
     target: str = ""
     place: Url | None = None
     method: str = "GET"
-    body: bytes | OutgoingBody | None = None
+    body: bytes | OutgoingBody | None = attrs.field(default=None, repr=False)  # a form has a password in it
     headers: Mapping[str, str] = attrs.field(factory=dict)
     accepts: Collection[int] = (200,)
     blob: Digest | None = None
     follows: bool = True
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
 
 
 @attrs.frozen(kw_only=True, repr=False)

@@ -106,13 +106,12 @@ def test_it_is_active_when_it_is_ready_and_stops_in_time(machine: Machine) -> No
     assert machine.ask("GET", "/images", Authorization=f"Bearer {TOKEN}") == (200, "[]")
     assert machine.ask("GET", "/images") == (401, "Unauthorized\n")
     assert (machine.show("ActiveState"), machine.show("Type")) == ("active", "notify")
-    # The first one, which has told, and its two processes.
+    # The first one, which has told, the one that begins those of transfers, and the two that serve.
     group = machine.root / "sys/fs/cgroup" / machine.show("ControlGroup").lstrip("/")
-    assert len((group / "cgroup.procs").read_text().split()) == 3
+    assert len((group / "cgroup.procs").read_text().split()) == 4
     # One of them that dies is replaced, and the service is the same.
     first = machine.show("MainPID")
-    children = (machine.root / f"proc/{first}/task/{first}/children").read_text().split()
-    machine.run("kill", "-KILL", children[0])
+    machine.run("kill", "-KILL", serving(machine, first)[0])
     machine.wait_until_it_says("another begins", *_JOURNAL)
     assert machine.ask("GET", "/ping", Authorization=f"Bearer {TOKEN}")[0] == 200
     assert (machine.show("MainPID"), machine.show("NRestarts")) == (first, "0")
@@ -248,6 +247,13 @@ def ask(path: Path) -> RawReply:
         connection.connect(str(path))
         connection.sendall(b"GET /images HTTP/1.1\r\nHost: localhost\r\n\r\n")
         return read_reply(connection)
+
+
+def serving(machine: Machine, first: str) -> list[str]:
+    """Return the processes that serve: of those that the first one has begun the ones that are of its session."""
+    begun = (machine.root / f"proc/{first}/task/{first}/children").read_text().split()
+    found = {each: (machine.root / f"proc/{each}/stat").read_text() for each in begun}
+    return [each for each, told in found.items() if told.rpartition(")")[2].split()[3] == first]
 
 
 def serial(machine: Machine) -> str:

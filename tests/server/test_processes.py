@@ -39,7 +39,15 @@ def children_of(daemon: Daemon) -> set[int]:
 
 
 def children(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    """Return the processes that one has begun; the one that begins those of transfers is in a session of its own."""
+    begun = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {each for each in begun if session_of(each) == session_of(pid)}
+
+
+def session_of(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return None
 
 
 def is_alive(pid: int) -> bool:
@@ -110,6 +118,17 @@ def test_a_process_that_dies_is_replaced_and_requests_go_on(daemon: Daemon) -> N
         assert f"process {victim} was ended by {signal.Signals(number).name}" in daemon.read_log()
     with contextlib.ExitStack() as stack:
         assert set(connections_to_each(daemon, stack)) == children_of(daemon)
+
+
+def test_one_is_replaced_and_all_end_though_whoever_began_the_daemon_ignores_its_children(tmp_path: Path) -> None:
+    ignoring = ("/bin/sh", "-c", 'trap "" CHLD; exec "$@"', "sh", *BOTH)
+    with running_daemon(tmp_path, command=ignoring) as daemon:
+        before = wait_for_children(daemon, without=set())
+        os.kill(min(before), signal.SIGKILL)
+        wait_for_children(daemon, without={min(before)})
+        assert end_process(daemon.process, timeout_seconds=10)
+        assert daemon.process.returncode == 0
+        assert "Traceback" not in daemon.read_log()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
