@@ -76,18 +76,21 @@ class Nursery:
     """The process that forks those of transfers. It ends when none holds the other end of its socket any more."""
 
     def __init__(self, inherited: range = range(0)) -> None:
-        """Begin it.
+        """Begin it. Where there is no room for a process, it is as if it had ended.
 
         Args:
-            inherited: descriptors of this process that it is not to keep open.
+            inherited: descriptors of this process that it is not to keep open; maybe not all of them are there.
         """
         self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with asked:
-            if not os.fork():
+            try:
+                is_nursery = not os.fork()
+            except OSError as error:
+                LOGGER.warning("no process can begin for those of transfers: %s", error.strerror)
+                return
+            if is_nursery:
                 self._asking.close()
-                for descriptor in inherited:
-                    os.close(descriptor)
-                _fork_for_each(asked)
+                _fork_for_each(asked, inherited)
 
     def close(self) -> None:
         """Ask for no more processes."""
@@ -175,9 +178,13 @@ class _Call:
 # ---- in the nursery, and in the processes that it forks
 
 
-def _fork_for_each(asked: socket.socket) -> NoReturn:
+def _fork_for_each(asked: socket.socket, inherited: range) -> NoReturn:
     """Fork a process for each connection that comes, until nobody can send one any more; never returns."""
     try:
+        for descriptor in inherited:
+            if descriptor != asked.fileno():
+                with suppress(OSError):  # whoever started the daemon promised more than there are
+                    os.close(descriptor)
         _settle()
         is_ready = False
         while (received := socket.recv_fds(asked, 1, 1))[0]:

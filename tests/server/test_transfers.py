@@ -1,5 +1,6 @@
 """Transfers, by threads and by processes of their own: what they return and tell, how they end, who outlives whom."""
 
+import errno
 import os
 import signal
 import threading
@@ -63,7 +64,10 @@ def making(request: pytest.FixtureRequest, nursery: Nursery) -> Making:
 def _in_its_place(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let no test of processes be one of threads unseen."""
     yield
-    is_meant = request.function is test_without_its_nursery_a_thread_does_it
+    is_meant = request.function in (
+        test_without_its_nursery_a_thread_does_it,
+        test_where_no_process_can_begin_at_the_start_a_thread_does_it,
+    )
     said = [each.getMessage() for each in caplog.get_records("call")]
     assert any("a thread does it" in each for each in said) == is_meant
 
@@ -245,6 +249,22 @@ def test_without_its_nursery_a_thread_does_it(tmp_path: Path) -> None:
     nursery.close()
     transfers = ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
     assert transfers.run(Telling(1), lambda event: None, Cancellation())["pid"] == os.getpid()
+
+
+def test_where_no_process_can_begin_at_the_start_a_thread_does_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        nursery = Nursery()
+    assert "no process can begin for those of transfers: no room" in caplog.text
+    transfers = ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
+    with closing(nursery):
+        assert transfers.run(Telling(1), lambda event: None, Cancellation())["pid"] == os.getpid()
+
+
+def refuse() -> int:
+    raise BlockingIOError(errno.EAGAIN, "no room")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
