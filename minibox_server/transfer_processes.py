@@ -58,17 +58,23 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @attrs.frozen(kw_only=True)
 class _Ended:
-    """How a transfer ended: with a result, an error of the library, or one that nobody expected, as text."""
+    """How a transfer ended: with a result, an error of the library, or one that nobody expected, as text.
+
+    It has not begun where there was no room for its process.
+    """
 
     result: Mapping[str, object] | None = None
     error: StoreError | None = None
     unexpected: str | None = None
+    no_room: str | None = None
 
     def outcome(self) -> Mapping[str, object]:
         if self.error is not None:
             raise self.error
         if self.unexpected is not None:
             raise RuntimeError(f"in the process of a transfer:\n{self.unexpected}")
+        if self.no_room is not None:
+            raise RequestError(503, f"no process can begin for the transfer: {self.no_room}; ask again")
         return self.result or {}
 
 
@@ -130,8 +136,9 @@ class ProcessTransfers:
             return transfer(self.opener(), on_event, cancellation)
         with closing(connection):
             call = _Call(connection, on_event)
+            call.ask(self.opener, transfer)  # a cancel that came first would be taken for what is asked
             with cancellation.interrupting(call):
-                return call.run(self.opener, transfer)
+                return call.run()
 
 
 class _Call:
@@ -142,9 +149,11 @@ class _Call:
         self._on_event = on_event
         self._sending = threading.Lock()
 
-    def run(self, opener: Opener, transfer: Transfer) -> Mapping[str, object]:
-        failure: BaseException | None = None
+    def ask(self, opener: Opener, transfer: Transfer) -> None:
         self._send((opener, transfer))
+
+    def run(self) -> Mapping[str, object]:
+        failure: BaseException | None = None
         while not isinstance(message := self._receive(), _Ended):
             for event in message if failure is None else ():
                 try:
@@ -192,16 +201,25 @@ def _fork_for_each(asked: socket.socket, inherited: range) -> NoReturn:
                 _read_ahead()
                 is_ready = True
             for descriptor in received[1]:
-                with suppress(OSError):  # the daemon sees that its connection is closed
-                    if not os.fork():
-                        asked.close()
-                        _serve(Connection(descriptor))
-                os.close(descriptor)
+                with Connection(descriptor) as connection:
+                    _fork_for(connection, asked)
     except BaseException:
         LOGGER.exception("the process that begins those of transfers failed")
     finally:
         logging.shutdown()
         os._exit(0)
+
+
+def _fork_for(connection: Connection, asked: socket.socket) -> None:
+    try:
+        is_child = not os.fork()
+    except OSError as error:
+        with suppress(OSError):  # nobody is there any more
+            connection.send(_Ended(no_room=error.strerror))
+        return
+    if is_child:
+        asked.close()
+        _serve(connection)
 
 
 def _settle() -> None:
@@ -234,6 +252,10 @@ def _serve(connection: Connection) -> NoReturn:
         relay = _Relay(connection)
         threading.Thread(target=relay.listen, daemon=True).start()
         relay.end(_end_of(opener, transfer, relay))
+    except EOFError:
+        pass  # nobody is there any more
+    except Exception:
+        LOGGER.exception("the process of a transfer failed")
     finally:
         logging.shutdown()
         os._exit(0)
@@ -275,7 +297,10 @@ class _Relay:
         with self._sending:
             if advanced := self._take_advanced():
                 self._send(advanced)
-            self._send(ended)
+            try:
+                self._send(ended)
+            except Exception:  # noqa: BLE001  # what does not pickle is told as what nobody expected
+                self._send(_Ended(unexpected=traceback.format_exc()))
 
     def listen(self) -> NoReturn:
         """Take what the daemon says, and send what has changed; ends the process when the daemon is gone."""

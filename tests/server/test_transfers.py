@@ -28,6 +28,7 @@ from minibox_store import (
     Digest,
     Event,
     EventListener,
+    InvalidArgument,
     ManifestChosen,
     ManifestUnknown,
     Store,
@@ -92,6 +93,18 @@ class Raising:
 
     def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
         raise ZeroDivisionError("not expected")
+
+
+@attrs.frozen
+class Unspeakable:
+    """What returns, or raises, what cannot be sent to another process."""
+
+    raises: bool
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        if self.raises:
+            raise InvalidArgument("image", threading.Lock(), "is a lock")
+        return {"lock": threading.Lock()}
 
 
 @attrs.frozen
@@ -231,6 +244,25 @@ def test_each_transfer_has_a_process_that_gives_way_and_leaves_nothing(transfers
 def test_an_error_that_nobody_expected_says_where_it_was(transfers: ProcessTransfers) -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError: not expected"):
         transfers.run(Raising(), lambda event: None, Cancellation())
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_end_that_cannot_be_sent_says_so(raises: bool, transfers: ProcessTransfers) -> None:
+    with pytest.raises(RuntimeError, match="cannot pickle"):
+        transfers.run(Unspeakable(raises), lambda event: None, Cancellation())
+
+
+def test_where_there_is_no_room_for_a_process_the_client_is_told_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fork, begun = os.fork, os.getpid()
+    monkeypatch.setattr(os, "fork", lambda: fork() if os.getpid() == begun else refuse())
+    with closing(Nursery()) as nursery:
+        transfers = ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
+        for _ in range(2):
+            with pytest.raises(RequestError, match="no process can begin for the transfer: no room") as caught:
+                transfers.run(Telling(1), lambda event: None, Cancellation())
+            assert caught.value.status == 503
 
 
 def test_a_process_that_something_ended_is_told_and_the_next_one_begins(transfers: ProcessTransfers) -> None:
