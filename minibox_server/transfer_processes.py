@@ -56,7 +56,7 @@ _NICENESS = 5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class _Ended:
     """How a transfer ended: with a result, an error of the library, or one that nobody expected, as text.
 
@@ -70,7 +70,10 @@ class _Ended:
 
     def outcome(self) -> Mapping[str, object]:
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                self.error = None  # this is in its traceback, and it would wait for the collector
         if self.unexpected is not None:
             raise RuntimeError(f"in the process of a transfer:\n{self.unexpected}")
         if self.no_room is not None:
@@ -134,8 +137,7 @@ class ProcessTransfers:
             # Those who look wait longer then, and nobody is refused anything.
             LOGGER.warning("no process can begin for a transfer, a thread does it: %s", error.strerror)
             return transfer(self.opener(), on_event, cancellation)
-        with closing(connection):
-            call = _Call(connection, on_event)
+        with closing(_Call(connection, on_event)) as call:
             call.ask(self.opener, transfer)  # a cancel that came first would be taken for what is asked
             with cancellation.interrupting(call):
                 return call.run()
@@ -153,23 +155,28 @@ class _Call:
         self._send((opener, transfer))
 
     def run(self) -> Mapping[str, object]:
-        failure: BaseException | None = None
+        # In a list: an error that a frame of its own traceback has a name for waits for the collector.
+        failure: list[BaseException] = []
         while not isinstance(message := self._receive(), _Ended):
-            for event in message if failure is None else ():
+            for event in () if failure else message:
                 try:
                     self._on_event(event)
                 except BaseException as error:  # noqa: BLE001  # it is raised as soon as the transfer has ended
-                    failure = error
+                    failure.append(error)
                     self.interrupt()
                     break
                 if isinstance(event, ManifestChosen):
                     self._send(_GO)
-        if failure is not None:
-            raise failure
+        if failure:
+            raise failure.pop()
         return message.outcome()
 
     def interrupt(self) -> None:
         self._send(_CANCEL)
+
+    def close(self) -> None:
+        with self._sending:  # a cancel that comes late finds it closed, and never another file under its number
+            self._connection.close()
 
     def _send(self, message: object) -> None:
         # Who is gone does not read it, and that is found out where the answer is read.
@@ -285,6 +292,7 @@ class _Relay:
         """Take an event; from any thread."""
         with self._sending:
             if isinstance(event, BlobAdvanced | UnpackAdvanced):
+                self._advanced.pop((type(event), event.digest), None)  # what is told last is true of the whole
                 self._advanced[type(event), event.digest] = event
                 return
             self._send([*self._take_advanced(), event])
