@@ -53,6 +53,7 @@ _CANCEL: _Word = "cancel"
 _TICK_SECONDS = 0.1
 # Bytes that move can wait for a millisecond; who asks for a list should not.
 _NICENESS = 5
+_RETRY_SECONDS = "5"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -77,8 +78,12 @@ class _Ended:
         if self.unexpected is not None:
             raise RuntimeError(f"in the process of a transfer:\n{self.unexpected}")
         if self.no_room is not None:
-            raise RequestError(503, f"no process can begin for the transfer: {self.no_room}; ask again")
+            raise _ask_again(f"no process can begin for the transfer: {self.no_room}")
         return self.result or {}
+
+
+def _ask_again(problem: str) -> RequestError:
+    return RequestError(503, f"{problem}; ask again", {"Retry-After": _RETRY_SECONDS})
 
 
 class Nursery:
@@ -187,7 +192,7 @@ class _Call:
         try:
             message: list[Event] | _Ended = self._connection.recv()
         except (EOFError, OSError):
-            raise RequestError(503, "the process of the transfer was ended by something; ask again") from None
+            raise _ask_again("the process of the transfer was ended by something") from None
         return message
 
 

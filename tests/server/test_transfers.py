@@ -356,7 +356,7 @@ def test_where_there_is_no_room_for_a_process_the_client_is_told_why(
         for _ in range(2):
             with pytest.raises(RequestError, match="no process can begin for the transfer: no room") as caught:
                 transfers.run(Telling(1), lambda event: None, Cancellation())
-            assert caught.value.status == 503
+            assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
 
 
 def test_a_process_that_something_ended_is_told_and_the_next_one_begins(transfers: ProcessTransfers) -> None:
@@ -366,7 +366,7 @@ def test_a_process_that_something_ended_is_told_and_the_next_one_begins(transfer
 
     with pytest.raises(RequestError, match="was ended by something") as caught:
         transfers.run(Waiting(), kill, Cancellation())
-    assert caught.value.status == 503
+    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
     assert transfers.run(Telling(1), lambda event: None, Cancellation())["pid"]
 
 
