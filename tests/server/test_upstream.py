@@ -285,6 +285,9 @@ def test_a_client_that_goes_ends_no_fetch_that_another_one_waits_for(
 
     upstream.expect("GET", blob_target("team/app", layer), slowly)
     client = DistributionClient(host=running.host)
+    # The first process of a daemon reads all of the library first, which takes longer than the impatient one waits.
+    serve_image(upstream, "team/first", "1", OTHER)
+    assert client.get("/v2/team/first/manifests/1").status == 200
     with ThreadPoolExecutor(2) as pool:
         impatient = pool.submit(client.get_for, "/v2/team/app/manifests/1", 2.0)
         assert arrived.wait(20)
