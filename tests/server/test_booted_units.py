@@ -106,13 +106,13 @@ def test_it_is_active_when_it_is_ready_and_stops_in_time(machine: Machine) -> No
     assert machine.ask("GET", "/images", Authorization=f"Bearer {TOKEN}") == (200, "[]")
     assert machine.ask("GET", "/images") == (401, "Unauthorized\n")
     assert (machine.show("ActiveState"), machine.show("Type")) == ("active", "notify")
-    # The first one, which has told, and its two processes.
+    # The first one, which has told, that which begins transfers, and the two that serve.
     group = machine.root / "sys/fs/cgroup" / machine.show("ControlGroup").lstrip("/")
-    assert len((group / "cgroup.procs").read_text().split()) == 3
-    # One of them that dies is replaced, and the service is the same.
+    assert len((group / "cgroup.procs").read_text().split()) == 4
+    # One that serves and dies is replaced, and the service is the same.
     first = machine.show("MainPID")
     children = (machine.root / f"proc/{first}/task/{first}/children").read_text().split()
-    machine.run("kill", "-KILL", children[0])
+    machine.run("kill", "-KILL", children[-1])
     machine.wait_until_it_says("another begins", *_JOURNAL)
     assert machine.ask("GET", "/ping", Authorization=f"Bearer {TOKEN}")[0] == 200
     assert (machine.show("MainPID"), machine.show("NRestarts")) == (first, "0")
