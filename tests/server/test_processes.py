@@ -35,7 +35,15 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def children_of(daemon: Daemon) -> set[int]:
-    return children(daemon.process.pid)
+    """Return the processes that serve; that which begins transfers leads a session of its own."""
+    return {pid for pid in children(daemon.process.pid) if session_of(pid) != pid}
+
+
+def session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def children(pid: int) -> set[int]:
