@@ -53,41 +53,58 @@ _CANCEL: _Word = "cancel"
 _TICK_SECONDS = 0.1
 # Bytes that move can wait for a millisecond; who asks for a list should not.
 _NICENESS = 5
+_RETRY_SECONDS = "5"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class _Ended:
-    """How a transfer ended: with a result, an error of the library, or one that nobody expected, as text."""
+    """How a transfer ended: with a result, an error of the library, or one that nobody expected, as text.
+
+    It has not begun where there was no room for its process.
+    """
 
     result: Mapping[str, object] | None = None
     error: StoreError | None = None
     unexpected: str | None = None
+    no_room: str | None = None
 
     def outcome(self) -> Mapping[str, object]:
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                self.error = None  # this is in its traceback, and it would wait for the collector
         if self.unexpected is not None:
             raise RuntimeError(f"in the process of a transfer:\n{self.unexpected}")
+        if self.no_room is not None:
+            raise _ask_again(f"no process can begin for the transfer: {self.no_room}")
         return self.result or {}
+
+
+def _ask_again(problem: str) -> RequestError:
+    return RequestError(503, f"{problem}; ask again", {"Retry-After": _RETRY_SECONDS})
 
 
 class Nursery:
     """The process that forks those of transfers. It ends when none holds the other end of its socket any more."""
 
     def __init__(self, inherited: range = range(0)) -> None:
-        """Begin it.
+        """Begin it. Where there is no room for a process, it is as if it had ended.
 
         Args:
-            inherited: descriptors of this process that it is not to keep open.
+            inherited: descriptors of this process that it is not to keep open; maybe not all of them are there.
         """
         self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with asked:
-            if not os.fork():
+            try:
+                is_nursery = not os.fork()
+            except OSError as error:
+                LOGGER.warning("no process can begin for those of transfers: %s", error.strerror)
+                return
+            if is_nursery:
                 self._asking.close()
-                for descriptor in inherited:
-                    os.close(descriptor)
-                _fork_for_each(asked)
+                _fork_for_each(asked, inherited)
 
     def close(self) -> None:
         """Ask for no more processes."""
@@ -125,10 +142,10 @@ class ProcessTransfers:
             # Those who look wait longer then, and nobody is refused anything.
             LOGGER.warning("no process can begin for a transfer, a thread does it: %s", error.strerror)
             return transfer(self.opener(), on_event, cancellation)
-        with closing(connection):
-            call = _Call(connection, on_event)
+        with closing(_Call(connection, on_event)) as call:
+            call.ask(self.opener, transfer)  # a cancel that came first would be taken for what is asked
             with cancellation.interrupting(call):
-                return call.run(self.opener, transfer)
+                return call.run()
 
 
 class _Call:
@@ -139,25 +156,32 @@ class _Call:
         self._on_event = on_event
         self._sending = threading.Lock()
 
-    def run(self, opener: Opener, transfer: Transfer) -> Mapping[str, object]:
-        failure: BaseException | None = None
+    def ask(self, opener: Opener, transfer: Transfer) -> None:
         self._send((opener, transfer))
+
+    def run(self) -> Mapping[str, object]:
+        # In a list: an error that a frame of its own traceback has a name for waits for the collector.
+        failure: list[BaseException] = []
         while not isinstance(message := self._receive(), _Ended):
-            for event in message if failure is None else ():
+            for event in () if failure else message:
                 try:
                     self._on_event(event)
                 except BaseException as error:  # noqa: BLE001  # it is raised as soon as the transfer has ended
-                    failure = error
+                    failure.append(error)
                     self.interrupt()
                     break
                 if isinstance(event, ManifestChosen):
                     self._send(_GO)
-        if failure is not None:
-            raise failure
+        if failure:
+            raise failure.pop()
         return message.outcome()
 
     def interrupt(self) -> None:
         self._send(_CANCEL)
+
+    def close(self) -> None:
+        with self._sending:  # a cancel that comes late finds it closed, and never another file under its number
+            self._connection.close()
 
     def _send(self, message: object) -> None:
         # Who is gone does not read it, and that is found out where the answer is read.
@@ -168,16 +192,20 @@ class _Call:
         try:
             message: list[Event] | _Ended = self._connection.recv()
         except (EOFError, OSError):
-            raise RequestError(503, "the process of the transfer was ended by something; ask again") from None
+            raise _ask_again("the process of the transfer was ended by something") from None
         return message
 
 
 # ---- in the nursery, and in the processes that it forks
 
 
-def _fork_for_each(asked: socket.socket) -> NoReturn:
+def _fork_for_each(asked: socket.socket, inherited: range) -> NoReturn:
     """Fork a process for each connection that comes, until nobody can send one any more; never returns."""
     try:
+        for descriptor in inherited:
+            if descriptor != asked.fileno():
+                with suppress(OSError):  # whoever started the daemon promised more than there are
+                    os.close(descriptor)
         _settle()
         is_ready = False
         while (received := socket.recv_fds(asked, 1, 1))[0]:
@@ -185,16 +213,25 @@ def _fork_for_each(asked: socket.socket) -> NoReturn:
                 _read_ahead()
                 is_ready = True
             for descriptor in received[1]:
-                with suppress(OSError):  # the daemon sees that its connection is closed
-                    if not os.fork():
-                        asked.close()
-                        _serve(Connection(descriptor))
-                os.close(descriptor)
+                with Connection(descriptor) as connection:
+                    _fork_for(connection, asked)
     except BaseException:
         LOGGER.exception("the process that begins those of transfers failed")
     finally:
         logging.shutdown()
         os._exit(0)
+
+
+def _fork_for(connection: Connection, asked: socket.socket) -> None:
+    try:
+        is_child = not os.fork()
+    except OSError as error:
+        with suppress(OSError):  # nobody is there any more
+            connection.send(_Ended(no_room=error.strerror))
+        return
+    if is_child:
+        asked.close()
+        _serve(connection)
 
 
 def _settle() -> None:
@@ -227,6 +264,10 @@ def _serve(connection: Connection) -> NoReturn:
         relay = _Relay(connection)
         threading.Thread(target=relay.listen, daemon=True).start()
         relay.end(_end_of(opener, transfer, relay))
+    except EOFError:
+        pass  # nobody is there any more
+    except Exception:
+        LOGGER.exception("the process of a transfer failed")
     finally:
         logging.shutdown()
         os._exit(0)
@@ -256,6 +297,7 @@ class _Relay:
         """Take an event; from any thread."""
         with self._sending:
             if isinstance(event, BlobAdvanced | UnpackAdvanced):
+                self._advanced.pop((type(event), event.digest), None)  # what is told last is true of the whole
                 self._advanced[type(event), event.digest] = event
                 return
             self._send([*self._take_advanced(), event])
@@ -268,7 +310,10 @@ class _Relay:
         with self._sending:
             if advanced := self._take_advanced():
                 self._send(advanced)
-            self._send(ended)
+            try:
+                self._send(ended)
+            except Exception:  # noqa: BLE001  # what does not pickle is told as what nobody expected
+                self._send(_Ended(unexpected=traceback.format_exc()))
 
     def listen(self) -> NoReturn:
         """Take what the daemon says, and send what has changed; ends the process when the daemon is gone."""

@@ -39,23 +39,37 @@ from minibox_store import (
 
 @attrs.frozen
 class Fetch:
-    """The fetch of a manifest or index by its reference, or of what an image here names: a manifest, or a lost blob.
-
-    Attributes:
-        name: the reference, or the image's name.
-        part: the digest of what the image names.
-    """
+    """The fetch of a manifest or index by its reference."""
 
     name: str
-    part: Digest | None = None
 
     def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
         """Do it."""
-        if self.part is None:
-            store.fetch(self.name, on_event=on_event, cancellation=cancellation)
-        else:
-            store.fetch_part(self.name, self.part, on_event=on_event, cancellation=cancellation)
+        store.fetch(self.name, on_event=on_event, cancellation=cancellation)
         return {}
+
+
+@attrs.frozen
+class FetchPart:
+    """The fetch of what an image here names: a manifest, or a lost blob.
+
+    Attributes:
+        names: of the images of which one may name it; they are asked one after another, in one transfer.
+        digest: its digest.
+    """
+
+    names: tuple[str, ...]
+    digest: Digest
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        """Do it."""
+        for name in self.names:
+            try:
+                store.fetch_part(name, self.digest, on_event=on_event, cancellation=cancellation)
+            except (BlobNotFound, ImageNotFound):
+                continue  # not of this image; or that one has gone meanwhile
+            return {}
+        raise BlobNotFound(str(self.digest))
 
 
 class Upstream:
@@ -126,12 +140,13 @@ class Upstream:
         self, wanted: Reference, is_manifest: bool, on_event: EventListener, cancellation: Cancellation
     ) -> None:
         if wanted.digest is not None:
-            for name in self._names_of(wanted, wanted.digest):
-                try:
-                    self._transfers.run(Fetch(name, wanted.digest), on_event, cancellation)
-                except (BlobNotFound, ImageNotFound):
-                    continue  # not of this image; or that one has gone meanwhile
-                return
+            names = self._names_of(wanted, wanted.digest)
+            try:
+                if names:
+                    self._transfers.run(FetchPart(tuple(names), wanted.digest), on_event, cancellation)
+                    return
+            except BlobNotFound:
+                pass  # none of them names it
             if not is_manifest:
                 raise BlobNotFound(str(wanted.digest))
         self._transfers.run(Fetch(str(wanted)), on_event, cancellation)

@@ -350,6 +350,17 @@ def test_what_is_given_and_does_not_listen_is_named(tmp_path: Path, place: str, 
     assert f"descriptor 3, of LISTEN_FDS, is {named}" in output
 
 
+@pytest.mark.parametrize("promised", [2, 3, 9])
+def test_of_sockets_that_are_promised_and_not_given_the_first_is_named(promised: int, tmp_path: Path) -> None:
+    more = _GIVE_SOCKETS.replace("str(len(given))", repr(str(promised)))
+    command = [sys.executable, "-c", more, "tcp:127.0.0.1:0"]
+    status, output = run_daemon_to_its_end(tmp_path, environment={}, command=command)
+    time.sleep(0.2)  # a process that it has begun would say what it has to say
+    assert (status, read_log(tmp_path / "daemon.log")) == (2, output)
+    assert output.count("\n") == 1
+    assert "descriptor 4, of LISTEN_FDS, is no socket" in output
+
+
 def test_s20_an_abstract_socket_is_not_served(tmp_path: Path) -> None:
     name = f"minibox-test-{os.getpid()}"
     status, output = run_daemon_to_its_end(tmp_path, environment={}, command=given(f"unix:@{name}"))

@@ -1,14 +1,18 @@
 """Transfers, by threads and by processes of their own: what they return and tell, how they end, who outlives whom."""
 
+import errno
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import attrs
@@ -27,8 +31,11 @@ from minibox_store import (
     Digest,
     Event,
     EventListener,
+    ImageNotFound,
+    InvalidArgument,
     ManifestChosen,
     ManifestUnknown,
+    RegisteringName,
     Store,
     UnpackAdvanced,
 )
@@ -63,7 +70,10 @@ def making(request: pytest.FixtureRequest, nursery: Nursery) -> Making:
 def _in_its_place(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let no test of processes be one of threads unseen."""
     yield
-    is_meant = request.function is test_without_its_nursery_a_thread_does_it
+    is_meant = request.function in (
+        test_without_its_nursery_a_thread_does_it,
+        test_where_no_process_can_begin_at_the_start_a_thread_does_it,
+    )
     said = [each.getMessage() for each in caplog.get_records("call")]
     assert any("a thread does it" in each for each in said) == is_meant
 
@@ -91,6 +101,27 @@ class Raising:
 
 
 @attrs.frozen
+class Refused:
+    """What tells something, and fails."""
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        on_event(RegisteringName(name="app:1"))
+        raise ImageNotFound("app:1")
+
+
+@attrs.frozen
+class Unspeakable:
+    """What returns, or raises, what cannot be sent to another process."""
+
+    raises: bool
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        if self.raises:
+            raise InvalidArgument("image", threading.Lock(), "is a lock")
+        return {"lock": threading.Lock()}
+
+
+@attrs.frozen
 class Telling:
     """What tells in which process it is, and then so many steps, as fast as it can."""
 
@@ -101,6 +132,21 @@ class Telling:
         for step in range(1, self.steps + 1):
             on_event(BlobAdvanced(digest=digest, done_bytes=step, size_bytes=self.steps))
         return {"pid": os.getpid(), "niceness": os.nice(0)}
+
+
+@attrs.frozen
+class TellingOfTwo:
+    """What tells of two layers by turns, how far each is and how far all is."""
+
+    def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        for step in range(1, 4):
+            on_event(
+                UnpackAdvanced(
+                    digest=Digest.parse(digest_of(b"2" if step == 2 else b"1")),
+                    **dict.fromkeys(("done_bytes", "size_bytes", "all_done_bytes", "all_bytes"), step),
+                )
+            )
+        return {}
 
 
 @attrs.frozen
@@ -145,6 +191,33 @@ def test_what_bytes_become_is_told_in_order_and_to_the_end(making: Making, tmp_p
     steps = [each.done_bytes for each in told if isinstance(each, BlobAdvanced)]
     assert steps == sorted(steps)
     assert steps[-1] == 5000
+
+
+def test_what_is_told_last_is_what_is_true_of_the_whole(making: Making, tmp_path: Path) -> None:
+    told: list[Event] = []
+    making(tmp_path / "data").run(TellingOfTwo(), told.append, Cancellation())
+    steps = [each.all_done_bytes for each in told if isinstance(each, UnpackAdvanced)]
+    assert steps == sorted(steps)
+    assert steps[-1] == 3
+
+
+@pytest.mark.parametrize("is_listener", [False, True])
+def test_no_error_waits_for_the_collector(is_listener: bool, making: Making, tmp_path: Path) -> None:
+    def on_event(event: Event) -> None:
+        if is_listener:
+            raise Cancelled
+
+    transfers, kept = making(tmp_path / "data"), []
+    gc.disable()
+    try:
+        for _ in range(2):
+            try:
+                transfers.run(Refused(), on_event, Cancellation())
+            except (Cancelled, ImageNotFound) as error:
+                kept.append(weakref.ref(error))
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_the_library_comes_as_it_is(making: Making, registry: ScriptedRegistry, tmp_path: Path) -> None:
@@ -212,6 +285,44 @@ def transfers(nursery: Nursery, tmp_path: Path) -> ProcessTransfers:
     return ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
 
 
+class SlowConnection(Connection):
+    """One whose cancel takes its time."""
+
+    def _send(self, buf: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
+        if b"cancel" in buf:
+            time.sleep(0.5)
+        super()._send(buf, write)  # type: ignore[misc]
+
+
+@attrs.frozen
+class SlowNursery:
+    """A nursery of which each connection is slow."""
+
+    nursery: Nursery
+
+    def connect(self) -> Connection:
+        connection = self.nursery.connect()
+        return SlowConnection(os.dup(connection.fileno()))
+
+
+def test_a_cancel_that_comes_with_the_end_finds_nothing_else_under_the_number_of_its_file(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    transfers = ProcessTransfers(SlowNursery(nursery), partial(Store, tmp_path / "data"))  # type: ignore[arg-type]
+    cancellation = Cancellation()
+    with ThreadPoolExecutor(1) as pool:
+        cancelling: list[Future[None]] = []
+
+        def on_event(event: Event) -> None:
+            cancelling.append(pool.submit(cancellation.cancel))
+            time.sleep(0.1)
+
+        with suppress(Cancelled):
+            transfers.run(Telling(1), on_event, cancellation)
+        [cancelled] = cancelling
+        assert cancelled.exception(SECONDS) is None
+
+
 def test_each_transfer_has_a_process_that_gives_way_and_leaves_nothing(transfers: ProcessTransfers) -> None:
     before = os.listdir("/proc/self/fd")
     with ThreadPoolExecutor(8) as pool:
@@ -229,6 +340,25 @@ def test_an_error_that_nobody_expected_says_where_it_was(transfers: ProcessTrans
         transfers.run(Raising(), lambda event: None, Cancellation())
 
 
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_end_that_cannot_be_sent_says_so(raises: bool, transfers: ProcessTransfers) -> None:
+    with pytest.raises(RuntimeError, match="cannot pickle"):
+        transfers.run(Unspeakable(raises), lambda event: None, Cancellation())
+
+
+def test_where_there_is_no_room_for_a_process_the_client_is_told_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fork, begun = os.fork, os.getpid()
+    monkeypatch.setattr(os, "fork", lambda: fork() if os.getpid() == begun else refuse())
+    with closing(Nursery()) as nursery:
+        transfers = ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
+        for _ in range(2):
+            with pytest.raises(RequestError, match="no process can begin for the transfer: no room") as caught:
+                transfers.run(Telling(1), lambda event: None, Cancellation())
+            assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
+
+
 def test_a_process_that_something_ended_is_told_and_the_next_one_begins(transfers: ProcessTransfers) -> None:
     def kill(event: Event) -> None:
         assert isinstance(event, BlobAdvanced)
@@ -236,7 +366,7 @@ def test_a_process_that_something_ended_is_told_and_the_next_one_begins(transfer
 
     with pytest.raises(RequestError, match="was ended by something") as caught:
         transfers.run(Waiting(), kill, Cancellation())
-    assert caught.value.status == 503
+    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
     assert transfers.run(Telling(1), lambda event: None, Cancellation())["pid"]
 
 
@@ -245,6 +375,22 @@ def test_without_its_nursery_a_thread_does_it(tmp_path: Path) -> None:
     nursery.close()
     transfers = ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
     assert transfers.run(Telling(1), lambda event: None, Cancellation())["pid"] == os.getpid()
+
+
+def test_where_no_process_can_begin_at_the_start_a_thread_does_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        nursery = Nursery()
+    assert "no process can begin for those of transfers: no room" in caplog.text
+    transfers = ProcessTransfers(nursery, partial(Store, tmp_path / "data", durability="none"))
+    with closing(nursery):
+        assert transfers.run(Telling(1), lambda event: None, Cancellation())["pid"] == os.getpid()
+
+
+def refuse() -> int:
+    raise BlockingIOError(errno.EAGAIN, "no room")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -3,14 +3,19 @@
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
 import pytest
+from starlette.testclient import TestClient
 
-from minibox_server.settings import SettingsError, parse_settings
-from tests.server.clients import client_of, code_of
+from minibox_server.app import create_app
+from minibox_server.settings import Settings, SettingsError, parse_settings
+from minibox_server.transfers import ThreadTransfers, Transfer
+from minibox_store import Cancellation, EventListener, Store
+from tests.server.clients import BASE_URL, client_of, code_of
 from tests.support.answers import Answer, Request, basic_credentials
 from tests.support.builders import opening_builder
 from tests.support.daemon import Daemon, running_daemon
@@ -171,6 +176,33 @@ def test_no_image_is_read_again_for_a_blob_that_none_names(tmp_path: Path, upstr
     assert upstream.requests == []
 
 
+@attrs.frozen
+class CountedTransfers:
+    """Transfers in the thread that asks for them, each of which is noted."""
+
+    store: Store
+    begun: list[Transfer] = attrs.field(factory=list)
+
+    def run(self, transfer: Transfer, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        self.begun.append(transfer)
+        return ThreadTransfers(self.store).run(transfer, on_event, cancellation)
+
+
+def test_however_many_images_a_repository_has_one_transfer_looks_for_who_names_a_manifest(
+    tmp_path: Path, upstream: ScriptedRegistry
+) -> None:
+    names = {f"{upstream.host}/team/app:{number}": build_image(salt=str(number)) for number in range(5)}
+    write_layout(tmp_path / "data", names)
+    serve_image(upstream, "team/app", "z", INDEX, at_most=1)
+    transfers = CountedTransfers(Store(tmp_path / "data"))
+    settings = Settings(data_root=str(tmp_path / "data"), upstream=upstream.host)
+    client = TestClient(create_app(settings, store=transfers.store, transfers=transfers), base_url=BASE_URL)
+    for name in ("z", AMD64.digest):
+        transfers.begun.clear()
+        assert client.get(f"/v2/team/app/manifests/{name}").status_code == 200
+        assert len(transfers.begun) == 1
+
+
 def test_what_the_upstream_has_not_is_not_found(root: Path, upstream: ScriptedRegistry) -> None:
     for name in ("2", ABSENT):
         body = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no"}]}
@@ -285,6 +317,9 @@ def test_a_client_that_goes_ends_no_fetch_that_another_one_waits_for(
 
     upstream.expect("GET", blob_target("team/app", layer), slowly)
     client = DistributionClient(host=running.host)
+    # The first process of a daemon reads all of the library first, which takes longer than the impatient one waits.
+    serve_image(upstream, "team/first", "1", OTHER)
+    assert client.get("/v2/team/first/manifests/1").status == 200
     with ThreadPoolExecutor(2) as pool:
         impatient = pool.submit(client.get_for, "/v2/team/app/manifests/1", 2.0)
         assert arrived.wait(20)
