@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from minibox_store import BlobNotFound, Descriptor, Digest, Limits, LocalRepository, StillNeeded, Store
 from minibox_store._locks import holding_lock
+from minibox_store.layout.pushed import PinnedBlobs
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, build_image, build_index, random_layer
 from tests.support.invariants import check_invariants, stored
 from tests.support.os_proxy import Gate, replaced_os
-from tests.support.pushes import HOUR_SECONDS, make_old, manifest_over, pins_in, push_blob, push_image
+from tests.support.pushes import DAY_SECONDS, HOUR_SECONDS, make_old, manifest_over, pins_in, push_blob, push_image
 from tests.support.stores import blob, mounted, open_layout, open_store, put, remount, require_root
 
 CONTENT = b"what several clients push"
@@ -513,3 +514,49 @@ def test_each_manifest_is_taken_whatever_comes_in_between_and_in_the_end_nothing
         make_old(*asked_in(root), seconds=HOUR_SECONDS + MINUTE_SECONDS)
         assert prune(root) == set()
         assert pins_in(root) == []
+
+
+# ---- asking again and again which blobs are pinned
+
+PIN_NAMES = [f"sha256-{number:064x}{ending}" for number in range(3) for ending in ("", ".asked")]
+STEPS = st.tuples(
+    st.sampled_from(["push", "ask", "take", "age", "look"]), st.sampled_from(PIN_NAMES), st.sampled_from("ab")
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(STEPS, max_size=14))
+def test_who_asks_again_sees_each_blob_that_is_pinned_and_none_whose_pin_is_gone(
+    steps: list[tuple[str, str, str]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        layout = open_layout(Path(folder) / "store")
+        layout.prepare()
+        remembering = PinnedBlobs(layout.paths, layout.limits)
+        for doing, name, repository in [*steps, ("look", "", "")]:
+            path = Path(layout.paths.pushed_to(repository or "a")) / name
+            if doing in ("push", "ask"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("line\n")
+            elif doing == "take":
+                path.unlink(missing_ok=True)
+            elif doing == "age" and path.exists():
+                make_old(path, seconds=2 * DAY_SECONDS)
+            elif doing == "look":
+                there = {
+                    each.name.removesuffix(".asked").removeprefix("sha256-")
+                    for each in pins_in(Path(layout.paths.root))
+                }
+                seen = set(remembering.read())
+                assert set(PinnedBlobs(layout.paths, layout.limits).read()) <= seen <= there
+
+
+def test_who_asks_again_looks_at_no_pin_that_was_young(root: Path, first: LocalRepository) -> None:
+    push_blob(first, CONTENT)
+    layout = open_layout(root)
+    pinned = PinnedBlobs(layout.paths, layout.limits)
+    [pin] = pins_in(root)
+    assert set(pinned.read()) == {DIGEST.hex}
+    make_old(pin, seconds=2 * DAY_SECONDS)  # it cannot become old in the time of a collection
+    assert set(pinned.read()) == {DIGEST.hex}
+    assert PinnedBlobs(layout.paths, layout.limits).read() == {}

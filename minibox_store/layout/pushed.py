@@ -159,22 +159,58 @@ def iter_pushed(paths: LayoutPaths, limits: Limits) -> Iterator[Pin]:
 
     What was asked for is kept as long as its repository is being pushed to: whoever was told of it sends the rest.
     """
-    now_seconds = time.time()
     grown = _uploads_grown(paths)
-    for folder in _entries(paths.pushed):
-        if folder.is_dir(follow_symlinks=False):
-            times = dict(_times_in(folder.path))
-            pushed = (seconds for name, seconds in times.items() if not name.endswith(_ASKED))
-            active_seconds = max(pushed, default=0.0)
-            active_seconds = max(active_seconds, grown.get(folder.name, 0.0))
-            for name, seconds in times.items():
-                digest = pinned_digest(name.removesuffix(_ASKED))
-                if digest is not None:
-                    is_young, limit_seconds = now_seconds - seconds <= limits.pushed_seconds, limits.pushed_seconds
-                    if name.endswith(_ASKED):
-                        limit_seconds = min(limit_seconds, limits.asked_seconds)
-                        is_young &= now_seconds - max(seconds, active_seconds) <= limit_seconds
-                    yield Pin(os.path.join(folder.path, name), digest, is_young, limit_seconds)
+    for folder in _folders(paths):
+        yield from _pins_in(folder.path, grown.get(folder.name, 0.0), limits)
+
+
+class PinnedBlobs:
+    """Which blobs are pinned, for whoever asks again and again, and must not look at each pin each time.
+
+    A pin that was found young counts as long as it is there. So where a folder has the same names again, and all were
+    young, nothing has to be looked at: a pin that is renewed was young, and one that comes has a new name.
+    """
+
+    def __init__(self, paths: LayoutPaths, limits: Limits) -> None:
+        self._paths = paths
+        self._limits = limits
+        self._known: dict[str, tuple[frozenset[str], dict[str, Digest]]] = {}
+
+    def read(self) -> dict[str, Digest]:
+        """Return the blobs that are pinned now, by what their files are called."""
+        found: dict[str, Digest] = {}
+        grown: dict[str, float] | None = None
+        for folder in _folders(self._paths):
+            names = frozenset(entry.name for entry in _entries(folder.path))
+            known, pinned = self._known.get(folder.name, (None, {}))
+            if names != known:
+                grown = _uploads_grown(self._paths) if grown is None else grown
+                pins = list(_pins_in(folder.path, grown.get(folder.name, 0.0), self._limits))
+                pinned = {pin.digest.hex: pin.digest for pin in pins if pin.is_young}
+                if all(pin.is_young for pin in pins):
+                    self._known[folder.name] = names, pinned
+            found.update(pinned)
+        return found
+
+
+def _folders(paths: LayoutPaths) -> Iterator[os.DirEntry[str]]:
+    return (entry for entry in _entries(paths.pushed) if entry.is_dir(follow_symlinks=False))
+
+
+def _pins_in(folder: str, grown_seconds: float, limits: Limits) -> Iterator[Pin]:
+    """Yield the pins in the folder of a repository, to which an upload has grown last at this time."""
+    now_seconds = time.time()
+    times = dict(_times_in(folder))
+    pushed = (seconds for name, seconds in times.items() if not name.endswith(_ASKED))
+    active_seconds = max(max(pushed, default=0.0), grown_seconds)
+    for name, seconds in times.items():
+        digest = pinned_digest(name.removesuffix(_ASKED))
+        if digest is not None:
+            is_young, limit_seconds = now_seconds - seconds <= limits.pushed_seconds, limits.pushed_seconds
+            if name.endswith(_ASKED):
+                limit_seconds = min(limit_seconds, limits.asked_seconds)
+                is_young &= now_seconds - max(seconds, active_seconds) <= limit_seconds
+            yield Pin(os.path.join(folder, name), digest, is_young, limit_seconds)
 
 
 def _uploads_grown(paths: LayoutPaths) -> dict[str, float]:

@@ -22,6 +22,7 @@ from minibox_store.layout.leftovers import Broom
 from minibox_store.layout.marking import Marking
 from minibox_store.layout.needs import Needs
 from minibox_store.layout.pins import live_pins
+from minibox_store.layout.pushed import PinnedBlobs
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import names_of, without_referrers
 from minibox_store.removals import PruneReport, Removal
@@ -60,6 +61,7 @@ class Sweep:
         self.watch = watch
         self._youth = Youth(layout.paths.root, keep_newer_than_seconds)
         self._marking = Marking(layout, watch)
+        self._pinned = PinnedBlobs(layout.paths, layout.limits)
         self._sweep_trees = sweep_trees
         self._durable_index: LayoutIndex | None = None
         self._ledger = Ledger(dry_run=dry_run, watch=watch)
@@ -185,7 +187,7 @@ class Sweep:
     def _sweep_blobs(self, plan: Sequence[Removal]) -> None:
         if self.dry_run:
             self._removed.extend(map(_removal_of, self._marking.dead_referrers))
-            pins = live_pins(self._layout)
+            pins = live_pins(self._layout, self._pinned)
             plan = [removal for removal in plan if file_name(removal.path) not in pins]
             self._removed.extend(removal for removal in plan if not self._is_new(removal))
             return
@@ -203,7 +205,7 @@ class Sweep:
             if self._durable_index is not self._marking.marked:
                 self._layout.sync_index()
                 self._durable_index = self._marking.marked
-            live_names, pins = self._marking.live_names, live_pins(self._layout)
+            live_names, pins = self._marking.live_names, live_pins(self._layout, self._pinned)
             spares_new = self._youth.keep_newer_than_seconds > 0
             if live_names is planned_by and not pins and not spares_new:
                 self._remove(batch)  # what was not alive in the plan is not alive now
