@@ -30,10 +30,12 @@ class Measure(Value):
     Attributes:
         size_bytes: what its removal gives back: a file that has a name outside of the tree as well gives nothing.
         changed_seconds: when anything in it changed last, in seconds since 1970; None where not all could be seen.
+        problem: why the folder that it lies in could not even be opened, so that nothing can be removed from that.
     """
 
     size_bytes: int
     changed_seconds: float | None
+    problem: str | None = None
 
 
 def mount_of(descriptor: int) -> int:
@@ -110,6 +112,7 @@ def measure_tree(path: str, *, dir_fd: int | None = None) -> Measure:
     scales = _Scales()
     try:
         with _opened(os.path.dirname(path) or ".", dir_fd) as parent:
+            scales.problem = None
             name = os.path.basename(path)
             scales.add(os.stat(name, dir_fd=parent, follow_symlinks=False))
             if not scales.is_directory:
@@ -126,8 +129,9 @@ def measure_tree(path: str, *, dir_fd: int | None = None) -> Measure:
                     pending.pop()
                     if pending:
                         descent.up()
-    except OSError:
+    except OSError as error:
         scales.saw_all = False
+        scales.note(error)
     return scales.measure()
 
 
@@ -231,9 +235,15 @@ class _Scales:
     def __init__(self) -> None:
         self.saw_all = True
         self.is_directory = False
+        self.problem: str | None = "not opened yet"
         self._size_bytes = 0
         self._changed_seconds = 0.0
         self._links_left: dict[_Identity, int] = {}
+
+    def note(self, error: OSError) -> None:
+        """Take note of what ended the weighing; what is gone is no problem."""
+        if self.problem is not None:
+            self.problem = None if isinstance(error, FileNotFoundError) else error.strerror
 
     def add(self, status: os.stat_result) -> None:
         self.is_directory = stat.S_ISDIR(status.st_mode)
@@ -272,7 +282,7 @@ class _Scales:
 
     def measure(self) -> Measure:
         changed = self._changed_seconds if self.saw_all and self._changed_seconds else None
-        return Measure(size_bytes=self._size_bytes, changed_seconds=changed)
+        return Measure(size_bytes=self._size_bytes, changed_seconds=changed, problem=self.problem)
 
 
 def _identity(opened: int) -> _Identity:

@@ -29,6 +29,7 @@ BATCH = 1000
 _TRANSACTION = re.compile(r"[0-9a-f]{16}")
 _OUR_LOCKS = {"store.lock", "store.turn", "prune.lock", "life.lock", "base_layers.lock"}
 _OUR_FOLDERS = {"partial", "uploads", "pushed"}
+_ABANDONED = ("temporary", "left by interrupted work")
 _UNNEEDED = "it was pushed, or asked for, and no manifest has come to need it"
 _TEMPORARY = re.compile(r"tmp-pull-.+|tmp-layer-.+")
 _UNFINISHED_WRITE = re.compile(
@@ -64,10 +65,13 @@ class Broom:
         with self._telling_errors(paths.partials):
             self._sweep_partials()
         with self._telling_errors(paths.root):
-            self._sweep_unfinished_writes()
+            there = list(_children(paths.root))
+            self._sweep_unfinished_writes(there)
+            beside = (path for path in there if _TEMPORARY.fullmatch(os.path.basename(path)))
+            self._sweep_foreign(beside, *_ABANDONED)
         for each in _foreign(paths.root, paths.ingest):
             with self._telling_errors(paths.root):
-                self._sweep_foreign(each, "temporary", "left by interrupted work")
+                self._sweep_foreign(each, *_ABANDONED)
         if build_cache:
             layers = os.path.join(paths.root, "layers")
             with self._telling_errors(layers):
@@ -86,8 +90,10 @@ class Broom:
         """Remove uploads that have not grown for too long, and pins of blobs that no manifest has come to need."""
         paths, limit_seconds = self._layout.paths, self._layout.limits.pushed_seconds
         with self._telling_errors(paths.uploads):
-            for path in filter(_is_upload, _children(paths.uploads)):
-                if _is_older(path, limit_seconds):
+            for path in _children(paths.uploads):
+                if not _is_upload(path):
+                    self._sweep_foreign(iter((path,)), *_ABANDONED)
+                elif _is_older(path, limit_seconds):
                     self._ledger.pause()
                     self._remove_locked(
                         path,
@@ -120,28 +126,30 @@ class Broom:
 
     def _remove_pin(self, pin: Pin) -> None:
         if _is_older(pin.path, pin.limit_seconds):  # it may have been pushed, or asked for, again since
-            self._remove(pin.path, self._removal(pin.path, "pin", _UNNEEDED))
+            self._take(pin.path, "pin", _UNNEEDED)
 
     def _sweep_partials(self) -> None:
-        for path in filter(_is_regular, _children(self._layout.paths.partials)):
-            self._ledger.pause()
-            self._remove_locked(path, path, "partial", "nobody goes on with this download")
+        for path in _children(self._layout.paths.partials):
+            if _is_regular(path):
+                self._ledger.pause()
+                self._remove_locked(path, path, "partial", "nobody goes on with this download")
+            else:
+                self._sweep_foreign(iter((path,)), *_ABANDONED)
 
-    def _sweep_unfinished_writes(self) -> None:
+    def _sweep_unfinished_writes(self, there: Sequence[str]) -> None:
         paths = self._layout.paths
-        for path in itertools.chain(*map(_children, (paths.root, paths.history, paths.journal))):
+        for path in itertools.chain(there, *map(_children, (paths.history, paths.journal))):
             name = os.path.basename(path)
             if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
                 self._ledger.pause()
                 # Files are written anew under the store lock alone, so under it they are nobody's. A listing's cache is
                 # written without: whoever is just writing one goes without it.
-                removal = self._removal(path, "temporary", "left by interrupted work")
                 if self._dry_run:
-                    self._removed.append(removal)
+                    self._removed.append(self._removal(path, *_ABANDONED))
                     continue
                 try:
                     with self._layout.store_lock("collecting"):
-                        self._remove(path, removal)
+                        self._take(path, *_ABANDONED)
                 except StoreBusy as busy:
                     if not self._removed:
                         raise
@@ -160,7 +168,7 @@ class Broom:
             elif self._dry_run:
                 self._removed.append(self._removal(path, kind, reason))
             else:
-                self._remove(path, self._removal(path, kind, reason))
+                self._take(path, kind, reason)
 
     @contextmanager
     def _telling_errors(self, path: str) -> Iterator[None]:
@@ -197,9 +205,16 @@ class Broom:
             return
         try:
             if _locks.try_lock(opened, lock_path) and is_meant(path):
-                self._remove(path, self._removal(path, kind, reason))
+                self._take(path, kind, reason)
         finally:
             _locks.release(opened)
+
+    def _take(self, path: str, kind: str, reason: str) -> None:
+        measure = _trees.measure_tree(path)
+        if measure.problem is not None:
+            self._errors.append(f"{self._relative(path)}: {measure.problem}")
+        else:
+            self._remove(path, self._removal(path, kind, reason, measure))
 
     def _remove(self, path: str, removal: Removal) -> None:
         try:
@@ -213,8 +228,8 @@ class Broom:
             return
         self._removed.append(removal)
 
-    def _removal(self, path: str, kind: str, reason: str) -> Removal:
-        measure = _trees.measure_tree(path)
+    def _removal(self, path: str, kind: str, reason: str, measure: _trees.Measure | None = None) -> Removal:
+        measure = measure or _trees.measure_tree(path)
         return Removal(
             kind=kind,
             path=self._relative(path),
@@ -228,11 +243,8 @@ class Broom:
 
 
 def _foreign(root: str, ingest: str) -> tuple[Iterator[str], ...]:
-    """Return what other programs leave: in ``tmp/``, beside it, and in ``ingest/`` what is not ours."""
-    beside = (path for path in _children(root) if _TEMPORARY.fullmatch(os.path.basename(path)))
-    no_partials = (path for path in _children(os.path.join(ingest, "partial")) if not _is_regular(path))
-    no_uploads = (path for path in _children(os.path.join(ingest, "uploads")) if not _is_upload(path))
-    return _children(os.path.join(root, "tmp")), beside, _foreign_in(ingest), no_partials, no_uploads
+    """Return what other programs leave: in ``tmp/``, and in ``ingest/`` what is not ours."""
+    return _children(os.path.join(root, "tmp")), _foreign_in(ingest)
 
 
 def _foreign_in(ingest: str) -> Iterator[str]:
