@@ -16,6 +16,7 @@ import pytest
 from minibox_store import Store
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.daemon_clients import DAEMON_VERB_NAMES, DaemonClient, DaemonScene, images_of_clients
+from tests.support.families import descendants, wait_until_none_lives
 from tests.support.invariants import check_invariants, find_leftovers, reachable, read_names, stored
 from tests.support.layouts import write_layout
 from tests.support.ledgers import check_whole
@@ -41,11 +42,13 @@ def be_killed(daemon: Daemon, clients: Sequence[DaemonClient], seconds: float, *
         deadline = time.monotonic() + 1
         while in_download and not unfinished_downloads(daemon.data_root) and time.monotonic() < deadline:
             time.sleep(0.001)
+        family = descendants(daemon.process.pid)
         daemon.process.kill()
         daemon.process.wait()
         stopped.set()
         for each in asking:
             each.result()
+        wait_until_none_lives(family)  # its transfers end with it, each by itself
 
 
 def unfinished_downloads(root: Path) -> list[Path]:

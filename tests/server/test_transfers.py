@@ -40,7 +40,7 @@ from minibox_store import (
     UnpackAdvanced,
 )
 from tests.support.daemon import DAEMON_COMMAND, running_daemon
-from tests.support.families import descendants, lives
+from tests.support.families import descendants, wait_until_none_lives
 from tests.support.images import build_image, digest_of, random_layer
 from tests.support.invariants import check_invariants
 from tests.support.scripted_registry import Answer, ScriptedRegistry, blob_target, manifest_target, serve_image
@@ -414,7 +414,7 @@ def test_no_process_outlives_the_daemon(
         # All of them at once, as whoever runs a group or a service tells it to end.
         for pid in family if number == signal.SIGTERM else family[:1]:
             os.kill(pid, number)
-        wait_until(lambda: not any(lives(pid) for pid in family))
+        wait_until_none_lives(family)
         never.set()
         if number == signal.SIGTERM:
             assert "cancelled" in pulling.result(SECONDS).text

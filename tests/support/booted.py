@@ -29,16 +29,18 @@ _UNITS = _PROJECT / "examples" / "daemon"
 _BOOT_SECONDS = 30.0
 _COMMAND_SECONDS = 60.0
 
-# $1 is a folder, $2 the name of a control group, and the rest what is shown from other file systems.
+# $1 is a folder, $2 the name of a control group, $3 where libraries lie, and the rest is shown from other file systems.
 _BOOT = r"""
 set -eu
-folder="$1" group="$2" root="$1/root"
-shift 2
+folder="$1" group="$2" libraries="$3" root="$1/root"
+shift 3
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$folder"
 mkdir "$folder/upper" "$folder/work" "$folder/groups" "$root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$root"
 for shown in "$@"; do mkdir -p "$root$shown"; mount --rbind "$shown" "$root$shown"; done
+mkdir -p "$root/opt/site-packages"
+mount --bind "$libraries" "$root/opt/site-packages"
 mount -t cgroup2 none "$folder/groups"
 mkdir "$folder/groups/$group"
 echo $$ > "$folder/groups/$group/cgroup.procs"
@@ -168,7 +170,7 @@ def booted() -> Iterator[Machine]:
         # Whatever ends the test ends unshare, and with it all that is in there.
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child"]
         command += ["--mount", "--pid", "--ipc", "--uts", "--net", "sh", "-c", _BOOT, "boot", name, group]
-        command += [str(shown) for shown in _on_other_file_systems()]
+        command += [sysconfig.get_path("purelib"), *map(str, _on_other_file_systems())]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, env=plain_environment(folder), stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -189,9 +191,9 @@ def _python() -> str:
 
 
 def _on_other_file_systems() -> Iterator[Path]:
-    for shown in (Path(sys.base_prefix), Path(sysconfig.get_path("purelib"))):
-        if shown.stat().st_dev != os.stat("/").st_dev:
-            yield shown
+    shown = Path(sys.base_prefix)
+    if shown.stat().st_dev != os.stat("/").st_dev:
+        yield shown
 
 
 def _wait_for_boot(process: subprocess.Popen[bytes], log: Path) -> Machine:
@@ -215,19 +217,16 @@ def _install(machine: Machine) -> None:
     """Install the daemon and its units, as the documentation says."""
     for package in ("minibox_store", "minibox_server"):
         shutil.copytree(_PROJECT / package, machine.root / "opt" / "minibox" / package)
-    # A link, so that what it shows need not be copied.
-    (machine.root / "opt" / "site-packages").symlink_to(sysconfig.get_path("purelib"))
     program = machine.root / "usr/local/bin/minibox-server"
     program.write_text(_PROGRAM.format(python=_python()))
     program.chmod(0o755)
     for unit in _UNITS.glob("minibox.s*"):
         shutil.copy(unit, machine.root / "etc/systemd/system" / unit.name)
     (machine.root / "etc/minibox").mkdir(mode=0o755)
-    # The service may be another user's, and what it needs lie where none but root comes.
-    for needed in (Path(_python()), Path(sysconfig.get_path("purelib"), "any")):
-        for folder in list(needed.parents)[:-1]:
-            seen = machine.root / folder.relative_to("/")
-            seen.chmod(seen.stat().st_mode | 0o055)
+    # The service may be another user's, and the interpreter lie where none but root comes.
+    for folder in list(Path(_python()).parents)[:-1]:
+        seen = machine.root / folder.relative_to("/")
+        seen.chmod(seen.stat().st_mode | 0o055)
     # The service cannot write beside its modules, and every start would compile them anew.
     machine.run(_python(), "-m", "compileall", "-q", "/opt/minibox")
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,27 @@ def descendants(pid: int) -> list[int]:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process has not ended; whoever began it may not have asked yet how it did."""
+    """Whether a process has not ended: a thread of it may close files though the first one has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return any(_runs(f"/proc/{pid}/task/{thread}/stat") for thread in threads)
+
+
+def _runs(path: str) -> bool:
+    try:
+        return Path(path).read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until_none_lives(pids: list[int], timeout_seconds: float = 15.0) -> None:
+    """Return once all of these processes have ended."""
+    deadline = time.monotonic() + timeout_seconds
+    while left := [pid for pid in pids if lives(pid)]:
+        assert time.monotonic() < deadline, f"{left} have not ended"
+        time.sleep(0.005)
 
 
 @attrs.define
