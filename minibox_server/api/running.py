@@ -130,8 +130,8 @@ class Running:
                 result = await workers.run(limiter, called)
             self._end(result=result)
         except asyncio.CancelledError:
+            # It is the end of the task in any case, which would keep the error, and that the task, by its traceback.
             self._end(error=Cancelled())
-            raise
         except (StoreError, RequestError) as error:
             self._end(error=error)
         except Exception:

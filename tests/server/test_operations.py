@@ -369,7 +369,7 @@ def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_
     run(test)
 
 
-@pytest.mark.parametrize("ending", ["done", "failed", "gone", "refused"])
+@pytest.mark.parametrize("ending", ["done", "failed", "gone", "refused", "gone before it had a thread"])
 def test_nothing_of_an_operation_waits_for_the_collector_once_it_is_over(ending: str) -> None:
     """Hundreds may end at once: what refers to itself would keep the memory of all of them for long."""
 
@@ -385,7 +385,8 @@ def test_nothing_of_an_operation_waits_for_the_collector_once_it_is_over(ending:
     async def receive() -> Message:
         if ending == "refused":
             raise RequestError(408, "too slow")
-        if ending == "gone":
+        if ending.startswith("gone"):
+            await asyncio.sleep(0.05)
             return {"type": "http.disconnect"}
         await asyncio.sleep(60)
         raise AssertionError("nobody came")
@@ -394,7 +395,13 @@ def test_nothing_of_an_operation_waits_for_the_collector_once_it_is_over(ending:
         pass
 
     async def ask() -> None:
-        await application(call)({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+        workers = Workers()
+        if ending.endswith("thread"):
+            workers.pulling.total_tokens = 1
+            workers.pulling.acquire_on_behalf_of_nowait(workers)
+        await application(call, workers=workers)(
+            {"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send
+        )
         await asyncio.sleep(0.3)  # the thread, and the last tick
 
     async def count() -> int:
