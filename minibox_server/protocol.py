@@ -86,7 +86,7 @@ class Protocol(ZeroCopyProtocol):
         if not self.cycle.more_body:
             # A client that keeps its connection, as most do, is not to keep its request in memory. As in uvicorn, which
             # has None there until the first request.
-            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # uvicorn declares what comes
         super().on_response_complete()
         self._note()
 

@@ -10,7 +10,7 @@ sends that the end of a new connection, and the process that is forked for it se
     process  how it ended, last
 
 A process whose connection is closed has nobody any more, and is gone at once; the store bears that as it bears a crash.
-So nothing outlives the daemon, however that ends.
+So none outlives the daemon, however that ends; but one that somebody has stopped (SIGSTOP) is gone when it goes on.
 """
 
 import gc

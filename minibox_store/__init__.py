@@ -4,8 +4,9 @@
 used, so that importing the package costs next to nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from minibox_store.lazy import load_name
 
 if TYPE_CHECKING:
     from minibox_store.archive.formats import ArchiveCompression as ArchiveCompression
@@ -323,12 +324,7 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605  # a list, made from the one table
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = found
-    return found
+    return load_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

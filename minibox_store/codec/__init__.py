@@ -8,8 +8,9 @@ Each name is loaded when it is first used: nobody reads every kind of document.
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md, config.md, image-layout.md; RFC 8259.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from minibox_store.lazy import load_name
 
 if TYPE_CHECKING:
     from minibox_store.codec.archive_files import ArchiveMetadata as ArchiveMetadata
@@ -78,12 +79,7 @@ __all__ = list(_HOMES)  # a list, made from the one table
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = found
-    return found
+    return load_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

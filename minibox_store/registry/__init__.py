@@ -4,8 +4,9 @@ The only part of the program that opens sockets to others. Each name is loaded w
 nothing of what pushes, of logins, or of mirrors.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from minibox_store.lazy import load_name
 
 if TYPE_CHECKING:
     from minibox_store.registry.certificates import CertificateFolders as CertificateFolders
@@ -44,12 +45,7 @@ __all__ = list(_HOMES)  # a list, made from the one table
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = found
-    return found
+    return load_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:
