@@ -14,25 +14,29 @@ from tests.support.nginx import Nginx, nginx
 from tests.support.peers import docker_registry, push_image
 
 MEBIBYTE = 1024 * 1024
-# A layer of it takes some two seconds: long enough to be seen on its way.
 BYTES_PER_SECOND = 512 * 1024
 
 BASE = random_layer(MEBIBYTE, salt="base")
 CONFIG = {"config": {"Env": ["PATH=/bin", "COLOUR=<b>green</b>"], "Cmd": ["/bin/hello"], "Labels": {"team": "billing"}}}
 APP = build_image([BASE, random_layer(MEBIBYTE // 2, salt="app"), {"srv/app/data": b"x" * 3000}], salt="app")
 WORKER = build_image([BASE, random_layer(MEBIBYTE // 4, salt="worker")], salt="worker", config=CONFIG)
+# Its first layer takes some six seconds: who looks once a second sees it on its way, on a busy machine too.
+SLOW = build_image(
+    [random_layer(3 * MEBIBYTE, salt="slow"), random_layer(MEBIBYTE // 2, salt="app"), {"srv/app/data": b"x" * 3000}],
+    salt="slow",
+)
 # It takes some sixteen seconds: whoever waits behind it is seen to wait, on a busy machine too.
 LARGE = build_image([random_layer(8 * MEBIBYTE, salt="large")], salt="large")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlowRegistry:
-    """A registry of two images, which gives each connection so much a second and no more."""
+    """A registry of four images, which gives each connection so much a second and no more."""
 
     proxy: Nginx
 
     def reference(self, name: str) -> str:
-        """Return the reference of ``app:1``, ``worker:1``, or something that is not there."""
+        """Return the reference of what is there, like ``app:1``, or of something that is not."""
         repository, _, tag = name.partition(":")
         return self.proxy.reference(repository, tag)
 
@@ -68,4 +72,4 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "screenshots"
 
 
-IMAGES: dict[str, BuiltImage] = {"app": APP, "worker": WORKER, "large": LARGE}
+IMAGES: dict[str, BuiltImage] = {"app": APP, "worker": WORKER, "slow": SLOW, "large": LARGE}

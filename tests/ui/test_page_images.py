@@ -12,7 +12,7 @@ from tests.support.daemon import Daemon
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout, write_layout_files
 from tests.support.stores import put
-from tests.ui.conftest import APP, WORKER, SlowRegistry
+from tests.ui.conftest import APP, SLOW, WORKER, SlowRegistry
 
 # A browser that can keep a stream in a file asks its user for the file; the file that it is given here is a real one,
 # of the page's own private file system, where no dialog stands in the way.
@@ -114,20 +114,20 @@ def test_a_pull_shows_a_bar_for_each_blob_and_the_image_at_its_end(
     open_page: OpenPage, daemon: Daemon, registry: SlowRegistry, screenshots: Path
 ) -> None:
     page = open_page({})
-    reference = registry.reference("app:1")
+    reference = registry.reference("slow:1")
     card = pull(page, reference)
     layer = card.get_by_role("progressbar", name="layer 1 of 3")
     # Somewhere between its beginning and its end.
     expect(layer).to_have_attribute("value", re.compile(r"^0\.[1-9]"))
     whole = card.get_by_role("progressbar", name=f"Pull {reference}")
     assert 0 < float(whole.get_attribute("value") or 0) < 1
-    expect(card).to_contain_text(re.compile(r"of 1\.6 MB"))
+    expect(card).to_contain_text(re.compile(r"of 3\.7 MB"))
     keep_screenshot(page, screenshots, "pull")
-    expect(card).to_have_attribute("data-state", "done")
-    expect(card).to_contain_text(f"It is here: {APP.digest.removeprefix('sha256:')[:12]}")
+    expect(card).to_have_attribute("data-state", "done", timeout=30_000)
+    expect(card).to_contain_text(f"It is here: {SLOW.digest.removeprefix('sha256:')[:12]}")
     expect(row(page, reference)).to_contain_text("linux/amd64")
     expect(row(page, reference)).to_contain_text("3 layers")
-    assert images_of(daemon)[reference] == APP.digest
+    assert images_of(daemon)[reference] == SLOW.digest
     # Who cannot see it was told, once at the beginning and once at the end.
     expect(page.get_by_role("status")).to_contain_text(f"Pull {reference}: done.")
 
@@ -165,18 +165,18 @@ def test_a_pull_that_is_cancelled_ends_in_the_daemon_too(
     open_page: OpenPage, daemon: Daemon, registry: SlowRegistry
 ) -> None:
     page = open_page({})
-    card = pull(page, registry.reference("app:1"))
-    layer = card.get_by_role("progressbar", name=re.compile("layer 2 of 3"))
+    card = pull(page, registry.reference("slow:1"))
+    layer = card.get_by_role("progressbar", name=re.compile("layer 1 of 3"))
     expect(layer).to_have_attribute("value", re.compile(r"^0\.[1-9]"))
     card.get_by_role("button", name="Cancel").click()
     expect(card).to_have_attribute("data-state", "cancelled")
     expect(card.get_by_role("button")).to_be_focused()
-    assert registry.reference("app:1") not in images_of(daemon)
+    assert registry.reference("slow:1") not in images_of(daemon)
     # What had come is used: the next try goes on where this one ended.
-    again = pull(page, registry.reference("app:1"))
+    again = pull(page, registry.reference("slow:1"))
     expect(again).to_contain_text("resumed")
-    expect(again).to_have_attribute("data-state", "done")
-    assert images_of(daemon)[registry.reference("app:1")] == APP.digest
+    expect(again).to_have_attribute("data-state", "done", timeout=30_000)
+    assert images_of(daemon)[registry.reference("slow:1")] == SLOW.digest
 
 
 def test_an_image_that_is_saved_and_removed_is_loaded_as_it_was(
