@@ -90,7 +90,8 @@ class ExaminedStore:
 
         Spec: OCI image-spec 1.1, config.md, "history".
         """
-        from minibox_store.inspecting import choose_manifest, describe_manifest
+        from minibox_store.inspecting import describe_manifest
+        from minibox_store.manifest_choice import choose_manifest
 
         def choose(source: "RememberingSource", root: Descriptor, found: str) -> Descriptor:
             return choose_manifest(source, root, platform, found, self._layout.limits)

@@ -1,8 +1,6 @@
 """The part of the store's face that turns images into files, and shows those in them."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,17 +9,14 @@ from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.events import UnpackingLayer
-from minibox_store.graph import RememberingSource
-from minibox_store.layout import Layout, opening_image
+from minibox_store.layout import Layout
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.platforms import Platform
 from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackPolicy, UnpackReport
 
 if TYPE_CHECKING:
     from minibox_store.file_status import FileChanges
-    from minibox_store.layout.opened import OpenedImage
     from minibox_store.rootfs.files import ImageFiles
-    from minibox_store.rootfs.unpacking import LayerPlan, LayerSource
 
 
 class Filesystems:
@@ -74,17 +69,18 @@ class Filesystems:
 
         Spec: OCI image-spec 1.1, layer.md, "Applying Changesets".
         """
+        from minibox_store.opened_layers import opening_layers
         from minibox_store.rootfs.unpacking import growing_tree, unpack_layers
 
         cancellation = cancellation or Cancellation()
         path = os.fspath(directory)
-        with file_errors(self._layout.paths.root), self._layers_of(name, platform) as (image, plan):
+        with file_errors(self._layout.paths.root), opening_layers(self._layout, name, platform) as (_, plan, layers):
             with path_errors(path):
                 path = os.path.abspath(path)
                 with growing_tree(path, replace=replace, durable=self._layout.durable) as root:
                     done = unpack_layers(
                         root,
-                        _sources(image, plan),
+                        layers,
                         policy=policy,
                         limits=limits,
                         on_layer=partial(_tell, on_event, len(plan.layers)),
@@ -137,11 +133,12 @@ class Filesystems:
         root in it, whatever lower layers say; makers of layers name them. A prune takes trees that no mount uses.
         """
         from minibox_store.layout.living import living_folder
+        from minibox_store.opened_layers import opening_layers
         from minibox_store.rootfs.layer_trees import LayerTrees, lower_directories
 
         cancellation = cancellation or Cancellation()
         root = self._layout.paths.root
-        with file_errors(root), self._layers_of(name, platform) as (image, plan):
+        with file_errors(root), opening_layers(self._layout, name, platform) as (_, _, layers):
             self._layout.prepare_folders()
             trees = LayerTrees(
                 folder=os.path.join(root, "extracted"),
@@ -149,9 +146,9 @@ class Filesystems:
                 durable=self._layout.durable,
             )
             paths = []
-            for position, layer in enumerate(_sources(image, plan), 1):
+            for position, layer in enumerate(layers, 1):
                 cancellation.check()
-                tell = partial(_tell, on_event, len(plan.layers), position, layer.descriptor)
+                tell = partial(_tell, on_event, len(layers), position, layer.descriptor)
                 paths.append(trees.find_or_make(layer, limits=limits, check=cancellation.check, on_begin=tell))
             return lower_directories(paths)
 
@@ -177,21 +174,9 @@ class Filesystems:
         Guarantees: all blobs are open before the first byte is read, so that nobody can take them away; whatever is
             read from the image was verified.
         """
-        from minibox_store.rootfs.files import ImageFiles
-        from minibox_store.rootfs.sidecar import Sidecars
+        from minibox_store.opened_layers import open_files
 
-        root = self._layout.paths.root
-        with file_errors(root), ExitStack() as opened:
-            image, plan = opened.enter_context(self._layers_of(name, platform))
-            return ImageFiles(
-                image.name,
-                plan.manifest,
-                tuple(_sources(image, plan)),
-                sidecars=Sidecars(self._layout.paths.files),
-                limits=limits,
-                where=root,
-                closing=opened,
-            )
+        return open_files(self._layout, name, platform, limits)
 
     def diff(
         self,
@@ -224,28 +209,6 @@ class Filesystems:
             self.open_files(after, platform=platform, limits=limits) as second,
         ):
             return compare_files(first, second)
-
-    @contextmanager
-    def _layers_of(self, name: str, platform: Platform | None) -> "Iterator[tuple[OpenedImage, LayerPlan]]":
-        """Open every blob of one manifest, and yield what is to be unpacked."""
-        from minibox_store.inspecting import choose_manifest
-        from minibox_store.rootfs.unpacking import read_layers
-
-        limits = self._layout.limits
-
-        def choose(source: RememberingSource, root: Descriptor, found: str) -> Descriptor:
-            return choose_manifest(source, root, platform, found, limits)
-
-        with opening_image(self._layout, name, choose) as image:
-            self._layout.activity.note_used(image.name)
-            yield image, read_layers(RememberingSource(image, limits), image.chosen, limits)
-
-
-def _sources(image: "OpenedImage", plan: "LayerPlan") -> "Iterator[LayerSource]":
-    from minibox_store.rootfs.unpacking import LayerSource
-
-    for descriptor, diff_id in plan.layers:
-        yield LayerSource(descriptor=descriptor, diff_id=diff_id, source=image)
 
 
 def _tell(on_event: EventListener, total: int, position: int, descriptor: Descriptor) -> None:

@@ -3,8 +3,6 @@
 So what is wrong with a source is told from what is odd about an image, of which every byte is as it should be.
 """
 
-from itertools import islice
-
 import attrs
 
 from minibox_store import media_types
@@ -15,8 +13,7 @@ from minibox_store.errors import InvalidDocument
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.inspection import LayerDetails, ManifestDetails
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.manifest_choice import manifests_below, select_manifest
-from minibox_store.platforms import LINUX_AMD64, Platform
+from minibox_store.platforms import Platform
 from minibox_store.values import Value
 
 
@@ -158,24 +155,3 @@ def describe_manifest(
 
 def _platform_of(descriptor: Descriptor, config: ImageConfig | None) -> Platform | None:
     return (config and config.platform) or descriptor.platform
-
-
-def choose_manifest(
-    source: RememberingSource, root: Descriptor, platform: Platform | None, name: str, limits: Limits = DEFAULT_LIMITS
-) -> Descriptor:
-    """Return the descriptor of one manifest at or below ``root``: as :func:`select_manifest`, if a platform is given.
-
-    Where it is None: the root, if that is a manifest; the only one that an index has for a platform, attestations
-    aside; of several the one for linux/amd64, as for a pull.
-
-    Raises:
-        PlatformNotFound, InvalidDocument: as :func:`select_manifest`.
-    """
-    if platform is None:
-        if media_types.is_manifest(root.media_type):
-            return root
-        offered = list(islice(manifests_below(source, root, limits, lambda _: None), 2))
-        if len(offered) == 1:
-            return offered[0]
-        platform = LINUX_AMD64
-    return select_manifest(source, root, platform, name, limits)

@@ -4,6 +4,7 @@ Spec: OCI image-spec 1.1, image-index.md and config.md.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import attrs
 
@@ -14,7 +15,7 @@ from minibox_store.documents import Descriptor, Index, Manifest
 from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound
 from minibox_store.graph import RememberingSource, check_bounds, read_document
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.platforms import Platform, choose_platform
+from minibox_store.platforms import LINUX_AMD64, Platform, choose_platform
 
 OddConfigListener = Callable[[InvalidDocument], None]
 
@@ -60,6 +61,27 @@ def select_manifest(
         available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
         raise PlatformNotFound(name, str(platform), tuple(available))
     return root if offered[chosen].digest == root.digest else offered[chosen]
+
+
+def choose_manifest(
+    source: RememberingSource, root: Descriptor, platform: Platform | None, name: str, limits: Limits = DEFAULT_LIMITS
+) -> Descriptor:
+    """Return the descriptor of one manifest at or below ``root``: as :func:`select_manifest`, if a platform is given.
+
+    Where it is None: the root, if that is a manifest; the only one that an index has for a platform, attestations
+    aside; of several the one for linux/amd64, as for a pull.
+
+    Raises:
+        PlatformNotFound, InvalidDocument: as :func:`select_manifest`.
+    """
+    if platform is None:
+        if media_types.is_manifest(root.media_type):
+            return root
+        offered = list(islice(manifests_below(source, root, limits, lambda _: None), 2))
+        if len(offered) == 1:
+            return offered[0]
+        platform = LINUX_AMD64
+    return select_manifest(source, root, platform, name, limits)
 
 
 def manifests_below(

@@ -47,8 +47,9 @@ def main() -> None:
 
 @contextmanager
 def _open(image: StoredImage) -> Iterator[tuple["ImageFiles", str]]:
-    from minibox_store.store import Store
+    from minibox_store.layout import Layout
+    from minibox_store.opened_layers import open_files
 
-    store = Store(image.root, limits=image.store_limits, settle_seconds=image.settle_seconds)
-    with store.open_files(image.name, platform=image.platform, limits=image.unpack_limits) as files:
+    layout = Layout(image.root, limits=image.store_limits, settle_seconds=image.settle_seconds)
+    with open_files(layout, image.name, image.platform, image.unpack_limits) as files:
         yield files, str(files.manifest.digest)

@@ -26,7 +26,8 @@ from minibox_store.limits import Limits
 from minibox_store.media_types import is_config, is_index, is_layer
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.rootfs.base_layers import BaseLayers, GrowingTree
-from minibox_store.rootfs.unpacking import LayerPlan, LayerSource, read_layers, unpack_layers
+from minibox_store.rootfs.layers import LayerPlan, LayerSource, read_layers
+from minibox_store.rootfs.unpacking import unpack_layers
 from minibox_store.values import Value
 
 

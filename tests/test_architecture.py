@@ -39,7 +39,7 @@ FACE = {"arguments", "store", "examining", "generations", "loading", "naming", "
 FACE |= {"admitting", "making_plans", "planning", "pull_policies"}
 FACE |= {"mount_server", "mounted_images", "refetching", "upkeep", "filesystems", "pulling", "pulled_trees", "__init__"}
 FACE |= {"fetching", "pushing", "remote", "saving", "sending", "receiving", "local_repository", "taking"}
-FACE |= {"preloading"}
+FACE |= {"preloading", "opened_layers"}
 FACE |= {"collection_progress"}
 
 # What each part may import of minibox_store, beside itself.
@@ -61,7 +61,10 @@ MAY_DEPEND_ON = {
 # Where a module, function or attribute may be used: in these files and folders and nowhere else.
 FILES = ("minibox_store/_files.py",)
 LOCKS = ("minibox_store/_locks.py",)
-ENVIRONMENT = ("minibox_server/settings.py", "minibox_store/registry/environment.py")
+ENVIRONMENT = (
+    *("minibox_server/settings.py", "minibox_store/registry/environment.py"),
+    "minibox_store/rootfs/libfuse.py",  # a library is told by it which libfuse to take
+)
 VALUE_FILES = tuple(f"minibox_store/{part}.py" for part in VALUES)
 # Who starts threads, and why; locks and events are for everybody.
 THREADS = {

@@ -441,6 +441,13 @@ def test_without_mfusepy_it_is_said_what_to_install(at: Path) -> None:
 # ---- who mounts, and where from
 
 
+def test_without_libfuse_3_it_is_said_what_is_needed(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "/nowhere/libfuse3.so.3")
+    with pytest.raises(StoreUnavailable, match="libfuse 3 is needed to mount an image: /nowhere/libfuse3"):
+        mount_tree(small_tree(), at)
+    assert not is_mounted(at)
+
+
 def test_neither_the_working_directory_nor_the_environment_leads_the_server_astray(
     at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

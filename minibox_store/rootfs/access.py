@@ -19,9 +19,9 @@ from minibox_store.errors import ContentMismatch
 from minibox_store.limits import MEBIBYTE, UnpackLimits
 from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.layer_index import CHUNK_BYTES, LayerIndex
+from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.restarting import Decoder, Place, PlainDecoder, open_decoder
 from minibox_store.rootfs.sidecar import Sidecars, WrongSidecar
-from minibox_store.rootfs.unpacking import LayerSource
 
 # What is decoded in vain at most, before all of a stream is written into a file.
 _FARTHEST_BYTES = 16 * MEBIBYTE

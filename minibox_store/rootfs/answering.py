@@ -16,10 +16,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does not say so
-
 from minibox_store.errors import StoreError
 from minibox_store.file_status import FileKind, FileStatus
+from minibox_store.rootfs.libfuse import mfusepy
 
 _LOGGER = logging.getLogger(__name__)
 _KINDS = {

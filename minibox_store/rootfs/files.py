@@ -20,11 +20,11 @@ from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
 from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
 from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
+from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.merged import FileNode, MergedView, encode_view
 from minibox_store.rootfs.merging import MOST_LINKS, Merger
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
 from minibox_store.rootfs.sparse_map import SparseMap
-from minibox_store.rootfs.unpacking import LayerSource
 from minibox_store.tar.member import Segments
 
 CACHE_BYTES = 32 * MEBIBYTE

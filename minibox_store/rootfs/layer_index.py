@@ -17,12 +17,12 @@ from minibox_store.limits import UnpackLimits
 from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.layer_entries import NO_DIGEST, LayerEntry, encode_entries, iter_entries
+from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.ownership import NEVER_SET, check_ids, device_number
 from minibox_store.rootfs.places import find_places
 from minibox_store.rootfs.placing import place
 from minibox_store.rootfs.restarting import Place
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
-from minibox_store.rootfs.unpacking import LayerSource
 from minibox_store.tar.member import DEVICES, NO_XATTRS, Member, MemberKind
 from minibox_store.tar.reader import TarReader
 

@@ -23,9 +23,10 @@ from minibox_store import _files, _locks
 from minibox_store.digest import Digest
 from minibox_store.errors import StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.ownership import OVERLAY_ATTRIBUTES, set_overlay_attribute
 from minibox_store.rootfs.tree import check_nothing
-from minibox_store.rootfs.unpacking import LayerSource, unpack_layers
+from minibox_store.rootfs.unpacking import unpack_layers
 from minibox_store.values import Value
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -30,8 +30,6 @@ _LONGEST_LINE_BYTES = 256
 _MOST_FAILURE_BYTES = 1024 * 1024
 # The server must not find its modules in the working directory, nor by what the environment says.
 _BEGIN = "import sys; sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
-# mfusepy would take libfuse 2 where both are there.
-_ENVIRONMENT = ("/usr/bin/env", "FUSE_LIBRARY_NAME=fuse3")
 
 
 class Mount:
@@ -162,7 +160,7 @@ class _Server:
         self._where = where
         if not sys.executable:
             raise StoreUnavailable(where, "this program does not know its Python, and that has to serve it")
-        command = [*_ENVIRONMENT, sys.executable, "-I", "-c", _BEGIN, entry, *_module_folders()]
+        command = [sys.executable, "-I", "-c", _BEGIN, entry, *_module_folders()]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", start_new_session=True, bufsize=0
         )

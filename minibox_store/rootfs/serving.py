@@ -14,21 +14,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, BinaryIO
-
-import mfusepy  # type: ignore[import-untyped]  # it has annotations, and does not say so
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minibox_store.errors import StoreError, StoreUnavailable
-from minibox_store.rootfs.answering import Answers, ServedImage, Session, options
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_next, encode_failure
 from minibox_store.rootfs.unmounting import mount_at, point_of, unmount
+
+if TYPE_CHECKING:
+    from minibox_store.rootfs.answering import ServedImage
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MOUNT_SECONDS = 30.0
 _MOST_SAID_BYTES = 4096
 
 
-def serve(open_image: Callable[[Any], AbstractContextManager[tuple[ServedImage[Any], str]]]) -> None:
+def serve(open_image: Callable[[Any], AbstractContextManager[tuple["ServedImage[Any]", str]]]) -> None:
     """Do what comes through the standard input, and return when the mount is gone.
 
     Args:
@@ -48,9 +48,11 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple[ServedImage[A
             os.write(said, FAILED + b"\n" + encode_failure(told))
 
 
-def _serve_at(directory: str, image: ServedImage[Any], digest: str, ending: "_Ending") -> None:
-    if mfusepy.fuse_version_major != 3:
-        raise StoreUnavailable(directory, "libfuse 3 is needed to mount an image")
+def _serve_at(directory: str, image: "ServedImage[Any]", digest: str, ending: "_Ending") -> None:
+    try:
+        from minibox_store.rootfs.answering import Answers, Session, options
+    except OSError as error:
+        raise StoreUnavailable(directory, f"libfuse 3 is needed to mount an image: {error}") from error
     with _gathered_errors() as errors, ending.mounting(directory):
 
         def when_mounted() -> None:
