@@ -77,6 +77,7 @@ THREADS = {
     "minibox_store/rootfs/reading_ahead.py": "a layer is decompressed and hashed while its files are written",
     "minibox_server/transfer_processes.py": "a transfer is a process of its own, and hears the daemon while it works",
     "minibox_store/rootfs/serving.py": "one waits for the end of who mounted, while the other waits in libfuse",
+    "minibox_store/rootfs/wakefulness.py": "one sees that no question comes, the other waits for it",
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "json": ("minibox_store/codec/", "minibox_server/logs.py"),  # a line of the log is written, and never read

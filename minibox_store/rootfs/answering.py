@@ -19,6 +19,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 from minibox_store.errors import StoreError
 from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.rootfs.libfuse import mfusepy
+from minibox_store.rootfs.wakefulness import Wakefulness
 
 _LOGGER = logging.getLogger(__name__)
 _KINDS = {
@@ -106,6 +107,7 @@ class Answers(Generic[Node]):
         self._image = image
         self._when_mounted = when_mounted
         self._known: dict[str, Node] = {}
+        self._wakefulness = Wakefulness()
 
     def init_with_config(self, connection: Any, _config: Any) -> None:
         """Say which of the kernel's abilities are used."""
@@ -204,6 +206,7 @@ class Answers(Generic[Node]):
         return node
 
     def _ask(self, path: str, question: Callable[[Node], _Answer]) -> _Answer:
+        self._wakefulness.note_question()
         try:
             node = self._find(path)
             if node is not None:
