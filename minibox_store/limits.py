@@ -7,6 +7,7 @@ import attrs
 
 from minibox_store.values import Value
 
+KIBIBYTE = 1024
 MEBIBYTE = 1024 * 1024
 MAX_SIZE_BYTES = 2**53 - 1  # the largest integer that every JSON implementation keeps exactly
 MAX_BASE_LAYER_BYTES = 64 * 1024  # what stands beside a root filesystem

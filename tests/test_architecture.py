@@ -24,7 +24,7 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
-    *("limits", "rate_limits", "removals", "reports", "summaries", "unpacked", "file_status", "plans"),
+    *("limits", "outlines", "rate_limits", "removals", "reports", "summaries", "unpacked", "file_status", "plans"),
     *("registry_rules", "sentences", "store_changes", "pushes", "lazy", "values"),
 }
 CORE = {

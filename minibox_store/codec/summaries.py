@@ -17,11 +17,18 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidDigest, InvalidDocument
 from minibox_store.limits import MAX_LISTING_BYTES
 from minibox_store.media_types import is_index
+from minibox_store.outlines import MARK_CHARACTERS, Outline
 from minibox_store.platforms import Platform
-from minibox_store.summaries import MOST_CREATED_CHARACTERS, DocumentFile, ImageSummary, listed_platform
+from minibox_store.summaries import (
+    MOST_CREATED_CHARACTERS,
+    MOST_OUTLINE_BYTES,
+    DocumentFile,
+    ImageSummary,
+    listed_platform,
+)
 from minibox_store.values import Value
 
-_VERSION = b"minibox-store listing 1 "
+_VERSION = b"minibox-store listing 2 "
 _HEADER_BYTES = len(_VERSION) + 64 + 1
 
 
@@ -51,7 +58,7 @@ class SummaryTable:
         """
         entry: Any = self._entries.get(root.digest.hex)
         try:
-            media_type, size, inode, mtime, size_bytes, platform, created, layers, *of_index = entry
+            media_type, size, inode, mtime, size_bytes, platform, created, layers, outline, *of_index = entry
         except (TypeError, ValueError):
             return None
         if not (
@@ -70,6 +77,9 @@ class SummaryTable:
         others = self._of_index(*of_index) if len(of_index) == 2 else None
         if of_index and others is None:
             return None
+        told = None if outline is None else _outline(outline)
+        if told is None and outline is not None:
+            return None
         file = (root.digest, (size, inode, mtime))
         return ImageSummary(
             media_type=root.media_type,
@@ -79,6 +89,7 @@ class SummaryTable:
             created=created,
             layers=layers,
             files=(file, *others[1]) if others else (file,),
+            outline=told,
         )
 
     def _of_index(
@@ -130,6 +141,7 @@ def encode_summaries(summaries: Iterable[ImageSummary]) -> bytes:
             None if summary.platform is None else platforms.setdefault(summary.platform, len(platforms)),
             summary.created,
             summary.layers,
+            summary.outline,
         ]
         if is_index(summary.media_type):
             entry.append([platforms.setdefault(each, len(platforms)) for each in summary.platforms])
@@ -155,3 +167,13 @@ def _document_file(value: Any) -> DocumentFile | None:
         return Digest.parse(text), (size, inode, mtime)
     except InvalidDigest:
         return None
+
+
+def _outline(value: Any) -> Outline | None:
+    if type(value) is not list or len(value) != 2:
+        return None
+    blobs, subjects = value
+    if not (type(blobs) is type(subjects) is str and blobs.isascii() and subjects.isascii()):
+        return None
+    is_whole = len(blobs) % MARK_CHARACTERS == len(subjects) % MARK_CHARACTERS == 0
+    return Outline(blobs, subjects) if is_whole and len(blobs) + len(subjects) <= MOST_OUTLINE_BYTES else None

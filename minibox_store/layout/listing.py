@@ -15,7 +15,7 @@ from minibox_store.codec import SummaryTable
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
-from minibox_store.layout.listing_cache import read_cache, write_cache
+from minibox_store.layout.listing_cache import is_current, read_cache, write_cache
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout.stillness import BlobFolders, Glance
 from minibox_store.layout.summarising import summarise
@@ -145,15 +145,7 @@ class Listing:
 
     def _known(self, summary: ImageSummary | None) -> ImageSummary | None:
         """Return the summary, if every file of it is as it was when it was read."""
-        if summary is not None:
-            blob = self._layout.paths.blob
-            for digest, state in summary.files:
-                try:
-                    if _signatures.file_state(blob(digest)) != state:
-                        return None
-                except OSError:
-                    return None  # whoever reads it is told why
-        return summary
+        return summary if summary is not None and is_current(self._layout.paths, summary) else None
 
     def _files(self, summaries: Summaries, *, doubtful: bool) -> Files:
         blob = self._layout.paths.blob

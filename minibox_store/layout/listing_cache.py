@@ -1,16 +1,18 @@
 """The file in which a process leaves what documents say for the next one, so that a large store need not be read again.
 
-It is a help and no more. Nothing but the listing asks it, and of each image only where every file of its documents has
-the very state in which it was read and verified. One that is lost, damaged, of another version, or not ours to read is
-none; one that cannot be written is not written. No lock is needed: it is replaced in one step, and the last one wins.
+It is a help and no more. It is believed of an image only where every file of its documents has the very state in which
+it was read and verified; whoever looks for a blob learns from it which images need not be read, and reads the others.
+One that is lost, damaged, of another version, not ours to read, or that somebody else may have written, is none; one
+that cannot be written is not written. No lock is needed: it is replaced in one step, and the last one wins.
 """
 
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
-from minibox_store import _files, _moving
+from minibox_store import _files, _moving, _signatures
 from minibox_store.codec import SummaryTable, decode_summaries, encode_summaries
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout.paths import LayoutPaths
@@ -20,12 +22,27 @@ from minibox_store.summaries import ImageSummary
 _MODE = 0o600
 
 
-def read_cache(paths: LayoutPaths) -> SummaryTable:
-    """Return what an earlier process left; never raises."""
+def read_cache(paths: LayoutPaths, limit_bytes: int = MAX_LISTING_BYTES) -> SummaryTable:
+    """Return what an earlier process left, if that is not larger than it is worth; never raises."""
     try:
-        return decode_summaries(_files.read_whole(paths.listing, MAX_LISTING_BYTES))
+        # Who could put another one there between this and the reading could do so with index.json too.
+        status = os.lstat(paths.listing)
+        if status.st_uid != os.stat(paths.root).st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return SummaryTable()
+        return decode_summaries(_files.read_whole(paths.listing, min(limit_bytes, MAX_LISTING_BYTES)))
     except (OSError, InvalidDocument):
         return SummaryTable()
+
+
+def is_current(paths: LayoutPaths, summary: ImageSummary) -> bool:
+    """Whether every file of a summary is as it was when it was read."""
+    for digest, state in summary.files:
+        try:
+            if _signatures.file_state(paths.blob(digest)) != state:
+                return False
+        except OSError:
+            return False  # whoever reads it is told why
+    return True
 
 
 def write_cache(paths: LayoutPaths, summaries: Iterable[ImageSummary]) -> None:

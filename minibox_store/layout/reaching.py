@@ -1,13 +1,14 @@
 """What a root of the store reaches, for whoever is asked for one blob of many: remembered, since it never changes.
 
 Nothing is remembered of a root of which a document was absent or wrong: it may come, or be mended. Of very many roots
-the descriptors are not kept, but an outline is: what a root is known not to reach, it need not be read again for.
+the descriptors are not kept, but an outline is: what a root is known not to reach, it need not be read again for. Where
+very many are unknown, what an earlier listing left tells their outlines. It is believed of what a root does not reach
+alone: what it does reach is read, and verified, before anybody is shown it.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import attrs
 
@@ -16,16 +17,21 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Identity, Referrer, identity
 from minibox_store.graph import walk
 from minibox_store.layout.layout import Layout
-from minibox_store.limits import MEBIBYTE
+from minibox_store.layout.listing_cache import is_current, read_cache
+from minibox_store.layout.resting import collector_at_rest
+from minibox_store.limits import DEFAULT_LIMITS, KIBIBYTE, MEBIBYTE
+from minibox_store.outlines import Outline, mark_of, outline_of
 from minibox_store.referring import referrer_of
 from minibox_store.values import Value
 
 # Of so many blobs the descriptors are remembered, some 600 bytes each.
 _MOST_BLOBS = 50_000
-# So much of each digest is in an outline: one that is taken for another costs a look at the documents, and no more.
-_MARK_DIGITS = 16
 _MOST_OUTLINE_BYTES = 32 * MEBIBYTE
 _OUTLINE_OWN_BYTES = 400
+# To read fewer roots costs less than to ask what a listing left; and to decode so much of that costs as much time as to
+# read one root does.
+_WORTH_ASKING = 64
+_WORTH_BYTES = 32 * KIBIBYTE
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -43,13 +49,6 @@ class Reach(Value):
     is_whole: bool
 
 
-class _Outline(NamedTuple):
-    """The beginnings of digests: of the blobs that a root reaches, and of what documents among them refer to."""
-
-    blobs: bytes
-    subjects: bytes
-
-
 class Reaches:
     """What the roots of one store reach. Safe for several threads."""
 
@@ -58,21 +57,23 @@ class Reaches:
         self._guard = threading.Lock()
         self._known: OrderedDict[Identity, Reach] = OrderedDict()
         self._blobs = 0
-        self._outlines: OrderedDict[str, _Outline] = OrderedDict()
+        self._outlines: OrderedDict[str, Outline] = OrderedDict()
         self._outline_bytes = 0
+        self._asking = threading.Lock()
+        self._asked: frozenset[str] = frozenset()
 
     def reaching(self, roots: Iterable[Descriptor], digest: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known not to reach a blob."""
-        mark = _mark(digest)
-        for root in roots:
+        mark = mark_of(digest)
+        for root in self._outlined(roots):
             outline = self._outlines.get(root.digest.hex)
             if outline is None or mark in outline.blobs:
                 yield root
 
     def referring(self, roots: Iterable[Descriptor], subject: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known to reach nothing which refers to a manifest or index."""
-        mark = _mark(subject)
-        for root in roots:
+        mark = mark_of(subject)
+        for root in self._outlined(roots):
             outline = self._outlines.get(root.digest.hex)
             if outline is None or mark in outline.subjects:
                 yield root
@@ -113,7 +114,7 @@ class Reaches:
 
     def _remember(self, key: Identity, found: Reach) -> None:
         with self._guard:
-            self._outline(key[0], found)
+            self._outline(key[0], outline_of(found.blobs, (each.subject for each in found.referrers)))
             if key in self._known or len(found.blobs) > _MOST_BLOBS:
                 return
             self._known[key] = found
@@ -121,19 +122,35 @@ class Reaches:
             while self._blobs > _MOST_BLOBS:
                 self._blobs -= len(self._known.popitem(last=False)[1].blobs)
 
-    def _outline(self, key: str, found: Reach) -> None:
+    def _outline(self, key: str, outline: Outline) -> None:
         if key in self._outlines:
             return
-        subjects = b"".join(_mark(each.subject) for each in found.referrers)
-        self._outlines[key] = outline = _Outline(b"".join(map(_mark, found.blobs)), subjects)
-        self._outline_bytes += _size_of(outline)
+        self._outlines[key] = outline
+        self._outline_bytes += outline.size_bytes + _OUTLINE_OWN_BYTES
         while self._outline_bytes > _MOST_OUTLINE_BYTES:
-            self._outline_bytes -= _size_of(self._outlines.popitem(last=False)[1])
+            self._outline_bytes -= self._outlines.popitem(last=False)[1].size_bytes + _OUTLINE_OWN_BYTES
 
+    def _outlined(self, roots: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
+        """Return the roots, with what a listing left of them taken over where they are very many."""
+        roots = tuple(roots)
+        # What is damaged depends on the limits, and of them a listing says nothing: it is for the usual ones alone.
+        if self._layout.limits == DEFAULT_LIMITS and len(self._unknown(roots)) >= _WORTH_ASKING:
+            with self._asking, collector_at_rest():
+                unknown = self._unknown(roots)
+                if unknown:  # else somebody else has just asked
+                    self._ask_listing(unknown)
+        return roots
 
-def _mark(digest: Digest) -> bytes:
-    return bytes.fromhex(digest.hex[:_MARK_DIGITS])
+    def _unknown(self, roots: tuple[Descriptor, ...]) -> list[Descriptor]:
+        """Return those roots of which nothing is known, and of which a listing was not asked just before."""
+        known, asked = self._outlines, self._asked
+        return [root for root in roots if root.digest.hex not in known and root.digest.hex not in asked]
 
-
-def _size_of(outline: _Outline) -> int:
-    return len(outline.blobs) + len(outline.subjects) + _OUTLINE_OWN_BYTES
+    def _ask_listing(self, roots: list[Descriptor]) -> None:
+        kept = read_cache(self._layout.paths, len(roots) * _WORTH_BYTES)
+        for root in roots if kept else ():
+            summary = kept.find(root)
+            if summary is not None and summary.outline is not None and is_current(self._layout.paths, summary):
+                with self._guard:
+                    self._outline(root.digest.hex, summary.outline)
+        self._asked = frozenset(root.digest.hex for root in roots)

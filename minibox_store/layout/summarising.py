@@ -6,13 +6,15 @@ Of a document only that is kept, so that an image of many large ones costs no mo
 from minibox_store import _signatures, media_types
 from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
-from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Role
+from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged
 from minibox_store.graph import is_of_the_blob, read_content, walk
 from minibox_store.layout.layout import Layout
+from minibox_store.outlines import Outline, outline_of
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.summaries import (
+    MOST_OUTLINE_BYTES,
     UNKNOWN_STATE,
     DocumentFile,
     FileState,
@@ -44,7 +46,7 @@ def summarise(
     last = None
     try:
         for node in walk(watched, root, limits=layout.limits, allow_absent_manifests=True):
-            reached.add(node.descriptor, node.role)
+            reached.add(node)
             last = node.document
     except (*_WRONG, OSError) as error:
         watched.note(error, among_others=among_others)
@@ -56,7 +58,7 @@ def summarise(
             files=watched.files(),
         )
     if isinstance(last, Manifest):
-        return _summary_of_manifest(layout, root, last, watched, among_others=among_others)
+        return _summary_of_manifest(layout, root, last, watched, reached, among_others=among_others)
     files = watched.files()
     return ImageSummary(
         media_type=root.media_type,
@@ -65,31 +67,51 @@ def summarise(
         layers=sum(is_layer for _, is_layer in reached.blobs.values()),
         is_complete=bool(files) and all(state is not None for _, state in files),
         files=files,
+        outline=reached.outline(),
     )
 
 
 class _Reached:
-    """What is told of the blobs that an index reaches.
+    """What is told of the blobs that a root reaches.
 
     Attributes:
         blobs: by digest the size of each, and whether it is a layer.
         platforms: those of the manifests, attestations aside, in order.
+        subjects: what documents refer to.
+        is_whole: whether every document was there.
     """
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, tuple[int, bool]] = {}
         self.platforms: dict[Platform, None] = {}
+        self.subjects: list[Digest] = []
+        self.is_whole = True
 
-    def add(self, descriptor: Descriptor, role: Role) -> None:
-        self.blobs[descriptor.digest] = (descriptor.size_bytes, role == "layer")
+    def add(self, node: Node) -> None:
+        descriptor = node.descriptor
+        self.blobs[descriptor.digest] = (descriptor.size_bytes, node.role == "layer")
+        if node.document is not None and node.document.subject is not None:
+            self.subjects.append(node.document.subject.digest)
+        elif node.document is None and media_types.is_document(descriptor.media_type):
+            self.is_whole = False
         if media_types.is_manifest(descriptor.media_type) and not descriptor.is_attestation:
             platform = listed_platform(descriptor.platform)
             if platform is not None:
                 self.platforms[platform] = None
 
+    def outline(self) -> Outline | None:
+        outline = outline_of(self.blobs, self.subjects)
+        return outline if self.is_whole and outline.size_bytes <= MOST_OUTLINE_BYTES else None
+
 
 def _summary_of_manifest(
-    layout: Layout, root: Descriptor, manifest: Manifest, watched: "_WatchedSource", *, among_others: bool
+    layout: Layout,
+    root: Descriptor,
+    manifest: Manifest,
+    watched: "_WatchedSource",
+    reached: _Reached,
+    *,
+    among_others: bool,
 ) -> ImageSummary:
     config = ConfigSummary(platform=None, created=None, diff_ids=())
     is_complete = True
@@ -108,6 +130,7 @@ def _summary_of_manifest(
         layers=len(manifest.layers),
         is_complete=is_complete,
         files=watched.files(),
+        outline=reached.outline(),
     )
 
 

@@ -13,8 +13,9 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidDocument
 from minibox_store.media_types import INDEXES, MANIFESTS, is_index
+from minibox_store.outlines import Outline, outline_of
 from minibox_store.platforms import Platform
-from minibox_store.summaries import DocumentFile, FileState, ImageSummary
+from minibox_store.summaries import MOST_OUTLINE_BYTES, DocumentFile, FileState, ImageSummary
 from tests.support.document_strategies import json_values, nearly_json, texts
 from tests.support.strategies import digests, platforms
 
@@ -26,6 +27,10 @@ _INDEX = Descriptor(media_type=INDEXES[0], digest=Digest.of(b"two"), size_bytes=
 def states(size_bytes: int | None = None) -> st.SearchStrategy[FileState]:
     sizes = st.integers(0, 2**53 - 1) if size_bytes is None else st.just(size_bytes)
     return st.tuples(sizes, st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1))
+
+
+def outlines() -> st.SearchStrategy[Outline]:
+    return st.builds(outline_of, st.lists(digests(), max_size=4), st.lists(digests(), max_size=2))
 
 
 @st.composite
@@ -44,6 +49,7 @@ def summaries(draw: st.DrawFn) -> ImageSummary:
         created=None if of_index else draw(st.none() | texts),
         layers=draw(st.integers(0, 600)),
         files=tuple(files),
+        outline=draw(st.none() | outlines()),
     )
 
 
@@ -55,7 +61,7 @@ def root_of(summary: ImageSummary) -> Descriptor:
 
 def sealed(body: bytes) -> bytes:
     """Return bytes that only who means harm can have written: wrong ones under a right checksum."""
-    return b"minibox-store listing 1 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return b"minibox-store listing 2 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def is_sound(summary: ImageSummary) -> bool:
@@ -68,7 +74,12 @@ def is_sound(summary: ImageSummary) -> bool:
         and min(summary.size_bytes, summary.layers) >= 0
         and all(type(each) is Platform for each in words)
         and all(type(digest) is Digest and state is not None for digest, state in summary.files)
+        and (summary.outline is None or is_sound_outline(summary.outline))
     )
+
+
+def is_sound_outline(outline: Outline) -> bool:
+    return "".join(outline).isascii() and outline.size_bytes <= MOST_OUTLINE_BYTES
 
 
 @given(kept=st.lists(summaries(), max_size=6, unique_by=lambda each: each.files[0][0]))
@@ -109,7 +120,8 @@ def test_no_bit_that_rots_goes_unnoticed(summary: ImageSummary, position: int, b
 def entries() -> st.SearchStrategy[Any]:
     """Entries that are right but for one place or two."""
     wrong = json_values | st.sampled_from([True, -1, 10**400, "\ud800", [], {}, 2**70])
-    good: list[Any] = [0, 300, 5, 6, 700, 0, "2024-01-01T00:00:00Z", 2]
+    good: list[Any] = [0, 300, 5, 6, 700, 0, "2024-01-01T00:00:00Z", 2, ["0123456789ab", ""]]
+    outline = st.lists(st.sampled_from(["", "0123456789ab", "ab", "\u00e9" * 12, "\ud800" * 12, "0" * 6000]))
     below = [[str(_DIGEST), 1, 2, 3]]
 
     def spoil(entry: list[Any], place: int, value: Any, cut: int) -> list[Any]:
@@ -117,8 +129,9 @@ def entries() -> st.SearchStrategy[Any]:
         spoilt[place % len(entry)] = value
         return spoilt[:cut]
 
-    whole = st.sampled_from([good, [0, 300, 5, 6, 700, None, None, 2, [0, 1], below]])
-    return whole | st.builds(spoil, whole, st.integers(0, 9), wrong, st.integers(6, 11)) | json_values
+    whole = st.sampled_from([good, [0, 300, 5, 6, 700, None, None, 2, None, [0, 1], below]])
+    spoilt = st.builds(spoil, whole, st.integers(0, 10), wrong, st.integers(6, 12))
+    return whole | spoilt | st.builds(spoil, whole, st.just(8), outline, st.integers(9, 12)) | json_values
 
 
 @given(entry=entries(), shared=st.sampled_from([[MANIFESTS[0]], [INDEXES[0]], []]), as_index=st.booleans())

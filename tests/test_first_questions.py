@@ -1,0 +1,371 @@
+"""What a repository reads for the first questions after a start, and that each answer is that of reading everything."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibox_store import BlobNotFound, Descriptor, Digest, LocalRepository, StillNeeded, Store, StoreDamaged
+from minibox_store.layout import listing, reaching
+from minibox_store.layout.listing_cache import read_cache
+from minibox_store.layout.paths import LayoutPaths
+from minibox_store.outlines import MARK_CHARACTERS
+from tests.support.images import OCI_MANIFEST, BuiltImage, build_artifact, build_image, build_index
+from tests.support.invariants import read_index
+from tests.support.layouts import write_layout
+from tests.support.os_proxy import replaced_os
+from tests.support.pushes import manifest_over, push_blob, push_image
+from tests.support.stores import blob, open_store, put, require_root, rot
+
+# Enough for a listing to be kept, and for a repository to ask for it.
+COUNT = 70
+SINGLE = {f"team/app:{number}": build_image(salt=str(number)) for number in range(COUNT)}
+SOME = SINGLE["team/app:7"]
+CHILDREN = [build_image(salt="multi", platform=platform) for platform in ("linux/amd64", "linux/arm64")]
+MULTI = build_index(CHILDREN)
+SIGNATURE = build_artifact(SOME.root)
+SECRET = build_image(salt="secret")
+IMAGES = {**SINGLE, "team/app:multi": MULTI, "team/app:signature": SIGNATURE, "team/other:1": SECRET}
+ABSENT = Digest.parse("sha256:" + "0" * 64)
+CACHE = "listing.cache"
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("listed") / "store"
+    write_layout(root, IMAGES)
+    root.chmod(0o700)
+    return root
+
+
+@pytest.fixture
+def root(listed: Path, tmp_path: Path) -> Path:
+    """A store that an earlier process has listed."""
+    root = tmp_path / "store"
+    shutil.copytree(listed, root)
+    open_store(root).images()
+    return root
+
+
+def fresh(root: Path) -> LocalRepository:
+    """Return the repository as a process sees it that has just begun."""
+    return open_store(root).repository("team/app")
+
+
+def digest_at(image: BuiltImage, layer: int = 0) -> Digest:
+    return Digest.parse(image.layer_digests[layer])
+
+
+def opened_by(action: Callable[[], object]) -> list[str]:
+    """Return the names of the files that an action opens, in order."""
+    with replaced_os() as system:
+        action()
+    return [os.path.basename(call.paths[0]) for call in system.calls if call.name == "open"]
+
+
+def hexes(*digests: str) -> set[str]:
+    return {digest.removeprefix("sha256:") for digest in digests}
+
+
+def missed(call: Callable[[], object]) -> Callable[[], None]:
+    def action() -> None:
+        with pytest.raises(BlobNotFound):
+            call()
+
+    return action
+
+
+def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write other entries into the cache, under a right checksum."""
+    first, _, body = (root / CACHE).read_bytes().partition(b"\n")
+    value = json.loads(body)
+    change(value["entries"])
+    body = json.dumps(value).encode()
+    beginning = first.rpartition(b" ")[0] + b" "
+    (root / CACHE).write_bytes(beginning + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    assert len(read_cache(LayoutPaths(str(root)))) == len(value["entries"])
+
+
+def blobs_in(outline: list[str]) -> list[str]:
+    return [outline[0][at : at + MARK_CHARACTERS] for at in range(0, len(outline[0]), MARK_CHARACTERS)]
+
+
+# ---- what is read
+
+
+def test_the_first_question_for_a_blob_reads_the_listing_and_no_other_image_than_its_own(root: Path) -> None:
+    repository = fresh(root)
+    assert opened_by(lambda: repository.find(digest_at(SOME))) == ["index.json", CACHE, *hexes(SOME.digest)]
+    other = SINGLE["team/app:8"]
+    assert opened_by(lambda: repository.find(digest_at(other))) == ["index.json", *hexes(other.digest)]
+    assert opened_by(lambda: repository.find(digest_at(SOME))) == ["index.json"]
+
+
+def test_the_first_question_for_what_no_image_reaches_reads_no_image(root: Path) -> None:
+    repository = fresh(root)
+    questions = [repository.find, repository.find_manifest, repository.hold_blob]
+    for number, question in enumerate(questions):
+        read = opened_by(missed(lambda question=question: question(ABSENT)))  # type: ignore[misc]  # bound at once
+        assert [name for name in read if name == CACHE or len(name) == len(ABSENT.hex)] == [CACHE][number:]
+    assert opened_by(lambda: repository.referrers(ABSENT)) == ["index.json"]
+
+
+def test_the_first_question_for_a_manifest_below_an_index_reads_that_index_alone(root: Path) -> None:
+    repository = fresh(root)
+    read = opened_by(lambda: repository.find_manifest(Digest.parse(CHILDREN[1].digest)))
+    assert set(read) == {"index.json", CACHE, *hexes(MULTI.digest, *(each.digest for each in CHILDREN))}
+
+
+def test_the_first_question_for_referrers_reads_those_and_what_they_refer_to(root: Path) -> None:
+    repository = fresh(root)
+    found: list[object] = []
+    read = opened_by(lambda: found.extend(repository.referrers(Digest.parse(SOME.digest))))
+    assert len(found) == 1
+    assert read == ["index.json", CACHE, *hexes(SIGNATURE.digest)]
+
+
+def test_a_push_to_a_repository_reads_none_of_its_other_images(root: Path) -> None:
+    new = build_image(salt="new")
+    others = hexes(*(image.digest for image in IMAGES.values()))
+    assert not others & set(opened_by(lambda: push_image(fresh(root), new, "new")))
+    assert fresh(root).find(digest_at(new)).size_bytes == len(new.blobs[new.layer_digests[0]])
+
+
+def test_what_a_listing_does_not_know_is_read_and_asked_for_once(root: Path) -> None:
+    (root / CACHE).write_bytes(b"")
+    repository = fresh(root)
+    read = opened_by(missed(lambda: repository.find(ABSENT)))
+    assert (read.count(CACHE), hexes(*(image.digest for image in SINGLE.values())) <= set(read)) == (1, True)
+    assert opened_by(missed(lambda: repository.find(ABSENT))) == ["index.json"]
+    for each in CHILDREN:  # of its index nothing is remembered any more
+        blob(root, each.digest).unlink()
+    repository = fresh(root)
+    for _ in range(2):
+        with pytest.raises(BlobNotFound):
+            repository.find(ABSENT)
+    assert CACHE not in opened_by(missed(lambda: repository.find(ABSENT)))
+
+
+def test_of_a_repository_with_few_images_no_listing_of_many_is_read(root: Path) -> None:
+    assert CACHE not in opened_by(missed(lambda: open_store(root).repository("team/other").find(ABSENT)))
+
+
+def test_a_listing_that_is_too_large_for_what_is_unknown_is_not_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaching, "_WORTH_BYTES", (root / CACHE).stat().st_size // (2 * COUNT))
+    read = opened_by(lambda: fresh(root).find(digest_at(SOME)))
+    assert hexes(*(image.digest for image in IMAGES.values())) & set(read) > hexes(SOME.digest)
+
+
+# ---- what is believed
+
+
+def test_a_listing_that_lies_shows_nobody_a_blob_of_another_repository(root: Path) -> None:
+    secret = digest_at(SECRET)
+
+    def add_secret(entries: dict[str, Any]) -> None:
+        for entry in entries.values():
+            entry[8][0] += secret.hex[:MARK_CHARACTERS]
+
+    forge(root, add_secret)
+    with pytest.raises(BlobNotFound):
+        fresh(root).find(secret)
+    assert open_store(root).repository("team/other").find(secret).size_bytes > 0
+
+
+def _let_others_write(path: Path) -> None:
+    path.chmod(0o622)
+
+
+def _give_away(path: Path) -> None:
+    require_root()
+    os.chown(path, 12345, -1)
+
+
+def _copy_elsewhere(path: Path) -> None:
+    """Give every file another inode, and its time, as a copy of the store does."""
+    copied = path.parent.with_name("copied")
+    shutil.copytree(path.parent, copied)
+    shutil.rmtree(path.parent)
+    copied.rename(path.parent)
+
+
+@pytest.mark.parametrize("change", [_let_others_write, _give_away, _copy_elsewhere])
+def test_a_listing_that_somebody_else_may_have_written_is_not_believed(
+    root: Path, change: Callable[[Path], None]
+) -> None:
+    def empty(entries: dict[str, Any]) -> None:
+        for entry in entries.values():
+            entry[8] = ["", ""]
+
+    forge(root, empty)
+    change(root / CACHE)
+    for image in (SOME, *CHILDREN):
+        assert fresh(root).find(digest_at(image)).size_bytes == len(image.blobs[image.layer_digests[0]])
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "a shorter file": lambda path: os.truncate(path, 10),
+    "a bit": rot,
+    "a link": lambda path: path.symlink_to(shutil.move(path, path.parents[2] / "elsewhere")),
+}
+
+
+@pytest.mark.parametrize("image", [SOME, MULTI, CHILDREN[0]], ids=["a manifest", "an index", "a manifest below it"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_is_told_as_it_is_where_nothing_was_listed(root: Path, harm: str, image: BuiltImage) -> None:
+    HARMS[harm](blob(root, image.digest))
+    with_listing = answers(fresh(root))
+    (root / CACHE).unlink()
+    assert with_listing == answers(fresh(root))
+    assert with_listing[ABSENT] == (BlobNotFound if harm == "gone" else StoreDamaged)
+
+
+def test_a_document_that_a_manifest_has_for_a_layer_is_seen_once_it_has_come(root: Path) -> None:
+    inner = build_image(salt="inner")
+    named = Descriptor(media_type=OCI_MANIFEST, digest=Digest.parse(inner.digest), size_bytes=inner.root["size"])
+    config = push_blob(fresh(root), b"{}")
+    content = manifest_over(named, config=config)
+    push_blob(fresh(root), content)
+    odd = hashlib.sha256(content).hexdigest()
+    index = read_index(root)
+    index["manifests"].append(
+        {
+            "mediaType": OCI_MANIFEST,
+            "digest": f"sha256:{odd}",
+            "size": len(content),
+            "annotations": {"org.opencontainers.image.ref.name": "team/app:odd"},
+        }
+    )
+    (root / "index.json").write_text(json.dumps(index))
+    (root / CACHE).unlink()
+    open_store(root).images()
+    assert odd.encode() in (root / CACHE).read_bytes()
+    put(root, inner, "elsewhere:1")
+    assert fresh(root).find(digest_at(inner)).size_bytes == len(inner.blobs[inner.layer_digests[0]])
+
+
+def test_what_an_image_needs_is_not_deleted_by_the_first_request(root: Path) -> None:
+    with pytest.raises(StillNeeded):
+        fresh(root).delete_blob(digest_at(SOME))
+    with pytest.raises(StillNeeded):
+        fresh(root).delete_manifest(Digest.parse(CHILDREN[0].digest))
+
+
+# ---- the same answers as by reading everything
+
+
+def answers(repository: LocalRepository, *more: str) -> dict[Digest, object]:
+    """Return what a repository says of each blob that there may be: its size, or which error."""
+    found: dict[Digest, object] = {}
+    for digest in (*map(Digest.parse, {*more, *(each for image in IMAGES.values() for each in image.blobs)}), ABSENT):
+        try:
+            found[digest] = repository.find(digest).size_bytes
+        except (BlobNotFound, StoreDamaged) as error:
+            found[digest] = type(error)
+    return found
+
+
+SHARED = [b"shared %d" % number for number in range(3)]
+POOL = [
+    *(build_image([{"f": SHARED[number % 3]}, {"g": b"%d" % number}], salt=str(number)) for number in range(4)),
+    build_index([build_image(salt="0"), build_image(salt="other", platform="linux/arm64")]),
+    build_index([build_image([{"f": SHARED[0]}], salt="deep")], nested=2, attestations=True),
+]
+POOL += [build_artifact(POOL[0].root), build_artifact(POOL[4].root, content=b"of an index")]
+NAMES = ["team/app:1", "team/app:2", "quay.io/team/app:3", "team/other:1", "app:1"]
+EVERYTHING = sorted({digest for image in POOL for digest in image.blobs})
+
+
+def plainly(root: Path) -> set[str]:
+    """Return each blob that an image of ``team/app`` reaches, by reading all of its documents."""
+    todo = [
+        entry
+        for entry in (read_index(root)["manifests"] if (root / "index.json").exists() else [])
+        if "team/app:" in entry["annotations"].get("org.opencontainers.image.ref.name", "")
+    ]
+    found = set()
+    while todo:
+        each = todo.pop()
+        found.add(each["digest"])
+        if each["mediaType"].endswith((".index.v1+json", ".manifest.v1+json")):
+            document = json.loads(blob(root, each["digest"]).read_bytes())
+            todo += [*document.get("manifests", ()), *document.get("layers", ())]
+            todo += [document["config"]] if "config" in document else []
+    return found
+
+
+def seen(repository: LocalRepository) -> set[str]:
+    found = set()
+    for digest in EVERYTHING:
+        try:
+            assert str(repository.find(Digest.parse(digest)).digest) == digest
+        except BlobNotFound:
+            continue
+        found.add(digest)
+    return found
+
+
+def put_plainly(root: Path, image: BuiltImage, name: str) -> None:
+    """Let another tool write an image and its name, in place."""
+    put(root, image, "aside:1")
+    index = read_index(root)
+    [entry] = [
+        each for each in index["manifests"] if each["annotations"]["org.opencontainers.image.ref.name"] == "aside:1"
+    ]
+    kept = [
+        each
+        for each in index["manifests"]
+        if each["annotations"]["org.opencontainers.image.ref.name"] not in ("aside:1", name)
+    ]
+    entry["annotations"] = {"org.opencontainers.image.ref.name": name}
+    (root / "index.json").write_text(json.dumps({**index, "manifests": [*kept, entry]}))
+
+
+def remove(store: Store, name: str) -> None:
+    if name in store.iter_names():
+        store.remove(name)
+
+
+_images, _names = st.sampled_from(POOL), st.sampled_from(NAMES)
+STEPS: st.SearchStrategy[Callable[[Path], object]] = st.one_of(
+    st.builds(lambda image, name: lambda root: put(root, image, name), _images, _names),
+    st.builds(lambda image, name: lambda root: put_plainly(root, image, name), _images, _names),
+    st.builds(lambda name: lambda root: remove(open_store(root), name), _names),
+    st.just(lambda root: open_store(root).images()),
+    st.just(lambda root: open_store(root).prune()),
+)
+
+
+@pytest.fixture
+def any_number_is_worth_it() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "_WORTH_KEEPING", 1)
+        patch.setattr(reaching, "_WORTH_ASKING", 1)
+        yield
+
+
+@pytest.mark.usefixtures("any_number_is_worth_it")
+@given(steps=st.lists(STEPS, min_size=1, max_size=8))
+@settings(max_examples=40)
+def test_whatever_others_do_between_questions_each_blob_is_seen_that_an_image_reaches_and_no_other(
+    steps: list[Callable[[Path], object]],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "store")
+        lasting = open_store(root).repository("team/app")
+        for step in steps:
+            step(root)
+            expected = plainly(root)
+            assert seen(lasting) == expected
+            assert seen(fresh(root)) == expected
