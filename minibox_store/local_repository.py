@@ -18,6 +18,7 @@ from minibox_store._file_errors import file_errors
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex, Referrer
 from minibox_store.errors import BlobNotFound, ImageNotFound, NotFound, StoreDamaged, StoreError
+from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
 from minibox_store.pushes import PushedManifest, StillNeeded, Upload
@@ -348,7 +349,8 @@ class LocalRepository:
         return any(root.digest == digest for root in self._entries().roots)
 
     def _entries(self) -> RepositoryEntries:
-        return self._find(self._layout.read_index(), self.name)
+        with collector_at_rest():  # the first time very many values are made of it
+            return self._find(self._layout.read_index(), self.name)
 
     def _referrers_below(self, root: Descriptor) -> tuple[Referrer, ...]:
         try:

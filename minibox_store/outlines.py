@@ -30,6 +30,10 @@ def mark_of(digest: Digest) -> str:
     return digest.hex[:MARK_CHARACTERS]
 
 
-def outline_of(blobs: Iterable[Digest], subjects: Iterable[Digest]) -> Outline:
-    """Return the outline of what reaches these blobs, of which some documents refer to these subjects."""
-    return Outline("".join(map(mark_of, blobs)), "".join(map(mark_of, subjects)))
+def outline_of(blobs: Iterable[str], subjects: Iterable[str]) -> Outline:
+    """Return the outline of what reaches these blobs, of which some documents refer to these subjects.
+
+    Both are told by the hexadecimal part of their digests.
+    """
+    blob_marks = [each[:MARK_CHARACTERS] for each in blobs]
+    return Outline("".join(blob_marks), "".join([each[:MARK_CHARACTERS] for each in subjects]))

@@ -174,6 +174,15 @@ def repository_of(name: str) -> str:
     return f"{reference.domain}/{reference.repository}"
 
 
+def is_tag(text: str) -> bool:
+    """Whether ``text``, which is not trusted, may be a tag.
+
+    >>> is_tag("3.20"), is_tag("a/b")
+    (True, False)
+    """
+    return _TAG.fullmatch(text) is not None
+
+
 def check_image_name(text: str) -> str:
     """Return ``text`` when an image may have it as its name in a store; the text is not trusted.
 

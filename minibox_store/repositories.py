@@ -26,7 +26,7 @@ from minibox_store.layout_index import (
     names_of,
     with_name,
 )
-from minibox_store.reference import DOCKER_HUB, Reference
+from minibox_store.reference import DOCKER_HUB, Reference, is_tag
 from minibox_store.values import Value
 
 _OFFICIAL = "library/"
@@ -138,12 +138,23 @@ def find_repository(index: LayoutIndex, name: str) -> RepositoryEntries:
     roots: dict[Descriptor, None] = {}
     # A name ends as each repository does that it is offered in: of very many names only those few are parsed.
     last = name.rpartition("/")[2]
+    # And of those that are the same but for a plain tag one is: where it is offered does not depend on its tag.
+    known: dict[str, list[Offer]] = {}
     for text, descriptor in names_of(index):
-        for offer in offers_of(text) if last in text else ():
-            if offer.repository == name:
-                roots[descriptor] = None
-                if offer.tag is not None:
-                    claims.setdefault(offer.tag, []).append((offer.claim, text, descriptor))
+        if last not in text:
+            continue
+        head, colon, tag = text.rpartition(":")
+        is_plain = bool(colon) and "@" not in text and is_tag(tag)
+        offers = known.get(head) if is_plain else None
+        if offers is None:
+            offers = [offer for offer in offers_of(text) if offer.repository == name]
+            if is_plain:
+                known[head] = offers
+        for offer in offers:
+            roots[descriptor] = None
+            shown = tag if is_plain else offer.tag
+            if shown is not None:
+                claims.setdefault(shown, []).append((offer.claim, text, descriptor))
     roots.update(dict.fromkeys(_pushed_to(index, name)))
     tags = {tag: tuple(each[2] for each in sorted(found, key=lambda each: each[:2])) for tag, found in claims.items()}
     return RepositoryEntries(name=name, tags=tags, roots=tuple(roots))

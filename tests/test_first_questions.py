@@ -18,7 +18,7 @@ from minibox_store.layout import listing, reaching
 from minibox_store.layout.listing_cache import read_cache
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.outlines import MARK_CHARACTERS
-from tests.support.images import OCI_MANIFEST, BuiltImage, build_artifact, build_image, build_index
+from tests.support.images import OCI_MANIFEST, BuiltImage, build_artifact, build_image, build_index, digest_of
 from tests.support.invariants import read_index
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
@@ -92,10 +92,6 @@ def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
     beginning = first.rpartition(b" ")[0] + b" "
     (root / CACHE).write_bytes(beginning + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     assert len(read_cache(LayoutPaths(str(root)))) == len(value["entries"])
-
-
-def blobs_in(outline: list[str]) -> list[str]:
-    return [outline[0][at : at + MARK_CHARACTERS] for at in range(0, len(outline[0]), MARK_CHARACTERS)]
 
 
 # ---- what is read
@@ -174,7 +170,7 @@ def test_a_listing_that_lies_shows_nobody_a_blob_of_another_repository(root: Pat
 
     def add_secret(entries: dict[str, Any]) -> None:
         for entry in entries.values():
-            entry[8][0] += secret.hex[:MARK_CHARACTERS]
+            entry[8] += secret.hex[:MARK_CHARACTERS]
 
     forge(root, add_secret)
     with pytest.raises(BlobNotFound):
@@ -205,7 +201,7 @@ def test_a_listing_that_somebody_else_may_have_written_is_not_believed(
 ) -> None:
     def empty(entries: dict[str, Any]) -> None:
         for entry in entries.values():
-            entry[8] = ["", ""]
+            entry[8:10] = ["", ""]
 
     forge(root, empty)
     change(root / CACHE)
@@ -265,15 +261,27 @@ def test_what_an_image_needs_is_not_deleted_by_the_first_request(root: Path) -> 
 # ---- the same answers as by reading everything
 
 
-def answers(repository: LocalRepository, *more: str) -> dict[Digest, object]:
+def answers(repository: LocalRepository) -> dict[Digest, object]:
     """Return what a repository says of each blob that there may be: its size, or which error."""
     found: dict[Digest, object] = {}
-    for digest in (*map(Digest.parse, {*more, *(each for image in IMAGES.values() for each in image.blobs)}), ABSENT):
+    for digest in (*map(Digest.parse, {each for image in IMAGES.values() for each in image.blobs}), ABSENT):
         try:
             found[digest] = repository.find(digest).size_bytes
         except (BlobNotFound, StoreDamaged) as error:
             found[digest] = type(error)
     return found
+
+
+def escaped(image: BuiltImage) -> BuiltImage:
+    """Return an artifact whose manifest spells the field that tells what it refers to as nobody else does."""
+    content = image.blobs[image.digest].replace(b'"subject"', b'"sub\\u006aect"')
+    digest = digest_of(content)
+    others = image.without(image.digest)
+    return BuiltImage(
+        root={**image.root, "digest": digest, "size": len(content)},
+        blobs={**others.blobs, digest: content},
+        media_types={**others.media_types, digest: image.media_type},
+    )
 
 
 SHARED = [b"shared %d" % number for number in range(3)]
@@ -283,18 +291,23 @@ POOL = [
     build_index([build_image([{"f": SHARED[0]}], salt="deep")], nested=2, attestations=True),
 ]
 POOL += [build_artifact(POOL[0].root), build_artifact(POOL[4].root, content=b"of an index")]
+POOL += [build_index([POOL[0], POOL[6]]), escaped(build_artifact(POOL[0].root, content=b"escaped"))]
 NAMES = ["team/app:1", "team/app:2", "quay.io/team/app:3", "team/other:1", "app:1"]
 EVERYTHING = sorted({digest for image in POOL for digest in image.blobs})
 
 
-def plainly(root: Path) -> set[str]:
-    """Return each blob that an image of ``team/app`` reaches, by reading all of its documents."""
+# Of a repository each blob that is seen, and what refers to what.
+Seen = tuple[set[str], set[tuple[str, str]]]
+
+
+def plainly(root: Path) -> Seen:
+    """Return what the images of ``team/app`` reach, by reading all of their documents."""
     todo = [
         entry
         for entry in (read_index(root)["manifests"] if (root / "index.json").exists() else [])
         if "team/app:" in entry["annotations"].get("org.opencontainers.image.ref.name", "")
     ]
-    found = set()
+    found, references = set(), set()
     while todo:
         each = todo.pop()
         found.add(each["digest"])
@@ -302,18 +315,20 @@ def plainly(root: Path) -> set[str]:
             document = json.loads(blob(root, each["digest"]).read_bytes())
             todo += [*document.get("manifests", ()), *document.get("layers", ())]
             todo += [document["config"]] if "config" in document else []
-    return found
+            references |= {(document["subject"]["digest"], each["digest"])} if "subject" in document else set()
+    return found, references
 
 
-def seen(repository: LocalRepository) -> set[str]:
-    found = set()
+def seen(repository: LocalRepository) -> Seen:
+    found, references = set(), set()
     for digest in EVERYTHING:
+        references |= {(digest, str(each.descriptor.digest)) for each in repository.referrers(Digest.parse(digest))}
         try:
             assert str(repository.find(Digest.parse(digest)).digest) == digest
         except BlobNotFound:
             continue
         found.add(digest)
-    return found
+    return found, references
 
 
 def put_plainly(root: Path, image: BuiltImage, name: str) -> None:

@@ -90,6 +90,39 @@ def test_where_names_collide_the_nearest_wins(names: list[str], repository: str,
         assert {name_of(each) for each in members} == set(names)
 
 
+DOMAINS = [
+    "",
+    "quay.io/",
+    "docker.io/",
+    "index.docker.io/",
+    "localhost/",
+    "localhost:5000/",
+    "[::1]:5000/",
+    "a_b.c/",
+    "/",
+]
+PATHS = ["app", "library/app", "org/app", "quay.io/app", "App", "a//app", "b" * 64, "b" * 250 + "/app", ""]
+ENDS = ["", ":1", ":2", ":latest", ":5000", ":-", ":a/app", ":", ":1:2", f"@{DIGEST}", f":1@{DIGEST}", ":" + "t" * 129]
+NAMES = st.builds("".join, st.tuples(*map(st.sampled_from, (DOMAINS, PATHS, ENDS))))
+
+
+@given(names=st.lists(NAMES, max_size=12, unique=True))
+def test_of_many_names_each_is_offered_as_it_is_alone(names: list[str]) -> None:
+    index = index_of(*names)
+    for repository in {offer.repository for name in names for offer in offers_of(name)}:
+        alone = [find_repository(index_of(name), repository) for name in names]
+        expected: dict[str, list[tuple[int, str]]] = {}
+        for name in names:
+            for offer in offers_of(name):
+                if offer.repository == repository and offer.tag is not None:
+                    expected.setdefault(offer.tag, []).append((offer.claim, name))
+        found = find_repository(index, repository)
+        assert {root for each in alone for root in each.roots} == set(found.roots)
+        assert {tag: [str(name_of(claim)) for claim in claims] for tag, claims in found.tags.items()} == {
+            tag: [name for _, name in sorted(claims)] for tag, claims in expected.items()
+        }
+
+
 def test_one_repository_has_the_tags_of_several_registries() -> None:
     found = tags_of("app:1", "quay.io/app:2", f"ghcr.io/app@{DIGEST}")
     assert found["app"] == {"1": "app:1", "2": "quay.io/app:2"}

@@ -58,7 +58,7 @@ class SummaryTable:
         """
         entry: Any = self._entries.get(root.digest.hex)
         try:
-            media_type, size, inode, mtime, size_bytes, platform, created, layers, outline, *of_index = entry
+            media_type, size, inode, mtime, size_bytes, platform, created, layers, blobs, subjects, *of_index = entry
         except (TypeError, ValueError):
             return None
         if not (
@@ -77,8 +77,8 @@ class SummaryTable:
         others = self._of_index(*of_index) if len(of_index) == 2 else None
         if of_index and others is None:
             return None
-        told = None if outline is None else _outline(outline)
-        if told is None and outline is not None:
+        outline = None if blobs is None else _outline(blobs, subjects)
+        if outline is None and blobs is not None:
             return None
         file = (root.digest, (size, inode, mtime))
         return ImageSummary(
@@ -89,7 +89,7 @@ class SummaryTable:
             created=created,
             layers=layers,
             files=(file, *others[1]) if others else (file,),
-            outline=told,
+            outline=outline,
         )
 
     def _of_index(
@@ -141,7 +141,7 @@ def encode_summaries(summaries: Iterable[ImageSummary]) -> bytes:
             None if summary.platform is None else platforms.setdefault(summary.platform, len(platforms)),
             summary.created,
             summary.layers,
-            summary.outline,
+            *(summary.outline or (None, None)),
         ]
         if is_index(summary.media_type):
             entry.append([platforms.setdefault(each, len(platforms)) for each in summary.platforms])
@@ -169,11 +169,9 @@ def _document_file(value: Any) -> DocumentFile | None:
         return None
 
 
-def _outline(value: Any) -> Outline | None:
-    if type(value) is not list or len(value) != 2:
-        return None
-    blobs, subjects = value
+def _outline(blobs: Any, subjects: Any) -> Outline | None:
     if not (type(blobs) is type(subjects) is str and blobs.isascii() and subjects.isascii()):
         return None
-    is_whole = len(blobs) % MARK_CHARACTERS == len(subjects) % MARK_CHARACTERS == 0
-    return Outline(blobs, subjects) if is_whole and len(blobs) + len(subjects) <= MOST_OUTLINE_BYTES else None
+    if len(blobs) % MARK_CHARACTERS or len(subjects) % MARK_CHARACTERS:
+        return None
+    return Outline(blobs, subjects) if len(blobs) + len(subjects) <= MOST_OUTLINE_BYTES else None

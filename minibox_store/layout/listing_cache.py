@@ -36,13 +36,7 @@ def read_cache(paths: LayoutPaths, limit_bytes: int = MAX_LISTING_BYTES) -> Summ
 
 def is_current(paths: LayoutPaths, summary: ImageSummary) -> bool:
     """Whether every file of a summary is as it was when it was read."""
-    for digest, state in summary.files:
-        try:
-            if _signatures.file_state(paths.blob(digest)) != state:
-                return False
-        except OSError:
-            return False  # whoever reads it is told why
-    return True
+    return _signatures.are_unchanged([(paths.blob(digest), state) for digest, state in summary.files])
 
 
 def write_cache(paths: LayoutPaths, summaries: Iterable[ImageSummary]) -> None:

@@ -2,8 +2,8 @@
 
 Nothing is remembered of a root of which a document was absent or wrong: it may come, or be mended. Of very many roots
 the descriptors are not kept, but an outline is: what a root is known not to reach, it need not be read again for. Where
-very many are unknown, what an earlier listing left tells their outlines. It is believed of what a root does not reach
-alone: what it does reach is read, and verified, before anybody is shown it.
+very many are unknown, what an earlier listing left tells their outlines, and of the others they are read alone. A
+listing is believed of what a root does not reach: what it does reach is read, and verified, before anybody sees it.
 """
 
 import threading
@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 
 from minibox_store import media_types
+from minibox_store.codec import decode_document
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Identity, Referrer, identity
-from minibox_store.graph import walk
+from minibox_store.errors import NotFound, StoreDamaged
+from minibox_store.graph import walk, walk_documents
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.listing_cache import is_current, read_cache
 from minibox_store.layout.resting import collector_at_rest
-from minibox_store.limits import DEFAULT_LIMITS, KIBIBYTE, MEBIBYTE
+from minibox_store.limits import DEFAULT_LIMITS, KIBIBYTE, MEBIBYTE, Limits
 from minibox_store.outlines import Outline, mark_of, outline_of
 from minibox_store.referring import referrer_of
 from minibox_store.values import Value
@@ -54,6 +56,8 @@ class Reaches:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        # What is just being written gets its time from whoever reads it then, and not twice.
+        self._hasty = Layout(layout.paths.root, limits=layout.limits, settle_seconds=0.0)
         self._guard = threading.Lock()
         self._known: OrderedDict[Identity, Reach] = OrderedDict()
         self._blobs = 0
@@ -65,18 +69,12 @@ class Reaches:
     def reaching(self, roots: Iterable[Descriptor], digest: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known not to reach a blob."""
         mark = mark_of(digest)
-        for root in self._outlined(roots):
-            outline = self._outlines.get(root.digest.hex)
-            if outline is None or mark in outline.blobs:
-                yield root
+        return (root for root, outline in self._outlined(roots) if outline is None or mark in outline.blobs)
 
     def referring(self, roots: Iterable[Descriptor], subject: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known to reach nothing which refers to a manifest or index."""
         mark = mark_of(subject)
-        for root in self._outlined(roots):
-            outline = self._outlines.get(root.digest.hex)
-            if outline is None or mark in outline.subjects:
-                yield root
+        return (root for root, outline in self._outlined(roots) if outline is None or mark in outline.subjects)
 
     def of(self, root: Descriptor) -> Reach:
         """Return what a root reaches; manifests below an index may be absent.
@@ -114,7 +112,8 @@ class Reaches:
 
     def _remember(self, key: Identity, found: Reach) -> None:
         with self._guard:
-            self._outline(key[0], outline_of(found.blobs, (each.subject for each in found.referrers)))
+            marks = outline_of((each.hex for each in found.blobs), (each.subject.hex for each in found.referrers))
+            self._outline(key[0], marks)
             if key in self._known or len(found.blobs) > _MOST_BLOBS:
                 return
             self._known[key] = found
@@ -130,27 +129,62 @@ class Reaches:
         while self._outline_bytes > _MOST_OUTLINE_BYTES:
             self._outline_bytes -= self._outlines.popitem(last=False)[1].size_bytes + _OUTLINE_OWN_BYTES
 
-    def _outlined(self, roots: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
-        """Return the roots, with what a listing left of them taken over where they are very many."""
+    def _outlined(self, roots: Iterable[Descriptor]) -> Iterator[tuple[Descriptor, Outline | None]]:
+        """Yield each root with its outline; with None where a document is not as it should be, or few are unknown."""
         roots = tuple(roots)
+        are_many = len(self._unknown(roots)) >= _WORTH_ASKING
+        if are_many:
+            self._ask_listing(roots)
+        for root in roots:
+            outline = self._outlines.get(root.digest.hex)
+            if outline is None and are_many:
+                outline = self._read_outline(root)
+            yield root, outline
+
+    def _unknown(self, roots: Iterable[Descriptor]) -> list[Descriptor]:
+        return [root for root in roots if root.digest.hex not in self._outlines]
+
+    def _ask_listing(self, roots: Iterable[Descriptor]) -> None:
+        """Take over what a listing left of these roots, if it was not asked for so many of them just before."""
         # What is damaged depends on the limits, and of them a listing says nothing: it is for the usual ones alone.
-        if self._layout.limits == DEFAULT_LIMITS and len(self._unknown(roots)) >= _WORTH_ASKING:
-            with self._asking, collector_at_rest():
-                unknown = self._unknown(roots)
-                if unknown:  # else somebody else has just asked
-                    self._ask_listing(unknown)
-        return roots
+        if self._layout.limits != DEFAULT_LIMITS:
+            return
+        with self._asking, collector_at_rest():  # who comes meanwhile finds that it was asked
+            unknown = self._unknown(roots)
+            if sum(root.digest.hex not in self._asked for root in unknown) < _WORTH_ASKING:
+                return
+            kept = read_cache(self._layout.paths, len(unknown) * _WORTH_BYTES)
+            for root in unknown if kept else ():
+                summary = kept.find(root)
+                if summary is not None and summary.outline is not None and is_current(self._layout.paths, summary):
+                    self._keep_outline(root, summary.outline)
+            self._asked = frozenset(root.digest.hex for root in unknown)
 
-    def _unknown(self, roots: tuple[Descriptor, ...]) -> list[Descriptor]:
-        """Return those roots of which nothing is known, and of which a listing was not asked just before."""
-        known, asked = self._outlines, self._asked
-        return [root for root in roots if root.digest.hex not in known and root.digest.hex not in asked]
+    def _read_outline(self, root: Descriptor) -> Outline | None:
+        """Return the outline of a root by its documents, in half the time that :meth:`of` takes; None as above."""
+        seen: set[Identity] = set()
+        subjects: list[Digest] = []
+        try:
+            with self._layout.naming_damage():
+                for node in walk_documents(self._hasty, root, limits=self._layout.limits, seen=seen):
+                    if node.content is not None:
+                        subjects += _subjects_in(node.descriptor, node.content, self._layout.limits)
+                    elif media_types.is_document(node.descriptor.media_type):
+                        return None
+        except (NotFound, StoreDamaged):
+            return None  # whoever reads it is told why
+        outline = outline_of((key for key, _, _ in seen), (each.hex for each in subjects))
+        self._keep_outline(root, outline)
+        return outline
 
-    def _ask_listing(self, roots: list[Descriptor]) -> None:
-        kept = read_cache(self._layout.paths, len(roots) * _WORTH_BYTES)
-        for root in roots if kept else ():
-            summary = kept.find(root)
-            if summary is not None and summary.outline is not None and is_current(self._layout.paths, summary):
-                with self._guard:
-                    self._outline(root.digest.hex, summary.outline)
-        self._asked = frozenset(root.digest.hex for root in roots)
+    def _keep_outline(self, root: Descriptor, outline: Outline) -> None:
+        with self._guard:
+            self._outline(root.digest.hex, outline)
+
+
+def _subjects_in(descriptor: Descriptor, content: bytes, limits: Limits) -> list[Digest]:
+    """Return what a document refers to: of nearly all the bytes tell that it is nothing, if they have no escapes."""
+    if b"subject" not in content and b"\\" not in content:
+        return []
+    subject = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits).subject
+    return [] if subject is None else [subject.digest]

@@ -100,7 +100,7 @@ class _Reached:
                 self.platforms[platform] = None
 
     def outline(self) -> Outline | None:
-        outline = outline_of(self.blobs, self.subjects)
+        outline = outline_of((each.hex for each in self.blobs), (each.hex for each in self.subjects))
         return outline if self.is_whole and outline.size_bytes <= MOST_OUTLINE_BYTES else None
 
 
