@@ -105,7 +105,7 @@ class Store(
         Without a filter it is the very same tuple as long as nothing has changed. What other processes do is seen at
         once; a document that was changed in its place, which nobody may do, within a second. What many documents say is
         left in the store, in ``listing.cache``, for the next process, if this one may write there; it may be removed at
-        any time. Nothing else believes it, but for a repository that is asked for a blob: which images do not reach that.
+        any time. Nothing else believes it, but for a repository that is asked for a blob: which images do not reach it.
 
         Raises:
             IncompleteImage, StoreDamaged: when what a filter asks about cannot be read.
