@@ -25,6 +25,19 @@ from tests.support.os_proxy import replaced_os
 from tests.support.pushes import manifest_over, push_blob, push_image
 from tests.support.stores import blob, open_store, put, require_root, rot
 
+
+def escaped(image: BuiltImage) -> BuiltImage:
+    """Return an artifact whose manifest spells the field that tells what it refers to as nobody else does."""
+    content = image.blobs[image.digest].replace(b'"subject"', b'"sub\\u006aect"')
+    digest = digest_of(content)
+    others = image.without(image.digest)
+    return BuiltImage(
+        root={**image.root, "digest": digest, "size": len(content)},
+        blobs={**others.blobs, digest: content},
+        media_types={**others.media_types, digest: image.media_type},
+    )
+
+
 # Enough for a listing to be kept, and for a repository to ask for it.
 COUNT = 70
 SINGLE = {f"team/app:{number}": build_image(salt=str(number)) for number in range(COUNT)}
@@ -32,8 +45,10 @@ SOME = SINGLE["team/app:7"]
 CHILDREN = [build_image(salt="multi", platform=platform) for platform in ("linux/amd64", "linux/arm64")]
 MULTI = build_index(CHILDREN)
 SIGNATURE = build_artifact(SOME.root)
+ESCAPED = escaped(build_artifact(SOME.root, content=b"escaped"))
 SECRET = build_image(salt="secret")
-IMAGES = {**SINGLE, "team/app:multi": MULTI, "team/app:signature": SIGNATURE, "team/other:1": SECRET}
+IMAGES = {**SINGLE, "team/app:multi": MULTI, "team/app:signature": SIGNATURE, "team/app:escaped": ESCAPED}
+IMAGES["team/other:1"] = SECRET
 ABSENT = Digest.parse("sha256:" + "0" * 64)
 CACHE = "listing.cache"
 
@@ -124,8 +139,10 @@ def test_the_first_question_for_referrers_reads_those_and_what_they_refer_to(roo
     repository = fresh(root)
     found: list[object] = []
     read = opened_by(lambda: found.extend(repository.referrers(Digest.parse(SOME.digest))))
-    assert len(found) == 1
-    assert read == ["index.json", CACHE, *hexes(SIGNATURE.digest)]
+    assert len(found) == 2
+    assert (read[:2], set(read[2:])) == (["index.json", CACHE], hexes(SIGNATURE.digest, ESCAPED.digest))
+    (root / CACHE).unlink()
+    assert len(fresh(root).referrers(Digest.parse(SOME.digest))) == 2
 
 
 def test_a_push_to_a_repository_reads_none_of_its_other_images(root: Path) -> None:
@@ -141,13 +158,30 @@ def test_what_a_listing_does_not_know_is_read_and_asked_for_once(root: Path) -> 
     read = opened_by(missed(lambda: repository.find(ABSENT)))
     assert (read.count(CACHE), hexes(*(image.digest for image in SINGLE.values())) <= set(read)) == (1, True)
     assert opened_by(missed(lambda: repository.find(ABSENT))) == ["index.json"]
-    for each in CHILDREN:  # of its index nothing is remembered any more
-        blob(root, each.digest).unlink()
+
+
+def test_of_what_nobody_can_tell_a_listing_is_asked_once(root: Path) -> None:
+    for image in SINGLE.values():
+        blob(root, image.digest).unlink()
     repository = fresh(root)
-    for _ in range(2):
-        with pytest.raises(BlobNotFound):
-            repository.find(ABSENT)
-    assert CACHE not in opened_by(missed(lambda: repository.find(ABSENT)))
+    assert opened_by(missed(lambda: repository.find(ABSENT))).count(CACHE) == 1
+    read = opened_by(missed(lambda: repository.find(ABSENT)))
+    assert (CACHE in read, hexes(SOME.digest) <= set(read)) == (False, True)  # it may have come
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_what_was_absent_below_an_index_is_seen_once_it_has_come(root: Path, is_listed: bool) -> None:
+    manifest = blob(root, CHILDREN[0].digest)
+    aside = manifest.rename(root / "aside")
+    (root / CACHE).unlink()
+    if is_listed:
+        open_store(root).images()
+    repository = fresh(root)
+    with pytest.raises(BlobNotFound):
+        repository.find(digest_at(CHILDREN[0]))
+    aside.rename(manifest)
+    for each in (repository, fresh(root)):
+        assert str(each.find(digest_at(CHILDREN[0])).digest) == CHILDREN[0].layer_digests[0]
 
 
 def test_of_a_repository_with_few_images_no_listing_of_many_is_read(root: Path) -> None:
@@ -270,18 +304,6 @@ def answers(repository: LocalRepository) -> dict[Digest, object]:
         except (BlobNotFound, StoreDamaged) as error:
             found[digest] = type(error)
     return found
-
-
-def escaped(image: BuiltImage) -> BuiltImage:
-    """Return an artifact whose manifest spells the field that tells what it refers to as nobody else does."""
-    content = image.blobs[image.digest].replace(b'"subject"', b'"sub\\u006aect"')
-    digest = digest_of(content)
-    others = image.without(image.digest)
-    return BuiltImage(
-        root={**image.root, "digest": digest, "size": len(content)},
-        blobs={**others.blobs, digest: content},
-        media_types={**others.media_types, digest: image.media_type},
-    )
 
 
 SHARED = [b"shared %d" % number for number in range(3)]
