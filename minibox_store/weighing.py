@@ -1,7 +1,7 @@
 """What the entries of a store take: whose the bytes are, counted so that very many blobs take little memory.
 
 The one walk visits each document once. What it points at is kept by numbers alone: four bytes for each of its blobs,
-and some fourteen for each blob that there is, beside its place among the sizes. No more is known of any but the largest
+and some thirteen for each blob that there is, beside its place among the sizes. No more is known of any but the largest
 blobs, which are told one by one. Pure.
 """
 
