@@ -222,16 +222,8 @@ class ExaminedStore:
         """
         if most_blobs < 0:
             raise InvalidArgument("most_blobs", most_blobs, "it is less than nothing")
-        from minibox_store.image_map import weigh_blobs, weigh_images
-        from minibox_store.layout.inventory import map_images
-        from minibox_store.reports import StoreUsage
+        from minibox_store.layout.inventory import weigh_images
 
         with file_errors(self._layout.paths.root):
-            inventory, images = map_images(self._layout)
-            return StoreUsage(
-                images=weigh_images(images, inventory.sizes_bytes),
-                total_bytes=sum(inventory.sizes_bytes.values()),
-                reclaimable_bytes=sum(inventory.unneeded(images).values()),
-                blob_count=len(inventory.sizes_bytes),
-                blobs=weigh_blobs(images, inventory.sizes_bytes, most=most_blobs),
-            )
+            inventory, weights = weigh_images(self._layout, most_blobs=most_blobs)
+            return weights.usage(inventory.pinned)

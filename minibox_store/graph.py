@@ -5,20 +5,30 @@ verified and decoded before anything that it names is believed.
 """
 
 import errno
-from collections.abc import Callable, Iterator, MutableSet
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 from minibox_store.codec import decode_document, decode_links
 from minibox_store.digest import Digest, Verifier
-from minibox_store.documents import Descriptor, Document, Identity, Manifest, Node, children, identity
+from minibox_store.documents import Descriptor, Document, Identity, Links, Manifest, Node, children, identity
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreError
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible, RangedSource
 
-Seen = MutableSet[Identity]
+
+class Seen(Protocol):
+    """What walks have yielded: a set, or whatever else knows it."""
+
+    def __contains__(self, key: Identity, /) -> bool: ...
+
+    def add(self, key: Identity, /) -> None:
+        """Take note of one more."""
+
 
 UnreadableListener = Callable[[Descriptor, Exception], None]
 
+# Told of a document, by its descriptor and its content, what it points at.
+LinksListener = Callable[[Descriptor, bytes, Links], None]
 
 # What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
 _NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -211,6 +221,16 @@ def walk_documents(source: BlobSource, root: Descriptor, *, limits: Limits, seen
     Leaves are added to ``seen``, and not yielded. Documents are, with their content and without their value; one that
     is absent has neither. A root that is a leaf is yielded.
     """
+    return walk_links(source, root, limits=limits, seen=seen, on_links=lambda *told: seen.update(told[2].leaves))
+
+
+def walk_links(
+    source: BlobSource, root: Descriptor, *, limits: Limits, seen: Seen, on_links: LinksListener
+) -> Iterator[Node]:
+    """Do as :func:`walk_documents`, but leave it to ``on_links`` to note leaves.
+
+    It is told of each document that was read, before what lies below that is walked.
+    """
 
     def read(node: Node, may_be_absent: bool) -> _Pending | None:
         content = _content_of(source, node.descriptor, limits, may_be_absent)
@@ -219,7 +239,7 @@ def walk_documents(source: BlobSource, root: Descriptor, *, limits: Limits, seen
         name = str(node.descriptor.digest)
         links = decode_links(content, node.descriptor.media_type, name, limits=limits)
         _check_layers(links.layers, name, limits)
-        seen.update(links.leaves)
+        on_links(node.descriptor, content, links)
         below = [Node(each, "manifest", 1, 1) for each in links.documents]
         return _Pending(node._replace(content=content), iter(below))
 

@@ -1,10 +1,9 @@
-"""What the entries of a store reach, kept to be asked afterwards: who needs a blob, by which way, and what it weighs.
+"""What the entries of a store reach, kept to be asked afterwards: who needs a blob, and by which way.
 
 It is filled by the one walk, with each blob once, and keeps descriptors alone. Pure.
 """
 
-import heapq
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
@@ -16,10 +15,7 @@ from minibox_store.graph import UnreadableListener, walk
 from minibox_store.layout_index import name_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import BlobUsage, ImageUsage, Need
-
-# A base image's layer may be needed by every image there is, and be told with each of many layers.
-_MOST_NAMES = 100
+from minibox_store.reports import Need
 
 
 @attrs.define
@@ -154,41 +150,3 @@ class ImageMap:
             found |= below
             todo.extend(below)
         return {self._digests[key[0]] for key in found}
-
-
-def weigh_blobs(
-    images: ImageMap, sizes_bytes: Mapping[Digest, int], *, most: int, most_names: int = _MOST_NAMES
-) -> tuple[BlobUsage, ...]:
-    """Return the largest of some blobs, the largest first, each with what needs it; of names the first ones."""
-    weighed = []
-    for digest, size_bytes in heapq.nsmallest(most, sizes_bytes.items(), key=lambda item: (-item[1], item[0])):
-        roots = tuple(images.roots_of(digest))
-        kinds = images.kinds_of(digest)
-        role, media_type = min(kinds) if kinds else (None, None)
-        names = sorted({name for name in map(name_of, roots) if name is not None})
-        weighed.append(
-            BlobUsage(
-                digest=digest,
-                size_bytes=size_bytes,
-                role=role,
-                media_type=media_type,
-                needed_by=len(roots),
-                names=tuple(names[:most_names]),
-            )
-        )
-    return tuple(weighed)
-
-
-def weigh_images(images: ImageMap, sizes_bytes: Mapping[Digest, int]) -> tuple[ImageUsage, ...]:
-    """Return what each root of a map takes of some blobs, sorted by name, those without one at the end."""
-    by_identity = {identity(root): images.reached_from(root) for root in images.roots}
-    reached = [(root, by_identity[identity(root)]) for root in images.roots]
-    users = Counter(digest for _, digests in reached for digest in digests)
-    weighed = []
-    for root, digests in reached:
-        own_bytes = sum(sizes_bytes.get(digest, 0) for digest in digests if users[digest] == 1)
-        size_bytes = sum(sizes_bytes.get(digest, 0) for digest in digests)
-        weighed.append(
-            ImageUsage(name=name_of(root), digest=root.digest, own_bytes=own_bytes, shared_bytes=size_bytes - own_bytes)
-        )
-    return tuple(sorted(weighed, key=lambda usage: (usage.name is None, usage.name or "", usage.digest)))

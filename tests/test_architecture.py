@@ -29,7 +29,18 @@ VALUES = {
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
-    *("image_map", "filters", "selection", "selecting", "staging", "policies", "offers", "manifest_choice"),
+    *(
+        "image_map",
+        "blob_sizes",
+        "weighing",
+        "filters",
+        "selection",
+        "selecting",
+        "staging",
+        "policies",
+        "offers",
+        "manifest_choice",
+    ),
     *("referring", "cancellation", "leaves", "decompressing", "output_bounds", "wholeness", "repositories"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}

@@ -1,9 +1,10 @@
 """The JSON forms of what a store tells of itself as a whole, each beside its schema."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from minibox_server.api.descriptions import shown
+from minibox_server.api.long_answers import encode_record
 from minibox_server.schemas import (
     COUNT_SCHEMA,
     DIGEST_SCHEMA,
@@ -117,15 +118,16 @@ def describe_info(info: StoreInfo, *, images: int) -> Mapping[str, object]:
     }
 
 
-def describe_usage(usage: StoreUsage) -> Mapping[str, object]:
-    """Return what GET /system/df says: whose the bytes are, and of the largest blobs who needs them."""
-    return {
-        "total_bytes": usage.total_bytes,
-        "reclaimable_bytes": usage.reclaimable_bytes,
-        "blob_count": usage.blob_count,
-        "images": [_describe_image(each) for each in usage.images],
-        "blobs": [_describe_blob(each) for each in usage.blobs],
-    }
+def encode_usage(usage: StoreUsage) -> Iterator[bytes]:
+    """Yield what GET /system/df says: whose the bytes are, and of the largest blobs who needs them."""
+    return encode_record(
+        {
+            "total_bytes": usage.total_bytes,
+            "reclaimable_bytes": usage.reclaimable_bytes,
+            "blob_count": usage.blob_count,
+        },
+        {"images": map(_describe_image, usage.images), "blobs": map(_describe_blob, usage.blobs)},
+    )
 
 
 def describe_findings(findings: tuple[Finding, ...]) -> Mapping[str, object]:

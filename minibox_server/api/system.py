@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from minibox_server.api.descriptions import describe_report
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
+from minibox_server.api.long_answers import LongAnswer
 from minibox_server.api.operations import Operations
 from minibox_server.api.running import Call, Result
 from minibox_server.api.store_descriptions import (
@@ -18,7 +19,7 @@ from minibox_server.api.store_descriptions import (
     describe_findings,
     describe_info,
     describe_repair,
-    describe_usage,
+    encode_usage,
 )
 from minibox_server.declarations import SWITCH, Answer, Endpoint, NoQuery, counted, parameter
 from minibox_server.schemas import PRUNE_SCHEMA
@@ -151,13 +152,13 @@ class SystemEndpoints:
         """Tell whose the bytes are."""
         if query.blobs == _USUAL_BLOBS:
             # Each page that somebody looks at asks for this whenever the store changes.
-            body = await self._usual_usage.result()
+            pieces = await self._usual_usage.result()
         else:
-            body = await self._workers.run(self._weighing, lambda: self._weigh(query.blobs))
-        return Response(body, media_type="application/json")
+            pieces = await self._workers.run(self._weighing, lambda: self._weigh(query.blobs))
+        return LongAnswer(pieces, "application/json")
 
-    def _weigh(self, blobs: int) -> bytes:
-        return bytes(JSONResponse(describe_usage(self._store.usage(most_blobs=blobs))).body)
+    def _weigh(self, blobs: int) -> tuple[bytes, ...]:
+        return tuple(encode_usage(self._store.usage(most_blobs=blobs)))
 
     async def info(self, request: Request, query: NoQuery) -> Response:
         """Tell what the store is."""

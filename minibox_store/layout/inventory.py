@@ -7,11 +7,13 @@ is held by it, or its name is in the index.
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 import attrs
 
 from minibox_store import _files
-from minibox_store.digest import Digest
+from minibox_store.blob_sizes import BlobSizes
+from minibox_store.digest import HEX_LENGTHS, Digest, is_hexadecimal
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
 from minibox_store.image_map import ImageMap
@@ -21,11 +23,34 @@ from minibox_store.layout.pins import iter_entries, live_pins
 from minibox_store.layout.quarantine import naming_set_aside
 from minibox_store.layout.settling import open_settled_stream
 from minibox_store.layout_index import is_referrer, name_of
-from minibox_store.protocols import BlobStream
+from minibox_store.limits import Limits
+from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.referring import keep_living, read_referrer
 from minibox_store.reports import Finding
+from minibox_store.weighing import Weights
 
 _ATTEMPTS = 5
+
+
+class Rooted(Protocol):
+    """What the graphs below some roots are gathered in."""
+
+    @property
+    def limits(self) -> Limits:
+        """How deep and how large each may be."""
+
+    @property
+    def roots(self) -> list[Descriptor]:
+        """In the order in which they were added."""
+
+    def add_root(self, source: BlobSource, root: Descriptor) -> None:
+        """Add everything that a root reaches, and the root."""
+
+    def has(self, digest: Digest) -> bool:
+        """Whether some root reaches the blob, or is it."""
+
+
+_R = TypeVar("_R", bound=Rooted)
 
 
 class Inventory:
@@ -43,7 +68,7 @@ class Inventory:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self.sizes_bytes: dict[Digest, int] = {}
+        self.sizes_bytes = BlobSizes()
         self.strays: dict[str, Digest | None] = {}
         for algorithm in ALGORITHMS:
             self._list_blobs(algorithm)
@@ -57,15 +82,14 @@ class Inventory:
 
     def _list_blobs(self, algorithm: str) -> None:
         for entry in iter_entries(self._layout.paths.blobs(algorithm)):
-            digest = pinned_digest(f"{algorithm}-{entry.name}")
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             if not stat.S_ISREG(status.st_mode):
-                self.strays[f"blobs/{algorithm}/{entry.name}"] = digest
-            elif digest is not None:
-                self.sizes_bytes[digest] = status.st_size
+                self.strays[f"blobs/{algorithm}/{entry.name}"] = pinned_digest(f"{algorithm}-{entry.name}")
+            elif len(entry.name) == HEX_LENGTHS[algorithm] and is_hexadecimal(entry.name):
+                self.sizes_bytes.add(entry.name, status.st_size)
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the blob's bytes from ``offset`` on.
@@ -93,7 +117,7 @@ class Inventory:
             if not images.has(digest) and digest not in self.pinned
         }
 
-    def add_living_roots(self, images: ImageMap, check: Callable[[], None] = lambda: None) -> None:
+    def add_living_roots(self, images: Rooted, check: Callable[[], None] = lambda: None) -> None:
         """Add the entries to a map; those that are kept for what they refer to alone, where that is alive.
 
         ``check`` is called before each; it may raise.
@@ -177,9 +201,20 @@ def map_images(layout: Layout, check: Callable[[], None] = lambda: None) -> tupl
         IncompleteImage, StoreDamaged: when a root or a document cannot be read.
         StoreBusy: when images are removed and collected all the time.
     """
+    return _gather(layout, lambda _: ImageMap(limits=layout.limits), check)
+
+
+def weigh_images(layout: Layout, *, most_blobs: int) -> tuple[Inventory, Weights]:
+    """Return what lies in a store, and what its entries take of that; raises as :func:`map_images`."""
+    return _gather(
+        layout, lambda found: Weights(found.sizes_bytes, limits=layout.limits, most_blobs=most_blobs), lambda: None
+    )
+
+
+def _gather(layout: Layout, begin: Callable[[Inventory], _R], check: Callable[[], None]) -> tuple[Inventory, _R]:
     for _ in range(_ATTEMPTS):
         inventory = Inventory(layout)
-        images = ImageMap(limits=layout.limits)
+        images = begin(inventory)
         try:
             with layout.naming_damage():
                 inventory.add_living_roots(images, check)

@@ -152,6 +152,28 @@ def test_the_bytes_of_each_entry_are_those_of_the_files_that_it_reaches(graph: G
         assert usage.reclaimable_bytes == store.prune(dry_run=True).bytes_freed
 
 
+@settings(max_examples=100)
+@given(graph=graphs(), most=st.integers(0, 40))
+def test_the_largest_files_are_told_with_each_entry_that_reaches_them(graph: Graph, most: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "store")
+        graph.write(root)
+        usage = Store(root).usage(most_blobs=most)
+        sizes = {digest: path.stat().st_size for digest, path in stored(root)}
+        assert usage.blob_count == len(sizes)
+        largest = sorted(sizes.items(), key=lambda each: (-each[1], each[0]))[:most]
+        assert [(str(each.digest), each.size_bytes) for each in usage.blobs] == largest
+        reached = [(name, [way[-1] for way in paths_from(root, entry)]) for name, entry in entries_of(root)]
+        for each in usage.blobs:
+            digest = str(each.digest)
+            said = {last["mediaType"] for _, lasts in reached for last in lasts if last["digest"] == digest}
+            needing = [name for name, lasts in reached if any(last["digest"] == digest for last in lasts)]
+            assert each.needed_by == len(needing)
+            assert each.names == tuple(sorted({name for name in needing if name}))
+            assert each.media_type in (said or {None})
+            assert (each.role is None) == (not said)
+
+
 @settings(max_examples=60)
 @given(graph=graphs(), data=st.data())
 def test_each_entry_that_needs_a_blob_is_told_with_a_shortest_way_to_it(graph: Graph, data: st.DataObject) -> None:
