@@ -221,6 +221,28 @@ def test_what_was_asked_for_lasts_while_blobs_come_and_never_longer_than_a_day(
     assert str(other.digest) in stored(root)
 
 
+@pytest.mark.parametrize("what", ["a push", "a question", "an upload"])
+def test_what_came_while_the_clock_was_ahead_begins_to_age_at_the_next_collection(
+    what: str, root: Path, first: LocalRepository
+) -> None:
+    push_blob(first, CONTENT)
+    if what != "a push":
+        first.hold_blob(DIGEST)
+        put_and_delete(first, "first")  # which takes the line that the push has left
+        assert prune(root) == {str(DIGEST)}
+    if what == "an upload":
+        first.begin_upload()
+    ahead = [*(root / "ingest" / "uploads").iterdir(), *pins_in(root)]
+    make_old(*ahead, seconds=-400 * 24 * HOUR_SECONDS)
+    assert all(path.stat().st_mtime > time.time() for path in ahead)
+    planned = open_store(root).prune(dry_run=True)
+    assert (planned.removed, prune(root)) == ((), {str(DIGEST)})
+    assert not any(path.stat().st_mtime > time.time() for path in ahead)
+    make_old(*ahead)
+    assert prune(root) == set()
+    assert not any(path.exists() for path in ahead)
+
+
 def test_what_somebody_asks_for_keeps_nothing_else_that_was_asked_for(root: Path, first: LocalRepository) -> None:
     push_blob(first, CONTENT)
     first.hold_blob(DIGEST)

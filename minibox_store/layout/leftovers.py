@@ -87,7 +87,10 @@ class Broom:
                 self._remove_locked(path, os.path.join(path, "lock"), "transaction", "its process has ended")
 
     def sweep_pushed(self) -> None:
-        """Remove uploads that have not grown for too long, and pins of blobs that no manifest has come to need."""
+        """Remove uploads that have not grown for too long, and pins of blobs that no manifest has come to need.
+
+        What was written while the clock was ahead would last until that time: it begins to age now.
+        """
         paths, limit_seconds = self._layout.paths, self._layout.limits.pushed_seconds
         with self._telling_errors(paths.uploads):
             for path in _children(paths.uploads):
@@ -108,6 +111,9 @@ class Broom:
             return
         folders = list(filter(_is_directory, _children(paths.pushed)))
         try:
+            with self._telling_errors(paths.ingest):
+                there = itertools.chain(_children(paths.uploads), *map(_children, folders))
+                self._in_batches(list(filter(_is_ahead, there)), _renew)
             with self._telling_errors(paths.pushed):
                 self._in_batches(old, self._remove_pin)
                 self._in_batches(folders, _files.remove_directory)
@@ -266,6 +272,20 @@ def _is_older(path: str, seconds: float) -> bool:
         return time.time() - os.lstat(path).st_mtime > seconds
     except FileNotFoundError:
         return False
+
+
+def _is_ahead(path: str) -> bool:
+    """Whether a file was last written at a time that is still to come."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_mtime > time.time()
+
+
+def _renew(path: str) -> None:
+    if _is_ahead(path):  # it may be gone, or have been written again
+        os.utime(path, follow_symlinks=False)
 
 
 def _children(folder: str) -> Iterator[str]:
