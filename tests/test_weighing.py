@@ -17,7 +17,7 @@ from tests.support.stores import open_store, put
 LAYERS = 500
 IMAGES = 60
 # Of each blob; and what is the same however many there are: one document, and what was asked for.
-MOST_BYTES = 100
+MOST_BYTES = 240
 FIXED_BYTES = 2 << 20
 
 WEIGH = """
