@@ -448,6 +448,21 @@ def test_without_libfuse_3_it_is_said_what_is_needed(at: Path, monkeypatch: pyte
     assert not is_mounted(at)
 
 
+def test_another_library_in_its_place_is_told_as_one(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "libc.so.6")
+    with pytest.raises(StoreUnavailable, match="libfuse 3 is needed to mount an image: .*fuse_version"):
+        mount_tree(small_tree(), at)
+    assert not is_mounted(at)
+
+
+def test_an_empty_path_of_libfuse_is_none() -> None:
+    require_fuse()
+    # What the tools of the system find first may be libfuse 2; here they find nothing.
+    program = "import ctypes.util; ctypes.util.find_library = lambda name: None; import minibox_store.rootfs.libfuse"
+    environment = {**os.environ, "FUSE_LIBRARY_PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=30)
+
+
 def test_neither_the_working_directory_nor_the_environment_leads_the_server_astray(
     at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

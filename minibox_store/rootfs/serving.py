@@ -51,7 +51,7 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple["ServedImage[
 def _serve_at(directory: str, image: "ServedImage[Any]", digest: str, ending: "_Ending") -> None:
     try:
         from minibox_store.rootfs.answering import Answers, Session, options
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # the latter where it is another library, or far too old
         raise StoreUnavailable(directory, f"libfuse 3 is needed to mount an image: {error}") from error
     with _gathered_errors() as errors, ending.mounting(directory):
 
