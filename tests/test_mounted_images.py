@@ -9,12 +9,15 @@ import random
 import signal
 import stat
 import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import minibox_store
 from minibox_store import LINUX_AMD64, ImageNotFound, InvalidPath, Platform, PlatformNotFound, Store
 from tests.support.compressions import layer_in
 from tests.support.forks import run_alone, run_forked
@@ -360,6 +363,33 @@ def test_a_relative_directory_is_one_of_here_and_now(tmp_path: Path, at: Path, m
     assert mount.directory == str(at)
     mount.close()
     assert not is_mounted(at)
+
+
+FROM_A_ZIP_FILE = """
+import sys
+
+sys.path.insert(0, "library.zip")
+from minibox_store import Store
+
+with Store("store").mount("mounted:1", "mounted") as mount:
+    sys.stdout.write(open(f"/proc/{mount.pid}/cmdline").read())
+"""
+
+
+def test_the_server_is_of_the_library_that_mounts_also_where_that_lies_in_a_zip_file_of_here(
+    tmp_path: Path, at: Path
+) -> None:
+    stored(tmp_path, image_of([[member("file")]]))
+    package = Path(minibox_store.__file__).parent
+    with zipfile.ZipFile(tmp_path / "library.zip", "w") as library:
+        for path in package.rglob("*.py"):
+            library.write(path, path.relative_to(package.parent))
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_A_ZIP_FILE], cwd=tmp_path, capture_output=True, check=True, text=True, timeout=60
+    )
+    folders = done.stdout.split("\0")
+    assert str(tmp_path / "library.zip") in folders, folders
+    assert at.is_dir()
 
 
 def test_the_platform_is_chosen_as_for_files(tmp_path: Path, at: Path) -> None:

@@ -28,6 +28,7 @@ _MOUNT_SECONDS = 30.0
 _END_SECONDS = 10.0
 _LONGEST_LINE_BYTES = 256
 _MOST_FAILURE_BYTES = 1024 * 1024
+_OWN_FOLDER = os.path.abspath(Path(__file__).parents[2])  # of a zip file it may have been relative when that was found
 # The server must not find its modules in the working directory, nor by what the environment says.
 _BEGIN = "import sys; sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
 
@@ -233,9 +234,8 @@ class _Server:
 
 def _module_folders() -> list[str]:
     """Return where the server finds modules: where this process does, but nowhere that is relative to a folder."""
-    own = str(Path(__file__).parents[2])
     folders = [folder for folder in sys.path if os.path.isabs(folder)]
-    return folders if own in folders else [own, *folders]
+    return folders if _OWN_FOLDER in folders else [_OWN_FOLDER, *folders]
 
 
 def _check_directory(directory: str) -> None:
