@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -323,6 +324,24 @@ def test_a_directory_at_which_something_empty_is_mounted_is_refused(at: Path) ->
         mount_tree(small_tree(), at)
     (line,) = mounts_at(at)
     assert " - tmpfs " in line
+
+
+def test_of_many_who_mount_at_one_directory_at_once_one_does(at: Path) -> None:
+    require_fuse()
+
+    def mount(_: int) -> Mount | InvalidPath:
+        try:
+            return mount_here(small_tree(), at)
+        except InvalidPath as error:
+            assert "something is mounted there already" in str(error)
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        (mounted,) = [each for each in pool.map(mount, range(4)) if isinstance(each, Mount)]
+    with mounted:
+        assert len(mounts_at(at)) == 1
+        assert (at / "hello").exists()
+    assert not is_mounted(at)
 
 
 def test_a_mount_whose_server_is_dead_is_refused_and_named(at: Path) -> None:

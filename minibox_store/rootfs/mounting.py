@@ -13,18 +13,21 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from minibox_store import _locks
 from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.errors import InvalidPath, MissingLibrary, StoreError, StoreUnavailable
+from minibox_store.errors import InvalidPath, MissingLibrary, StoreBusy, StoreError, StoreUnavailable
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_failure, encode
 from minibox_store.rootfs.unmounting import mount_at, unmount
 
 _LOGGER = logging.getLogger(__name__)
 _MOUNT_SECONDS = 30.0
+_PAUSE_SECONDS = 0.01
 _END_SECONDS = 10.0
 _LONGEST_LINE_BYTES = 256
 _MOST_FAILURE_BYTES = 1024 * 1024
@@ -127,21 +130,47 @@ def mount_image(directory: str | None, *, entry: str, image: Any, place: Callabl
     at, below = directory, None
     try:
         digest = server.wait_until(OPENED, timeout_seconds=None)
-        if at is None:
-            at = place(digest)
-            _check_directory(at)
-        below = mount_at(at)
-        before = os.stat(at).st_dev
-        server.send(at)
-        server.wait_until(MOUNTED, timeout_seconds=_MOUNT_SECONDS)
-        if os.stat(at).st_dev == before:
-            raise StoreUnavailable(at, "it was mounted somewhere else")
-        return Mount(at, digest, server, remove_directory=directory is None)
+        at = place(digest) if at is None else at
+        with _mounting_alone(at):
+            below = mount_at(at)
+            before = os.stat(at).st_dev
+            server.send(at)
+            server.wait_until(MOUNTED, timeout_seconds=_MOUNT_SECONDS)
+            if os.stat(at).st_dev == before:
+                raise StoreUnavailable(at, "it was mounted somewhere else")
+            return Mount(at, digest, server, remove_directory=directory is None)
     except BaseException:
         server.end()
         if at is not None:
             _leave_nothing(at, below, remove_directory=directory is None)
         raise
+
+
+@contextlib.contextmanager
+def _mounting_alone(directory: str) -> Iterator[None]:
+    """Let nobody else mount an image at a directory meanwhile: each would take the mount of the other for its own.
+
+    Raises:
+        InvalidPath: when it has a mount already, or by then; StoreBusy when that cannot be waited for.
+    """
+    deadline = time.monotonic() + _MOUNT_SECONDS
+    while True:
+        _check_directory(directory)
+        with path_errors(directory):
+            opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            is_alone = True
+            with contextlib.suppress(OSError):  # not every file system locks directories
+                is_alone = _locks.try_lock(opened, directory)
+            if is_alone:
+                _check_directory(directory)  # what was opened may be what somebody has mounted
+                yield
+                return
+        finally:
+            _locks.release(opened)
+        if time.monotonic() >= deadline:
+            raise StoreBusy(directory, None, None, "mounting an image")
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _leave_nothing(directory: str, below: int | None, *, remove_directory: bool) -> None:
