@@ -468,6 +468,12 @@ def test_without_libfuse_3_it_is_said_what_is_needed(at: Path, monkeypatch: pyte
     assert not is_mounted(at)
 
 
+def test_without_libfuse_3_no_image_is_opened(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "/nowhere/libfuse3.so.3")
+    with pytest.raises(StoreUnavailable, match="libfuse 3 is needed"):
+        mount_tree(KILLED, at)
+
+
 def test_another_library_in_its_place_is_told_as_one(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSE_LIBRARY_PATH", "libc.so.6")
     with pytest.raises(StoreUnavailable, match=r"libfuse 3 is needed to mount an image: .*fuse_version"):

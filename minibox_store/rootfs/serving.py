@@ -39,6 +39,7 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple["ServedImage[
     order: MountOrder = decode_next(sys.stdin.buffer)
     ending = _Ending(order.parent_pid, said)
     try:
+        _load_libfuse()
         with open_image(order.image) as (image, digest):
             os.write(said, OPENED + f" {digest}\n".encode())
             _serve_at(decode_next(sys.stdin.buffer), image, digest, ending)
@@ -48,11 +49,17 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple["ServedImage[
             os.write(said, FAILED + b"\n" + encode_failure(told))
 
 
-def _serve_at(directory: str, image: "ServedImage[Any]", digest: str, ending: "_Ending") -> None:
+def _load_libfuse() -> None:
+    """See that there is one before an image is opened, which may take long; and before anybody waits for the mount."""
     try:
-        from minibox_store.rootfs.answering import Answers, Session, options
+        from minibox_store.rootfs import answering  # noqa: F401  # it is used later
     except (OSError, AttributeError) as error:  # the latter where it is another library, or far too old
-        raise StoreUnavailable(directory, f"libfuse 3 is needed to mount an image: {error}") from error
+        raise StoreUnavailable("the mounted image", f"libfuse 3 is needed to mount an image: {error}") from error
+
+
+def _serve_at(directory: str, image: "ServedImage[Any]", digest: str, ending: "_Ending") -> None:
+    from minibox_store.rootfs.answering import Answers, Session, options
+
     with _gathered_errors() as errors, ending.mounting(directory):
 
         def when_mounted() -> None:
