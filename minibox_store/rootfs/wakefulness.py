@@ -30,7 +30,7 @@ class Wakefulness:
     Where it may not (a user, a container without the device), nothing is tried again, and nothing else is different.
 
     Guarantees: the processors sleep as they like from the ``_IDLE_SECONDS`` after the last question on, and from the
-        end of this process on, however it ends.
+        end of this process on, however it ends. Where it is stopped, or frozen, during a run, they do once it goes on.
     """
 
     def __init__(self) -> None:
