@@ -345,6 +345,28 @@ def test_of_many_who_mount_at_one_directory_at_once_one_does(at: Path) -> None:
     assert not is_mounted(at)
 
 
+def test_a_directory_that_is_made_anew_for_each_mount_does_not_go_while_somebody_mounts_there(at: Path) -> None:
+    require_fuse()
+
+    def place(_: str) -> str:
+        with contextlib.suppress(FileExistsError):
+            at.mkdir()
+        return str(at)
+
+    def mount_and_close(_: int) -> str:
+        try:
+            with mount_image(None, entry=mount_here.__module__, image=small_tree(), place=place):
+                return "mounted"
+        except InvalidPath as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = set(pool.map(mount_and_close, range(24)))
+    assert "mounted" in found
+    assert not [each for each in found if "No such file" in each or "not empty" in each], found
+    assert not is_mounted(at)
+
+
 def test_a_mount_whose_server_is_dead_is_refused_and_named(at: Path) -> None:
     mount = mount_tree(small_tree(), at)
     os.kill(mount.pid, signal.SIGKILL)
