@@ -52,4 +52,5 @@ def _open(image: StoredImage) -> Iterator[tuple["ImageFiles", str]]:
 
     layout = Layout(image.root, limits=image.store_limits, settle_seconds=image.settle_seconds)
     with open_files(layout, image.name, image.platform, image.unpack_limits) as files:
+        files.prepare()
         yield files, str(files.manifest.digest)

@@ -9,18 +9,24 @@ import random
 import signal
 import stat
 import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import minibox_store
 from minibox_store import LINUX_AMD64, ImageNotFound, InvalidPath, Platform, PlatformNotFound, Store
-from tests.support.forks import run_forked
+from tests.support.compressions import layer_in
+from tests.support.forks import run_alone, run_forked
 from tests.support.hard_layers import CASES, folder, image_of, layer_of, member
 from tests.support.images import BuiltImage, build_image, build_index
-from tests.support.served_trees import is_mounted, is_running, mount_point, require_fuse, wait_for
+from tests.support.peers import require_peer
+from tests.support.served_trees import is_mounted, is_running, mount_point, mounted_as_root, require_fuse, wait_for
 from tests.support.stores import blob, open_store, put, require_root, rot
+from tests.support.tars import END
 from tests.support.trees import assert_same_tree, read_tree
 
 NAME = "mounted:1"
@@ -109,6 +115,23 @@ def test_a_file_is_read_from_anywhere_by_many_at_once(large: tuple[Store, bytes]
     with store.mount(NAME, at), ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run_forked, [read_here_and_there(seed) for seed in range(4)])) == [0, 0, 0, 0]
         assert (at / "large").read_bytes() == content
+
+
+def test_a_mount_that_has_become_the_root_of_its_server_is_read_as_before(tmp_path: Path, at: Path) -> None:
+    forms = ("plain", "gzip, stored", "zstd, one frame")
+    contents = {form: random.Random(form).randbytes(20 * MEBIBYTE) for form in forms}
+    layers = [layer_in(form, member(form, content=content) + END) for form, content in contents.items()]
+    store = stored(tmp_path, build_image(layers))
+    store.open_files(NAME).close()  # the server finds indexes, and makes none
+
+    def read_all() -> None:
+        with mounted_as_root(store.mount(NAME, at), at):
+            for form, content in contents.items():
+                with open(f"/{form}", "rb") as file:
+                    assert os.pread(file.fileno(), 4096, 19 * MEBIBYTE) == content[19 * MEBIBYTE :][:4096]
+
+    require_peer("pivot_root")
+    assert run_alone(read_all) == 0
 
 
 def test_a_file_is_mapped_into_memory(large: tuple[Store, bytes], at: Path) -> None:
@@ -340,6 +363,33 @@ def test_a_relative_directory_is_one_of_here_and_now(tmp_path: Path, at: Path, m
     assert mount.directory == str(at)
     mount.close()
     assert not is_mounted(at)
+
+
+FROM_A_ZIP_FILE = """
+import sys
+
+sys.path.insert(0, "library.zip")
+from minibox_store import Store
+
+with Store("store").mount("mounted:1", "mounted") as mount:
+    sys.stdout.write(open(f"/proc/{mount.pid}/cmdline").read())
+"""
+
+
+def test_the_server_is_of_the_library_that_mounts_also_where_that_lies_in_a_zip_file_of_here(
+    tmp_path: Path, at: Path
+) -> None:
+    stored(tmp_path, image_of([[member("file")]]))
+    package = Path(minibox_store.__file__).parent
+    with zipfile.ZipFile(tmp_path / "library.zip", "w") as library:
+        for path in package.rglob("*.py"):
+            library.write(path, path.relative_to(package.parent))
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_A_ZIP_FILE], cwd=tmp_path, capture_output=True, check=True, text=True, timeout=60
+    )
+    folders = done.stdout.split("\0")
+    assert str(tmp_path / "library.zip") in folders, folders
+    assert at.is_dir()
 
 
 def test_the_platform_is_chosen_as_for_files(tmp_path: Path, at: Path) -> None:

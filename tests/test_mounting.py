@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,47 @@ def test_a_directory_at_which_something_empty_is_mounted_is_refused(at: Path) ->
     assert " - tmpfs " in line
 
 
+def test_of_many_who_mount_at_one_directory_at_once_one_does(at: Path) -> None:
+    require_fuse()
+
+    def mount(_: int) -> Mount | InvalidPath:
+        try:
+            return mount_here(small_tree(), at)
+        except InvalidPath as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(mount, range(4)))
+    assert sum("something is mounted there already" in str(each) for each in found) == 3
+    (mounted,) = [each for each in found if isinstance(each, Mount)]
+    with mounted:
+        assert len(mounts_at(at)) == 1
+        assert (at / "hello").exists()
+    assert not is_mounted(at)
+
+
+def test_a_directory_that_is_made_anew_for_each_mount_does_not_go_while_somebody_mounts_there(at: Path) -> None:
+    require_fuse()
+
+    def place(_: str) -> str:
+        with contextlib.suppress(FileExistsError):
+            at.mkdir()
+        return str(at)
+
+    def mount_and_close(_: int) -> str:
+        try:
+            with mount_image(None, entry=mount_here.__module__, image=small_tree(), place=place):
+                return "mounted"
+        except InvalidPath as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = set(pool.map(mount_and_close, range(24)))
+    assert "mounted" in found
+    assert not [each for each in found if "No such file" in each or "not empty" in each], found
+    assert not is_mounted(at)
+
+
 def test_a_mount_whose_server_is_dead_is_refused_and_named(at: Path) -> None:
     mount = mount_tree(small_tree(), at)
     os.kill(mount.pid, signal.SIGKILL)
@@ -446,6 +488,27 @@ def test_without_libfuse_3_it_is_said_what_is_needed(at: Path, monkeypatch: pyte
     with pytest.raises(StoreUnavailable, match="libfuse 3 is needed to mount an image: /nowhere/libfuse3"):
         mount_tree(small_tree(), at)
     assert not is_mounted(at)
+
+
+def test_without_libfuse_3_no_image_is_opened(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "/nowhere/libfuse3.so.3")
+    with pytest.raises(StoreUnavailable, match="libfuse 3 is needed"):
+        mount_tree(KILLED, at)
+
+
+def test_another_library_in_its_place_is_told_as_one(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "libc.so.6")
+    with pytest.raises(StoreUnavailable, match=r"libfuse 3 is needed to mount an image: .*fuse_version"):
+        mount_tree(small_tree(), at)
+    assert not is_mounted(at)
+
+
+def test_an_empty_path_of_libfuse_is_none() -> None:
+    require_fuse()
+    # What the tools of the system find first may be libfuse 2; here they find nothing.
+    program = "import ctypes.util; ctypes.util.find_library = lambda name: None; import minibox_store.rootfs.libfuse"
+    environment = {**os.environ, "FUSE_LIBRARY_PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=30)
 
 
 def test_neither_the_working_directory_nor_the_environment_leads_the_server_astray(

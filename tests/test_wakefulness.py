@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 
 from minibox_store.rootfs.wakefulness import Wakefulness
-from tests.support.forks import run_forked
-from tests.support.served_trees import directory, mount_point, mount_tree, regular, wait_for
+from tests.support.forks import run_alone, run_forked
+from tests.support.peers import require_peer
+from tests.support.served_trees import (
+    directory,
+    mount_here,
+    mount_point,
+    mount_tree,
+    mounted_as_root,
+    regular,
+    require_fuse,
+    wait_for,
+)
 
 LATENCY = Path("/dev/cpu_dma_latency")
 NOBODY = 65534
@@ -71,6 +81,18 @@ def test_a_question_now_and_then_lets_them_sleep(at: Path) -> None:
         for _ in ask(at, 0, 30):
             assert not keeps_awake(mount.pid)
             time.sleep(0.03)
+
+
+def test_a_mount_that_has_become_the_root_of_its_server_answers_as_before(at: Path) -> None:
+    files = {f"/file{number}": regular(number + 2, b"content") for number in range(30)}
+
+    def ask_all() -> None:
+        with mounted_as_root(mount_here({"/": directory(1), **files}, at), at):
+            assert sum(ask(Path("/"), 0, 30)) == 30 * len(b"content")
+
+    require_fuse()
+    require_peer("pivot_root")
+    assert run_alone(ask_all) == 0
 
 
 def test_who_may_not_say_it_answers_all_the_same() -> None:

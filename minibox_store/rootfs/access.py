@@ -148,6 +148,14 @@ class LayerReader:
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def prepare(self) -> None:
+        """Load what decodes the layer.
+
+        Raises:
+            MissingLibrary: when nothing installed does.
+        """
+        open_decoder(self._index.compression, self._open_at, window_log=self._limits.window_log).close()
+
     def close(self) -> None:
         """Close everything."""
         with self._lock:

@@ -231,6 +231,19 @@ class ImageFiles:
                 return reader.read_at(node.data_offset + offset, size_bytes)
             return self._map_of(node.segments).read(reader, node.data_offset, offset, size_bytes)
 
+    def prepare(self) -> None:
+        """Open all that reading needs now: no path of the machine is followed by a read from then on.
+
+        Whoever answers for a mount must not: when somebody makes the mount the root of his namespace, which is that of
+        the server too, each path leads through the mount itself.
+
+        Raises:
+            InvalidArchive, ContentMismatch, MissingLibrary: as opening the image.
+        """
+        self._opened.enter_context(self._sidecars.holding_folder())
+        for number in range(len(self._layers)):
+            self._reader(number).prepare()
+
     def close(self) -> None:
         """Close everything; a second call does nothing. What was opened from here is of no use any more."""
         self._opened.close()

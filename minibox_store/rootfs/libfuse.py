@@ -20,7 +20,7 @@ def _choose() -> None:
     os.environ[_BY_NAME] = "fuse3"  # wherever mfusepy finds one
 
 
-if _BY_PATH not in os.environ:
+if not os.environ.get(_BY_PATH):  # mfusepy takes an empty one for none
     _choose()
 
 import mfusepy  # type: ignore[import-untyped]  # noqa: E402  # it has annotations, and does not say so

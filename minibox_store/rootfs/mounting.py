@@ -13,21 +13,27 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from minibox_store import _locks
 from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.errors import InvalidPath, MissingLibrary, StoreError, StoreUnavailable
+from minibox_store.errors import InvalidPath, MissingLibrary, StoreBusy, StoreError, StoreUnavailable
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_failure, encode
 from minibox_store.rootfs.unmounting import mount_at, unmount
 
 _LOGGER = logging.getLogger(__name__)
 _MOUNT_SECONDS = 30.0
+_PAUSE_SECONDS = 0.01
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _END_SECONDS = 10.0
 _LONGEST_LINE_BYTES = 256
 _MOST_FAILURE_BYTES = 1024 * 1024
+_OWN_FOLDER = os.path.abspath(Path(__file__).parents[2])  # of a zip file it may have been relative when that was found
 # The server must not find its modules in the working directory, nor by what the environment says.
 _BEGIN = "import sys; sys.path[:] = sys.argv[2:]; import importlib; importlib.import_module(sys.argv[1]).main()"
 
@@ -52,7 +58,7 @@ class Mount:
         self._mount = mount_at(directory)
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._is_unmounted = False
 
     def close(self) -> None:
         """Unmount, and end the server.
@@ -75,11 +81,11 @@ class Mount:
             finally:
                 self._server.end()
                 with contextlib.suppress(OSError):
-                    if self._is_there():
+                    # Once it was unmounted, another one may have its number.
+                    if not self._is_unmounted and self._is_there():
                         unmount(self.directory)  # it had to be killed
                 if self._remove_directory:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(self.directory)
+                    _remove_place(self.directory)
 
     def __enter__(self) -> "Mount":
         return self
@@ -93,6 +99,7 @@ class Mount:
         with file_errors(self.directory):
             if self._is_there():
                 self.was_busy = unmount(self.directory)
+                self._is_unmounted = True
         if self.was_busy:
             _LOGGER.warning("%s is unmounted though it is in use", self.directory)
 
@@ -123,33 +130,88 @@ def mount_image(directory: str | None, *, entry: str, image: Any, place: Callabl
     if directory is not None:
         _check_directory(directory)
     server = _Server(entry, image, directory or "the mount")
-    at, below = directory, None
     try:
         digest = server.wait_until(OPENED, timeout_seconds=None)
-        if at is None:
-            at = place(digest)
-            _check_directory(at)
-        below = mount_at(at)
-        before = os.stat(at).st_dev
-        server.send(at)
-        server.wait_until(MOUNTED, timeout_seconds=_MOUNT_SECONDS)
-        if os.stat(at).st_dev == before:
-            raise StoreUnavailable(at, "it was mounted somewhere else")
-        return Mount(at, digest, server, remove_directory=directory is None)
+        find = partial(place, digest) if directory is None else partial(_checked, directory)
+        with _mounting_alone(find) as at:
+            return _mount_at(at, digest, server, remove_directory=directory is None)
     except BaseException:
         server.end()
-        if at is not None:
-            _leave_nothing(at, below, remove_directory=directory is None)
         raise
 
 
-def _leave_nothing(directory: str, below: int | None, *, remove_directory: bool) -> None:
+def _mount_at(directory: str, digest: str, server: "_Server", *, remove_directory: bool) -> Mount:
+    below = mount_at(directory)
+    try:
+        before = os.stat(directory).st_dev
+        server.send(directory)
+        server.wait_until(MOUNTED, timeout_seconds=_MOUNT_SECONDS)
+        if os.stat(directory).st_dev == before:
+            raise StoreUnavailable(directory, "it was mounted somewhere else")
+        return Mount(directory, digest, server, remove_directory=remove_directory)
+    except BaseException:
+        server.end()
+        _leave_nothing(directory, below, remove_directory=remove_directory)
+        raise
+
+
+def _checked(directory: str) -> str:
+    _check_directory(directory)
+    return directory
+
+
+@contextlib.contextmanager
+def _mounting_alone(find: Callable[[], str]) -> Iterator[str]:
+    """Yield a directory at which nobody else mounts meanwhile: each would take the mount of the other for its own.
+
+    Args:
+        find: returns it; who closes a mount may have removed what it had returned.
+
+    Raises:
+        InvalidPath: when it has a mount already, or by then; StoreBusy when that cannot be waited for.
+    """
+    deadline = time.monotonic() + _MOUNT_SECONDS
+    while True:
+        directory = find()
+        with _opened_if_there(directory) as opened:
+            is_alone = opened is not None
+            with contextlib.suppress(OSError):  # not every file system locks directories
+                is_alone = opened is not None and _locks.try_lock(opened, directory)
+            if is_alone:
+                _check_directory(directory)
+                yield directory
+                return
+        if time.monotonic() >= deadline:
+            raise StoreBusy(directory, None, None, "mounting an image")
+        time.sleep(_PAUSE_SECONDS)
+
+
+@contextlib.contextmanager
+def _opened_if_there(directory: str) -> Iterator[int | None]:
+    opened = None
+    with path_errors(directory), contextlib.suppress(FileNotFoundError):
+        opened = os.open(directory, _DIRECTORY)
+    try:
+        yield opened
+    finally:
+        if opened is not None:
+            _locks.release(opened)
+
+
+def _leave_nothing(directory: str, below: int, *, remove_directory: bool) -> None:
     """Take away what a server that did not get far has left, which was killed, or died."""
     with contextlib.suppress(OSError):
-        if below is not None and mount_at(directory) != below:
+        if mount_at(directory) != below:
             unmount(directory)
     if remove_directory:
         with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+def _remove_place(directory: str) -> None:
+    """Remove a directory that was made for a mount, unless somebody is mounting there again."""
+    with contextlib.suppress(OSError, StoreError), _opened_if_there(directory) as opened:
+        if opened is not None and _locks.try_lock(opened, directory):
             os.rmdir(directory)
 
 
@@ -233,19 +295,22 @@ class _Server:
 
 def _module_folders() -> list[str]:
     """Return where the server finds modules: where this process does, but nowhere that is relative to a folder."""
-    own = str(Path(__file__).parents[2])
     folders = [folder for folder in sys.path if os.path.isabs(folder)]
-    return folders if own in folders else [own, *folders]
+    return folders if _OWN_FOLDER in folders else [_OWN_FOLDER, *folders]
 
 
 def _check_directory(directory: str) -> None:
+    def is_mounted() -> bool:
+        return mount_at(directory) != mount_at(os.path.dirname(directory))
+
     with path_errors(directory):
         if os.path.islink(directory):
             raise InvalidPath(directory, "it is a symbolic link")
+        was_mounted = is_mounted()
         with os.scandir(directory) as entries:
             is_empty = next(entries, None) is None
         # An empty one too: what somebody has mounted there is not to be hidden, nor taken for this mount.
-        if mount_at(directory) != mount_at(os.path.dirname(directory)):
+        if was_mounted or is_mounted():
             raise InvalidPath(directory, "something is mounted there already")
         if not is_empty:
             raise InvalidPath(directory, "it is not empty")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MOUNT_SECONDS = 30.0
+_DEVICE = "/dev/fuse"
 _MOST_SAID_BYTES = 4096
 
 
@@ -39,6 +40,7 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple["ServedImage[
     order: MountOrder = decode_next(sys.stdin.buffer)
     ending = _Ending(order.parent_pid, said)
     try:
+        _load_libfuse()
         with open_image(order.image) as (image, digest):
             os.write(said, OPENED + f" {digest}\n".encode())
             _serve_at(decode_next(sys.stdin.buffer), image, digest, ending)
@@ -48,11 +50,17 @@ def serve(open_image: Callable[[Any], AbstractContextManager[tuple["ServedImage[
             os.write(said, FAILED + b"\n" + encode_failure(told))
 
 
-def _serve_at(directory: str, image: "ServedImage[Any]", digest: str, ending: "_Ending") -> None:
+def _load_libfuse() -> None:
+    """See that there is one before an image is opened, which may take long; and before anybody waits for the mount."""
     try:
-        from minibox_store.rootfs.answering import Answers, Session, options
-    except OSError as error:
-        raise StoreUnavailable(directory, f"libfuse 3 is needed to mount an image: {error}") from error
+        from minibox_store.rootfs import answering  # noqa: F401  # it is used later
+    except (OSError, AttributeError) as error:  # the latter where it is another library, or far too old
+        raise StoreUnavailable("the mounted image", f"libfuse 3 is needed to mount an image: {error}") from error
+
+
+def _serve_at(directory: str, image: "ServedImage[Any]", digest: str, ending: "_Ending") -> None:
+    from minibox_store.rootfs.answering import Answers, Session, options
+
     with _gathered_errors() as errors, ending.mounting(directory):
 
         def when_mounted() -> None:
@@ -80,6 +88,7 @@ class _Ending:
         os.set_blocking(self._waking, False)
         self._directory = ""
         self._before: int | None = None  # which mount the directory lies on
+        self._device: int | None = None
         self._settled = threading.Event()  # whether there is a mount, or nobody is making one
         self._settled.set()
         signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
@@ -103,6 +112,7 @@ class _Ending:
     def note_mounted(self) -> None:
         """Say that there is a mount now, for the process that mounts to be told; called by the thread that answers."""
         self._catch_signals()  # mfusepy leaves SIGINT to libfuse
+        self._device = _dup_device()
         self._settled.set()
         os.write(self._waking, b"\0")
 
@@ -115,10 +125,19 @@ class _Ending:
         self._settled.wait(_MOUNT_SECONDS)
         with suppress(OSError, StoreError):
             place = self._place_of(mounted) if self._directory else None
-            if place is not None:
+            # Somebody may have unmounted it, and another one mounted there since: numbers of mounts are used again.
+            if place is not None and not self._is_unmounted():
                 unmount(place)
         # Somebody may have a file open, and the thread that answers would wait for that one.
         os._exit(0)
+
+    def _is_unmounted(self) -> bool:
+        """Whether the kernel asks nothing any more, as libfuse finds it out too."""
+        if self._device is None:
+            return False
+        poll = select.poll()
+        poll.register(self._device, 0)
+        return any(found & select.POLLERR for _, found in poll.poll(0))
 
     def _place_of(self, mounted: int | None) -> str | None:
         """Return where the mount is: what is at the directory may be what somebody had mounted there, or has since."""
@@ -146,6 +165,16 @@ class _Ending:
             with suppress(BrokenPipeError):
                 os.write(self._said, MOUNTED + b"\n")
         return mounted
+
+
+def _dup_device() -> int | None:
+    """Return a further descriptor of the device by which this process answers."""
+    with suppress(OSError):
+        for each in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # the one by which they are listed
+                if os.readlink(f"/proc/self/fd/{each}") == _DEVICE:
+                    return os.dup(int(each))
+    return None
 
 
 def _be_woken(*_: object) -> None:

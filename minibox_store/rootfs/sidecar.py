@@ -10,7 +10,8 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from minibox_store import _files, _moving
@@ -133,6 +134,7 @@ class Sidecars:
         self.folder = folder
         self._most_unnamed_bytes = most_unnamed_bytes
         self._unnamed_bytes = 0
+        self._held: int | None = None
         self._lock = threading.Lock()
 
     def open(self, digest: Digest, subject: bytes) -> Sidecar | None:
@@ -169,6 +171,19 @@ class Sidecars:
                 return opened
         return Sidecar(_InMemory(content), subject)
 
+    @contextmanager
+    def holding_folder(self) -> Iterator[None]:
+        """Let files without a name need no path during the block, which may lead elsewhere by then."""
+        self._held = -1
+        with suppress(OSError):
+            self._held = os.open(self._made_folder(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held >= 0:
+                os.close(held)
+
     def open_unnamed(self, size_bytes: int) -> int | None:
         """Return a descriptor of a new file without a name, on the store's disk.
 
@@ -179,7 +194,10 @@ class Sidecars:
             None where there can be no such file.
         """
         try:
-            descriptor = _files.open_unnamed(self._made_folder())
+            if self._held is None:
+                descriptor = _files.open_unnamed(self._made_folder())
+            else:
+                descriptor = _files.open_unnamed(".", dir_fd=self._held)
         except OSError:
             return None
         with self._lock:

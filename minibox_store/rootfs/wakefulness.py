@@ -5,6 +5,9 @@ sleeps while the other works, and so do their processors. To wake one takes long
 machine above all. The kernel lets root say how late a processor may come out of its sleep, for as long as a file is
 open. It holds for the whole machine and takes power: so the file is open during a run of questions alone.
 
+The folder that it lies in is open before there is a mount. Whoever makes the mount the root of his namespace makes it
+that of the server too: a path would lead through the mount then, and the one who has to answer ask himself.
+
 Spec: Linux, Documentation/power/pm_qos_interface.rst.
 """
 
@@ -12,8 +15,9 @@ import os
 import struct
 import threading
 import time
+from contextlib import suppress
 
-_LATENCY_FILE = "/dev/cpu_dma_latency"
+_FOLDER, _LATENCY_FILE = "/dev", "cpu_dma_latency"
 _NOT_AT_ALL = struct.pack("=i", 0)  # microseconds
 _RUN = 8
 _SOON_SECONDS = 0.02
@@ -26,11 +30,14 @@ class Wakefulness:
     Where it may not (a user, a container without the device), nothing is tried again, and nothing else is different.
 
     Guarantees: the processors sleep as they like from the ``_IDLE_SECONDS`` after the last question on, and from the
-        end of this process on, however it ends.
+        end of this process on, however it ends. Where it is stopped, or frozen, during a run, they do once it goes on.
     """
 
     def __init__(self) -> None:
-        self._may = True
+        self._folder = -1
+        with suppress(OSError):
+            self._folder = os.open(_FOLDER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._may = self._folder >= 0
         self._holds = False
         self._run = 0
         self._last = 0.0
@@ -45,7 +52,7 @@ class Wakefulness:
 
     def _begin(self) -> None:
         try:
-            file = os.open(_LATENCY_FILE, os.O_WRONLY)
+            file = os.open(_LATENCY_FILE, os.O_WRONLY, dir_fd=self._folder)
         except OSError:
             self._may = False
             return

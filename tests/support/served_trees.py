@@ -10,6 +10,8 @@ import hashlib
 import os
 import pickle
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -147,6 +149,27 @@ def mount_point(path: Path) -> Iterator[Path]:
         libc = ctypes.CDLL(None)
         while is_mounted(path) and libc.umount2(os.fsencode(path), _DETACH) == 0:
             pass
+
+
+@contextlib.contextmanager
+def mounted_as_root(mount: Mount, at: Path) -> Iterator[None]:
+    """Make a mount the root of this process, and so of its server; in a process that ``run_alone`` has begun.
+
+    A server that asks itself can be ended by nobody: after a while the kernel is told to answer in its place.
+    """
+    connections = at.with_name("connections")
+    connections.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", connections], check=True, timeout=_WAIT_SECONDS)
+    with open(connections / str(os.minor(at.stat().st_dev)) / "abort", "wb", buffering=0) as abort:
+        ending = threading.Timer(_WAIT_SECONDS / 2, abort.write, (b"1",))
+        subprocess.run(["pivot_root", ".", "."], cwd=at, check=True, timeout=_WAIT_SECONDS)
+        os.chdir("/")
+        ending.start()
+        try:
+            yield
+        finally:
+            ending.cancel()
+            os.kill(mount.pid, signal.SIGKILL)
 
 
 def mounts_at(path: Path) -> list[str]:
