@@ -34,6 +34,14 @@ def signature(path: str) -> Signature | None:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_regular)
 
 
+def has_blocks(path: str) -> bool:
+    """Whether what is at ``path`` takes room on its disk, beside that of its entry; an empty file seldom does."""
+    try:
+        return os.lstat(path).st_blocks > 0
+    except FileNotFoundError:
+        return False
+
+
 def file_state(path: str) -> FileState | None:
     """Return the state of what is at ``path``, a link itself; None where there is nothing."""
     try:

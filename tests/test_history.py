@@ -1,5 +1,6 @@
 """The generations of index.json: kept at each change, whoever made it; undone, found again, and mended from."""
 
+import ctypes
 import errno
 import json
 import os
@@ -27,7 +28,7 @@ from minibox_store import (
     StoreUnavailable,
 )
 from tests.support.archives import members_of, pack
-from tests.support.forks import RAISED, run_forked
+from tests.support.forks import RAISED, not_possible, run_forked
 from tests.support.images import build_image, build_index
 from tests.support.invariants import (
     check_invariants,
@@ -517,6 +518,30 @@ def test_a_manifest_that_another_tool_is_writing_is_read_when_it_is_whole(root: 
     other.join()
 
 
+@pytest.mark.parametrize("file", ["index.json", "the manifest"])
+def test_a_file_that_is_being_emptied_is_waited_for_though_its_time_does_not_say_so_yet(root: Path, file: str) -> None:
+    path = blob(root, IMAGE.digest) if file == "the manifest" else root / file
+    content = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(b"")
+    keep_blocks(path)
+    os.utime(path, (1.0, 1.0))
+    other = threading.Timer(0.1, lambda: path.write_bytes(content))
+    other.start()
+    patient = Store(root, durability="none", settle_seconds=10.0)
+    assert [(image.name, image.damaged) for image in patient.images()] == [("app:1", False)]
+    other.join()
+
+
+def keep_blocks(path: Path) -> None:
+    """Give an empty file blocks, as it has them until all of its truncation is done."""
+    keep_size, length = 1, ctypes.c_int64(4096)
+    with path.open("r+b") as opened:
+        if ctypes.CDLL(None).fallocate(opened.fileno(), keep_size, ctypes.c_int64(0), length):
+            not_possible("an empty file may not have blocks here")
+    assert (path.stat().st_size, path.stat().st_blocks > 0) == (0, True)
+
+
 def seconds_of(action: Callable[[], object]) -> float:
     """Return how long something takes to be refused as damage."""
     start = time.monotonic()
@@ -525,11 +550,12 @@ def seconds_of(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def test_damage_is_waited_for_only_as_long_as_somebody_may_be_writing(root: Path) -> None:
+@pytest.mark.parametrize("content", [b"{", b""], ids=["half", "empty"])
+def test_damage_is_waited_for_only_as_long_as_somebody_may_be_writing(root: Path, content: bytes) -> None:
     path = blob(root, IMAGE.digest)
     path.chmod(0o600)
-    path.write_bytes(b"{")
-    (root / "index.json").write_bytes(b"{")
+    path.write_bytes(content)
+    (root / "index.json").write_bytes(content)
     hasty = Store(root, durability="none", settle_seconds=0.3)
     for action in (hasty.images, lambda: hasty.open_blob(root_of(IMAGE))):
         for touched in (root / "index.json", path):

@@ -98,6 +98,31 @@ def _check_size(size_bytes: int, descriptor: Descriptor) -> None:
 
 
 def is_recent(path: str, seconds: float) -> bool:
-    """Whether what is at a path was written within these seconds; where a clock was set back, nothing is recent."""
+    """Whether what is at a path was written within these seconds; where a clock was set back, nothing is recent.
+
+    An empty file that was written longer ago may be in the midst of being emptied. So it is looked at again: after a
+    moment, and until these seconds have passed where it has blocks still.
+    """
     found = _signatures.signature(path)
-    return found is not None and abs(time.time_ns() - found.mtime_nanoseconds) < seconds * _NANOSECONDS
+    if found is not None and found.size_bytes == 0 and seconds > 0 and not _is_young(found, seconds):
+        found = _once_emptied(path, found, seconds)
+    return found is not None and _is_young(found, seconds)
+
+
+def _once_emptied(path: str, found: _signatures.Signature, seconds: float) -> _signatures.Signature | None:
+    """Return the signature of an empty file, as it is once nobody is emptying it any more.
+
+    ext4 sets the size to zero, then frees the blocks, and only then sets the time of the change: a fraction of a
+    millisecond later, and some hundred on a busy machine.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        had_blocks = _signatures.has_blocks(path)
+        time.sleep(_PAUSE_SECONDS)  # the blocks may be gone, and the time be set in the next moment
+        later = _signatures.signature(path)
+        if later != found or not had_blocks or time.monotonic() >= deadline:
+            return later
+
+
+def _is_young(found: _signatures.Signature, seconds: float) -> bool:
+    return abs(time.time_ns() - found.mtime_nanoseconds) < seconds * _NANOSECONDS

@@ -286,6 +286,7 @@ def test_a_tag_that_another_tool_drops_at_once_was_given_all_the_same(root: Path
 
 def work_beside(root: Path, number: int, seed: int, seconds: float) -> None:
     """Do whatever comes but a prune, for a while; only that a name of ours is not there may be told."""
+    begun_file(root, number).touch()
     store, drawn = open_store(root), random.Random(seed)
     names = [f"own-{number}/app:{each}" for each in range(3)]
     deadline = time.monotonic() + seconds
@@ -303,8 +304,25 @@ def work_beside(root: Path, number: int, seed: int, seconds: float) -> None:
                 case 4:
                     store.save(name, root.parent / f"saved-{number}.tar")
                 case 5:
-                    assert not any(image.damaged for image in store.images())
-                    assert not any(finding.is_damage for finding in store.verify())
+                    assert [image.name for image in store.images() if image.damaged] == []
+                    assert [finding for finding in store.verify() if finding.is_damage] == []
+
+
+def begun_file(root: Path, number: int) -> Path:
+    """Return the file that a process makes as soon as it works beside others."""
+    return root.parent / f"begun-{number}"
+
+
+def wait_until_begun(root: Path, numbers: range) -> None:
+    """Return once these processes work.
+
+    A program that is started while this process forks in other threads may be waited for until all of those have ended:
+    they have inherited the pipe by whose end is told that it runs.
+    """
+    deadline = time.monotonic() + 20
+    while not all(begun_file(root, number).exists() for number in numbers):
+        assert time.monotonic() < deadline, "the processes did not begin"
+        time.sleep(0.01)
 
 
 @pytest.mark.timeout(SECONDS + 120)
@@ -316,13 +334,14 @@ def test_skopeo_and_processes_of_ours_work_on_one_store_and_nothing_is_damaged(r
     with drawing() as seed, ThreadPoolExecutor() as pool:
         run = partial(run_forked, timeout_seconds=SECONDS + 60)
         working = [pool.submit(run, partial(work_beside, root, each, seed + each, SECONDS)) for each in range(3)]
+        wait_until_begun(root, range(3))
         while not all(each.done() for each in working):
             name = sorted(images)[copies % len(images)]
             with skopeo_copying(root.parent / "skopeo", f"oci:{source}:{name}", f"oci:{root}:{name}"):
                 pass
             copies += 1
         assert [each.result() for each in working] == [0, 0, 0]
-    assert copies
+    assert copies > len(images), "each image was written over another time while others worked"
     store = open_store(root)
     assert not any(finding.is_damage for finding in store.verify())
     check_invariants(root, history_behind=True)
