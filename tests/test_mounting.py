@@ -506,9 +506,13 @@ def test_another_library_in_its_place_is_told_as_one(at: Path, monkeypatch: pyte
 def test_an_empty_path_of_libfuse_is_none() -> None:
     require_fuse()
     # What the tools of the system find first may be libfuse 2; here they find nothing.
-    program = "import ctypes.util; ctypes.util.find_library = lambda name: None; import minibox_store.rootfs.libfuse"
+    program = "import ctypes.util; ctypes.util.find_library = lambda name: None\n"
+    program += "from minibox_store.rootfs.libfuse import mfusepy; print(mfusepy.fuse_version_major)"
     environment = {**os.environ, "FUSE_LIBRARY_PATH": "", "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=30)
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, timeout=30, capture_output=True
+    )
+    assert found.stdout == b"3\n"
 
 
 def test_neither_the_working_directory_nor_the_environment_leads_the_server_astray(
