@@ -243,6 +243,19 @@ def test_a_listing_that_somebody_else_may_have_written_is_not_believed(
         assert fresh(root).find(digest_at(image)).size_bytes == len(image.blobs[image.layer_digests[0]])
 
 
+@pytest.mark.parametrize("count", [1, COUNT])
+def test_an_entry_that_takes_a_manifest_for_a_leaf_hides_no_layer_of_it(tmp_path: Path, count: int) -> None:
+    write_layout(tmp_path, {"team/app:some": SOME, **dict(list(SINGLE.items())[:count])})
+    index = read_index(tmp_path)
+    name = {"org.opencontainers.image.ref.name": "team/app:leaf"}
+    leaf = {**SOME.root, "mediaType": "application/octet-stream", "annotations": name}
+    (tmp_path / "index.json").write_text(json.dumps({**index, "manifests": [*index["manifests"], leaf]}))
+    repository = fresh(tmp_path)
+    assert repository.find(digest_at(SOME)).size_bytes > 0
+    with pytest.raises(StillNeeded):
+        repository.delete_blob(digest_at(SOME))
+
+
 HARMS: dict[str, Callable[[Path], object]] = {
     "gone": Path.unlink,
     "a shorter file": lambda path: os.truncate(path, 10),

@@ -113,7 +113,8 @@ class Reaches:
     def _remember(self, key: Identity, found: Reach) -> None:
         with self._guard:
             marks = outline_of((each.hex for each in found.blobs), (each.subject.hex for each in found.referrers))
-            self._outline(key[0], marks)
+            if key[2]:  # the type of a document
+                self._outline(key[0], marks)
             if key in self._known or len(found.blobs) > _MOST_BLOBS:
                 return
             self._known[key] = found
@@ -136,13 +137,18 @@ class Reaches:
         if are_many:
             self._ask_listing(roots)
         for root in roots:
-            outline = self._outlines.get(root.digest.hex)
-            if outline is None and are_many:
-                outline = self._read_outline(root)
+            # The same bytes may be a document to one entry and a leaf, which reaches itself alone, to another.
+            if media_types.is_document(root.media_type):
+                outline = self._outlines.get(root.digest.hex)
+                if outline is None and are_many:
+                    outline = self._read_outline(root)
+            else:
+                outline = outline_of([root.digest.hex], ())
             yield root, outline
 
     def _unknown(self, roots: Iterable[Descriptor]) -> list[Descriptor]:
-        return [root for root in roots if root.digest.hex not in self._outlines]
+        outlines, is_document = self._outlines, media_types.is_document
+        return [root for root in roots if root.digest.hex not in outlines and is_document(root.media_type)]
 
     def _ask_listing(self, roots: Iterable[Descriptor]) -> None:
         """Take over what a listing left of these roots, if it was not asked for so many of them just before."""
