@@ -169,6 +169,21 @@ def test_of_what_nobody_can_tell_a_listing_is_asked_once(root: Path) -> None:
     assert (CACHE in read, hexes(SOME.digest) <= set(read)) == (False, True)  # it may have come
 
 
+def test_indexes_of_which_a_part_is_absent_are_read_once_for_each_question(tmp_path: Path) -> None:
+    indexes = [build_index([build_image(salt=str(number)), CHILDREN[0]]) for number in range(COUNT)]
+    write_layout(tmp_path, {f"team/app:{number}": index for number, index in enumerate(indexes)})
+    aside = blob(tmp_path, CHILDREN[0].digest).rename(tmp_path / "aside")
+    repository = fresh(tmp_path)
+    wanted = [*hexes(*(index.digest for index in indexes))]
+    for is_first in (True, False, False):
+        read = opened_by(missed(lambda: repository.find(ABSENT)))
+        assert sorted(filter(wanted.__contains__, read)) == sorted(wanted * (2 if is_first else 1))
+    aside.rename(blob(tmp_path, CHILDREN[0].digest))
+    assert str(repository.find(digest_at(CHILDREN[0])).digest) == CHILDREN[0].layer_digests[0]
+    missed(lambda: repository.find(ABSENT))()
+    assert opened_by(missed(lambda: repository.find(ABSENT))) == ["index.json"]
+
+
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_what_was_absent_below_an_index_is_seen_once_it_has_come(root: Path, is_listed: bool) -> None:
     manifest = blob(root, CHILDREN[0].digest)
