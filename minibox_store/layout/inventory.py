@@ -221,8 +221,8 @@ def _gather(layout: Layout, begin: Callable[[Inventory], _R], check: Callable[[]
         except BlobNotFound as error:
             if layout.read_index() is inventory.index:
                 # Below an entry a document may be absent. So it is an entry itself, which may not be added yet.
-                names = (name_of(root) for root in inventory.roots if root.digest == error.digest)
-                raise IncompleteImage(next(names, None) or str(error.digest), (error.digest,)) from error
+                names = (name_of(root) for root in inventory.roots if str(root.digest) == error.digest)
+                raise IncompleteImage(next(names, None) or error.digest, (error.digest,)) from error
             continue  # the name has gone meanwhile, and its blobs with it
         return inventory, images
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
