@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibox_store import BlobNotFound, Descriptor, Digest, LocalRepository, StillNeeded, Store, StoreDamaged
-from minibox_store.layout import listing, reaching
+from minibox_store.layout import listing, listing_cache, reaching
 from minibox_store.layout.listing_cache import read_cache
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.outlines import MARK_CHARACTERS
@@ -209,6 +209,18 @@ def test_a_listing_that_is_too_large_for_what_is_unknown_is_not_read(
     monkeypatch.setattr(reaching, "_WORTH_BYTES", (root / CACHE).stat().st_size // (2 * COUNT))
     read = opened_by(lambda: fresh(root).find(digest_at(SOME)))
     assert hexes(*(image.digest for image in IMAGES.values())) & set(read) > hexes(SOME.digest)
+
+
+def test_a_listing_that_is_too_large_with_outlines_is_kept_without_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size_bytes = (root / CACHE).stat().st_size
+    (root / CACHE).unlink()
+    monkeypatch.setattr(listing_cache, "MAX_LISTING_BYTES", size_bytes - 1)
+    open_store(root).images()
+    kept = read_cache(LayoutPaths(str(root)))
+    assert (len(kept), (root / CACHE).stat().st_size < size_bytes) == (len(IMAGES), True)
+    assert fresh(root).find(digest_at(SOME)).size_bytes > 0
 
 
 # ---- what is believed
