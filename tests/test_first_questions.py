@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibox_store import BlobNotFound, Descriptor, Digest, LocalRepository, StillNeeded, Store, StoreDamaged
-from minibox_store.layout import listing, reaching
+from minibox_store.layout import listing, listing_cache, reaching
 from minibox_store.layout.listing_cache import read_cache
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.outlines import MARK_CHARACTERS
@@ -169,6 +169,21 @@ def test_of_what_nobody_can_tell_a_listing_is_asked_once(root: Path) -> None:
     assert (CACHE in read, hexes(SOME.digest) <= set(read)) == (False, True)  # it may have come
 
 
+def test_indexes_of_which_a_part_is_absent_are_read_once_for_each_question(tmp_path: Path) -> None:
+    indexes = [build_index([build_image(salt=str(number)), CHILDREN[0]]) for number in range(COUNT)]
+    write_layout(tmp_path, {f"team/app:{number}": index for number, index in enumerate(indexes)})
+    aside = blob(tmp_path, CHILDREN[0].digest).rename(tmp_path / "aside")
+    repository = fresh(tmp_path)
+    wanted = [*hexes(*(index.digest for index in indexes))]
+    for is_first in (True, False, False):
+        read = opened_by(missed(lambda: repository.find(ABSENT)))
+        assert sorted(filter(wanted.__contains__, read)) == sorted(wanted * (2 if is_first else 1))
+    aside.rename(blob(tmp_path, CHILDREN[0].digest))
+    assert str(repository.find(digest_at(CHILDREN[0])).digest) == CHILDREN[0].layer_digests[0]
+    missed(lambda: repository.find(ABSENT))()
+    assert opened_by(missed(lambda: repository.find(ABSENT))) == ["index.json"]
+
+
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_what_was_absent_below_an_index_is_seen_once_it_has_come(root: Path, is_listed: bool) -> None:
     manifest = blob(root, CHILDREN[0].digest)
@@ -194,6 +209,18 @@ def test_a_listing_that_is_too_large_for_what_is_unknown_is_not_read(
     monkeypatch.setattr(reaching, "_WORTH_BYTES", (root / CACHE).stat().st_size // (2 * COUNT))
     read = opened_by(lambda: fresh(root).find(digest_at(SOME)))
     assert hexes(*(image.digest for image in IMAGES.values())) & set(read) > hexes(SOME.digest)
+
+
+def test_a_listing_that_is_too_large_with_outlines_is_kept_without_them(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size_bytes = (root / CACHE).stat().st_size
+    (root / CACHE).unlink()
+    monkeypatch.setattr(listing_cache, "MAX_LISTING_BYTES", size_bytes - 1)
+    open_store(root).images()
+    kept = read_cache(LayoutPaths(str(root)))
+    assert (len(kept), (root / CACHE).stat().st_size < size_bytes) == (len(IMAGES), True)
+    assert fresh(root).find(digest_at(SOME)).size_bytes > 0
 
 
 # ---- what is believed
@@ -241,6 +268,19 @@ def test_a_listing_that_somebody_else_may_have_written_is_not_believed(
     change(root / CACHE)
     for image in (SOME, *CHILDREN):
         assert fresh(root).find(digest_at(image)).size_bytes == len(image.blobs[image.layer_digests[0]])
+
+
+@pytest.mark.parametrize("count", [1, COUNT])
+def test_an_entry_that_takes_a_manifest_for_a_leaf_hides_no_layer_of_it(tmp_path: Path, count: int) -> None:
+    write_layout(tmp_path, {"team/app:some": SOME, **dict(list(SINGLE.items())[:count])})
+    index = read_index(tmp_path)
+    name = {"org.opencontainers.image.ref.name": "team/app:leaf"}
+    leaf = {**SOME.root, "mediaType": "application/octet-stream", "annotations": name}
+    (tmp_path / "index.json").write_text(json.dumps({**index, "manifests": [*index["manifests"], leaf]}))
+    repository = fresh(tmp_path)
+    assert repository.find(digest_at(SOME)).size_bytes > 0
+    with pytest.raises(StillNeeded):
+        repository.delete_blob(digest_at(SOME))
 
 
 HARMS: dict[str, Callable[[Path], object]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minibox_store.errors import IncompleteImage, StoreDamaged
+from minibox_store.layout_index import NAME_ANNOTATION, REFERRER_ANNOTATION
 from tests.benchmarks.small_blobs import make_small_blobs
 from tests.support.images import DOCKER_MANIFEST, BuiltImage, build_image, build_index, build_layer
 from tests.support.layouts import blob_path, write_layout
@@ -102,3 +103,19 @@ def test_an_image_that_comes_once_the_files_were_listed_is_told_and_weighs_nothi
     assert [(each.name, each.size_bytes) for each in usage.images] == [("image:1", image.size_bytes), ("other:1", 0)]
     assert (usage.total_bytes, usage.blob_count) == (image.size_bytes, len(image.blobs))
     assert (usage.reclaimable_bytes, len(usage.blobs)) == (0, len(image.blobs))
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("name", [None, "signature:1"])
+def test_a_missing_referrer_is_named_itself_whatever_else_there_is(
+    tmp_path: Path, others: int, name: str | None
+) -> None:
+    image, signature = build_image([{"a": b"1"}]), build_image([{"b": b"2"}], salt="signature")
+    annotations = {REFERRER_ANNOTATION: "true", **({} if name is None else {NAME_ANNOTATION: name})}
+    write_entries(tmp_path, image, {**signature.root, "annotations": annotations})
+    index = json.loads((tmp_path / "index.json").read_bytes())
+    index["manifests"] = index["manifests"][1 - others :]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(IncompleteImage) as caught:
+        open_store(tmp_path).usage()
+    assert (caught.value.root, caught.value.missing) == (name or signature.digest, (signature.digest,))

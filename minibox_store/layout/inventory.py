@@ -220,8 +220,9 @@ def _gather(layout: Layout, begin: Callable[[Inventory], _R], check: Callable[[]
                 inventory.add_living_roots(images, check)
         except BlobNotFound as error:
             if layout.read_index() is inventory.index:
-                root = images.roots[-1]
-                raise IncompleteImage(name_of(root) or str(root.digest), (error.digest,)) from error
+                # Below an entry a document may be absent. So it is an entry itself, which may not be added yet.
+                names = (name_of(root) for root in inventory.roots if str(root.digest) == error.digest)
+                raise IncompleteImage(next(names, None) or error.digest, (error.digest,)) from error
             continue  # the name has gone meanwhile, and its blobs with it
         return inventory, images
     raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")

@@ -9,8 +9,10 @@ that cannot be written is not written. No lock is needed: it is replaced in one 
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
+
+import attrs
 
 from minibox_store import _files, _moving, _signatures
 from minibox_store.codec import SummaryTable, decode_summaries, encode_summaries
@@ -39,7 +41,7 @@ def is_current(paths: LayoutPaths, summary: ImageSummary) -> bool:
     return _signatures.are_unchanged([(paths.blob(digest), state) for digest, state in summary.files])
 
 
-def write_cache(paths: LayoutPaths, summaries: Iterable[ImageSummary]) -> None:
+def write_cache(paths: LayoutPaths, summaries: Collection[ImageSummary]) -> None:
     """Leave these summaries, and no others, for the next process; never raises.
 
     Nothing is written where the store belongs to another user, or where it would be more than may be read again.
@@ -49,6 +51,8 @@ def write_cache(paths: LayoutPaths, summaries: Iterable[ImageSummary]) -> None:
             return
         with _files.replacing_file(paths.listing, mode=_MODE, durable=False) as opened:
             content = encode_summaries(summaries)  # not before it is known that a file can be made at all
+            if len(content) > MAX_LISTING_BYTES:  # outlines are most of it, and the rest is a help without them
+                content = encode_summaries([attrs.evolve(summary, outline=None) for summary in summaries])
             if len(content) > MAX_LISTING_BYTES:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), paths.listing)
             _moving.write_all(opened, content)

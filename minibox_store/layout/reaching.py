@@ -30,6 +30,8 @@ from minibox_store.values import Value
 _MOST_BLOBS = 50_000
 _MOST_OUTLINE_BYTES = 32 * MEBIBYTE
 _OUTLINE_OWN_BYTES = 400
+# So many are remembered for which there can be no outline, a hundred bytes each.
+_MOST_DOUBTFUL = 100_000
 # To read fewer roots costs less than to ask what a listing left; and to decode so much of that costs as much time as to
 # read one root does.
 _WORTH_ASKING = 64
@@ -63,6 +65,7 @@ class Reaches:
         self._blobs = 0
         self._outlines: OrderedDict[str, Outline] = OrderedDict()
         self._outline_bytes = 0
+        self._doubtful: set[str] = set()  # roots that had no outline when they were read: whoever asks reads them once
         self._asking = threading.Lock()
         self._asked: frozenset[str] = frozenset()
 
@@ -113,7 +116,8 @@ class Reaches:
     def _remember(self, key: Identity, found: Reach) -> None:
         with self._guard:
             marks = outline_of((each.hex for each in found.blobs), (each.subject.hex for each in found.referrers))
-            self._outline(key[0], marks)
+            if key[2]:  # the type of a document
+                self._outline(key[0], marks)
             if key in self._known or len(found.blobs) > _MOST_BLOBS:
                 return
             self._known[key] = found
@@ -136,13 +140,19 @@ class Reaches:
         if are_many:
             self._ask_listing(roots)
         for root in roots:
-            outline = self._outlines.get(root.digest.hex)
-            if outline is None and are_many:
-                outline = self._read_outline(root)
+            # The same bytes may be a document to one entry and a leaf, which reaches itself alone, to another.
+            if media_types.is_document(root.media_type):
+                outline = self._outlines.get(root.digest.hex)
+                if outline is None and are_many and root.digest.hex not in self._doubtful:
+                    outline = self._read_outline(root)
+            else:
+                outline = outline_of([root.digest.hex], ())
             yield root, outline
 
     def _unknown(self, roots: Iterable[Descriptor]) -> list[Descriptor]:
-        return [root for root in roots if root.digest.hex not in self._outlines]
+        outlines, doubtful = self._outlines, self._doubtful
+        unknown = [root for root in roots if root.digest.hex not in outlines and root.digest.hex not in doubtful]
+        return [root for root in unknown if media_types.is_document(root.media_type)]
 
     def _ask_listing(self, roots: Iterable[Descriptor]) -> None:
         """Take over what a listing left of these roots, if it was not asked for so many of them just before."""
@@ -162,6 +172,16 @@ class Reaches:
 
     def _read_outline(self, root: Descriptor) -> Outline | None:
         """Return the outline of a root by its documents, in half the time that :meth:`of` takes; None as above."""
+        outline = self._outline_of(root)
+        with self._guard:
+            if outline is not None:
+                self._outline(root.digest.hex, outline)
+            elif len(self._doubtful) < _MOST_DOUBTFUL:
+                self._doubtful.add(root.digest.hex)
+        return outline
+
+    def _outline_of(self, root: Descriptor) -> Outline | None:
+        """Return the outline that the documents of a root tell; None as above."""
         seen: set[Identity] = set()
         subjects: list[Digest] = []
         try:
@@ -173,9 +193,7 @@ class Reaches:
                         return None
         except (NotFound, StoreDamaged):
             return None  # whoever reads it is told why
-        outline = outline_of((key for key, _, _ in seen), (each.hex for each in subjects))
-        self._keep_outline(root, outline)
-        return outline
+        return outline_of((key for key, _, _ in seen), (each.hex for each in subjects))
 
     def _keep_outline(self, root: Descriptor, outline: Outline) -> None:
         with self._guard:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from minibox_store import _files, _moving, _signatures, media_types
@@ -100,8 +101,8 @@ def _check_size(size_bytes: int, descriptor: Descriptor) -> None:
 def is_recent(path: str, seconds: float) -> bool:
     """Whether what is at a path was written within these seconds; where a clock was set back, nothing is recent.
 
-    An empty file that was written longer ago may be in the midst of being emptied. So it is looked at again: after a
-    moment, and until these seconds have passed where it has blocks still.
+    An empty file that was written longer ago may be in the midst of being emptied. So it is looked at again once that
+    is done, and until these seconds have passed where it has blocks still.
     """
     found = _signatures.signature(path)
     if found is not None and found.size_bytes == 0 and seconds > 0 and not _is_young(found, seconds):
@@ -118,10 +119,28 @@ def _once_emptied(path: str, found: _signatures.Signature, seconds: float) -> _s
     deadline = time.monotonic() + seconds
     while True:
         had_blocks = _signatures.has_blocks(path)
-        time.sleep(_PAUSE_SECONDS)  # the blocks may be gone, and the time be set in the next moment
+        _wait_for_truncation(path)
         later = _signatures.signature(path)
         if later != found or not had_blocks or time.monotonic() >= deadline:
             return later
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _wait_for_truncation(path: str) -> None:
+    """Return once the system has done with whoever is emptying a file: at once where nobody is.
+
+    A store may be full of empty files, once the power has gone, so no time is spent on each. The system holds the lock
+    of a file until its time is set too. ext4 and tmpfs take it to look for a hole, XFS to read; btrfs sets the time
+    first.
+    """
+    with suppress(OSError):  # it may be gone
+        opened = _files.open_regular(path)
+        try:
+            with suppress(OSError):  # there is none in an empty file
+                os.lseek(opened, 0, os.SEEK_HOLE)
+            os.read(opened, 1)
+        finally:
+            os.close(opened)
 
 
 def _is_young(found: _signatures.Signature, seconds: float) -> bool:
