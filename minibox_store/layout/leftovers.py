@@ -10,7 +10,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from minibox_store import _files, _locks, _trees
@@ -284,8 +284,9 @@ def _is_ahead(path: str) -> bool:
 
 
 def _renew(path: str) -> None:
-    if _is_ahead(path):  # it may be gone, or have been written again
-        os.utime(path, follow_symlinks=False)
+    if _is_ahead(path):  # it may have been written again
+        with suppress(FileNotFoundError):  # an upload may be done
+            os.utime(path, follow_symlinks=False)
 
 
 def _children(folder: str) -> Iterator[str]:
