@@ -11,7 +11,7 @@ KIBIBYTE = 1024
 MEBIBYTE = 1024 * 1024
 MAX_SIZE_BYTES = 2**53 - 1  # the largest integer that every JSON implementation keeps exactly
 MAX_BASE_LAYER_BYTES = 64 * 1024  # what stands beside a root filesystem
-MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images between two listings
+MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images, without outlines, between two listings
 
 
 @attrs.frozen(kw_only=True, repr=False)
