@@ -2,15 +2,17 @@
 
 Whoever asks many images for one blob leaves out all those that have not even the beginning of its digest. The few that
 have it are read: a beginning that two digests share costs a look, and an outline that lies shows nothing to anybody.
+It is kept as text, which nobody looks at before it is asked for.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from minibox_store.digest import Digest
 
-# As texts they are kept and read back without being made into anything, of each of thousands of images.
 MARK_CHARACTERS = 12
+# So long the text is that is kept: that of an index of 40 platforms, with ten blobs for each.
+_MOST_CHARACTERS = 4096
 
 
 class Outline(NamedTuple):
@@ -23,6 +25,21 @@ class Outline(NamedTuple):
     def size_bytes(self) -> int:
         """How many bytes both are together."""
         return len(self.blobs) + len(self.subjects)
+
+    def as_text(self) -> str | None:
+        """Return what :meth:`parse` takes; None for one that is too long to be kept."""
+        text = f"{self.blobs} {self.subjects}"
+        return text if len(text) <= _MOST_CHARACTERS else None
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the outline that was kept; None where ``text``, which is not trusted, is none."""
+        blobs, separator, subjects = text.partition(" ")
+        if not separator or len(text) > _MOST_CHARACTERS or not text.isascii():
+            return None
+        if len(blobs) % MARK_CHARACTERS or len(subjects) % MARK_CHARACTERS:
+            return None
+        return cls(blobs, subjects)
 
 
 def mark_of(digest: Digest) -> str:

@@ -7,7 +7,6 @@ not said. Whoever inspects one image is told what stands there.
 import attrs
 
 from minibox_store.digest import Digest
-from minibox_store.outlines import Outline
 from minibox_store.platforms import Platform
 from minibox_store.values import Value
 
@@ -19,8 +18,6 @@ MOST_CREATED_CHARACTERS = 64  # RFC 3339 takes 35, with nanoseconds
 MOST_PLATFORM_CHARACTERS = 256  # what Platform.parse takes
 # Of how many files a summary is kept for the next process: 4 KiB, an index of 15 platforms with their attestations.
 MOST_KEPT_FILES = 32
-# So large an outline may be that is kept: that of an index of 40 platforms, with ten blobs for each.
-MOST_OUTLINE_BYTES = 4096
 
 
 # That of a file which could not be read, or not even looked at, for a reason that may go without a trace in the file,
@@ -46,7 +43,8 @@ class ImageSummary(Value):
         is_complete: whether every document and the config was there and could be read, so that the same digest always
             gives the same summary.
         files: those that it hangs on, the root's first: the documents, and a config that could not be read.
-        outline: of what the root reaches; None where a document of it was not there, or where it is too long.
+        outline: of what the root reaches, as the text of an :class:`minibox_store.outlines.Outline`; None where a
+            document of it was not there, or where it is too long.
     """
 
     media_type: str
@@ -58,7 +56,7 @@ class ImageSummary(Value):
     damaged: bool = False
     is_complete: bool = True
     files: tuple[DocumentFile, ...] = ()
-    outline: Outline | None = None
+    outline: str | None = None
 
     @property
     def is_kept(self) -> bool:

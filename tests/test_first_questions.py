@@ -231,7 +231,7 @@ def test_a_listing_that_lies_shows_nobody_a_blob_of_another_repository(root: Pat
 
     def add_secret(entries: dict[str, Any]) -> None:
         for entry in entries.values():
-            entry[8] += secret.hex[:MARK_CHARACTERS]
+            entry[8] = secret.hex[:MARK_CHARACTERS] + entry[8]
 
     forge(root, add_secret)
     with pytest.raises(BlobNotFound):

@@ -433,7 +433,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "a byte more": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
     "a bit": rot,
     "the first bit": lambda path: path.write_bytes(b"\0" + path.read_bytes()[1:]),
-    "another version": lambda path: path.write_bytes(path.read_bytes().replace(b"listing 2 ", b"listing 1 ", 1)),
+    "another version": lambda path: path.write_bytes(path.read_bytes().replace(b"listing 3 ", b"listing 2 ", 1)),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "no cache at all": _overwrite(b"{}"),
     "a link": lambda path: path.symlink_to(shutil.move(path, path.with_name("elsewhere"))),

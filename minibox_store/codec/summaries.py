@@ -17,18 +17,16 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidDigest, InvalidDocument
 from minibox_store.limits import MAX_LISTING_BYTES
 from minibox_store.media_types import is_index
-from minibox_store.outlines import MARK_CHARACTERS, Outline
 from minibox_store.platforms import Platform
 from minibox_store.summaries import (
     MOST_CREATED_CHARACTERS,
-    MOST_OUTLINE_BYTES,
     DocumentFile,
     ImageSummary,
     listed_platform,
 )
 from minibox_store.values import Value
 
-_VERSION = b"minibox-store listing 2 "
+_VERSION = b"minibox-store listing 3 "
 _HEADER_BYTES = len(_VERSION) + 64 + 1
 
 
@@ -58,7 +56,7 @@ class SummaryTable:
         """
         entry: Any = self._entries.get(root.digest.hex)
         try:
-            media_type, size, inode, mtime, size_bytes, platform, created, layers, blobs, subjects, *of_index = entry
+            media_type, size, inode, mtime, size_bytes, platform, created, layers, outline, *of_index = entry
         except (TypeError, ValueError):
             return None
         if not (
@@ -77,8 +75,7 @@ class SummaryTable:
         others = self._of_index(*of_index) if len(of_index) == 2 else None
         if of_index and others is None:
             return None
-        outline = None if blobs is None else _outline(blobs, subjects)
-        if outline is None and blobs is not None:
+        if outline is not None and type(outline) is not str:
             return None
         file = (root.digest, (size, inode, mtime))
         return ImageSummary(
@@ -141,7 +138,7 @@ def encode_summaries(summaries: Iterable[ImageSummary]) -> bytes:
             None if summary.platform is None else platforms.setdefault(summary.platform, len(platforms)),
             summary.created,
             summary.layers,
-            *(summary.outline or (None, None)),
+            summary.outline,
         ]
         if is_index(summary.media_type):
             entry.append([platforms.setdefault(each, len(platforms)) for each in summary.platforms])
@@ -167,11 +164,3 @@ def _document_file(value: Any) -> DocumentFile | None:
         return Digest.parse(text), (size, inode, mtime)
     except InvalidDigest:
         return None
-
-
-def _outline(blobs: Any, subjects: Any) -> Outline | None:
-    if not (type(blobs) is type(subjects) is str and blobs.isascii() and subjects.isascii()):
-        return None
-    if len(blobs) % MARK_CHARACTERS or len(subjects) % MARK_CHARACTERS:
-        return None
-    return Outline(blobs, subjects) if len(blobs) + len(subjects) <= MOST_OUTLINE_BYTES else None

@@ -166,8 +166,9 @@ class Reaches:
             kept = read_cache(self._layout.paths, len(unknown) * _WORTH_BYTES)
             for root in unknown if kept else ():
                 summary = kept.find(root)
-                if summary is not None and summary.outline is not None and is_current(self._layout.paths, summary):
-                    self._keep_outline(root, summary.outline)
+                outline = None if summary is None or summary.outline is None else Outline.parse(summary.outline)
+                if summary is not None and outline is not None and is_current(self._layout.paths, summary):
+                    self._keep_outline(root, outline)
             self._asked = frozenset(root.digest.hex for root in unknown)
 
     def _read_outline(self, root: Descriptor) -> Outline | None:

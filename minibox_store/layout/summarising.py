@@ -10,11 +10,10 @@ from minibox_store.documents import ConfigSummary, Descriptor, Manifest, Node
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged
 from minibox_store.graph import is_of_the_blob, read_content, walk
 from minibox_store.layout.layout import Layout
-from minibox_store.outlines import Outline, outline_of
+from minibox_store.outlines import outline_of
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.summaries import (
-    MOST_OUTLINE_BYTES,
     UNKNOWN_STATE,
     DocumentFile,
     FileState,
@@ -99,9 +98,10 @@ class _Reached:
             if platform is not None:
                 self.platforms[platform] = None
 
-    def outline(self) -> Outline | None:
-        outline = outline_of((each.hex for each in self.blobs), (each.hex for each in self.subjects))
-        return outline if self.is_whole and outline.size_bytes <= MOST_OUTLINE_BYTES else None
+    def outline(self) -> str | None:
+        if not self.is_whole:
+            return None
+        return outline_of((each.hex for each in self.blobs), (each.hex for each in self.subjects)).as_text()
 
 
 def _summary_of_manifest(

@@ -13,9 +13,9 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidDocument
 from minibox_store.media_types import INDEXES, MANIFESTS, is_index
-from minibox_store.outlines import Outline, outline_of
+from minibox_store.outlines import MARK_CHARACTERS, Outline, outline_of
 from minibox_store.platforms import Platform
-from minibox_store.summaries import MOST_OUTLINE_BYTES, DocumentFile, FileState, ImageSummary
+from minibox_store.summaries import DocumentFile, FileState, ImageSummary
 from tests.support.document_strategies import json_values, nearly_json, texts
 from tests.support.strategies import digests, platforms
 
@@ -31,7 +31,13 @@ def states(size_bytes: int | None = None) -> st.SearchStrategy[FileState]:
 
 def outlines() -> st.SearchStrategy[Outline]:
     hexes = digests().map(lambda digest: digest.hex)
-    return st.builds(outline_of, st.lists(hexes, max_size=4), st.lists(hexes, max_size=2))
+    # 4096 characters take 341 beginnings.
+    return st.builds(
+        lambda each, times, subjects: outline_of(each * times, subjects),
+        st.lists(hexes, max_size=4),
+        st.sampled_from([1, 84, 86, 120]),
+        st.lists(hexes, max_size=2),
+    )
 
 
 @st.composite
@@ -50,7 +56,7 @@ def summaries(draw: st.DrawFn) -> ImageSummary:
         created=None if of_index else draw(st.none() | texts),
         layers=draw(st.integers(0, 600)),
         files=tuple(files),
-        outline=draw(st.none() | outlines()),
+        outline=draw(st.none() | outlines().map(Outline.as_text)),
     )
 
 
@@ -62,7 +68,7 @@ def root_of(summary: ImageSummary) -> Descriptor:
 
 def sealed(body: bytes) -> bytes:
     """Return bytes that only who means harm can have written: wrong ones under a right checksum."""
-    return b"minibox-store listing 2 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return b"minibox-store listing 3 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def is_sound(summary: ImageSummary) -> bool:
@@ -75,12 +81,8 @@ def is_sound(summary: ImageSummary) -> bool:
         and min(summary.size_bytes, summary.layers) >= 0
         and all(type(each) is Platform for each in words)
         and all(type(digest) is Digest and state is not None for digest, state in summary.files)
-        and (summary.outline is None or is_sound_outline(summary.outline))
+        and (summary.outline is None or type(summary.outline) is str)
     )
-
-
-def is_sound_outline(outline: Outline) -> bool:
-    return "".join(outline).isascii() and outline.size_bytes <= MOST_OUTLINE_BYTES
 
 
 @given(kept=st.lists(summaries(), max_size=6, unique_by=lambda each: each.files[0][0]))
@@ -99,6 +101,24 @@ def test_what_is_kept_is_found_for_the_very_same_descriptor_alone(
     other = Descriptor(media_type=media_type, digest=root.digest, size_bytes=size)
     found = decode_summaries(encode_summaries([summary])).find(other)
     assert (found is not None) == (other == root)
+
+
+@given(outline=outlines())
+def test_an_outline_is_read_back_from_its_text_unless_it_is_too_long_to_be_kept(outline: Outline) -> None:
+    text = outline.as_text()
+    assert (text is None) == (outline.size_bytes + 1 > 4096)
+    assert text is None or Outline.parse(text) == outline
+
+
+@given(
+    text=texts
+    | st.text("0123456789abcdef ", max_size=40)
+    | st.integers(4080, 4100).map(lambda count: "0" * count + " ")
+)
+def test_any_text_is_an_outline_of_whole_beginnings_or_none(text: str) -> None:
+    found = Outline.parse(text)
+    assert found is None or found.as_text() == text
+    assert found is None or not any(len(each) % MARK_CHARACTERS for each in found)
 
 
 @given(content=nearly_json() | nearly_json().map(sealed) | st.binary(max_size=200).map(sealed))
@@ -121,8 +141,8 @@ def test_no_bit_that_rots_goes_unnoticed(summary: ImageSummary, position: int, b
 def entries() -> st.SearchStrategy[Any]:
     """Entries that are right but for one place or two."""
     wrong = json_values | st.sampled_from([True, -1, 10**400, "\ud800", [], {}, 2**70])
-    good: list[Any] = [0, 300, 5, 6, 700, 0, "2024-01-01T00:00:00Z", 2, "0123456789ab", ""]
-    marks = st.sampled_from(["", "0123456789ab", "ab", "\u00e9" * 12, "\ud800" * 12, "0" * 6000])
+    good: list[Any] = [0, 300, 5, 6, 700, 0, "2024-01-01T00:00:00Z", 2, "0123456789ab "]
+    marks = st.sampled_from(["", " ", "ab", "\u00e9" * 12 + " ", "\ud800" * 12 + " ", "0" * 6000])
     below = [[str(_DIGEST), 1, 2, 3]]
 
     def spoil(entry: list[Any], place: int, value: Any, cut: int) -> list[Any]:
@@ -130,9 +150,9 @@ def entries() -> st.SearchStrategy[Any]:
         spoilt[place % len(entry)] = value
         return spoilt[:cut]
 
-    whole = st.sampled_from([good, [0, 300, 5, 6, 700, None, None, 2, None, None, [0, 1], below]])
-    spoilt = st.builds(spoil, whole, st.integers(0, 11), wrong, st.integers(6, 13))
-    return whole | spoilt | st.builds(spoil, whole, st.integers(8, 9), marks, st.integers(10, 13)) | json_values
+    whole = st.sampled_from([good, [0, 300, 5, 6, 700, None, None, 2, None, [0, 1], below]])
+    spoilt = st.builds(spoil, whole, st.integers(0, 10), wrong, st.integers(6, 12))
+    return whole | spoilt | st.builds(spoil, whole, st.just(8), marks, st.integers(9, 12)) | json_values
 
 
 @given(entry=entries(), shared=st.sampled_from([[MANIFESTS[0]], [INDEXES[0]], []]), as_index=st.booleans())
