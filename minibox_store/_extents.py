@@ -24,18 +24,19 @@ _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 _LARGE_BYTES = MEBIBYTE
 
 
-def prepare_copy(source: FileRange, descriptor: int, position: int) -> None:
-    """Prepare a file for a range that will be copied to ``position`` by the kernel.
+def prepare_copy(source: FileRange, descriptor: int, position: int) -> bool:
+    """Prepare a file for a range that will be copied to ``position`` by the kernel; return whether blocks are shared.
 
     Where the two files can share blocks, the copy will let them, and nothing is to be done; elsewhere the room is
     taken at once, without a change of the file's size, where there are extents to be had.
     """
-    if (
-        source.size_bytes >= _LARGE_BYTES
-        and not _shares_block(source, descriptor, position)
-        and _has_extents(descriptor)
-    ):
+    if source.size_bytes < _LARGE_BYTES:
+        return False
+    if _shares_block(source, descriptor, position):
+        return True
+    if _has_extents(descriptor):
         _take_room(descriptor, position, source.size_bytes)
+    return False
 
 
 def _shares_block(source: FileRange, descriptor: int, position: int) -> bool:

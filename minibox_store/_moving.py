@@ -5,6 +5,7 @@ As in :mod:`minibox_store._files`, each operation is one call of ``os`` from thi
 
 import errno
 import os
+from collections.abc import Iterator
 
 from minibox_store import _extents
 from minibox_store.digest import Verifier
@@ -70,11 +71,14 @@ def append_stream(
     buffer = memoryview(bytearray(min(BUFFER_BYTES, max(expected_bytes, 1))))
     if isinstance(stream, RangeStream):
         while (source := stream.next_range(STEP_BYTES)).size_bytes:
-            _extents.prepare_copy(source, descriptor, position)
-            _copy_range(source, descriptor, position, buffer)
-            if verifier is not None:
-                hash_range(descriptor, position, source.size_bytes, verifier, buffer)
-            position += source.size_bytes
+            are_shared = _extents.prepare_copy(source, descriptor, position)
+            # What was copied is hashed while it is still in the processor's cache; blocks are shared many at once.
+            part_bytes = source.size_bytes if are_shared or verifier is None else BUFFER_BYTES
+            for part in _parts(source, part_bytes):
+                _copy_range(part, descriptor, position, buffer)
+                if verifier is not None:
+                    hash_range(descriptor, position, part.size_bytes, verifier, buffer)
+                position += part.size_bytes
         os.lseek(descriptor, position, os.SEEK_SET)
         return position - start
     while count := stream.readinto(buffer):
@@ -119,6 +123,13 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _parts(source: FileRange, part_bytes: int) -> Iterator[FileRange]:
+    """Yield a range in parts."""
+    for start in range(0, source.size_bytes, part_bytes):
+        size_bytes = min(part_bytes, source.size_bytes - start)
+        yield FileRange(file_descriptor=source.file_descriptor, offset=source.offset + start, size_bytes=size_bytes)
 
 
 def _copy_range(source: FileRange, descriptor: int, position: int, buffer: memoryview) -> None:
