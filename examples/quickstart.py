@@ -120,21 +120,23 @@ def running_daemon(title: str, data_root: str, archives: str) -> Iterator[Daemon
         "MINIBOX_DATA_ROOT": data_root,
         "MINIBOX_ARCHIVE_PREFIXES": archives,
     }
-    process = subprocess.Popen([sys.executable, "-m", "minibox_server"], env=environment, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"{title} did not start") from None
-                time.sleep(0.05)
-        yield Daemon(title, port, process)
-    finally:
-        process.terminate()
-        process.wait(timeout=15)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", "minibox_server"], env=environment, stderr=log)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                try:
+                    with socket.create_connection(("127.0.0.1", port), timeout=1):
+                        break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        log.seek(0)
+                        raise SystemExit(f"{title} did not start:\n{log.read().decode(errors='replace')}") from None
+                    time.sleep(0.05)
+            yield Daemon(title, port, process)
+        finally:
+            process.terminate()
+            process.wait(timeout=15)
 
 
 # ---- the journey -------------------------------------------------------------------------------------------------
