@@ -1439,3 +1439,18 @@ def test_a_large_layer_that_is_only_read_is_not_read_to_its_end_behind_a_copy_th
             copy_image(Failing(), target, root_of(image), ["app:2"], cancellation=cancellation)
         assert system.count("preadv", held["digest"].replace(":", "-")) <= 2
     assert set(read_names(root)) == {"always:1", "app:1"}
+
+
+def test_an_interrupt_as_a_transaction_is_cleared_away_leaves_no_lock_that_keeps_it(root: Path) -> None:
+    layer = layer_of(BIG)
+    with replaced_os() as system:
+        system.before("unlink", interrupt, path=layer.digest.hex)
+        with pytest.raises(KeyboardInterrupt), open_layout(root).open_writer() as writer:
+            writer.stage_blob(memory_of({"x": BIG}).open_blob(layer), layer.size_bytes)
+    assert held_locks(root) == []
+    open_store(root).prune()
+    assert find_leftovers(root) == []
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
