@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from minibox_store.errors import InvalidPath, StoreError, StoreFull, StoreUnavailable
 
+_NO_FAULT_OF_A_PATH = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 @contextmanager
 def file_errors(path: str) -> Iterator[None]:
@@ -37,6 +39,6 @@ def path_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(path) from error
-        if error.errno == errno.EIO:
-            raise StoreUnavailable(path, "input/output error") from error
+        if error.errno in _NO_FAULT_OF_A_PATH:
+            raise StoreUnavailable(path, (error.strerror or str(error)).lower()) from error
         raise InvalidPath(path, (error.strerror or str(error)).lower()) from error

@@ -137,7 +137,7 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
         os.mkdir(path, mode)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise
+            raise FileExistsError(errno.EEXIST, "it is a link, or no folder", path) from None
         return False
     os.chmod(path, mode)
     return True

@@ -163,9 +163,9 @@ class TreeTarget:
 
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="minibox-unpack")
         with self.cancellation.interrupting(self._arrivals):
-            done = pool.submit(self._unpack, tree, source)
-            done.add_done_callback(ended)
-            try:
+            try:  # an interrupt may come as the thread has begun: it would wait for layers for ever, and Python for it
+                done = pool.submit(self._unpack, tree, source)
+                done.add_done_callback(ended)
                 yield _Unpacking(tree=tree, done=done)
             finally:
                 # Nothing may still read when the transaction closes, nor write when the tree goes.

@@ -330,6 +330,17 @@ class TestWhatACallerReadsThrough:
         ):
             Store(tmp_path / "store").load(file)
 
+    @pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError("the other side is gone")])
+    def test_what_a_socket_says_of_its_connection_is_no_damage_of_the_archive(
+        self, error: OSError, tmp_path: Path
+    ) -> None:
+        class Cut:
+            def read(self, size: int) -> bytes:
+                raise error
+
+        with pytest.raises(StoreUnavailable, match=str(error)):
+            Store(tmp_path / "store").load(Cut())  # type: ignore[arg-type]  # no more than this is needed
+
     @pytest.mark.parametrize("given", ["abc", b"more than was asked for", 7])
     def test_a_file_that_gives_no_bytes_or_too_many_is_told_so(self, given: object, tmp_path: Path) -> None:
         class Odd:

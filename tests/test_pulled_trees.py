@@ -413,6 +413,27 @@ def test_layers_that_come_in_another_order_are_applied_in_theirs(root: Path, reg
     assert tree_of(root) == files_of(*LAYERS)
 
 
+def test_an_interrupt_as_the_unpacking_begins_leaves_no_thread_that_waits_for_layers(
+    root: Path, registry: ScriptedRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("minibox-unpack"):
+            begun.append(thread)
+            raise KeyboardInterrupt  # here it comes most often: the main thread waits for the other to begin
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        pull(root, registry)
+    [thread] = begun
+    thread.join(15)
+    assert not thread.is_alive(), "Python waits for it at its end, for ever"
+    assert read_names(root) == {}
+
+
 def test_a_prune_in_the_middle_takes_nothing_that_is_still_to_be_unpacked(
     root: Path, registry: ScriptedRegistry
 ) -> None:

@@ -494,6 +494,19 @@ def test_a_file_that_takes_text_and_does_not_say_so_is_refused(store: Store, tmp
             store.save(NAME, file)
 
 
+@pytest.mark.parametrize("buffering", [0, -1])
+def test_a_file_that_is_not_open_for_writing_is_refused_by_its_name(
+    store: Store, tmp_path: Path, buffering: int
+) -> None:
+    (tmp_path / "kept.tar").write_bytes(b"kept")
+    with (
+        (tmp_path / "kept.tar").open("rb", buffering=buffering) as file,
+        pytest.raises(InvalidArgument, match=r"kept\.tar': it is not open for writing"),
+    ):
+        store.save(NAME, file)
+    assert (tmp_path / "kept.tar").read_bytes() == b"kept"
+
+
 def test_a_file_that_was_detached_or_closed_beneath_is_refused_by_its_name(store: Store, tmp_path: Path) -> None:
     file = (tmp_path / "detached.tar").open("wb")
     raw: Any = file.detach()

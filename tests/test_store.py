@@ -976,6 +976,29 @@ def test_want_of_file_descriptors_is_not_called_damage(root: Path) -> None:
             open_store(root).images()
 
 
+@pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "ingest"])
+def test_a_link_in_the_place_of_a_folder_of_the_store_is_refused_in_a_clear_sentence(root: Path, part: str) -> None:
+    put(root, IMAGE, "app:1")
+    (root / part).rename(root / "elsewhere")
+    (root / part).symlink_to(root / "elsewhere")
+    with pytest.raises(StoreUnavailable, match=f"{root / part}: it is a link, or no folder"):
+        open_store(root).tag("app:1", "app:2")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+@pytest.mark.parametrize("action", ["load", "save"])
+def test_what_is_no_fault_of_a_path_is_not_said_to_be_one(root: Path, action: str, number: int) -> None:
+    put(root, IMAGE, "app:1")
+    archive = root.parent / "archives" / "app.tar"
+    archive.parent.mkdir()
+    store = open_store(root)
+    store.save("app:1", archive)
+    with replaced_os() as system:
+        system.fail("open", number, path="/archives")
+        with pytest.raises(StoreUnavailable, match=f"{archive}: {os.strerror(number).lower()}"):
+            store.load(archive) if action == "load" else store.save("app:1", archive)
+
+
 @pytest.mark.parametrize("closed", ["store", "folder"])
 def test_a_process_that_may_not_enter_the_store_is_told_so(closed: str) -> None:
     require_root()

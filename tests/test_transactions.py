@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ from tests.support.sources import (
     read_all,
     root_of,
 )
-from tests.support.stores import blob, layer_of, open_layout, open_store, put, put_dead, rot
+from tests.support.stores import blob, layer_of, open_layout, open_store, put, put_dead, require_root, rot
 
 IMAGE = build_image(salt="image")
 OTHER = build_image(salt="other")
@@ -582,6 +583,23 @@ def test_who_wants_the_same_blob_waits_while_it_grows_and_fetches_nothing(root: 
 
 
 def test_who_waits_fetches_nothing_when_the_blob_is_verified_and_about_to_appear(root: Path) -> None:
+    wait_for_what_is_about_to_appear(root)
+
+
+def test_a_user_fetches_nothing_either_when_the_blob_is_about_to_appear_though_it_is_read_only_by_then() -> None:
+    require_root()
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+
+        def wait() -> None:
+            os.setgid(65534)
+            os.setuid(65534)
+            wait_for_what_is_about_to_appear(Path(name, "store"))
+
+        assert run_forked(wait) == 0
+
+
+def wait_for_what_is_about_to_appear(root: Path) -> None:
     layer = layer_of(BIG)
     mine = RecordingSource(memory_of({"x": BIG}))
     with (
@@ -1439,3 +1457,18 @@ def test_a_large_layer_that_is_only_read_is_not_read_to_its_end_behind_a_copy_th
             copy_image(Failing(), target, root_of(image), ["app:2"], cancellation=cancellation)
         assert system.count("preadv", held["digest"].replace(":", "-")) <= 2
     assert set(read_names(root)) == {"always:1", "app:1"}
+
+
+def test_an_interrupt_as_a_transaction_is_cleared_away_leaves_no_lock_that_keeps_it(root: Path) -> None:
+    layer = layer_of(BIG)
+    with replaced_os() as system:
+        system.before("unlink", interrupt, path=layer.digest.hex)
+        with pytest.raises(KeyboardInterrupt), open_layout(root).open_writer() as writer:
+            writer.stage_blob(memory_of({"x": BIG}).open_blob(layer), layer.size_bytes)
+    assert held_locks(root) == []
+    open_store(root).prune()
+    assert find_leftovers(root) == []
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

@@ -28,7 +28,12 @@ from minibox_store.protocols import BlobStream, FileRange
 
 _WHAT = "the archive"
 _POLL_MILLISECONDS = 200
-_DECOMPRESSORS = (("lzma", "LZMAError"), ("compression.zstd", "ZstdError"), ("backports.zstd", "ZstdError"))
+_DECOMPRESSORS = (
+    ("gzip", "BadGzipFile"),
+    ("lzma", "LZMAError"),
+    ("compression.zstd", "ZstdError"),
+    ("backports.zstd", "ZstdError"),
+)
 
 
 class Archive(Protocol):
@@ -199,9 +204,10 @@ class _CallersStream:
         except io.UnsupportedOperation as error:
             raise InvalidArgument("file", self.file, "it is not open for reading") from error
         except OSError as error:
-            if error.errno is not None:
+            # What a socket says of its time or its connection has no number either.
+            if error.errno is not None or type(error) is not OSError:
                 raise StoreUnavailable(_name_of(self.file), error.strerror or str(error)) from error
-            raise _damaged(error) from error  # as gzip and bz2 say it
+            raise _damaged(error) from error  # as bz2 says it
         if count is None:
             raise InvalidArgument("file", self.file, "it has nothing to give yet, and does not wait until it has")
         return count

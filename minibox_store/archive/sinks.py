@@ -293,7 +293,9 @@ def file_errors_of(name: str) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise
-    except (io.UnsupportedOperation, TypeError, ValueError) as error:  # TypeError: one that takes text
+    except io.UnsupportedOperation as error:  # which says "write" at times, and no more
+        raise InvalidArgument("file", name, "it is not open for writing") from error
+    except (TypeError, ValueError) as error:  # TypeError: one that takes text
         raise InvalidArgument("file", name, str(error)) from error
     except OSError as error:
         if error.errno in _files.NO_SPACE:

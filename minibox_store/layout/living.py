@@ -21,11 +21,13 @@ def living_folder(paths: LayoutPaths) -> Iterator[str]:
     try:
         yield folder
     finally:
-        # The lock goes last: while it is there, nobody else touches what is left. What cannot be removed is left to the
-        # next collection: the work itself is done, or has failed already.
-        with suppress(OSError):
-            _files.remove_flat(folder, last=LOCK)
-        _locks.release(lock)
+        try:
+            # The lock goes last: while it is there, nobody else touches what is left. What cannot be removed is left to
+            # the next collection: the work itself is done, or has failed already.
+            with suppress(OSError):
+                _files.remove_flat(folder, last=LOCK)
+        finally:
+            _locks.release(lock)  # also where an interrupt ends that: what is left would be somebody's for ever
 
 
 def _begin(folder: str) -> int:

@@ -149,6 +149,9 @@ class PartialClaim:
             # Nobody downloads to a link, to a folder, or to a read-only blob that appeared as its process died.
             if error.errno not in (*_files.NOT_REGULAR, errno.EACCES):
                 raise
+            # While that process lives the blob is about to appear; who is no root cannot open it to see so.
+            if error.errno == errno.EACCES and may_wait and _locks.is_locked(self._shared):
+                return self._wait_or_take_own(_files.size_of(self._shared))
             return self._take_own()
         with _files.closing_on_error(opened):
             is_locked = _locks.try_lock(opened, self._shared)
@@ -163,6 +166,9 @@ class PartialClaim:
         os.close(opened)
         if not may_wait or grown_bytes > size_bytes:  # larger than the blob is, it is on its way to something else
             return self._take_own()
+        return self._wait_or_take_own(grown_bytes)
+
+    def _wait_or_take_own(self, grown_bytes: int) -> Partial | None:
         if self._growth is None:
             self._growth = _Growth(grown_bytes)
         return self._take_own() if self._growth.is_too_slow(grown_bytes) else None

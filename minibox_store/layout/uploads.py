@@ -7,6 +7,7 @@ blob is not. While a store's object lives it remembers the hash of what it has w
 grown by another hand since is read again.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -146,7 +147,8 @@ class Uploads:
             ContentMismatch: when it has another digest; it is removed then, for it grows to no other end.
             StoreBusy: when another one adds to it all the time.
         """
-        with self._locked(identifier, repository) as (opened, path):
+        # Nothing is written: what has become a blob as its process died is read-only, and its owner may be no root.
+        with self._locked(identifier, repository, open_upload=_files.open_regular) as (opened, path):
             actual = Digest(digest.algorithm, self._hasher(identifier, opened, digest.algorithm).hexdigest())
             if actual != digest:
                 _files.discard_file(path)
@@ -174,15 +176,21 @@ class Uploads:
         return self._paths.upload(identifier, repository)
 
     @contextmanager
-    def _locked(self, identifier: str, repository: str) -> Iterator[tuple[int, str]]:
+    def _locked(
+        self, identifier: str, repository: str, *, open_upload: Callable[[str], int] = _moving.open_to_extend
+    ) -> Iterator[tuple[int, str]]:
         """Keep an upload open, and for oneself; whoever lost its connection may have to wait for what that left."""
         path = self._path(identifier, repository)
         deadline = time.monotonic() + self._layout.lock_timeout_seconds
         while True:
             try:
-                opened = _moving.open_to_extend(path)
+                opened = open_upload(path)
             except (FileNotFoundError, PermissionError):  # read-only is what a blob has become already
                 raise UploadNotFound(identifier) from None
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                raise UploadNotFound(identifier) from None  # no regular file
             with _files.closing_on_error(opened):
                 if _locks.try_lock(opened, path):
                     break
