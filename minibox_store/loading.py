@@ -42,7 +42,7 @@ from minibox_store.reference import check_image_name
 from minibox_store.selecting import ChosenImage, select_image, select_present
 from minibox_store.staging import stage_blobs
 from minibox_store.values import Value
-from minibox_store.wholeness import find_presence, what_is_missing
+from minibox_store.wholeness import DocumentTotals, find_presence, what_is_missing
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -140,7 +140,7 @@ class _Choice:
         self._limits = limits
         self._on_event = on_event
         self._chosen: dict[Descriptor, Descriptor] = {}
-        self._documents = self._document_bytes = 0
+        self._totals = DocumentTotals(limits)
 
     def admit(self, name: str, image: ArchivedImage) -> Descriptor:
         """Return the root of what will be stored of an image, which is whole, and may come in.
@@ -159,14 +159,7 @@ class _Choice:
 
     def _choose(self, name: str, root: Descriptor) -> Descriptor:
         presence = find_presence(self._source, root, self._blobs.holds, self._limits)
-        # Each is walked more than once: thousands of indexes that share thousands of manifests would take hours.
-        self._documents += presence.documents
-        self._document_bytes += presence.document_bytes
-        if self._documents > self._limits.documents:
-            raise InvalidArchive(f"its images have more than {self._limits.documents} documents together")
-        if self._document_bytes > self._limits.archive_document_bytes:
-            most_bytes = self._limits.archive_document_bytes
-            raise InvalidArchive(f"its images have documents of more than {most_bytes} bytes together")
+        self._totals.add(presence.documents, presence.document_bytes)
         is_whole = not presence.missing
         if self._wish.platforms is None or self._wish.platforms == "present":
             if is_whole:
