@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -329,6 +330,14 @@ class TestWhatACallerReadsThrough:
             pytest.raises(StoreUnavailable, match="cannot use /proc/self/mem: Input/output error"),
         ):
             Store(tmp_path / "store").load(file)
+
+    def test_a_peer_that_keeps_still_for_too_long_is_no_damage(self, store: Store) -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(GOOD[:700])
+            here.settimeout(0.1)
+            with here.makefile("rb") as file, pytest.raises(StoreUnavailable, match="timed out"):
+                store.load(file)
 
     @pytest.mark.parametrize("given", ["abc", b"more than was asked for", 7])
     def test_a_file_that_gives_no_bytes_or_too_many_is_told_so(self, given: object, tmp_path: Path) -> None:

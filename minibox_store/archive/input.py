@@ -199,7 +199,8 @@ class _CallersStream:
         except io.UnsupportedOperation as error:
             raise InvalidArgument("file", self.file, "it is not open for reading") from error
         except OSError as error:
-            if error.errno is not None:
+            # A socket whose time is over says so without a number.
+            if error.errno is not None or isinstance(error, TimeoutError | ConnectionError):
                 raise StoreUnavailable(_name_of(self.file), error.strerror or str(error)) from error
             raise _damaged(error) from error  # as gzip and bz2 say it
         if count is None:
