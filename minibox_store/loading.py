@@ -26,6 +26,7 @@ from minibox_store.errors import (
     ContentMismatch,
     IncompleteImage,
     InvalidArchive,
+    InvalidArgument,
     InvalidDocument,
     InvalidReference,
     PlatformNotFound,
@@ -69,6 +70,8 @@ def load_archive(
 
     The other arguments, the errors and guarantees are those of :meth:`minibox_store.Store.load`.
     """
+    if wish.names is not None and not callable(wish.names):
+        raise InvalidArgument("names", wish.names, "it is nothing that can be asked for a name")
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
         # All of it is kept until it is known what is needed. What comes through a pipe is weighed member by member.
@@ -199,6 +202,7 @@ def _named(
     Raises:
         InvalidArchive: when there is none, or two images would have the same.
         InvalidReference: when an image may not have it.
+        InvalidArgument: when ``names`` gives something else than a text or None.
     """
     found: dict[str, ArchivedImage] = {}
     for image in archived:
@@ -207,6 +211,8 @@ def _named(
         name = image.name if names is None else names(image.name)
         if name is None:
             continue
+        if not isinstance(name, str):
+            raise InvalidArgument("names", name, f"that is what it gives {image.name!r}, and neither a text nor None")
         if found.setdefault(check_image_name(name), image).root != image.root:
             raise InvalidArchive(f"two different images in it would be called {name}")
     return tuple(found.items())
@@ -217,8 +223,11 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(file, str | os.PathLike):
         yield file
         return
-    with path_errors(os.fspath(file)):
-        descriptor = open_regular(os.fspath(file), follow_links=True)
+    path: object = os.fspath(file)
+    if not isinstance(path, str):
+        raise InvalidArgument("file", file, "its path is no text")
+    with path_errors(path):
+        descriptor = open_regular(path, follow_links=True)
     with open(descriptor, "rb", buffering=0) as archive:
         yield archive
 

@@ -348,6 +348,35 @@ class TestWhatACallerReadsThrough:
         with pytest.raises(InvalidArgument, match="it gives something else"):
             Store(tmp_path / "store").load(Odd())  # type: ignore[arg-type]  # this is what is tried
 
+    @pytest.mark.parametrize("told", [-1, 1 << 30, True, 1.0, "x"])
+    def test_a_file_that_miscounts_what_it_gives_is_told_so(self, told: object, store: Store) -> None:
+        class Odd:
+            def readinto(self, buffer: memoryview) -> object:
+                return told
+
+        with pytest.raises(InvalidArgument, match="it says that it has given"):
+            store.load(Odd())  # type: ignore[arg-type]  # this is what is tried
+
+    def test_a_file_that_another_was_detached_from_is_told_so(self, store: Store, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(GOOD)
+        file = (tmp_path / "file").open("rb")
+        with file.detach(), pytest.raises(InvalidArgument, match="detached"):
+            store.load(file)
+
+    def test_a_path_of_bytes_is_told_so(self, store: Store, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(GOOD)
+        with os.scandir(os.fsencode(tmp_path)) as entries:
+            file: Any = next(entry for entry in entries if entry.name == b"file")
+        with pytest.raises(InvalidArgument, match="its path is no text"):
+            store.load(file)
+
+    @pytest.mark.parametrize("names", [{NAME: "b:1"}, lambda _: 5, lambda _: b"b:1", lambda _: True])
+    def test_names_that_are_none_are_refused_by_the_name_of_the_argument(self, names: Any, store: Store) -> None:
+        with pytest.raises(InvalidArgument) as caught:
+            store.load(io.BytesIO(GOOD), names=names)
+        assert caught.value.name == "names"
+        assert not store.images()
+
     @pytest.mark.parametrize("buffering", [0, -1])
     def test_a_pipe_that_does_not_wait_is_told_so(self, buffering: int) -> None:
         reading, writing = os.pipe()
