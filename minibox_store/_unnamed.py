@@ -20,6 +20,23 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
+def holding_folder(path: str, *, dir_fd: int | None = None) -> Iterator[tuple[str, int | None]]:
+    """Give the name of ``path`` in its folder, and the folder, for the block: wherever the process goes meanwhile.
+
+    A relative path would lead elsewhere once the working directory has changed, by another thread perhaps.
+    """
+    folder, name = os.path.split(path)
+    if not name:  # it names a folder, if anything
+        yield path, dir_fd
+        return
+    directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield name, directory
+    finally:
+        os.close(directory)
+
+
+@contextmanager
 def replacing_large_file(path: str, *, dir_fd: int | None = None, durable: bool) -> Iterator[int]:
     """Do as :func:`minibox_store._files.replacing_file`, with such a file; its mode is as the umask says."""
     folder = os.path.dirname(path) or "."

@@ -26,6 +26,7 @@ from minibox_store.errors import (
     ContentMismatch,
     IncompleteImage,
     InvalidArchive,
+    InvalidArgument,
     InvalidDocument,
     InvalidReference,
     PlatformNotFound,
@@ -42,7 +43,7 @@ from minibox_store.reference import check_image_name
 from minibox_store.selecting import ChosenImage, select_image, select_present
 from minibox_store.staging import stage_blobs
 from minibox_store.values import Value
-from minibox_store.wholeness import find_presence, what_is_missing
+from minibox_store.wholeness import DocumentTotals, find_presence, what_is_missing
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -69,6 +70,8 @@ def load_archive(
 
     The other arguments, the errors and guarantees are those of :meth:`minibox_store.Store.load`.
     """
+    if wish.names is not None and not callable(wish.names):
+        raise InvalidArgument("names", wish.names, "it is nothing that can be asked for a name")
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
         # All of it is kept until it is known what is needed. What comes through a pipe is weighed member by member.
@@ -140,7 +143,7 @@ class _Choice:
         self._limits = limits
         self._on_event = on_event
         self._chosen: dict[Descriptor, Descriptor] = {}
-        self._documents = self._document_bytes = 0
+        self._totals = DocumentTotals(limits)
 
     def admit(self, name: str, image: ArchivedImage) -> Descriptor:
         """Return the root of what will be stored of an image, which is whole, and may come in.
@@ -159,14 +162,7 @@ class _Choice:
 
     def _choose(self, name: str, root: Descriptor) -> Descriptor:
         presence = find_presence(self._source, root, self._blobs.holds, self._limits)
-        # Each is walked more than once: thousands of indexes that share thousands of manifests would take hours.
-        self._documents += presence.documents
-        self._document_bytes += presence.document_bytes
-        if self._documents > self._limits.documents:
-            raise InvalidArchive(f"its images have more than {self._limits.documents} documents together")
-        if self._document_bytes > self._limits.archive_document_bytes:
-            most_bytes = self._limits.archive_document_bytes
-            raise InvalidArchive(f"its images have documents of more than {most_bytes} bytes together")
+        self._totals.add(presence.documents, presence.document_bytes)
         is_whole = not presence.missing
         if self._wish.platforms is None or self._wish.platforms == "present":
             if is_whole:
@@ -206,6 +202,7 @@ def _named(
     Raises:
         InvalidArchive: when there is none, or two images would have the same.
         InvalidReference: when an image may not have it.
+        InvalidArgument: when ``names`` gives something else than a text or None.
     """
     found: dict[str, ArchivedImage] = {}
     for image in archived:
@@ -214,6 +211,8 @@ def _named(
         name = image.name if names is None else names(image.name)
         if name is None:
             continue
+        if not isinstance(name, str):
+            raise InvalidArgument("names", name, f"that is what it gives {image.name!r}, and neither a text nor None")
         if found.setdefault(check_image_name(name), image).root != image.root:
             raise InvalidArchive(f"two different images in it would be called {name}")
     return tuple(found.items())
@@ -224,8 +223,11 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(file, str | os.PathLike):
         yield file
         return
-    with path_errors(os.fspath(file)):
-        descriptor = open_regular(os.fspath(file), follow_links=True)
+    path: object = os.fspath(file)
+    if not isinstance(path, str):
+        raise InvalidArgument("file", file, "its path is no text")
+    with path_errors(path):
+        descriptor = open_regular(path, follow_links=True)
     with open(descriptor, "rb", buffering=0) as archive:
         yield archive
 

@@ -156,7 +156,8 @@ def checked_choice(platform: PlatformChoice) -> WantedPlatforms:
     if isinstance(platform, str):
         if platform == "all":
             return "all"
-        raise InvalidArgument("platform", platform, "the only text that is a choice is 'all'")
+        problem = "the only text that is a choice is 'all', and for a load 'present': Platform.parse reads a platform"
+        raise InvalidArgument("platform", platform, problem)
     wanted = tuple([each for each in platform if isinstance(each, Platform)]) if isinstance(platform, Sequence) else ()
     if not wanted or len(wanted) != len(platform):
         raise InvalidArgument("platform", platform, "it is no Platform, and no sequence of one or more of them")

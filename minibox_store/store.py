@@ -221,7 +221,8 @@ class Store(
             PolicyRefused: when ``checked_by`` does not let one in.
             InvalidArchive: when it is none, a blob is not what its digest says, or something is missing in it, which
                 ``missing`` has all digests of: an index lacks some of its platforms, say.
-            InvalidArgument: for a platform that none may be, or a file that no bytes can be read from.
+            InvalidArgument: for a platform that none may be, a file that no bytes can be read from, or ``names`` that
+                gives anything but a text or None.
             PlatformNotFound: when an image is not offered for a platform.
             InvalidReference: when an image may not have the name that ``names`` gives it.
             InvalidPath: when there is no such file.

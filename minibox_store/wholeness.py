@@ -38,6 +38,31 @@ class Presence(Value):
     missing: tuple[Descriptor, ...]
 
 
+class DocumentTotals:
+    """How many documents all images of an archive have together, each as often as one of them has it.
+
+    Each is walked more than once: thousands of indexes that share thousands of manifests would take hours.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._documents = self._document_bytes = 0
+
+    def add(self, documents: int, document_bytes: int) -> None:
+        """Take note of some more.
+
+        Raises:
+            InvalidArchive: when there are too many, or too large ones.
+        """
+        self._documents += documents
+        self._document_bytes += document_bytes
+        if self._documents > self._limits.documents:
+            raise InvalidArchive(f"its images have more than {self._limits.documents} documents together")
+        if self._document_bytes > self._limits.archive_document_bytes:
+            most_bytes = self._limits.archive_document_bytes
+            raise InvalidArchive(f"its images have documents of more than {most_bytes} bytes together")
+
+
 def find_presence(source: RememberingSource, root: Descriptor, holds: Holds, limits: Limits) -> Presence:
     """Return what there is of the image at ``root``; ``holds`` says it of a blob that is no document.
 

@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -341,6 +342,14 @@ class TestWhatACallerReadsThrough:
         with pytest.raises(StoreUnavailable, match=str(error)):
             Store(tmp_path / "store").load(Cut())  # type: ignore[arg-type]  # no more than this is needed
 
+    def test_a_peer_that_keeps_still_for_too_long_is_no_damage(self, store: Store) -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(GOOD[:700])
+            here.settimeout(0.1)
+            with here.makefile("rb") as file, pytest.raises(StoreUnavailable, match="timed out"):
+                store.load(file)
+
     @pytest.mark.parametrize("given", ["abc", b"more than was asked for", 7])
     def test_a_file_that_gives_no_bytes_or_too_many_is_told_so(self, given: object, tmp_path: Path) -> None:
         class Odd:
@@ -349,6 +358,35 @@ class TestWhatACallerReadsThrough:
 
         with pytest.raises(InvalidArgument, match="it gives something else"):
             Store(tmp_path / "store").load(Odd())  # type: ignore[arg-type]  # this is what is tried
+
+    @pytest.mark.parametrize("told", [-1, 1 << 30, True, 1.0, "x"])
+    def test_a_file_that_miscounts_what_it_gives_is_told_so(self, told: object, store: Store) -> None:
+        class Odd:
+            def readinto(self, buffer: memoryview) -> object:
+                return told
+
+        with pytest.raises(InvalidArgument, match="it says that it has given"):
+            store.load(Odd())  # type: ignore[arg-type]  # this is what is tried
+
+    def test_a_file_that_another_was_detached_from_is_told_so(self, store: Store, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(GOOD)
+        file = (tmp_path / "file").open("rb")
+        with file.detach(), pytest.raises(InvalidArgument, match="detached"):
+            store.load(file)
+
+    def test_a_path_of_bytes_is_told_so(self, store: Store, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(GOOD)
+        with os.scandir(os.fsencode(tmp_path)) as entries:
+            file: Any = next(entry for entry in entries if entry.name == b"file")
+        with pytest.raises(InvalidArgument, match="its path is no text"):
+            store.load(file)
+
+    @pytest.mark.parametrize("names", [{NAME: "b:1"}, lambda _: 5, lambda _: b"b:1", lambda _: True])
+    def test_names_that_are_none_are_refused_by_the_name_of_the_argument(self, names: Any, store: Store) -> None:
+        with pytest.raises(InvalidArgument) as caught:
+            store.load(io.BytesIO(GOOD), names=names)
+        assert caught.value.name == "names"
+        assert not store.images()
 
     @pytest.mark.parametrize("buffering", [0, -1])
     def test_a_pipe_that_does_not_wait_is_told_so(self, buffering: int) -> None:

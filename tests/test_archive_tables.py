@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Store
-from tests.support.archive_forms import FORMS, both_parts, oci_index, pack_parts, replaced
-from tests.support.archives import pack
-from tests.support.images import BuiltImage, build_image, digest_of
+from minibox_store import Limits, Store
+from tests.support.archive_forms import (
+    FORMS,
+    MARKER,
+    REFERENCE_NAME,
+    Part,
+    both_parts,
+    oci_index,
+    pack_parts,
+    replaced,
+)
+from tests.support.archives import blob_name, pack
+from tests.support.images import OCI_INDEX, OCI_MANIFEST, BuiltImage, build_image, digest_of, encode_document
 from tests.support.loads import holds, refused, store_with_something
 
 HEX = "0123456789abcdef" * 4
@@ -36,6 +45,58 @@ def test_S10_many_names_of_an_image_of_many_layers_cost_no_more_than_their_bytes
     started = time.process_time()
     refused(store, archive)
     assert time.process_time() - started < 10
+
+
+def naming_absent(count: int, salt: str) -> bytes:
+    """Return an index of so many manifests that nobody has."""
+    manifests = [
+        {"mediaType": OCI_MANIFEST, "digest": digest_of(str(number).encode()), "size": 100} for number in range(count)
+    ]
+    return encode_document(
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests, "annotations": {"salt": salt}}
+    )
+
+
+def layout_of(documents: dict[str, bytes], docker: bytes) -> bytes:
+    """Return an OCI archive of indexes by name, in which docker's table says something too."""
+    entries = [
+        {
+            "mediaType": OCI_INDEX,
+            "digest": digest_of(content),
+            "size": len(content),
+            "annotations": {REFERENCE_NAME: name.partition("#")[0]},
+        }
+        for name, content in documents.items()
+    ]
+    index = encode_document({"schemaVersion": 2, "manifests": entries})
+    tables = [Part("oci-layout", MARKER), Part("index.json", index), Part("manifest.json", docker)]
+    return pack_parts([*tables, *(Part(blob_name(digest_of(each)), each) for each in documents.values())])
+
+
+@pytest.mark.parametrize(("roots", "manifests"), [(1, 1000), (500, 1)])
+def test_S10_what_docker_calls_an_image_a_million_times_is_looked_up_once(
+    roots: int, manifests: int, store: Store
+) -> None:
+    documents = {f"a:1#{number}": naming_absent(manifests, str(number)) for number in range(roots)}
+    # In the midst, so that whoever looks for it comes to half of them from either end.
+    digest = digest_of(documents[f"a:1#{roots // 2}"]) if roots > 1 else digest_of(str(manifests // 2).encode())
+    config = blob_name(digest)
+    image = {"Config": config, "RepoTags": ["a:1"] * 100_000, "Layers": []}
+    archive = layout_of(documents, json.dumps([image]).encode())
+    started = time.process_time()
+    refused(store, archive)
+    assert time.process_time() - started < 10
+
+
+def test_S10_two_tables_are_not_held_against_each_other_for_more_documents_than_may_come_in(store: Store) -> None:
+    documents = {f"a:{number}": naming_absent(3, str(number)) for number in range(2)}
+    archive = layout_of(documents, b"[]")
+    narrow = Store(store.root, durability="none", limits=Limits(documents=7))
+    assert refused(narrow, archive) == "invalid archive: its images have more than 7 documents together"
+    size_bytes = sum(len(content) + 300 for content in documents.values())
+    for most_bytes, problem in ((size_bytes - 1, "documents of more than"), (size_bytes, "it lacks")):
+        narrow = Store(store.root, durability="none", limits=Limits(archive_document_bytes=most_bytes))
+        assert problem in refused(narrow, archive)
 
 
 def other_key(content: bytes, key: str, value: object) -> bytes:

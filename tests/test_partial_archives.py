@@ -1,6 +1,7 @@
 """Archives that lack something: platforms of an index, or what the other side has. It is named, or completed."""
 
 import io
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,17 @@ def test_a_platform_that_the_index_does_not_offer_is_not_found(store: Store) -> 
 def test_a_platform_that_none_may_be_is_refused_before_anything_is_read(platform: Any, store: Store) -> None:
     with pytest.raises(InvalidArgument):
         store.load("/nowhere", platform=platform)
+
+
+def test_a_platform_that_is_spelled_as_a_text_is_told_what_reads_it_and_which_texts_count(store: Store) -> None:
+    platform: Any = "linux/arm64"
+    with pytest.raises(InvalidArgument, match=r"'all', and for a load 'present': Platform.parse reads a platform"):
+        store.load("/nowhere", platform=platform)
+    document = (Path(__file__).parent.parent / "docs" / "archives.md").read_text()
+    assert set(re.findall(r"platform=[^`]+", document)) == {
+        'platform=Platform.parse("linux/arm64")',
+        'platform="present"',
+    }
 
 
 # ---- those that are present

@@ -171,6 +171,31 @@ def test_a_file_has_no_name_before_it_is_whole(store: Store, folder: Path) -> No
     assert not any(seen)
 
 
+@pytest.mark.parametrize("durability", ["none", "full"])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_relative_path_leads_to_where_it_did_at_the_beginning(
+    old: bytes | None, durability: Any, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a").write_bytes(b"of somebody else")
+    if old is not None:
+        (folder / "a").write_bytes(old)
+    store = Store(store.root, durability=durability)
+    store.save(NAME, folder / "expected", format="oci")
+    monkeypatch.chdir(folder)
+
+    def go_away(event: Event) -> None:
+        os.chdir(elsewhere)
+
+    store.save(NAME, "a", format="oci", on_event=go_away)
+    assert Path.cwd() == elsewhere
+    assert snapshot(elsewhere).keys() == {"a"}
+    assert (elsewhere / "a").read_bytes() == b"of somebody else"
+    assert (folder / "a").read_bytes() == (folder / "expected").read_bytes()
+    assert {each.name for each in folder.iterdir()} == {"a", "expected"}
+
+
 def test_only_one_name_is_given_at_a_time(folder: Path) -> None:
     def write(content: bytes) -> None:
         with _unnamed.replacing_large_file(str(folder / "a"), durable=True) as opened:

@@ -33,6 +33,7 @@ from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, name_of
 from minibox_store.limits import Limits
 from minibox_store.reference import check_image_name, normalised
 from minibox_store.values import Value
+from minibox_store.wholeness import DocumentTotals
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -150,17 +151,22 @@ class _Contents:
     # ---- what they must agree on
 
     def _check_further(self, tables: list[str], found: Iterable[ArchivedImage]) -> None:
-        led_to, reached = self._reached({image.root for image in found})
+        reached = self._reached({image.root for image in found})
+        together = frozenset[Digest]().union(*reached.values())
         named: dict[str, list[Digest]] = {}
         for image in found:
             named.setdefault(normalised(image.name) or image.name, []).append(image.root.digest)
+        agreed: set[tuple[str, Digest]] = set()  # what a table says a million times is looked up once
         for table in tables[1:]:
             for names, digest in self._told_by(table):
-                if digest not in reached:
+                if digest not in together:
                     raise InvalidArchive(f"{tables[0]} and {table} tell of different images: {digest}", table)
                 for name in names:
-                    roots = named.get(normalised(name) or name) if name else None
-                    if roots is not None and not _leads_to(digest, roots, led_to):
+                    told = (normalised(name) or name, digest)
+                    if not name or told[0] not in named or told in agreed:
+                        continue
+                    agreed.add(told)
+                    if not any(digest in reached[root] for root in named[told[0]]):
                         problem = f"{tables[0]} and {table} call different images {name[:80]!r}"
                         raise InvalidArchive(problem, table)
 
@@ -172,38 +178,28 @@ class _Contents:
                 images = decode_docker_images(self._controls[MANIFEST_JSON], limits=self._limits)
             yield from ((image.repo_tags, config_digest(image)) for image in images)
 
-    def _reached(self, roots: set[Descriptor]) -> tuple[Mapping[Digest, tuple[Digest, ...]], set[Digest]]:
-        """Return what each document leads to, but for layers, and all that is led to, those that are absent too."""
+    def _reached(self, roots: set[Descriptor]) -> Mapping[Digest, set[Digest]]:
+        """Return of each root what it leads to, itself included, but for layers; what is absent too.
+
+        Raises:
+            InvalidArchive: when the images together have more documents than they may have when they come in.
+        """
 
         def pass_by(_: Descriptor, error: Exception) -> None:
             if not isinstance(error, BlobNotFound):
                 raise error
 
-        seen: set[tuple[str, int, str]] = set()
-        reached = set()
-        led_to: dict[Digest, tuple[Digest, ...]] = {}
+        totals = DocumentTotals(self._limits)
+        reached: dict[Digest, set[Digest]] = {}
         for root in roots:
-            for node in walk(self._source, root, limits=self._limits, seen=seen, on_unreadable=pass_by):
-                if node.role != "layer":
-                    reached.add(node.descriptor.digest)
+            found = reached.setdefault(root.digest, {root.digest})
+            for node in walk(self._source, root, limits=self._limits, on_unreadable=pass_by):
+                if media_types.is_document(node.descriptor.media_type):
+                    totals.add(1, node.descriptor.size_bytes)
                 if node.document is not None:
                     below = (each for each in children(node.document) if each.role != "layer")
-                    led_to[node.descriptor.digest] = tuple(each.descriptor.digest for each in below)
-        return led_to, reached
-
-
-def _leads_to(digest: Digest, roots: Iterable[Digest], led_to: Mapping[Digest, tuple[Digest, ...]]) -> bool:
-    """Whether one of the roots is a blob, or leads to it."""
-    waiting = list(roots)
-    seen = set(waiting)
-    while waiting:
-        found = waiting.pop()
-        if found == digest:
-            return True
-        new = [each for each in led_to.get(found, ()) if each not in seen]
-        seen.update(new)
-        waiting += new
-    return False
+                    found.update(each.descriptor.digest for each in below)
+        return reached
 
 
 def _name_of(entry: Descriptor) -> str:

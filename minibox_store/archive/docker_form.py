@@ -13,6 +13,7 @@ from minibox_store import media_types
 from minibox_store.archive.member_names import MemberRole, parse_member_name
 from minibox_store.archive.member_table import MemberTable
 from minibox_store.codec import DockerImage, decode_config, encode_document
+from minibox_store.decompressing import BEGINNING_BYTES, compression_of
 from minibox_store.digest import Digest, Verifier, is_hexadecimal
 from minibox_store.documents import Descriptor, Manifest
 from minibox_store.errors import ContentMismatch, InvalidArchive
@@ -20,9 +21,7 @@ from minibox_store.graph import RememberingSource
 from minibox_store.limits import MEBIBYTE, Limits
 from minibox_store.sentences import and_more
 
-# How compressed layers begin.
-_COMPRESSIONS = {b"\x1f\x8b": media_types.OCI_LAYER_GZIP, b"\x28\xb5\x2f\xfd": media_types.OCI_LAYER_ZSTD}
-_MOST_MAGIC_BYTES = 4
+_MEDIA_TYPES = {"gzip": media_types.OCI_LAYER_GZIP, "zstd": media_types.OCI_LAYER_ZSTD, "none": media_types.OCI_LAYER}
 
 SizeOf = Callable[[Digest], int | None]
 
@@ -115,8 +114,7 @@ class DockerForm:
         return found
 
     def _media_type_of(self, layer: Descriptor) -> str:
-        beginning = next(self._chunks(layer, _MOST_MAGIC_BYTES), b"")
-        return next((kind for magic, kind in _COMPRESSIONS.items() if beginning.startswith(magic)), layer.media_type)
+        return _MEDIA_TYPES[compression_of(next(self._chunks(layer, BEGINNING_BYTES), b""))]
 
     def _has_content(self, layer: Descriptor, diff_id: Digest) -> bool:
         """Whether a blob, which has the digest that its descriptor says, has another one too."""

@@ -224,7 +224,10 @@ class _CallersStream:
 
     def _fill(self, buffer: memoryview) -> int | None:
         if self._into is not None:
-            return self._into(buffer)
+            count = self._into(buffer)
+            if count is None or (type(count) is int and 0 <= count <= len(buffer)):
+                return count
+            raise InvalidArgument("file", self.file, f"of {len(buffer)} bytes it says that it has given {count!r}")
         data: bytes | None = self.file.read(len(buffer))
         if data is None:
             return None
@@ -243,7 +246,11 @@ def _check_readable(file: object) -> None:
     gives = callable(getattr(file, "read", None)) or isinstance(file, _ReadableInto)
     if isinstance(file, io.TextIOBase) or not gives:
         raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be read from")
-    if isinstance(file, io.IOBase) and file.closed:
+    try:
+        is_closed = isinstance(file, io.IOBase) and file.closed
+    except ValueError as error:  # another file was detached from it
+        raise InvalidArgument("file", file, str(error)) from error
+    if is_closed:
         raise InvalidArgument("file", file, "it is closed")
     if isinstance(file, io.FileIO) and not file.readable():
         raise InvalidArgument("file", file, "it is not open for reading")

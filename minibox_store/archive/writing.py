@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from minibox_store import media_types
 from minibox_store._moving import CutOff
-from minibox_store._unnamed import replacing_large_file
+from minibox_store._unnamed import holding_folder, replacing_large_file
 from minibox_store.archive.formats import ArchiveForm, WrittenImage, control_members
 from minibox_store.archive.layout_plan import ArchivePlan, plan_archive
 from minibox_store.archive.sinks import FileSink, Sink, ZstdSink, opened_sink
@@ -35,7 +35,8 @@ class ArchiveFile:
     """A file that becomes an archive: an ImageTarget.
 
     Args:
-        path: where it goes; created, or replaced if it is a regular file. Relative to ``dir_fd`` where that is given.
+        path: where it goes; created, or replaced if it is a regular file. Relative to ``dir_fd`` where that is given,
+            else to where the process stands when the writer is opened.
         dir_fd: an open directory.
         durable: whether the file survives a loss of power once the writer has been left.
         form: how it is written.
@@ -56,15 +57,16 @@ class ArchiveFile:
         Raises:
             InvalidPath: when something other than a regular file is there already.
         """
-        with suppress(FileNotFoundError):
-            present = os.stat(self._path, dir_fd=self._dir_fd, follow_symlinks=False)
-            if not stat.S_ISREG(present.st_mode):
-                raise InvalidPath(self._path, "it is not a regular file")
-        with (
-            replacing_large_file(self._path, dir_fd=self._dir_fd, durable=self._durable) as opened,
-            _writing(FileSink(opened, self._path), self._form) as writer,
-        ):
-            yield writer
+        with holding_folder(self._path, dir_fd=self._dir_fd) as (name, folder):
+            with suppress(FileNotFoundError):
+                present = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if not stat.S_ISREG(present.st_mode):
+                    raise InvalidPath(self._path, "it is not a regular file")
+            with (
+                replacing_large_file(name, dir_fd=folder, durable=self._durable) as opened,
+                _writing(FileSink(opened, self._path), self._form) as writer,
+            ):
+                yield writer
 
 
 class ArchiveStream:

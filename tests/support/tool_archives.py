@@ -52,7 +52,7 @@ def named_oci_members(images: Mapping[str, BuiltImage]) -> AnyMembers:
 def plain_layers(image: BuiltImage) -> list[bytes]:
     """Return the layers of an image as tars, which is how docker keeps them."""
     contents = [image.blobs[digest] for digest in image.layer_digests]
-    return [gzip.decompress(each) if each.startswith(b"\x1f\x8b") else each for each in contents]
+    return [gzip.decompress(each) if each.startswith(b"\x1f\x8b\x08") else each for each in contents]
 
 
 def made_manifest(image: BuiltImage, layers: Sequence[bytes]) -> bytes:
@@ -70,7 +70,7 @@ def made_manifest(image: BuiltImage, layers: Sequence[bytes]) -> bytes:
 def _media_type(layer: bytes) -> str:
     if layer.startswith(b"\x28\xb5\x2f\xfd"):
         return OCI_LAYER_ZSTD
-    return OCI_LAYER_GZIP if layer.startswith(b"\x1f\x8b") else OCI_LAYER
+    return OCI_LAYER_GZIP if layer.startswith(b"\x1f\x8b\x08") else OCI_LAYER
 
 
 def made_image(image: BuiltImage, style: DockerStyle) -> BuiltImage:
