@@ -23,7 +23,7 @@ Identity = tuple[int, int]
 _OWN_NAMES = frozenset(
     {
         *("blobs", "lazy", "cache", "extracted", "base_layers", "layers", "containers", "volumes", "images"),
-        *("ingest", "quarantine", "history", "journal", "tmp"),
+        *("ingest", "quarantine", "history", "journal", "files", "tmp"),
     }
 )
 _OWN_BEGINNINGS = (
