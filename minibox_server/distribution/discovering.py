@@ -80,6 +80,7 @@ class Discovery:
                         may_have={"OCI-Filters-Applied": "artifactType, where one was asked for"},
                     ),
                 ),
+                refusals=(409,),  # a 404 would say that there is no such list here, and clients look elsewhere then
                 tag="distribution",
             ),
         ]
