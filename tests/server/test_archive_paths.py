@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,9 @@ import pytest
 
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.responses import RequestError
-from minibox_store import Store
+from minibox_store import Store, StoreUnavailable
 from tests.server.mounts import bind_mount
+from tests.support.forks import not_possible, run_forked
 from tests.support.images import build_image
 from tests.support.sources import memory_of
 from tests.support.stores import blob, rot
@@ -343,6 +346,37 @@ def test_while_links_are_swapped_nothing_outside_is_ever_reached(place: Place) -
         swapping.join()
     assert seen == {b"inside"}
     assert not (place.outside / "written").exists()
+
+
+def test_where_the_daemons_user_may_not_look_is_refused_whatever_there_is() -> None:
+    if os.getuid() != 0:
+        not_possible("to become another user needs root")
+    # A folder of pytest's own is for nobody but us.
+    with tempfile.TemporaryDirectory(prefix="archives-") as top:
+        os.chmod(top, 0o755)
+        place = Place(Path(top))
+        locked = [place.allowed / "locked", place.outside / "locked"]
+        for folder in locked:
+            folder.mkdir()
+            (folder / "there.tar").write_bytes(b"theirs")
+            folder.chmod(0o700)
+
+        def look() -> None:
+            os.setgroups([])
+            os.setuid(65534)
+            assert place.load(place.allowed / "in.tar") == b"in.tar"
+            for folder in locked:
+                for path in (folder / "there.tar", folder / "absent.tar", folder / "absent" / "new.tar"):
+                    assert place.statuses(path) == [403, 403], path
+
+        def look_without_store() -> None:
+            os.setuid(65534)
+            with pytest.raises(StoreUnavailable, match=re.escape(str(place.data_root))):
+                place.load(place.allowed / "in.tar")
+
+        assert run_forked(look) == 0
+        place.data_root.chmod(0o700)
+        assert run_forked(look_without_store) == 0
 
 
 def test_before_the_store_exists_its_names_are_kept_free(tmp_path: Path) -> None:
