@@ -16,6 +16,7 @@ from typing import BinaryIO
 import attrs
 
 from minibox_server.responses import RequestError
+from minibox_store import StoreUnavailable
 
 Identity = tuple[int, int]
 
@@ -23,7 +24,7 @@ Identity = tuple[int, int]
 _OWN_NAMES = frozenset(
     {
         *("blobs", "lazy", "cache", "extracted", "base_layers", "layers", "containers", "volumes", "images"),
-        *("ingest", "quarantine", "history", "journal", "tmp"),
+        *("ingest", "quarantine", "history", "journal", "files", "tmp"),
     }
 )
 _OWN_BEGINNINGS = (
@@ -44,6 +45,7 @@ class ArchivePaths:
     Raises:
         RequestError: from each method: 400 for a path that is none or leads nowhere, 403 for one that leads to
             where the daemon may not read or write.
+        StoreUnavailable: from each method, when DataRoot cannot be read, so that nobody can tell what is its own.
     """
 
     prefixes: tuple[str, ...]
@@ -147,6 +149,8 @@ class ArchivePaths:
             names = [name for name in os.listdir(self.data_root) if _is_own(name)]
         except (FileNotFoundError, NotADirectoryError):
             return set()
+        except PermissionError as error:
+            raise StoreUnavailable(self.data_root, error.strerror or "permission denied") from error
         paths = [os.path.join(self.data_root, name) for name in names]
         paths += [os.path.join(self.data_root, "blobs", name) for name in _listed(self.data_root, "blobs")]
         return {_identity(found) for path in paths if (found := _found(path)) is not None}
@@ -166,12 +170,12 @@ def _is_own(name: str) -> bool:
 def _iter_folders_above(path: str, folder: int) -> Iterator[Identity]:
     """Yield the identity of an open folder and of each one above it, up to the root."""
     root = _identity(os.stat("/"))
-    current = os.open(".", _FOLDER, dir_fd=folder)
+    current = _open_beside(path, ".", folder)
     try:
         for _ in range(_DEEPEST):
             here = _identity(os.fstat(current))
             yield here
-            above = os.open("..", _FOLDER, dir_fd=current)
+            above = _open_beside(path, "..", current)
             os.close(current)
             current = above
             # A folder may be mounted inside itself; only of the root is it true that above it is itself.
@@ -180,6 +184,16 @@ def _iter_folders_above(path: str, folder: int) -> Iterator[Identity]:
     finally:
         os.close(current)
     raise _refused(path)
+
+
+def _open_beside(path: str, name: str, folder: int) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        # This user may not enter it, so that nobody can tell where it lies; or it has just been removed.
+        raise _refused(path) from error
 
 
 @contextmanager

@@ -94,6 +94,7 @@ class Parameter:
         repeated: whether it may stand there several times; the field is a tuple then, which may be empty unless there
             is a sentence for a missing one.
         name: what it is called in the query; None where that is what the field is called.
+        may_be_empty: whether an empty one counts as missing.
     """
 
     kind: Kind[Any]
@@ -102,6 +103,7 @@ class Parameter:
     code: str | None = None
     repeated: bool = False
     name: str | None = None
+    may_be_empty: bool = False
 
 
 def parameter(
@@ -113,9 +115,12 @@ def parameter(
     code: str | None = None,
     repeated: bool = False,
     name: str | None = None,
+    may_be_empty: bool = False,
 ) -> Any:
     """Return the attrs field of a parameter; one without ``default`` is needed. The arguments are of Parameter."""
-    declared = Parameter(kind=kind, what=what, missing=missing, code=code, repeated=repeated, name=name)
+    declared = Parameter(
+        kind=kind, what=what, missing=missing, code=code, repeated=repeated, name=name, may_be_empty=may_be_empty
+    )
     return attrs.field(default=() if repeated and default is attrs.NOTHING else default, metadata={_DECLARED: declared})
 
 
@@ -156,7 +161,10 @@ def decode_query(query: type[Q], text: bytes) -> Q:
                     raise RequestError(400, declared.missing or "")
                 continue
             is_asked_for = is_needed or (declared.missing is not None and given.has(name))
-            found = given.required(name, missing=declared.missing) if is_asked_for else given.optional(name)
+            if is_asked_for:
+                found: str | None = given.required(name, missing=declared.missing)
+            else:
+                found = given.optional(name, may_be_empty=declared.may_be_empty)
             if found is not None:
                 values[field_name] = _read(declared, name, found)
         except RequestError as error:

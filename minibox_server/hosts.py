@@ -56,6 +56,16 @@ def parse_ip(text: str) -> IPAddress | None:
     return mapped or address
 
 
+def is_every_interface(host: str) -> bool:
+    """Whether who listens on ``host`` listens on each address of this machine; who connects there comes to this one.
+
+    >>> is_every_interface(""), is_every_interface("0.0.0.0"), is_every_interface("::1")
+    (True, True, False)
+    """
+    address = parse_ip(host)
+    return not host if address is None else address.is_unspecified
+
+
 @functools.lru_cache(maxsize=_REMEMBERED)
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is ``localhost`` or an address that only this machine reaches.

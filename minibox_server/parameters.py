@@ -1,7 +1,7 @@
 """The parameters of a request: the query string, decoded once, and the only rules about what may be missing.
 
-A parameter that an endpoint asks for stands in the query at most once, is not empty, and is UTF-8. Whatever else
-stands there is ignored.
+A parameter that an endpoint asks for stands in the query at most once, is not empty unless it says so, and is UTF-8.
+Whatever else stands there is ignored.
 """
 
 from urllib.parse import parse_qsl
@@ -47,10 +47,12 @@ class Parameters:
                 raise RequestError(400, f"parameter {name} is not UTF-8")
         return values
 
-    def optional(self, name: str) -> str | None:
-        """Return the value, or None where the parameter is missing."""
+    def optional(self, name: str, *, may_be_empty: bool = False) -> str | None:
+        """Return the value, or None where the parameter is missing, or is empty and may be."""
         if len(self._values.get(name, [])) > 1:
             raise RequestError(400, f"parameter {name} is repeated")
+        if may_be_empty and self._values.get(name) == [""]:
+            return None
         return next(iter(self.all(name)), None)
 
     def required(self, name: str, *, missing: str | None = None) -> str:

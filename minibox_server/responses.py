@@ -5,6 +5,7 @@ the error document of the OCI distribution API. No form ever shows more than the
 """
 
 import math
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -80,6 +81,8 @@ _BUSY_SECONDS = 5
 _RATE_LIMIT_SECONDS = 60
 # A program that wants to be told of progress reads JSON too.
 _JSON_TYPES = ("application/json", "application/problem+json", "application/x-ndjson", "text/event-stream")
+# Spec: RFC 9110, section 12.4.2.
+_NOT_AT_ALL = re.compile(r"q=0(?:\.0{0,3})?")
 
 
 @attrs.frozen(slots=False)
@@ -149,8 +152,11 @@ def text_response(sentence: str, status: int = 200, headers: Mapping[str, str] |
 
 def accepts_json(headers: Headers) -> bool:
     """Whether a client asks for JSON, of answers that are text to others."""
-    accepted = ",".join(headers.getlist("accept")).lower().split(",")
-    return any(item.partition(";")[0].strip() in _JSON_TYPES for item in accepted)
+    for item in ",".join(headers.getlist("accept")).lower().split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        if media_type in _JSON_TYPES and not any(map(_NOT_AT_ALL.fullmatch, parameters)):
+            return True
+    return False
 
 
 def _retry_after(error: StoreError) -> dict[str, str]:

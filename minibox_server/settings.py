@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from minibox_server.hosts import is_loopback, parse_host
+from minibox_server.hosts import is_every_interface, is_loopback, parse_host
 from minibox_store import InvalidReference, Reference
 
 DEFAULT_ADDRESS = "127.0.0.1:8080"
@@ -282,8 +282,15 @@ def _parse_upstream(text: str | None, own_address: tuple[str, int]) -> str | Non
     except InvalidReference:
         raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, where it must be a registry: host or host:port") from None
     found = parse_host(text)
-    if found is not None and found[1] == own_address[1]:
-        own_host = own_address[0]
-        if found[0] == own_host or (is_loopback(found[0]) and (not own_host or is_loopback(own_host))):
-            raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, which is where this daemon listens")
+    if found is not None and _is_own(found, own_address):
+        raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, which is where this daemon listens")
     return reference.domain
+
+
+def _is_own(found: tuple[str, int | None], own_address: tuple[str, int]) -> bool:
+    """Whether who connects to ``found`` comes to the daemon, as far as their spelling tells."""
+    is_here = is_loopback(found[0]) or is_every_interface(found[0])
+    # Where no port is said, a registry of this machine is tried in plain HTTP, and then with TLS.
+    ports = (found[1],) if found[1] is not None else (80, 443) if is_here else (443,)
+    is_reached_here = is_loopback(own_address[0]) or is_every_interface(own_address[0])
+    return own_address[1] in ports and (found[0] == own_address[0] or (is_here and is_reached_here))

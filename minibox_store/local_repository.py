@@ -17,7 +17,7 @@ from minibox_store import media_types
 from minibox_store._file_errors import file_errors
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex, Referrer
-from minibox_store.errors import BlobNotFound, ImageNotFound, NotFound, StoreDamaged, StoreError
+from minibox_store.errors import BlobNotFound, ImageNotFound, IncompleteImage, NotFound, StoreDamaged, StoreError
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
@@ -134,7 +134,11 @@ class LocalRepository:
         return found
 
     def referrers(self, digest: Digest) -> tuple[Referrer, ...]:
-        """Return what in the repository refers to a manifest or index, which need not be there, sorted by digest."""
+        """Return what in the repository refers to a manifest or index, which need not be there, sorted by digest.
+
+        Raises:
+            IncompleteImage, StoreDamaged: when one of the repository is missing, or wrong: nobody knows what it says.
+        """
         found: dict[Digest, Referrer] = {}
         with file_errors(self._layout.paths.root):
             for root in self._reaches.referring(self._entries().roots, digest):
@@ -355,9 +359,9 @@ class LocalRepository:
     def _referrers_below(self, root: Descriptor) -> tuple[Referrer, ...]:
         try:
             return self._reaches.of(root).referrers
-        except BlobNotFound:
+        except BlobNotFound as error:
             if root in self._entries().roots:
-                raise
+                raise IncompleteImage(name_of(root) or str(root.digest), (error.digest,)) from error
             return ()  # it has gone meanwhile
 
     def _find_reached(
@@ -385,9 +389,7 @@ class LocalRepository:
         return None
 
     def _find_pushed(self, digest: Digest) -> Descriptor:
-        if not self._pushed.has(self.name, digest):
-            raise BlobNotFound(str(digest))
-        size_bytes = self._layout.blob_size(digest)
+        size_bytes = self._layout.blob_size(digest) if self._pushed.has(self.name, digest) else None
         if size_bytes is None:
             raise BlobNotFound(str(digest))
         return _octets(digest, size_bytes)

@@ -76,7 +76,7 @@ def find_held(layout: Layout, wish: Wish) -> HeldImage | None:
             if not _is_for(image, wish.platforms, layout):
                 return None
             return HeldImage(name=image.name, root=image.root, digests=frozenset(digests))
-    except (ImageNotFound, IncompleteImage, StoreDamaged):
+    except (ImageNotFound, IncompleteImage, InvalidDocument, StoreDamaged):
         return None  # the pull brings, or tells, what is wrong
 
 

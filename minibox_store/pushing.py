@@ -66,6 +66,7 @@ class Pushing:
 
         Raises:
             ImageNotFound: when there is no such image.
+            InvalidDocument: when what has the name is no manifest or index; nothing is sent then.
             IncompleteImage: when blobs of it are missing.
             PlatformNotFound: when the image has no manifest for the platform.
             InvalidReference: for a text that is no reference, or has the digest of something else.

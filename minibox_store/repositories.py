@@ -115,13 +115,16 @@ def is_repository_name(text: str) -> bool:
     return True
 
 
-def check_repository_name(text: str, tag: str = "latest") -> str:
-    """Return ``text`` when it may be the name of a repository that has such a tag; neither is trusted.
+def check_repository_name(text: str, tag: str | None = None) -> str:
+    """Return ``text`` when it may be the name of a repository, and of one that has such a tag; neither is trusted.
 
     Raises:
         InvalidReference: when not.
     """
-    Reference(domain=_REGISTRY, repository=text, tag=tag)
+    try:
+        Reference(domain=_REGISTRY, repository=text, tag="latest" if tag is None else tag)
+    except InvalidReference as error:  # which names a registry that nobody has named
+        raise InvalidReference(text if tag is None else f"{text}:{tag}", error.problem) from None
     return text
 
 

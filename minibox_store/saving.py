@@ -100,6 +100,7 @@ class Saving:
 
         Raises:
             ImageNotFound: when there is no such image.
+            InvalidDocument: when what has the name is no manifest or index.
             IncompleteImage: when blobs of it are missing.
             ContentMismatch: when a blob became shorter while it was saved.
             PlatformNotFound: when it has no manifest for a platform.
@@ -148,7 +149,7 @@ class Saving:
             exclude: as for :meth:`save`.
 
         Raises:
-            ImageNotFound, IncompleteImage, PlatformNotFound, InvalidArgument: as :meth:`save`.
+            ImageNotFound, InvalidDocument, IncompleteImage, PlatformNotFound, InvalidArgument: as :meth:`save`.
 
         Guarantees: all blobs are open, so that nobody can take them away any more: no lock is held for that.
         """

@@ -1,11 +1,14 @@
 """What registries name as addresses is parsed once, strictly; which names mean what is a table."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minibox_store.errors import InvalidReference
 from minibox_store.reference import Reference
+from minibox_store.registry import RegistryClient
 from minibox_store.registry.addresses import restricted_class
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.hosts import Schemes, api_origin, credentials_keys, is_loopback_host, token_origins
@@ -152,6 +155,23 @@ def test_every_reference_has_an_api_host_or_an_invalid_port(reference: Reference
         assert ":" in reference.domain
         return
     assert origin.scheme == "https" or is_loopback_host(origin.host)
+
+
+@pytest.mark.parametrize("is_insecure", [False, True])
+@pytest.mark.parametrize("domain", ["registry.example:99999", "127.0.0.1:0", "[::1]:70000", f"{'a' * 64}.example"])
+def test_who_opens_a_registry_that_cannot_be_contacted_is_told_that_the_reference_is_none(
+    domain: str, *, is_insecure: bool
+) -> None:
+    client = RegistryClient(insecure=[domain] if is_insecure else [])
+    reference = Reference.parse(f"{domain}/team/app:1")
+    for refused in (
+        lambda: client.open_repository(reference),
+        lambda: client.open_origin(reference),
+        lambda: client.open_registry(domain),
+        lambda: client.check_credentials(domain, Credentials("alice", "wonderland")),
+    ):
+        with pytest.raises(InvalidReference, match=re.escape(domain)):
+            refused()
 
 
 def test_the_credentials_of_docker_hub_go_by_many_names() -> None:

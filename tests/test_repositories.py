@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from minibox_store import Descriptor, Digest
 from minibox_store.documents import LayoutEntry, LayoutIndex
+from minibox_store.errors import InvalidReference
 from minibox_store.layout_index import NAME_ANNOTATION, REFERRER_ANNOTATION, REPOSITORY_ANNOTATION, name_of
 from minibox_store.repositories import (
+    check_repository_name,
     find_repository,
     is_repository_name,
     offers_of,
@@ -142,6 +144,16 @@ def test_repositories_have_names_of_the_specification(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "App", "a//b", "/a", "a/", "..", "a/../b", "a b", "a\n", "é", "a" * 256, "a:b"])
 def test_anything_else_is_no_repository(name: str) -> None:
     assert not is_repository_name(name)
+    with pytest.raises(InvalidReference) as caught:
+        check_repository_name(name)
+    assert caught.value.text == name
+    assert "a.a" not in str(caught.value)
+
+
+def test_a_tag_that_is_none_is_named_with_its_repository_and_no_registry() -> None:
+    with pytest.raises(InvalidReference, match="invalid image reference 'team/app:-bad': the tag '-bad' must be"):
+        check_repository_name("team/app", "-bad")
+    assert check_repository_name("team/app", "1") == "team/app"
 
 
 @given(st.lists(st.text(st.sampled_from("ab:/.@1"), max_size=12), max_size=6))

@@ -22,7 +22,9 @@ from minibox_store import (
     InvalidArgument,
     Limits,
     Platform,
+    PlatformChoice,
     PlatformNotFound,
+    RegistryError,
     Store,
     _files,
     parse_digests,
@@ -41,7 +43,7 @@ from tests.support.images import (
     digest_of,
     random_layer,
 )
-from tests.support.layouts import blob_path, read_layout_blobs, write_layout
+from tests.support.layouts import blob_path, read_layout_blobs, write_layout, write_named_text
 from tests.support.sources import copy_into, memory_of, root_of
 from tests.support.stores import open_layout
 from tests.support.written_archives import FORMATS, written_members
@@ -217,6 +219,29 @@ def test_one_name_that_is_not_there_leaves_no_archive_of_the_others(tmp_path: Pa
         store.save(["app:1", "app:2"], tmp_path / "a.tar", format="oci")
     assert (caught.value.root, caught.value.missing) == ("app:2", (SECOND.config_digest,))
     assert not (tmp_path / "a.tar").exists()
+
+
+@pytest.mark.parametrize("platform", [None, "all", LINUX_AMD64])
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_has_a_name_and_is_no_image_is_told_so_and_is_no_damage(
+    form: ArchiveFormat, platform: PlatformChoice, tmp_path: Path
+) -> None:
+    write_layout(tmp_path / "store", {"app:1": FIRST})
+    digest = write_named_text(tmp_path / "store", "about")
+    store = Store(tmp_path / "store", durability="none")
+    for refused in (
+        lambda: store.save("about", tmp_path / "a.tar", format=form, platform=platform),
+        lambda: store.open_archive("about", format=form, platform=platform).close(),
+        lambda: store.push("about", "127.0.0.1:1/about:1"),
+        lambda: store.unpack("about", tmp_path / "tree"),
+        lambda: store.open_files("about").close(),
+    ):
+        with pytest.raises(InvalidDocument, match=f"{digest}.*'application/xml' is no manifest or index"):
+            refused()
+    assert not (tmp_path / "a.tar").exists()
+    assert not store.verify()
+    with pytest.raises(RegistryError):  # it is not what a pull would bring, and so the registry is asked
+        store.pull("127.0.0.1:1/app:1", name="about", policy="if-missing")
 
 
 @pytest.mark.parametrize("name", ["UPPER", "a/B:1", f"app@sha256:{'a' * 64}", f"app:1@sha256:{'a' * 64}", "x" * 300])

@@ -13,6 +13,7 @@ from minibox_server.api.archive_answers import ARCHIVE_TYPE, OnTheirWay, answer_
 from minibox_server.api.descriptions import describe_image
 from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.images import check_form
+from minibox_server.api.inspection import naming
 from minibox_server.api.operations import Operations
 from minibox_server.api.running import Result
 from minibox_server.archive_paths import ArchivePaths
@@ -29,6 +30,7 @@ from minibox_store import (
     Image,
     ImageNotFound,
     IncompleteImage,
+    InvalidDocument,
     InvalidInput,
     InvalidPath,
     Platform,
@@ -111,7 +113,7 @@ class ArchiveEndpoints:
                     Answer(what="one line"),
                     *told_as_it_goes_on(SAVED_SCHEMA),
                 ),
-                refusals=(403, 404, 409, 507),
+                refusals=(403, 404, 409, 422, 507),
             ),
             Endpoint(
                 method="POST",
@@ -150,7 +152,7 @@ class ArchiveEndpoints:
                     ),
                     Answer(status=304, what="what the client has is the same", media_type=None, headers=_OF_ALL),
                 ),
-                refusals=(404, 409, 416),
+                refusals=(404, 409, 416, 422),
             ),
         ]
 
@@ -161,15 +163,13 @@ class ArchiveEndpoints:
         def call(on_event: EventListener, cancellation: Cancellation) -> Result:
             with self._paths.open_target(path) as (folder, file_name):
                 try:
-                    saved = self._store.save(
-                        name, file_name, dir_fd=folder, on_event=on_event, cancellation=cancellation
-                    )
+                    with naming(name):
+                        saved = self._store.save(
+                            name, file_name, dir_fd=folder, on_event=on_event, cancellation=cancellation
+                        )
                 except (InvalidPath, StoreFull) as error:
                     # The library was given the name alone; the client named the whole path.
                     raise attrs.evolve(error, path=path) if error.path == file_name else error from None
-                except ImageNotFound:
-                    check_form(name)
-                    raise
             return {"images": [describe_image(saved)], "path": path}
 
         return await self._operations.answer(
@@ -233,6 +233,8 @@ class ArchiveEndpoints:
             except ImageNotFound as error:
                 check_form(error.name)
                 raise
+            except InvalidDocument as error:
+                raise RequestError(422, str(error)) from error
             try:
                 return answer_archive(self._workers, self._on_their_way, archive, request.headers, request.method)
             except BaseException:

@@ -11,7 +11,7 @@ import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from minibox_server.declarations import TEXT, Answer, Endpoint, counted, parameter
+from minibox_server.declarations import TEXT, Answer, Endpoint, Kind, counted, parameter
 from minibox_server.distribution.naming import open_repository, path_digest
 from minibox_server.responses import RequestError
 from minibox_server.workers import Workers
@@ -19,6 +19,7 @@ from minibox_store import Referrer, Store
 
 _MOST = 1000
 _OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+_LAST: Kind[str] = Kind(read=str, schema={"type": "string"})
 
 
 @attrs.frozen(kw_only=True)
@@ -26,7 +27,10 @@ class PageQuery:
     """Which page of a list of names."""
 
     n: int = parameter(counted(most=_MOST), "how many at most", default=_MOST, code="PAGINATION_NUMBER_INVALID")
-    last: str | None = parameter(TEXT, "the name after which the page begins", default=None)
+    # Empty it is the beginning: so the clients of go-containerregistry ask for the first page of a catalogue.
+    last: str | None = parameter(
+        _LAST, "the name after which the page begins; the first page without it", default=None, may_be_empty=True
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -80,6 +84,7 @@ class Discovery:
                         may_have={"OCI-Filters-Applied": "artifactType, where one was asked for"},
                     ),
                 ),
+                refusals=(409,),  # a 404 would say that there is no such list here, and clients look elsewhere then
                 tag="distribution",
             ),
         ]

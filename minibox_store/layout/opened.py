@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 
-from minibox_store import _files, _moving
+from minibox_store import _files, _moving, media_types
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer
-from minibox_store.errors import BlobNotFound, IncompleteImage
+from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument
 from minibox_store.graph import ContentStream, RememberingSource, walk
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.reading import known_referrers
@@ -89,6 +89,7 @@ def opening_image(
 
     Raises:
         ImageNotFound: when no entry means ``name``.
+        InvalidDocument: when what it means is no manifest or index.
         IncompleteImage: when a blob is missing, and the name still stands for the same image.
         StoreDamaged: when a document or a file is not what its descriptor says.
     """
@@ -106,7 +107,8 @@ def opening_images(
     """Do as :func:`opening_image` for several names; what several of them reach is open once.
 
     Raises:
-        ImageNotFound, IncompleteImage, StoreDamaged: as :func:`opening_image`, for the first that cannot be opened.
+        ImageNotFound, InvalidDocument, IncompleteImage, StoreDamaged: as :func:`opening_image`, for the first that
+            cannot be opened.
     """
     shared: dict[Digest, int] = {}
     contents: dict[Digest, bytes] = {}
@@ -130,6 +132,7 @@ def _open(
     for _ in range(_ATTEMPTS):
         # The name may have been removed or moved, and a collection come by, since the index was read the last time.
         image = OpenedImage(*find_name(layout.read_index(), name))
+        _check_is_image(image.root)
         image.shared = shared
         if missing and last_root == image.root.digest and not _have_come(layout, missing):
             break
@@ -143,6 +146,12 @@ def _open(
         image.close()
         last_root = image.root.digest
     raise IncompleteImage(image.name, tuple(str(digest) for digest in missing))
+
+
+def _check_is_image(root: Descriptor) -> None:
+    # The specification lets other tools name other things, such as "application/xml".
+    if not media_types.is_document(root.media_type):
+        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
 
 
 def _have_come(layout: Layout, missing: list[Digest]) -> bool:

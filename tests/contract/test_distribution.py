@@ -718,6 +718,7 @@ def test_tags_are_listed_so_many_at_once_after_the_last_one(
     assert registry.tags(repository, n="2", last="b") == ["c", "d"]
     assert registry.tags(repository, n="2", last="d") == ["e"]
     assert registry.tags(repository, n="9", last="e") == []
+    assert registry.tags(repository, n="2", last="") == ["a", "b"]
     assert registry.tags(repository, n="5") == list("abcde")
     assert registry.tags(repository, last="c") == ["d", "e"]
     assert registry.tags(repository, last="bb") == ["c", "d", "e"]

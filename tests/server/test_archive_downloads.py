@@ -22,7 +22,7 @@ from tests.support.asgi import Exchange, asking
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import build_image, build_index, random_layer
 from tests.support.invariants import check_invariants
-from tests.support.layouts import blob_path, write_layout
+from tests.support.layouts import blob_path, write_layout, write_named_text
 from tests.support.stores import open_store
 
 SHARED = random_layer(3 * 1024 * 1024)
@@ -100,6 +100,23 @@ def test_what_was_sent_is_loaded_by_another_daemon(client: TestClient, tmp_path:
     content = archive(client, *IMAGES, format="oci").content
     assert other.post("/images/load", content=content, headers={"Content-Type": "application/x-tar"}).status_code == 200
     assert [each["name"] for each in other.get("/images").json()] == sorted(IMAGES)
+
+
+def test_what_is_no_image_is_refused_by_its_type(tmp_path: Path) -> None:
+    write_layout(tmp_path / "data", IMAGES)
+    digest = write_named_text(tmp_path / "data", "about")
+    client = client_of(tmp_path / "data")
+    path = str(tmp_path / "about.tar")
+    for answer in (
+        archive(client, "about"),
+        archive(client, "about", "app:1", format="oci"),
+        client.post("/images/save", params={"image": "about", "path": path}),
+        client.get("/images/files", params={"image": "about"}),
+        client.get("/images/inspect", params={"image": "about"}),
+    ):
+        assert answer.status_code == 422, answer.text
+        assert digest in sentence_of(answer)
+        assert "'application/xml' is no manifest or index" in sentence_of(answer)
 
 
 @pytest.mark.parametrize(

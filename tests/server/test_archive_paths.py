@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +16,15 @@ import pytest
 
 from minibox_server.archive_paths import ArchivePaths
 from minibox_server.responses import RequestError
-from minibox_store import Store
+from minibox_store import Store, StoreUnavailable
 from tests.server.mounts import bind_mount
-from tests.support.images import build_image, random_layer
+from tests.support.forks import not_possible, run_forked
+from tests.support.images import build_image
 from tests.support.sources import memory_of
 from tests.support.stores import blob, rot
 
 OWN = ["blobs", "lazy", "cache", "extracted", "base_layers", "ingest", "tmp", "layers", "containers", "volumes"]
-OWN += ["images", "quarantine", "history", "journal", "tmp-pull-1", "tmp-layer-abc"]
+OWN += ["images", "quarantine", "history", "journal", "files", "tmp-pull-1", "tmp-layer-abc"]
 OWN_FILES = ["index.json", "oci-layout", "state.json", "listing.cache", "index.json.tmp-1"]
 F_SETSIG = 10
 
@@ -345,6 +348,37 @@ def test_while_links_are_swapped_nothing_outside_is_ever_reached(place: Place) -
     assert not (place.outside / "written").exists()
 
 
+def test_where_the_daemons_user_may_not_look_is_refused_whatever_there_is() -> None:
+    if os.getuid() != 0:
+        not_possible("to become another user needs root")
+    # A folder of pytest's own is for nobody but us.
+    with tempfile.TemporaryDirectory(prefix="archives-") as top:
+        os.chmod(top, 0o755)
+        place = Place(Path(top))
+        locked = [place.allowed / "locked", place.outside / "locked"]
+        for folder in locked:
+            folder.mkdir()
+            (folder / "there.tar").write_bytes(b"theirs")
+            folder.chmod(0o700)
+
+        def look() -> None:
+            os.setgroups([])
+            os.setuid(65534)
+            assert place.load(place.allowed / "in.tar") == b"in.tar"
+            for folder in locked:
+                for path in (folder / "there.tar", folder / "absent.tar", folder / "absent" / "new.tar"):
+                    assert place.statuses(path) == [403, 403], path
+
+        def look_without_store() -> None:
+            os.setuid(65534)
+            with pytest.raises(StoreUnavailable, match=re.escape(str(place.data_root))):
+                place.load(place.allowed / "in.tar")
+
+        assert run_forked(look) == 0
+        place.data_root.chmod(0o700)
+        assert run_forked(look_without_store) == 0
+
+
 def test_before_the_store_exists_its_names_are_kept_free(tmp_path: Path) -> None:
     paths = ArchivePaths((str(tmp_path),), str(tmp_path / "data"))
     with pytest.raises(RequestError) as caught, paths.open_target(str(tmp_path / "data" / "index.json")):
@@ -358,17 +392,21 @@ def test_before_the_store_exists_its_names_are_kept_free(tmp_path: Path) -> None
 
 def test_nothing_that_a_store_makes_in_its_folder_may_be_read_or_written(place: Place) -> None:
     store = Store(place.data_root / "store", durability="none")
-    image = build_image([random_layer(4096)])
+    image = build_image([{"etc/motd": b"hello"}])
     for number in range(70):  # so many that the listing is kept
         store.import_image(memory_of({"app:1": image}), "app:1", as_name=f"app:{number}")
     rot(blob(place.data_root / "store", image.layer_digests[0]))
     store.import_image(memory_of({"app:1": image}), "app:1", verify="content")
     store.images()
     store.prune()
+    with store.open_files("app:1") as files:
+        assert files.listdir("/etc") == ("motd",)
     made = {path.name for path in (place.data_root / "store").iterdir()}
-    assert made >= {"index.json", "oci-layout", "blobs", "ingest", "history", "journal", "quarantine"}
+    assert made >= {"index.json", "oci-layout", "blobs", "ingest", "history", "journal", "quarantine", "files"}
     for name in made:
         where = place.data_root / name
-        paths = [where, where / "file"] if (place.data_root / "store" / name).is_dir() else [where]
-        for path in paths:
-            assert set(place.statuses(path)) <= {400, 403}, path
+        if (place.data_root / "store" / name).is_dir():
+            where.mkdir(exist_ok=True)
+            (where / "file").write_bytes(b"ours")
+            where /= "file"
+        assert place.statuses(where) == [403, 403], where

@@ -257,6 +257,16 @@ def test_damage_to_one_image_hides_no_other_of_its_repository(
     assert client.get("/v2/app/manifests/1").status_code == 500
 
 
+def test_where_a_manifest_is_missing_nobody_is_told_that_nothing_refers_or_that_there_is_no_such_list(
+    client: TestClient, tmp_path: Path, images: dict[str, BuiltImage]
+) -> None:
+    missing = images["app:1"].digest
+    blob_path(tmp_path / "data", missing).unlink()
+    for digest in (images["app:2"].digest, missing, ABSENT):
+        answer = client.get(f"/v2/app/referrers/{digest}")
+        assert (answer.status_code, missing in answer.text, "app:1" in answer.text) == (409, True, True), answer.text
+
+
 def test_tags_are_listed_in_order_and_in_pages(tmp_path: Path) -> None:
     image = build_image()
     write_layout(tmp_path / "data", {f"app:{tag}": image for tag in ("b", "10", "a", "9", "B")})

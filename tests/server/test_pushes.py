@@ -286,6 +286,7 @@ def test_the_catalogue_lists_repositories_in_pages_pushed_ones_too(client: TestC
     write_layout(root, {"team/b:1": build_image(), "quay.io/team/a:1": build_image(salt="quay")})
     push_image(open_store(root).repository("team/c"), build_image(salt="c"))
     assert client.get("/v2/_catalog").json() == {"repositories": ["quay.io/team/a", "team/a", "team/b", "team/c"]}
+    assert client.get("/v2/_catalog?last=&n=1").json() == {"repositories": ["quay.io/team/a"]}
     seen, path = [], "/v2/_catalog?n=3"
     while path:
         page = client.get(path)

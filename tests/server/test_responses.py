@@ -130,7 +130,11 @@ def test_an_error_is_one_line_of_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "accept", ["application/json", "text/html, application/json;q=0.9", "APPLICATION/JSON", "application/problem+json"]
+    "accept",
+    [
+        *("application/json", "text/html, application/json;q=0.9", "APPLICATION/JSON", "application/problem+json"),
+        *("application/json;q=0.001", "application/json;q=0, application/problem+json"),
+    ],
 )
 def test_a_program_that_accepts_json_gets_a_problem_document(accept: str) -> None:
     import json
@@ -145,7 +149,13 @@ def test_a_program_that_accepts_json_gets_a_problem_document(accept: str) -> Non
     }
 
 
-@pytest.mark.parametrize("accept", ["*/*", "text/plain", "application/*", "application/jsonx", ""])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("*/*", "text/plain", "application/*", "application/jsonx", ""),
+        *("application/json;q=0", "text/plain, application/json; Q=0.000", "application/json;charset=utf-8;q=0."),
+    ],
+)
 def test_everybody_else_gets_text(accept: str) -> None:
     assert text_of(StoreFull("/data"), accept=accept) == "no space left for /data\n"
 

@@ -369,6 +369,12 @@ def test_an_upstream_is_a_registry(text: str) -> None:
     assert parse_settings({"MINIBOX_UPSTREAM": ""}).upstream is None
 
 
+def test_an_upstream_may_be_beside_the_daemon() -> None:
+    protected = {"MINIBOX_API_TOKEN": "0123456789abcdefghijkl"}
+    for text, address in (("localhost:5000", "0.0.0.0:8080"), ("127.0.0.1", ":8080"), ("cache.example", "[::]:443")):
+        assert parse_settings({"MINIBOX_UPSTREAM": text, "MINIBOX_HTTP_ADDR": address, **protected}).upstream == text
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [
@@ -380,6 +386,14 @@ def test_an_upstream_is_a_registry(text: str) -> None:
         ("localhost:8080", "127.0.0.1:8080"),
         ("[::1]:8080", "127.0.0.1:8080"),
         ("cache.example.org:80", "cache.example.org:80"),
+        ("127.0.0.1:8080", ":8080"),
+        ("127.0.0.1:8080", "0.0.0.0:8080"),
+        ("localhost:8080", "[::]:8080"),
+        ("0.0.0.0:8080", "127.0.0.1:8080"),
+        ("0.0.0.0:8080", "[::]:8080"),
+        ("localhost", "127.0.0.1:80"),
+        ("127.0.0.1", "0.0.0.0:443"),
+        ("cache.example.org", "cache.example.org:443"),
     ],
 )
 def test_an_upstream_is_nothing_else_and_not_the_daemon_itself(text: str, address: str) -> None:

@@ -16,6 +16,7 @@ from tests.support.images import (
     BuiltImage,
     Document,
     build_image_over,
+    digest_of,
     encode_document,
     iter_random_tar,
 )
@@ -40,6 +41,17 @@ def write_layout_files(directory: Path, roots: Mapping[str, Document]) -> None:
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
     (directory / "oci-layout").write_bytes(encode_document({"imageLayoutVersion": "1.0.0"}))
     (directory / "index.json").write_bytes(encode_document(index))
+
+
+def write_named_text(directory: Path, name: str, content: bytes = b"<about/>") -> str:
+    """Let a layout name what is no image, as the specification's own example does, and return its digest."""
+    digest = digest_of(content)
+    blob_path(directory, digest).write_bytes(content)
+    index = json.loads((directory / "index.json").read_bytes())
+    entry = {"mediaType": "application/xml", "digest": digest, "size": len(content)}
+    index["manifests"].append({**entry, "annotations": {REFERENCE_NAME: name}})
+    (directory / "index.json").write_bytes(encode_document(index))
+    return digest
 
 
 def write_random_layout(
