@@ -17,6 +17,7 @@ from minibox_store import (
     BlobSource,
     Cancellation,
     Cancelled,
+    ContentMismatch,
     Credentials,
     Digest,
     IncompleteImage,
@@ -591,6 +592,20 @@ def test_whoever_looks_on_is_told_what_is_read_and_what_is_fetched(orphaned: Pat
     assert all(each.position <= each.total for each in fetched)
     done = {str(each.digest): each.done_bytes for each in events if isinstance(each, BlobAdvanced)}
     assert all(done[digest] == len(BLOBS[digest]) for digest in wrong)
+
+
+def test_what_a_listener_raises_while_a_blob_is_fetched_is_no_fault_of_the_source(orphaned: Path) -> None:
+    rot(blob(orphaned, OTHER.digest))
+    error = ContentMismatch(OTHER.digest, "one thing", "another")
+
+    def fail(event: Event) -> None:
+        if isinstance(event, BlobStarted) and event.role == "manifest":
+            raise error
+
+    with pytest.raises(ContentMismatch) as caught:
+        repair(orphaned, source(), on_event=fail)
+    assert caught.value is error
+    assert brief(repair(orphaned, source())) == {f"mended {OTHER.digest}": ("wrong digest",)}
 
 
 @pytest.mark.parametrize("parallel", [0, -1])
