@@ -1073,6 +1073,31 @@ def test_another_way_to_verify_is_refused_before_anybody_is_asked(root: Path, va
     assert snapshot(root) == before
 
 
+# ---- a machine that is set up wrong
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("MINIBOX_REGISTRIES", "/nowhere/registries.toml"), ("HTTPS_PROXY", "::none")]
+)
+def test_what_needs_no_registry_is_mended_though_nobody_can_speak_to_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    (root / "index.json").write_bytes(b"{")
+    for digest in OTHER.layer_digests:
+        rot(blob(root, digest))
+    here, nowhere = OTHER.layer_digests
+    store = open_store(root)
+    report = store.repair(sources=[LackingSource(source(), [Digest.parse(nowhere)])])
+    assert report.index is not None
+    assert [str(each.finding.digest) for each in report.mended] == [here]
+    (unmended,) = report.unmended
+    assert str(unmended.finding.digest) == nowhere
+    assert any("invalid proxy" in each or value in each for each in unmended.problems)
+    assert store.repair(sources=[source()]).is_whole
+    check_whole(root)
+
+
 # ---- oci-layout
 
 
