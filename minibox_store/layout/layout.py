@@ -384,7 +384,16 @@ class Layout:
                 if error.errno not in _files.NO_SPACE:
                     raise
                 # A full disk has room for a further name sooner than for a folder.
-                probe = f"{self.paths.prune_lock}.{_files.fresh_name()}"
-                self._hard_links = _files.can_link(self.paths.prune_lock, probe)
-                _files.discard_file(probe)
+                self._hard_links = self._can_link_when_full()
         return self._hard_links
+
+    def _can_link_when_full(self) -> bool:
+        probe = f"{self.paths.prune_lock}.{_files.fresh_name()}"
+        try:
+            return _files.can_link(self.paths.prune_lock, probe)
+        except OSError as error:
+            if error.errno not in _files.NO_SPACE:
+                raise
+            return True  # there are links where one was refused for want of room: a tmpfs counts them as files
+        finally:
+            _files.discard_file(probe)
