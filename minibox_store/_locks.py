@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minibox_store._files import NOT_REGULAR, closing_on_error, is_same_file, open_shared
+from minibox_store._files import NOT_REGULAR, is_same_file, open_shared
 from minibox_store.errors import StoreBusy
 
 _NOTE = re.compile(rb"([0-9]{1,10}) ([0-9]{1,11}\.[0-9]{3}) (.+)\n")
@@ -68,29 +68,56 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
     deadline = time.monotonic() + timeout_seconds
     pause = 0.001
     while True:
-        descriptor = open_shared(path)
-        with closing_on_error(descriptor):
-            if try_lock(descriptor, path, shared=shared):
-                break
-            busy = _busy(descriptor, path)
-        os.close(descriptor)
+        file = _LockFile(path)
+        if try_lock(file.descriptor, path, shared=shared):
+            break
+        busy = _busy(file.descriptor, path)
+        file.close()
         if time.monotonic() >= deadline:
             raise busy
         time.sleep(pause)
         pause = min(2 * pause, 0.01)
     note = f"{os.getpid()} {time.time():.3f} {doing}\n".encode()
     try:
-        try:
-            os.ftruncate(descriptor, len(note))
-            os.pwrite(descriptor, note, 0)
-        except OSError:  # a full disk must not keep anybody from pruning it
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, 0)  # nor may the note of whoever was here before stand for this one's
+        _write(file.descriptor, note)
         yield
     finally:
         if shared:
-            _erase(descriptor, note)
-        release(descriptor)
+            _erase(file.descriptor, note)
+        file.close()
+
+
+class _LockFile:
+    """An open lock file. It goes, and its lock, when nobody has it any more, if it was not closed before.
+
+    The error of a signal may come between any two steps, and whoever lives on then must not keep a lock for good.
+    """
+
+    descriptor = -1  # until it is open
+
+    def __init__(self, path: str) -> None:
+        self._process = os.getpid()
+        self.descriptor = open_shared(path)
+
+    def close(self) -> None:
+        """Let the lock go, and close the file; a second time, nothing."""
+        if self.descriptor >= 0:
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # once more is no matter: first this, then the rest
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0 and self._process == os.getpid():  # a child that was forked has no lock of its own
+            self.close()
+
+
+def _write(descriptor: int, note: bytes) -> None:
+    try:
+        os.ftruncate(descriptor, len(note))
+        os.pwrite(descriptor, note, 0)
+    except OSError:  # a full disk must not keep anybody from pruning it
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)  # nor may the note of whoever was here before stand for this one's
 
 
 def _erase(descriptor: int, note: bytes) -> None:

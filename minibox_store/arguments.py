@@ -32,6 +32,13 @@ def check_pull_policy(policy: PullPolicy) -> PullPolicy:
     return policy
 
 
+def checked_seconds(name: str, seconds: float) -> float:
+    """Return a time to wait, called ``name``, if it is one: a wait for what is no number would have no end."""
+    if not seconds >= 0:
+        raise InvalidArgument(name, seconds, "it is no time, or less than nothing")
+    return seconds
+
+
 def absolute_root(root: str | os.PathLike[str]) -> str:
     """Return the absolute path of a store's folder."""
     path = os.fspath(root)

@@ -136,29 +136,34 @@ class _Reading:
         try:
             for place in self._todo:  # next() of a range's iterator is one step, whoever else takes one
                 node = self._leaves[place]._replace(position=place + 1, total=len(self._leaves))
-                try:
-                    self._read(node, buffer)
-                except (StoreError, OSError) as error:
-                    if not self._stopped.is_set():
-                        self._met.put((node.descriptor, error))
+                error = self._read(node, buffer)
                 if self._stopped.is_set():
                     return
+                if error is not None:
+                    self._met.put((node.descriptor, error))
         except BaseException:
             self._stopped.set()
             raise
         finally:
             self._met.put(None)
 
-    def _read(self, node: Node, buffer: memoryview) -> None:
+    def _read(self, node: Node, buffer: memoryview) -> StoreError | OSError | None:
+        """Return what is wrong with a blob; raise what the listener has raised, which says nothing of it."""
         verifier = Verifier(node.descriptor.digest, node.descriptor.size_bytes)
         observed = ObservedSource(self._source, node, self._on_event, self._is_stopped, self._cancellation)
-        stream = observed.open_blob(node.descriptor)
         try:
-            while count := stream.readinto(buffer):
-                verifier.update(buffer[:count])
-        finally:
-            stream.close()
-        verifier.finish()
+            stream = observed.open_blob(node.descriptor)
+            try:
+                while count := stream.readinto(buffer):
+                    verifier.update(buffer[:count])
+            finally:
+                stream.close()
+            verifier.finish()
+        except (StoreError, OSError) as error:
+            if error is observed.refusal:
+                raise
+            return error
+        return None
 
     def _is_stopped(self) -> bool:
         return self._stopped.is_set() or self._cancellation.is_cancelled

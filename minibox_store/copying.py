@@ -88,6 +88,10 @@ class ObservedSource:
         on_event: told of the blob's beginning and of its progress.
         stopped: whether to go on has become pointless.
         pause: what waits until it has.
+
+    Attributes:
+        was_opened: whether anybody has asked for the bytes.
+        refusal: what the listener has raised, if it ever has: it says nothing of the source, nor of the target.
     """
 
     def __init__(
@@ -100,13 +104,13 @@ class ObservedSource:
         self._pause = pause
         self._guard = threading.Lock()
         self._done_bytes = 0
-        self._refusal: BaseException | None = None
         self.was_opened = False
+        self.refusal: BaseException | None = None
 
     def check(self) -> None:
         """Raise :class:`Cancelled` if the work has stopped; what the listener has raised, if it ever has."""
-        if self._refusal is not None:
-            raise self._refusal
+        if self.refusal is not None:
+            raise self.refusal
         if self._stopped():
             raise Cancelled
 
@@ -143,7 +147,7 @@ class ObservedSource:
             self._on_event(event)
         except BaseException as error:
             # A target that goes on in another way, whatever a source raises, takes no bytes after this one.
-            self._refusal = error
+            self.refusal = error
             raise
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:

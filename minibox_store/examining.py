@@ -178,6 +178,7 @@ class ExaminedStore:
         from minibox_store.checking import check_images
         from minibox_store.image_map import ImageMap
         from minibox_store.layout.inventory import Inventory
+        from minibox_store.layout.marker import find_marker_damage
         from minibox_store.layout.paths import relative_path
 
         with file_errors(self._layout.paths.root):
@@ -192,7 +193,9 @@ class ExaminedStore:
                 on_event=on_event,
                 cancellation=cancellation,
             )
-            return inventory.confirmed([*found, *inventory.findings(images)], images)
+            # In this order: what is unreferenced is known once everything was walked.
+            together = [*found, *inventory.findings(images), *find_marker_damage(self._layout)]
+            return inventory.confirmed(together, images)
 
     def why(self, digest: Digest) -> "tuple[Need, ...]":
         """Return why the store keeps a blob: for each entry that needs it, in their order, the shortest way to it.

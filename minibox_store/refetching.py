@@ -112,7 +112,8 @@ class Refetcher:
             with self._cancellation.interrupting(asked):
                 self._writer.write_blob(node.descriptor, observed)
         except (StoreError, OSError) as error:
-            if error is not asked.trouble and not isinstance(error, ContentMismatch):
+            is_of_source = error is asked.trouble or isinstance(error, ContentMismatch)
+            if error is observed.refusal or not is_of_source:
                 raise
             is_unreached = isinstance(error, RegistryError) and error.status is None
             self._failures[origin] = self._failures[origin] + 1 if is_unreached else 0

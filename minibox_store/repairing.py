@@ -21,6 +21,7 @@ from minibox_store.errors import IncompleteImage, NothingToDo, StoreBusy, StoreD
 from minibox_store.image_map import ImageMap
 from minibox_store.layout import Layout
 from minibox_store.layout.inventory import Inventory
+from minibox_store.layout.marker import mend_marker
 from minibox_store.layout.mending import find_lost_names, find_nameless, mend_index
 from minibox_store.layout.paths import relative_path
 from minibox_store.layout.setting_aside import has_content, is_settled, set_aside
@@ -55,6 +56,7 @@ def repair(
     cancellation: Cancellation,
 ) -> RepairReport:
     """Mend what can be mended; arguments, errors and guarantees are those of :meth:`minibox_store.Store.repair`."""
+    marker = mend_marker(layout)
     index_repair = None
     try:
         layout.read_index()
@@ -74,8 +76,8 @@ def repair(
         work.clear(dead)
     return RepairReport(
         index=index_repair,
-        mended=tuple(work.mended),
-        unmended=tuple(work.unmended.values()),
+        mended=(*marker.mended, *work.mended),
+        unmended=(*marker.unmended, *work.unmended.values()),
         lost_names=find_lost_names(layout),
         nameless=_find_nameless(layout),
     )

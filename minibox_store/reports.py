@@ -48,7 +48,8 @@ class MendedBlob(Value):
     Attributes:
         finding: what was wrong.
         origin: the repository that it was fetched from again; of a source that the caller gave, which one;
-            ``quarantine`` where what had been set aside is right after all.
+            ``quarantine`` where what had been set aside is right after all; of ``oci-layout``, which is no blob and
+            says one thing alone, that.
     """
 
     finding: "Finding"

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from minibox_store._file_errors import file_errors
-from minibox_store.arguments import Durability, absolute_root, is_durable
+from minibox_store.arguments import Durability, absolute_root, checked_seconds, is_durable
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, ignore_events
 from minibox_store.digest import Digest
@@ -84,9 +84,9 @@ class Store(
         self._layout = Layout(
             absolute_root(root),
             durable=is_durable(durability),
-            lock_timeout_seconds=lock_timeout_seconds,
+            lock_timeout_seconds=checked_seconds("lock_timeout_seconds", lock_timeout_seconds),
             limits=limits,
-            settle_seconds=settle_seconds,
+            settle_seconds=checked_seconds("settle_seconds", settle_seconds),
         )
         self._listing = Listing(self._layout)
         self._limits = limits

@@ -1,6 +1,7 @@
 """The part of the store's face that keeps it in order: what is collected, and what is mended."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
@@ -103,7 +104,8 @@ class Upkeep:
         what no image needs and is wrong, as a pull might come to rely on it.
 
         Args:
-            client: how registries are spoken to; as for :meth:`pull`, where it is None.
+            client: how registries are spoken to; as for :meth:`pull`, where it is None. What the machine is set up for
+                is asked once one is needed.
             sources: what is asked first; their bytes are not trusted.
             parallel: how many blobs are read at once.
             on_event: called as the reading, or the fetching, of each blob begins and goes on, from several threads.
@@ -123,13 +125,18 @@ class Upkeep:
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-        opened = client or RegistryClient.for_machine(
-            limits=self._layout.limits, private_addresses=self._private_addresses
-        )
+        opened = [] if client is None else [client]
+
+        def open_origin(origin: str) -> "AbstractContextManager[BlobSource]":
+            if not opened:  # whatever is wrong with how the machine is set up for registries, the rest is mended
+                limits, private = self._layout.limits, self._private_addresses
+                opened.append(RegistryClient.for_machine(limits=limits, private_addresses=private))
+            return opened[0].open_repository(Reference.parse(origin))
+
         with file_errors(self._layout.paths.root):
             return repair(
                 self._layout,
-                open_origin=lambda origin: opened.open_repository(Reference.parse(origin)),
+                open_origin=open_origin,
                 sources=sources,
                 parallel=parallel,
                 on_event=on_event,

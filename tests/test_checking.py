@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from minibox_store import (
+    BlobNotFound,
     BlobSource,
     Cancellation,
     Cancelled,
+    ContentMismatch,
     Descriptor,
     Digest,
     Finding,
@@ -23,6 +25,7 @@ from minibox_store import (
     Need,
     Store,
     StoreDamaged,
+    StoreError,
     StoreUnavailable,
     image_map,
 )
@@ -443,6 +446,33 @@ def test_an_error_of_the_listener_ends_the_check_and_is_not_lost(root: Path, kin
 
     with pytest.raises(RuntimeError, match=f"no room for {kind.__name__}"):
         open_store(root).verify(on_event=fail)
+
+
+@pytest.mark.parametrize("kind", [BlobStarted, BlobAdvanced])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        OSError(errno.EIO, "Input/output error"),
+        BlobNotFound(IMAGE.digest),
+        ContentMismatch(IMAGE.digest, "one thing", "another"),
+        StoreDamaged("elsewhere", "it is not this store"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_listener_raises_says_nothing_of_the_blob_that_was_just_read(
+    root: Path, error: Exception, kind: type[Event]
+) -> None:
+    rot(blob(root, IMAGE.layer_digests[0]))
+
+    def fail(event: Event) -> None:
+        if isinstance(event, kind):
+            raise error
+
+    for check in (open_store(root).verify, open_store(root).repair):
+        with pytest.raises(StoreError) as caught:
+            check(on_event=fail, parallel=1)
+        assert error in (caught.value, caught.value.__cause__)
 
 
 def test_a_check_that_is_given_up_half_way_leaves_no_thread() -> None:

@@ -18,6 +18,7 @@ from minibox_store import (
     InvalidFilter,
     InvalidInput,
     Label,
+    PruneAdvanced,
     PruneReport,
     Removal,
     Store,
@@ -28,6 +29,7 @@ from minibox_store import (
     _files,
 )
 from minibox_store import _locks as locks
+from minibox_store.events import Event
 from tests.support.forks import forked, kill, run_alone, run_forked, sleep_for_ever
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.invariants import check_invariants, held_locks, open_files, reachable, read_index, read_names, stored
@@ -498,6 +500,25 @@ def test_a_name_that_comes_between_the_choice_and_the_lock_is_chosen_too(root: P
     with before_names_go(lambda: open_store(root).tag("team/plain:1", "app:3")):
         report = open_store(root).prune(ImageFilter.parse("reference=app:*"))
     assert names_in(report) == ["app:1", "app:2", "app:3"]
+
+
+@pytest.mark.parametrize("how", ["undo", "import"])
+def test_a_name_that_comes_back_once_it_has_gone_keeps_its_blobs(root: Path, how: str) -> None:
+    before = (root / "index.json").read_bytes()
+    given_back: list[str] = []
+
+    def give_back(event: Event) -> None:
+        if isinstance(event, PruneAdvanced) and event.phase == "removing" and not given_back:
+            given_back.append(how)
+            assert "multi:1" not in read_names(root)
+            open_store(root).undo() if how == "undo" else put(root, MULTI, "multi:1")
+            assert (root / "index.json").read_bytes() == before, "it says the very same again"
+
+    report = open_store(root).prune(ImageFilter(reference="multi:*"), on_event=give_back)
+    assert given_back == [how]
+    assert [each.kind for each in report.removed] == ["name"]
+    assert read_names(root)["multi:1"] == MULTI.digest
+    check_invariants(root)
 
 
 def test_a_name_that_goes_meanwhile_is_no_error(root: Path) -> None:

@@ -5,11 +5,13 @@ import graphlib
 import itertools
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -466,3 +468,59 @@ def test_a_prune_that_has_removed_something_tells_it_and_who_kept_it_from_the_re
     assert report.errors
     assert all(f"process {pid} holds {path} (counting sheep)" in error for error in report.errors)
     check_invariants(root, leftovers=True)
+
+
+# ---- signals
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt at the nth step of the interpreter in some modules, as a signal's handler may."""
+
+    def __init__(self, at: int, *modules: str) -> None:
+        self.steps = 0
+        self._at = at
+        self._modules = modules
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> "_Interrupt | None":
+        if event == "call" and (not frame.f_code.co_filename.endswith(self._modules) or _is_last_of(frame)):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.steps += 1
+            if self.steps == self._at:
+                raise KeyboardInterrupt
+        return self
+
+
+def _is_last_of(frame: FrameType) -> bool:
+    """Whether an object is being thrown away: what a handler raises then, Python itself passes over."""
+    back = frame.f_back
+    return "__del__" in (frame.f_code.co_name, back and back.f_code.co_name)
+
+
+def _take_interrupted(path: str, interrupt: _Interrupt, *, shared: bool) -> bool:
+    """Take a lock and let it go; return whether the interrupt came meanwhile."""
+    before = sys.gettrace()
+    try:
+        sys.settrace(interrupt)
+        with locks.holding_lock(path, doing="something", timeout_seconds=1, shared=shared):
+            pass
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_S18_a_signal_that_raises_while_a_lock_is_taken_leaves_no_lock(tmp_path: Path, *, shared: bool) -> None:
+    path = str(tmp_path / "lock")
+    modules = ("/_locks.py", "/_files.py", "/contextlib.py")
+    counting = _Interrupt(-1, *modules)
+    assert not _take_interrupted(path, counting, shared=shared)
+    interrupted = 0
+    for at in range(1, counting.steps):
+        interrupted += _take_interrupted(path, _Interrupt(at, *modules), shared=shared)
+        if (holder := locks.holder_of(path)) is not None:
+            pytest.fail(f"at step {at} of {counting.steps}: {holder}")
+    assert interrupted > 100

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,6 +18,7 @@ from minibox_store import (
     BlobSource,
     Cancellation,
     Cancelled,
+    ContentMismatch,
     Credentials,
     Digest,
     IncompleteImage,
@@ -593,6 +595,20 @@ def test_whoever_looks_on_is_told_what_is_read_and_what_is_fetched(orphaned: Pat
     assert all(done[digest] == len(BLOBS[digest]) for digest in wrong)
 
 
+def test_what_a_listener_raises_while_a_blob_is_fetched_is_no_fault_of_the_source(orphaned: Path) -> None:
+    rot(blob(orphaned, OTHER.digest))
+    error = ContentMismatch(OTHER.digest, "one thing", "another")
+
+    def fail(event: Event) -> None:
+        if isinstance(event, BlobStarted) and event.role == "manifest":
+            raise error
+
+    with pytest.raises(ContentMismatch) as caught:
+        repair(orphaned, source(), on_event=fail)
+    assert caught.value is error
+    assert brief(repair(orphaned, source())) == {f"mended {OTHER.digest}": ("wrong digest",)}
+
+
 @pytest.mark.parametrize("parallel", [0, -1])
 def test_so_many_readers_are_refused(root: Path, parallel: int) -> None:
     with pytest.raises(InvalidInput, match=rf"parallel\D*{parallel}\b"):
@@ -1054,4 +1070,87 @@ def test_another_way_to_verify_is_refused_before_anybody_is_asked(root: Path, va
             open_store(root).pull(reference, verify=value)  # type: ignore[arg-type]  # what is no such value is tried
         with pytest.raises(InvalidInput, match="neither 'size' nor 'content'"):
             open_store(root).import_image(source(), "other:1", verify=value)  # type: ignore[arg-type]  # what is no such value is tried
+    assert snapshot(root) == before
+
+
+# ---- a machine that is set up wrong
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("MINIBOX_REGISTRIES", "/nowhere/registries.toml"), ("HTTPS_PROXY", "::none")]
+)
+def test_what_needs_no_registry_is_mended_though_nobody_can_speak_to_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    (root / "index.json").write_bytes(b"{")
+    for digest in OTHER.layer_digests:
+        rot(blob(root, digest))
+    here, nowhere = OTHER.layer_digests
+    store = open_store(root)
+    report = store.repair(sources=[LackingSource(source(), [Digest.parse(nowhere)])])
+    assert report.index is not None
+    assert [str(each.finding.digest) for each in report.mended] == [here]
+    (unmended,) = report.unmended
+    assert str(unmended.finding.digest) == nowhere
+    assert any("invalid proxy" in each or value in each for each in unmended.problems)
+    assert store.repair(sources=[source()]).is_whole
+    check_whole(root)
+
+
+# ---- oci-layout
+
+
+BAD_MARKERS = {
+    "empty": b"",
+    "zeros": bytes(30),
+    "torn": b'{"imageLayoutVersion":"1.0',
+    "another field": b'{"imageLayoutVersioN":"1.0.0"}',
+    "no version": b'{"imageLayoutVersion":"q.0.0"}',
+    "too large": b" " * 100_000,
+}
+
+
+@pytest.mark.parametrize("durability", ["full", "none"])
+@pytest.mark.parametrize("content", BAD_MARKERS.values(), ids=BAD_MARKERS)
+def test_a_rotten_marker_is_found_and_mended_and_the_store_can_be_changed_again(
+    root: Path, content: bytes, durability: Literal["full", "none"]
+) -> None:
+    (root / "oci-layout").write_bytes(content)
+    store = Store(root, durability=durability, settle_seconds=0.0)
+    (finding,) = [each for each in store.verify() if each.is_damage]
+    assert (finding.kind, finding.path, finding.digest) == ("unreadable", "oci-layout", None)
+    rot(blob(root, OTHER.layer_digests[0]))
+    report = store.repair(sources=[source()])
+    assert report.is_whole
+    assert report.mended[0].finding == finding
+    assert [each.finding.kind for each in report.mended[1:]] == ["wrong digest"]
+    (aside,) = (root / "quarantine").glob("oci-layout.*")
+    assert aside.read_bytes() == content
+    assert json.loads((root / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    store.tag("multi:1", "again:1")
+    assert store.repair().mended == ()
+    check_invariants(root)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_marker_that_is_no_file_is_kept_and_makes_way(root: Path, kind: str) -> None:
+    marker = root / "oci-layout"
+    marker.rename(root.parent / "elsewhere")
+    marker.mkdir() if kind == "folder" else marker.symlink_to(root.parent / "elsewhere")
+    assert [each.kind for each in open_store(root).verify() if each.is_damage] == ["not a file"]
+    assert open_store(root).repair().is_whole
+    open_store(root).tag("multi:1", "again:1")
+    (aside,) = (root / "quarantine").glob("oci-layout.*")
+    assert aside.is_symlink() if kind == "link" else aside.is_dir()
+    check_invariants(root)
+
+
+def test_a_marker_of_another_version_is_told_and_left_alone(root: Path) -> None:
+    (root / "oci-layout").write_text('{"imageLayoutVersion": "2.0.0"}')
+    before = snapshot(root)
+    report = open_store(root).repair()
+    assert not report.is_whole
+    assert report.unmended[0].finding in open_store(root).verify()
+    assert "version" in report.unmended[0].problems[0]
     assert snapshot(root) == before

@@ -1216,6 +1216,14 @@ def test_a_folder_that_none_can_be_is_refused(tmp_path: Path, monkeypatch: pytes
         Store("relative")
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0])
+def test_a_wait_that_would_have_no_end_is_refused(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(InvalidArgument, match="lock_timeout_seconds"):
+        Store(tmp_path, lock_timeout_seconds=seconds)
+    with pytest.raises(InvalidArgument, match="settle_seconds"):
+        Store(tmp_path, settle_seconds=seconds)
+
+
 # ---- limits
 
 

@@ -65,16 +65,16 @@ def annotated(entry: LayoutEntry, annotations: Mapping[str, str]) -> LayoutEntry
     return LayoutEntry(descriptor=attrs.evolve(entry.descriptor, annotations=annotations), raw=raw)
 
 
-def decode_layout_marker(content: bytes, document: str = "oci-layout") -> LayoutMarker:
+def decode_layout_marker(content: bytes, document: str = "oci-layout", *, any_version: bool = False) -> LayoutMarker:
     """Return the content of an ``oci-layout`` file.
 
     Raises:
-        InvalidDocument: when it is none, or of a version other than 1.x.
+        InvalidDocument: when it is none, or, unless ``any_version``, of a version other than 1.x.
 
     Spec: OCI image-spec 1.1, image-layout.md, "oci-layout file".
     """
     marker = structure(load_object(content, document, 64 * 1024), LayoutMarker, document)
-    if not marker.image_layout_version.startswith("1."):
+    if not any_version and not marker.image_layout_version.startswith("1."):
         problem = f"version {marker.image_layout_version!r} is not supported"
         raise InvalidDocument("imageLayoutVersion", problem, document)
     return marker

@@ -37,7 +37,7 @@ from minibox_store.layout_index import Provenance, find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobStream
 
-_FILE_MODE = 0o644
+FILE_MODE = 0o644
 _EMPTY = LayoutIndex()
 
 
@@ -241,10 +241,10 @@ class Layout:
         """
         self.prepare_folders()
         paths = self.paths
-        if not self._has_marker() or not _files.exists(paths.index):
+        if not self.has_marker() or not _files.exists(paths.index):
             with self.store_lock("making the store"):
-                if not self._has_marker():
-                    with _files.replacing_file(paths.marker, mode=_FILE_MODE, durable=self.durable) as opened:
+                if not self.has_marker():
+                    with _files.replacing_file(paths.marker, mode=FILE_MODE, durable=self.durable) as opened:
                         _moving.write_all(opened, encode_layout_marker())
                 if not _files.exists(paths.index):
                     # A missing index beside blobs is damage, never "empty": the reading says so.
@@ -253,7 +253,8 @@ class Layout:
         self._ground.hold_marker()
         self.make_blob_folder("sha256")
 
-    def _has_marker(self) -> bool:
+    def has_marker(self) -> bool:
+        """Whether there is an ``oci-layout``; raises StoreDamaged where it is none of a version that is known."""
         try:
             read_settled(self._read_marker, self.paths.marker, InvalidDocument, self.settle_seconds)
         except FileNotFoundError:
@@ -311,7 +312,7 @@ class Layout:
             raise StoreUnavailable(self.paths.index, f"it would be larger than {self.limits.index_bytes} bytes")
         with self.history.recording(present, content):
             try:
-                with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=self.durable) as opened:
+                with _files.replacing_file(self.paths.index, mode=FILE_MODE, durable=self.durable) as opened:
                     _moving.write_all(opened, content)
                     if self.durable:
                         _files.sync_file(opened)
@@ -327,7 +328,7 @@ class Layout:
         """
         with suppress(OSError):
             if present is not None and _files.read_whole(self.paths.index, self.limits.index_bytes) == content:
-                with _files.replacing_file(self.paths.index, mode=_FILE_MODE, durable=False) as opened:
+                with _files.replacing_file(self.paths.index, mode=FILE_MODE, durable=False) as opened:
                     _moving.write_all(opened, present)
 
     def sync_index(self) -> None:
@@ -383,7 +384,16 @@ class Layout:
                 if error.errno not in _files.NO_SPACE:
                     raise
                 # A full disk has room for a further name sooner than for a folder.
-                probe = f"{self.paths.prune_lock}.{_files.fresh_name()}"
-                self._hard_links = _files.can_link(self.paths.prune_lock, probe)
-                _files.discard_file(probe)
+                self._hard_links = self._can_link_when_full()
         return self._hard_links
+
+    def _can_link_when_full(self) -> bool:
+        probe = f"{self.paths.prune_lock}.{_files.fresh_name()}"
+        try:
+            return _files.can_link(self.paths.prune_lock, probe)
+        except OSError as error:
+            if error.errno not in _files.NO_SPACE:
+                raise
+            return True  # there are links where one was refused for want of room: a tmpfs counts them as files
+        finally:
+            _files.discard_file(probe)

@@ -12,6 +12,13 @@ from minibox_store.layout_index import name_of
 
 _ATTEMPTS = 5
 
+IndexView = Callable[[LayoutIndex], LayoutIndex]
+
+
+def plainly(index: LayoutIndex) -> LayoutIndex:
+    """View an index as it is."""
+    return index
+
 
 class Marking:
     """The marks of one collection of one store.
@@ -32,7 +39,7 @@ class Marking:
         self.dead_referrers: tuple[Referrer, ...] = ()
         self._layout = layout
         self._watch = watch
-        self._view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index
+        self._view: IndexView = plainly
         self._marks = Marks(limits=layout.limits)
 
     @property
@@ -40,7 +47,7 @@ class Marking:
         """All that was found."""
         return self._marks
 
-    def begin(self, view: Callable[[LayoutIndex], LayoutIndex]) -> None:
+    def begin(self, view: IndexView) -> None:
         """Mark anew, by what ``view`` makes of index.json; raises as :meth:`mark_new_roots`.
 
         Who watches is told how far that is, and so the store lock may not be held.
@@ -50,8 +57,13 @@ class Marking:
         self._mark_new_roots(self._watch.marking)
 
     def view_plainly(self) -> None:
-        """Let index.json say what it says, from here on."""
-        self._view = lambda index: index
+        """Let index.json say what it says, from here on.
+
+        What was marked of it was another view: it counts no more, for index.json may come to say the very same again,
+        names and all that the view had left out.
+        """
+        if self._view is not plainly:
+            self._view, self.marked = plainly, None
 
     def read_index(self) -> LayoutIndex:
         """Return index.json as it is now, as it is viewed."""

@@ -14,6 +14,7 @@ from minibox_store.graph import read_content, walk
 from minibox_store.layout.history import Generation
 from minibox_store.layout.inventory import map_images
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.setting_aside import keep_aside
 from minibox_store.layout_index import name_of, names_of
 from minibox_store.reports import IndexRepair, LostName
 
@@ -111,7 +112,7 @@ def mend_index(layout: Layout) -> IndexRepair:
             (left_out if _lacks_blobs(layout, entry.descriptor) else kept).append(entry)
         index = attrs.evolve(before, entries=tuple(kept))
         with layout.writing_index(index, None):
-            aside = _set_aside(layout)
+            aside = keep_aside(layout, layout.paths.index, "index.json")
     return IndexRepair(
         generation=generation.number,
         kept_aside=aside,
@@ -153,17 +154,3 @@ def _check_of_blob(error: StoreError | OSError) -> None:
     """Raise what says nothing of the blob it was met at."""
     if isinstance(error, OSError) and error.errno not in _files.DAMAGE:
         raise error
-
-
-def _set_aside(layout: Layout) -> str | None:
-    """Keep what is in the place of index.json in ``quarantine/``, and return where; None where there is nothing."""
-    if not _files.exists(layout.paths.index):
-        return None
-    aside = layout.quarantine_path("index.json")
-    if layout.has_hard_links() and not os.path.isdir(layout.paths.index):
-        _files.link_file(layout.paths.index, aside)  # it stays until the new one takes its place, in one step
-    else:
-        _files.rename_file(layout.paths.index, aside)
-    if layout.durable:
-        _files.sync_directory(layout.paths.quarantine)
-    return os.path.relpath(aside, layout.paths.root)

@@ -1,4 +1,4 @@
-"""Taking what is wrong out of ``blobs/``, when there is nothing right to put in its place. It is kept."""
+"""Taking what is wrong out of its place, whether there is something right to be put there or not. It is kept."""
 
 import os
 
@@ -50,4 +50,21 @@ def set_aside(layout: Layout, digest: Digest, seen: _signatures.Signature | None
         if layout.durable:
             _files.sync_directory(os.path.dirname(aside))
             _files.sync_directory(os.path.dirname(path))
+    return os.path.relpath(aside, layout.paths.root)
+
+
+def keep_aside(layout: Layout, path: str, name: str) -> str | None:
+    """Keep what is in the place of a file of the store in ``quarantine/``, and return where; None where nothing is.
+
+    It is in its place still, where it can be, until another takes that in one step. Under the store lock.
+    """
+    if not _files.exists(path):
+        return None
+    aside = layout.quarantine_path(name)
+    if layout.has_hard_links() and not os.path.isdir(path):
+        _files.link_file(path, aside)
+    else:
+        _files.rename_file(path, aside)
+    if layout.durable:
+        _files.sync_directory(layout.paths.quarantine)
     return os.path.relpath(aside, layout.paths.root)

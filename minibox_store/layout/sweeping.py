@@ -6,7 +6,7 @@ project does not know is left alone.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 
@@ -19,7 +19,7 @@ from minibox_store.layout.dead_blobs import SIDECAR, DeadBlobs
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.leftovers import BATCH as _BATCH
 from minibox_store.layout.leftovers import Broom
-from minibox_store.layout.marking import Marking
+from minibox_store.layout.marking import IndexView, Marking, plainly
 from minibox_store.layout.needs import Needs
 from minibox_store.layout.pins import live_pins
 from minibox_store.layout.pushed import PinnedBlobs
@@ -92,7 +92,7 @@ class Sweep:
                 self._take_locks(stack)
             yield
 
-    def mark(self, view: Callable[[LayoutIndex], LayoutIndex] = lambda index: index) -> None:
+    def mark(self, view: IndexView = plainly) -> None:
         """Find what is alive, anew.
 
         Args:

@@ -193,6 +193,24 @@ def test_on_a_full_disk_a_prune_works_and_a_change_of_names_that_finds_no_room_c
     check_well(root, **{"small:1": SMALL})
 
 
+def test_where_no_further_file_fits_not_even_a_link_a_prune_works(tmp_path: Path) -> None:
+    require_root()
+    with mounted(tmp_path / "disk", "size=4m,nr_inodes=100") as disk:
+        root = make_store(disk)
+        put_dead(root, DEAD)
+        with suppress(OSError):
+            for number in range(1000):
+                (disk / f"file-{number}").touch()
+        fill(disk / "file-0")
+        assert os.statvfs(disk).f_favail == 0
+        check_full(lambda: Store(root).tag("kept:1", "again:1"), root)
+        report = Store(root).prune()
+        assert report.blobs_removed == len(set(DEAD.blobs) - set(KEPT.blobs))
+        assert report.errors == ()
+        Store(root).tag("kept:1", "again:1")
+        check_well(root, **{"kept:1": KEPT, "again:1": KEPT})
+
+
 def test_on_a_full_disk_everything_can_be_read(disk: Path, tmp_path: Path) -> None:
     root = make_store(disk)
     put_dead(root, DEAD)
