@@ -4,7 +4,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from minibox_store.errors import (
 )
 from minibox_store.events import Event, ImageCopied
 from minibox_store.platforms import Platform
-from minibox_store.registry import Credentials
+from minibox_store.registry import Credentials, MachineCredentials
 from tests.support.answers import NO_ANSWER, Answer, Request, basic_credentials, ranged, registry_error
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.registries import quick_client
@@ -377,3 +378,27 @@ def test_the_functions_are_public() -> None:
     assert minibox_store.tags is remote.tags
     assert minibox_store.catalog is remote.catalog
     assert minibox_store.delete is remote.delete
+
+
+# What the grammar of references has, and nobody can be connected to.
+NOWHERE = ("registry.test:99999", "registry.test:0", "127.0.0.1:65536", f"{'a' * 64}.test")
+
+
+@pytest.mark.parametrize("host", NOWHERE)
+@pytest.mark.parametrize("asked", ["pull", "plan", "copy", "tags", "referrers", "catalog", "delete", "login"])
+def test_a_host_or_port_that_there_cannot_be_is_an_invalid_reference(asked: str, host: str, tmp_path: Path) -> None:
+    client, name, store = quick_client(), f"{host}/team/app:1", minibox_store.Store(tmp_path / "store")
+    machine = MachineCredentials(environment={"DOCKER_CONFIG": str(tmp_path)})
+    calls: dict[str, Callable[[], object]] = {
+        "pull": lambda: store.pull(name, client=client),
+        "plan": lambda: store.plan_pull(name, client=client),
+        "copy": lambda: minibox_store.copy(name, name, client=client),
+        "tags": lambda: minibox_store.tags(name, client=client),
+        "referrers": lambda: minibox_store.referrers(name, client=client),
+        "catalog": lambda: minibox_store.catalog(host, client=client),
+        "delete": lambda: minibox_store.delete(name, client=client),
+        "login": lambda: minibox_store.login(host, Credentials(*ALICE), client=client, machine=machine),
+    }
+    with pytest.raises(InvalidReference, match=re.escape(host)):
+        calls[asked]()
+    assert not (tmp_path / "config.json").exists()

@@ -272,6 +272,7 @@ class RegistryClient:
         cache: TokenCache,
         on_event: OnEvent | None = None,
     ) -> WritableRepository:
+        api_origin(reference.domain, self._schemes)  # before all else: a reference may have a port that is none
         lines = OpenLines()
         opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
         tls_transport = None
