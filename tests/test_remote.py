@@ -24,9 +24,10 @@ from minibox_store.errors import (
     PlatformNotFound,
     RegistryError,
 )
-from minibox_store.events import Event, ImageCopied
+from minibox_store.events import Event, ImageCopied, MirrorFailed
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials, MachineCredentials
+from minibox_store.registry_rules import Mirror, RegistryRule
 from tests.support.answers import NO_ANSWER, Answer, Request, basic_credentials, ranged, registry_error
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.registries import quick_client
@@ -151,6 +152,35 @@ def test_wrong_bytes_are_never_a_blob_at_the_target(source: UploadRegistry, targ
         copy(source, target)
     assert target.tag("copies/app", "2") is None
     assert ("copies/app", layer) not in target.blobs
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 300_000])
+@pytest.mark.parametrize("blob", ["layer", "config"])
+def test_wrong_bytes_of_a_mirror_are_followed_by_those_of_what_it_stands_for(
+    source: UploadRegistry, target: UploadRegistry, blob: str, chunk_bytes: int | None
+) -> None:
+    manifest = json.loads(IMAGE.blobs[IMAGE.digest])
+    digest = manifest["config"]["digest"] if blob == "config" else manifest["layers"][1]["digest"]
+    wrong = IMAGE.blobs[digest][:-1] + bytes([IMAGE.blobs[digest][-1] ^ 1])
+    events: list[Event] = []
+    with UploadRegistry() as mirror:
+        fill(mirror, "team/app", "1", INDEX)
+        mirror.blobs["team/app", digest] = wrong
+        rule = RegistryRule(prefix=source.host, mirrors=[Mirror(location=mirror.host)])
+        minibox_store.copy(
+            source.reference("team/app", "1"),
+            target.reference("team/new", "2"),
+            client=quick_client(registries=[rule]),
+            parallel=1,
+            chunk_bytes=chunk_bytes,
+            on_event=events.append,
+        )
+        assert mirror.sent("GET").count(f"GET /v2/team/app/blobs/{digest}") == 1
+    assert target.holds("team/new", INDEX)
+    assert target.tag("team/new", "2") == INDEX.digest
+    assert [each for each in events if isinstance(each, MirrorFailed)] == [
+        MirrorFailed(host=mirror.host, problem=f"it gave wrong bytes for {digest}")
+    ]
 
 
 def test_what_fails_at_either_end_is_told_of_and_leaves_the_tag(source: UploadRegistry, target: UploadRegistry) -> None:
