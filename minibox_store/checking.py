@@ -27,6 +27,7 @@ from minibox_store.events import BlobsCounted
 from minibox_store.graph import is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
+from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource
 from minibox_store.reports import Finding, FindingKind
 
@@ -139,6 +140,8 @@ class _Reading:
                 try:
                     self._read(node, buffer)
                 except (StoreError, OSError) as error:
+                    if is_of_listener(error):
+                        raise
                     if not self._stopped.is_set():
                         self._met.put((node.descriptor, error))
                 if self._stopped.is_set():

@@ -25,6 +25,7 @@ from minibox_store.events import (
 from minibox_store.graph import ContentSource, RememberingSource, walk
 from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
+from minibox_store.listeners import marking_errors
 from minibox_store.protocols import (
     BlobSource,
     BlobStream,
@@ -48,6 +49,11 @@ _STEP_BYTES = 16 * MEBIBYTE
 
 def ignore_events(event: Event) -> None:
     """Take no notice of ``event``."""
+
+
+def heard(on_event: EventListener) -> EventListener:
+    """Return a listener whose errors are told from those of the operation that it listens to."""
+    return on_event if on_event is ignore_events else marking_errors(on_event)
 
 
 class _ObservedStream:

@@ -14,6 +14,7 @@ import attrs
 
 from minibox_store.events import Event
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.listeners import marking_errors
 from minibox_store.reference import Reference
 from minibox_store.registry.certificates import (
     CertificateFolders,
@@ -176,9 +177,10 @@ class RegistryClient:
         from minibox_store.registry.mirrors import MirroredRepository
         from minibox_store.registry.turns import OpenPlace
 
+        on_event = marking_errors(on_event or _take_no_notice)
         opened = [OpenPlace(each, self._open_mirror(each, home, on_event)) for each in mirrors]
         opened.append(OpenPlace(home, self._open_place(home, "pull", on_event)))
-        return MirroredRepository(opened, on_event or _take_no_notice)
+        return MirroredRepository(opened, on_event)
 
     def open_origin(
         self, reference: Reference, *, access: Access = "pull", on_event: OnEvent | None = None
