@@ -95,8 +95,8 @@ def test_a_terminal_that_is_gone_is_no_failure_of_the_store(registry: ScriptedRe
     spoilt: list[Path] = []
 
     def spoil(store: Store) -> None:
-        image = pulled(registry)(store) and store.inspect(name)
-        blob = Path(store.root) / "blobs/sha256" / image.manifests[0].layers[0].descriptor.digest.hex
+        pulled(registry)(store)
+        blob = Path(store.root) / "blobs/sha256" / store.inspect(name).manifests[0].layers[0].descriptor.digest.hex
         blob.chmod(0o644)
         blob.write_bytes(b"x" * blob.stat().st_size)
         spoilt.append(blob)
@@ -112,6 +112,10 @@ def test_a_terminal_that_is_gone_is_no_failure_of_the_store(registry: ScriptedRe
         place = target.reference("team/new", "2")
         operations: dict[str, tuple[Callable[[Store], object], Operation]] = {
             "pull": (lambda _: None, lambda store, on: store.pull(name, client=quick_client(), on_event=on)),
+            "unpack": (
+                lambda _: None,
+                lambda store, on: store.pull(name, client=quick_client(), unpack=True, on_event=on),
+            ),
             "fetch": (lambda _: None, lambda store, on: store.fetch(name, client=quick_client(), on_event=on)),
             "plan": (lambda _: None, lambda store, on: store.plan_pull(name, client=quick_client(), on_event=on)),
             "push": (pulled(registry), lambda store, on: store.push(name, place, client=quick_client(), on_event=on)),
