@@ -98,6 +98,21 @@ def test_docker_hub_is_written_under_its_old_url(home: Home, registry: ScriptedR
     assert home.find("docker.io") is None
 
 
+@pytest.mark.parametrize(
+    "name", ["docker.io", "index.docker.io", "registry-1.docker.io", "https://index.docker.io/v2/"]
+)
+def test_what_stood_for_docker_hub_under_another_name_does_not_hide_a_login(
+    home: Home, registry: ScriptedRegistry, name: str
+) -> None:
+    host, team = "registry-1.docker.io", auth("bob", "of-the-team")
+    write_json(home.docker, {"auths": {name: auth("old", "secret"), "docker.io/team": team}})
+    with registry:
+        network = NamedNetwork({host: [[PUBLIC_ADDRESS]]}, {host: registry.port})
+        log_in(home, "docker.io", network=network, plain_http=[host])
+    assert home.find("docker.io", "library/alpine") == ALICE
+    assert home.find("docker.io", "team/app") == Credentials("bob", "of-the-team")
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
 def test_credentials_that_the_registry_does_not_take_are_not_written(home: Home, status: int) -> None:
     write_json(home.docker, {"auths": {"quay.io": {}}})
