@@ -7,7 +7,7 @@ secret goes to the helper, and the file gets the empty entry by which tools know
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 
 from minibox_store._file_errors import path_errors
@@ -56,7 +56,7 @@ def login(
         CredentialHelperFailed: when a helper is to keep them and fails.
 
     Guarantees: nothing is written unless all went well. The file is the old or the new one at every moment, has mode
-        0600, and keeps whatever else stood in it, but what other names of the same registry would
+        0600, its owner stays, and so does whatever else stood in it, but what other names of the same registry would
         go before. A registry that lets everybody in proves nothing, and takes them.
     """
     domain = parse_registry(registry)
@@ -130,6 +130,15 @@ def _change(machine: MachineCredentials, written: Callable[[bytes, str], bytes])
             return
         with path_errors(shown), replacing_file(path, mode=0o600, durable=True) as descriptor:
             write_all(descriptor, new)
+            _keep_owner(descriptor, path)
+
+
+def _keep_owner(descriptor: int, path: str) -> None:
+    """Let a file belong to whom that at ``path`` does: root may log in for a user, who is to read it after that."""
+    with suppress(FileNotFoundError, PermissionError):
+        before, now = os.stat(path), os.fstat(descriptor)
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
 
 
 @contextmanager
