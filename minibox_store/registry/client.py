@@ -69,7 +69,8 @@ class RegistryClient:
         registries: what holds for the images of a registry: where else they are to be had, what is blocked, and, where
             these are ``RegistryRules``, what alone is allowed, and whether private addresses are.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
-        ca_file: certificates of authorities to be trusted besides the system's.
+        ca_file: certificates of authorities to be trusted besides the system's; a relative path is so to the working
+            directory as it is now, whenever the file is read.
         connect_seconds: how long connecting may take.
         silence_seconds: how long nothing may come while something should; and how long a manifest, token or error
             may take as a whole.
