@@ -80,7 +80,7 @@ class Pushing:
         """
         from minibox_store.registry import RegistryClient, RepositoryTarget
 
-        check_sending(parallel, chunk_bytes)
+        check_sending(platform, parallel, chunk_bytes)
         on_event = heard(on_event)
         parsed = Reference.parse(name if reference is None else reference)
         client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
