@@ -27,6 +27,8 @@ from minibox_store.errors import (
 from minibox_store.events import Event, ImageCopied, MirrorFailed
 from minibox_store.platforms import Platform
 from minibox_store.registry import Credentials, MachineCredentials
+from minibox_store.registry.catalog import next_target
+from minibox_store.registry.urls import Url
 from minibox_store.registry_rules import Mirror, RegistryRule
 from tests.support.answers import NO_ANSWER, Answer, Request, basic_credentials, ranged, registry_error
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
@@ -291,6 +293,9 @@ def page(names: list[str], link: str) -> Answer:
         '</v2/team/app/tags/list?last=b>; rel="next"',
         "<list?last=b>; rel=next",
         '<{url}/v2/team/app/tags/list?last=b>; title="x"; rel="next"',
+        '<{url}/v2/team/app/tags/list?last=b>; title="x, y; z"; rel="next"',
+        '</v2/team/app/tags/list?last=b>;REL = "last next"; ;title="\\", rel=prev"',
+        '</v2/elsewhere>; title="; rel=next", </v2/team/app/tags/list?last=b> ; rel=NEXT',
         '</v2/elsewhere>; rel="prev", </v2/team/app/tags/list?last=b>; rel="next"',
     ],
 )
@@ -298,6 +303,17 @@ def test_links_are_understood_however_they_are_written(source: UploadRegistry, l
     source.expect("GET", f"{TAGS}?n=1000", page(["a", "b"], link.replace("{url}", source.url)))
     source.expect("GET", f"{TAGS}?last=b", Answer(body=b'{"tags": ["c"]}'))
     assert remote.tags(source.reference("team/app"), client=quick_client()) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "link",
+    ['<a>; rel="' + "\\" * 60_000, "<a>" + " ;" * 30_000, "<" * 60_000, '<a>; x="' * 7_000, "<a>;x=" * 10_000],
+    ids=["escapes", "parameters", "links", "texts", "values"],
+)
+def test_links_are_read_in_linear_time(link: str) -> None:
+    before = time.monotonic()
+    next_target(Url.parse("https://registry.test/v2/"), link)
+    assert time.monotonic() - before < 2.0
 
 
 def test_a_link_leads_to_no_other_host(source: UploadRegistry) -> None:
