@@ -317,9 +317,15 @@ def test_a_file_that_is_named_and_cannot_be_read_is_an_error(tmp_path: Path) -> 
             machine_rules({"MINIBOX_REGISTRIES": str(path)})
 
 
-REALMS = ("keycloak", "keycloak:8080", "https://keycloak/auth", "http://auth_server:5001/token", "login.io.")
+REALMS: tuple[str, ...] = (
+    "keycloak",
+    "keycloak:8080",
+    "https://keycloak/auth",
+    "http://auth_server:5001/token",
+    "login.io.",
+)
 REALMS += ("[::1]:5001", "https://[fd00::1]/token", "10.0.0.1", f"{'a' * 63}.io")
-NO_REALMS = (
+NO_REALMS: tuple[str, ...] = (
     f"{'a' * 64}.io",
     f"{'a.' * 127}io",
     "keycloak:0",

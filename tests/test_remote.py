@@ -453,9 +453,10 @@ def test_a_host_or_port_that_there_cannot_be_is_an_invalid_reference(asked: str,
 @pytest.mark.parametrize("platform", ["all", "linux/amd64", [Platform.parse("linux/amd64")]])
 def test_what_is_no_platform_is_refused_before_anything_is_asked(platform: Any, tmp_path: Path) -> None:
     store, name = minibox_store.Store(tmp_path / "store"), "127.0.0.1:1/team/app:1"
-    for send in (
+    sending: list[Callable[[], object]] = [
         lambda: minibox_store.copy(name, name, platform=platform, client=quick_client()),
         lambda: store.push(name, platform=platform, client=quick_client()),
-    ):
+    ]
+    for send in sending:
         with pytest.raises(InvalidArgument, match="platform"):
             send()
