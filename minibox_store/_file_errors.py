@@ -1,7 +1,7 @@
 """What the operating system says, as errors of this library: the one edge for it.
 
 A full disk is StoreFull wherever it shows. A path that the caller gave is the caller's mistake; one of the store's own
-is not.
+is not. What a listener raises is neither, and passes.
 """
 
 import errno
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minibox_store.errors import InvalidPath, StoreError, StoreFull, StoreUnavailable
+from minibox_store.listeners import is_of_listener
 
 _NO_FAULT_OF_A_PATH = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -21,6 +22,8 @@ def file_errors(path: str) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
+        if is_of_listener(error):
+            raise
         where = error.filename if isinstance(error.filename, str) else path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(where) from error
@@ -35,8 +38,12 @@ def path_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UnicodeEncodeError as error:
+        if is_of_listener(error):
+            raise
         raise InvalidPath(path, "it is no text that a path can be") from error
     except OSError as error:
+        if is_of_listener(error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(path) from error
         if error.errno in _NO_FAULT_OF_A_PATH:

@@ -27,6 +27,7 @@ from minibox_store.events import BlobsCounted
 from minibox_store.graph import is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
+from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource
 from minibox_store.reports import Finding, FindingKind
 
@@ -136,34 +137,31 @@ class _Reading:
         try:
             for place in self._todo:  # next() of a range's iterator is one step, whoever else takes one
                 node = self._leaves[place]._replace(position=place + 1, total=len(self._leaves))
-                error = self._read(node, buffer)
+                try:
+                    self._read(node, buffer)
+                except (StoreError, OSError) as error:
+                    if is_of_listener(error):
+                        raise
+                    if not self._stopped.is_set():
+                        self._met.put((node.descriptor, error))
                 if self._stopped.is_set():
                     return
-                if error is not None:
-                    self._met.put((node.descriptor, error))
         except BaseException:
             self._stopped.set()
             raise
         finally:
             self._met.put(None)
 
-    def _read(self, node: Node, buffer: memoryview) -> StoreError | OSError | None:
-        """Return what is wrong with a blob; raise what the listener has raised, which says nothing of it."""
+    def _read(self, node: Node, buffer: memoryview) -> None:
         verifier = Verifier(node.descriptor.digest, node.descriptor.size_bytes)
         observed = ObservedSource(self._source, node, self._on_event, self._is_stopped, self._cancellation)
+        stream = observed.open_blob(node.descriptor)
         try:
-            stream = observed.open_blob(node.descriptor)
-            try:
-                while count := stream.readinto(buffer):
-                    verifier.update(buffer[:count])
-            finally:
-                stream.close()
-            verifier.finish()
-        except (StoreError, OSError) as error:
-            if error is observed.refusal:
-                raise
-            return error
-        return None
+            while count := stream.readinto(buffer):
+                verifier.update(buffer[:count])
+        finally:
+            stream.close()
+        verifier.finish()
 
     def _is_stopped(self) -> bool:
         return self._stopped.is_set() or self._cancellation.is_cancelled

@@ -25,6 +25,7 @@ from minibox_store.events import (
 from minibox_store.graph import ContentSource, RememberingSource, walk
 from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
+from minibox_store.listeners import marking_errors
 from minibox_store.protocols import (
     BlobSource,
     BlobStream,
@@ -48,6 +49,11 @@ _STEP_BYTES = 16 * MEBIBYTE
 
 def ignore_events(event: Event) -> None:
     """Take no notice of ``event``."""
+
+
+def heard(on_event: EventListener) -> EventListener:
+    """Return a listener whose errors are told from those of the operation that it listens to."""
+    return on_event if on_event is ignore_events else marking_errors(on_event)
 
 
 class _ObservedStream:
@@ -88,10 +94,6 @@ class ObservedSource:
         on_event: told of the blob's beginning and of its progress.
         stopped: whether to go on has become pointless.
         pause: what waits until it has.
-
-    Attributes:
-        was_opened: whether anybody has asked for the bytes.
-        refusal: what the listener has raised, if it ever has: it says nothing of the source, nor of the target.
     """
 
     def __init__(
@@ -104,13 +106,13 @@ class ObservedSource:
         self._pause = pause
         self._guard = threading.Lock()
         self._done_bytes = 0
+        self._refusal: BaseException | None = None
         self.was_opened = False
-        self.refusal: BaseException | None = None
 
     def check(self) -> None:
         """Raise :class:`Cancelled` if the work has stopped; what the listener has raised, if it ever has."""
-        if self.refusal is not None:
-            raise self.refusal
+        if self._refusal is not None:
+            raise self._refusal
         if self._stopped():
             raise Cancelled
 
@@ -147,7 +149,7 @@ class ObservedSource:
             self._on_event(event)
         except BaseException as error:
             # A target that goes on in another way, whatever a source raises, takes no bytes after this one.
-            self.refusal = error
+            self._refusal = error
             raise
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, ignore_events
+from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, HistoryEntry, Referrer
 from minibox_store.errors import BlobNotFound, InvalidArgument
@@ -190,7 +190,7 @@ class ExaminedStore:
                 images,
                 path_of=relative_path,
                 parallel=parallel,
-                on_event=on_event,
+                on_event=heard(on_event),
                 cancellation=cancellation,
             )
             # In this order: what is unreferenced is known once everything was walked.

@@ -13,7 +13,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, copy_graph, ignore_events
+from minibox_store.copying import EventListener, copy_graph, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound
@@ -68,7 +68,7 @@ class Fetching:
 
         Guarantees: as :meth:`pull`: the name changes in one step, after everything that has come is verified.
         """
-        parsed, name = Reference.parse(reference), check_image_name(reference)
+        parsed, name, on_event = Reference.parse(reference), check_image_name(reference), heard(on_event)
         with self._asking(parsed, client, on_event, cancellation) as asked:
             on_event(ResolvingName(name=name))
             root = asked.repository.resolve(str(parsed.digest or parsed.tag))
@@ -112,7 +112,7 @@ class Fetching:
         with file_errors(self._layout.paths.root):
             name, root = find_name(self._layout.read_index(), name)
             part = self._find_part(root, digest)
-        provenance = provenance_of(root)
+        on_event, provenance = heard(on_event), provenance_of(root)
         parsed = Reference.parse(name if provenance is None else provenance.reference)
         own_name = f"{parsed.domain}/{parsed.repository}@{part.digest}"
 

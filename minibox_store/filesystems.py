@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, ignore_events
+from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.events import UnpackingLayer
 from minibox_store.layout import Layout
@@ -83,7 +83,7 @@ class Filesystems:
                         layers,
                         policy=policy,
                         limits=limits,
-                        on_layer=partial(_tell, on_event, len(plan.layers)),
+                        on_layer=partial(_tell, heard(on_event), len(plan.layers)),
                         check=cancellation.check,
                     )
                     cancellation.check()
@@ -148,7 +148,7 @@ class Filesystems:
             paths = []
             for position, layer in enumerate(layers, 1):
                 cancellation.check()
-                tell = partial(_tell, on_event, len(layers), position, layer.descriptor)
+                tell = partial(_tell, heard(on_event), len(layers), position, layer.descriptor)
                 paths.append(trees.find_or_make(layer, limits=limits, check=cancellation.check, on_begin=tell))
             return lower_directories(paths)
 

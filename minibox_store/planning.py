@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, ignore_events
+from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.events import ResolvingName
 from minibox_store.layout import Layout
 from minibox_store.limits import Limits
@@ -62,7 +62,7 @@ class Planning:
         parsed, wanted = Reference.parse(reference), checked_choice(platform)
         wish = Wish(name=reference, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
         wish.check()
-        cancellation = cancellation or Cancellation()
+        on_event, cancellation = heard(on_event), cancellation or Cancellation()
         with file_errors(self._layout.paths.root):
             self._layout.read_index()  # one that cannot be read stops the pull, too
         client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)

@@ -8,7 +8,7 @@ import attrs
 from minibox_store._file_errors import file_errors
 from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, ignore_events
+from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import ImagePresent, NothingToUnpack, ReferrerFound, ResolvingName
@@ -125,7 +125,7 @@ class Pulling:
         name = check_image_name(reference if name is None else name)
         wish = Wish(name=name, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
         wish.check()
-        cancellation = cancellation or Cancellation()
+        on_event, cancellation = heard(on_event), cancellation or Cancellation()
         client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
@@ -203,7 +203,7 @@ class Pulling:
         as_name = check_image_name(name if as_name is None else as_name)
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
         wish.check()
-        cancellation = cancellation or Cancellation()
+        on_event, cancellation = heard(on_event), cancellation or Cancellation()
         with file_errors(self._layout.paths.root), cancellation.interrupting(source):
             root = source.resolve(name)
             target = TransactionTarget(self._layout, verify_content=verify_content)

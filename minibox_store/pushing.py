@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, ignore_events
+from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidDigest, StoreDamaged, StoreError
@@ -81,7 +81,8 @@ class Pushing:
         """
         from minibox_store.registry import RegistryClient, RepositoryTarget
 
-        check_sending(parallel, chunk_bytes)
+        check_sending(platform, parallel, chunk_bytes)
+        on_event = heard(on_event)
         parsed = Reference.parse(name if reference is None else reference)
         client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
         choose = None if platform is None else partial(self._choose, platform)

@@ -18,6 +18,7 @@ from minibox_store.errors import ContentMismatch, RegistryError, StoreError
 from minibox_store.layout import Layout
 from minibox_store.layout.quarantine import find_right_one
 from minibox_store.layout.transaction import Transaction
+from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible
 from minibox_store.sentences import one_line
 
@@ -113,7 +114,7 @@ class Refetcher:
                 self._writer.write_blob(node.descriptor, observed)
         except (StoreError, OSError) as error:
             is_of_source = error is asked.trouble or isinstance(error, ContentMismatch)
-            if error is observed.refusal or not is_of_source:
+            if is_of_listener(error) or not is_of_source:
                 raise
             is_unreached = isinstance(error, RegistryError) and error.status is None
             self._failures[origin] = self._failures[origin] + 1 if is_unreached else 0

@@ -32,6 +32,12 @@ _WHOSE_CREDENTIALS = ("own", "shared")
 _ASKED_FOR = ("all", "digest-only", "tag-only")
 _SCHEMES = ("https", "http")
 _NOT_ALLOWED = "is blocked: no rule allows it"
+# As URLs have them, which is where registries name their token servers.
+_TOKEN_HOST = re.compile(
+    r"(?: \[[0-9A-Fa-f:.]+\] | (?=[^:]{1,254}(?::|$)) [A-Za-z0-9_-]{1,63} (?: \. [A-Za-z0-9_-]{1,63} )* \.? )"
+    r"(?: : [0-9]{1,5} )?",
+    re.VERBOSE,
+)
 _VISIBLE = re.compile(r"[!-~]+")
 
 
@@ -287,19 +293,24 @@ def _check_realm(text: str) -> None:
     if "://" in text:
         scheme, _, rest = text.partition("://")
         host = rest.partition("/")[0] if scheme.lower() in _SCHEMES and _VISIBLE.fullmatch(rest) else ""
-    problem = _problem_of_host(host)
-    if problem is not None:
+    # No reference names it, so that a single word is a host, too.
+    if _TOKEN_HOST.fullmatch(host) is None or _problem_of_numbers(host) is not None:
         raise InvalidArgument("realms", text, "it is neither a host with an optional port nor a URL")
 
 
 def _problem_of_host(host: str) -> str | None:
     try:
         Reference(domain=host, repository="any/repository", tag="any")
-        number = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else ""
-        if host.startswith("["):
-            ipaddress.IPv6Address(host[1 : host.index("]")])
     except InvalidReference as error:
         return error.problem
+    return _problem_of_numbers(host)
+
+
+def _problem_of_numbers(host: str) -> str | None:
+    number = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else ""
+    try:
+        if host.startswith("["):
+            ipaddress.IPv6Address(host[1 : host.index("]")])
     except ValueError:
         return f"{host} is no address"
     return None if not number or 0 < int(number[:6]) < 65536 else "its port is not between 1 and 65535"

@@ -67,7 +67,7 @@ def copy(
     """
     from minibox_store.registry import RepositoryTarget
 
-    check_sending(parallel, chunk_bytes)
+    check_sending(platform, parallel, chunk_bytes)
     origin, place = Reference.parse(source), Reference.parse(target)
     client, cancellation = client or _client(), cancellation or Cancellation()
 

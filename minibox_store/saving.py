@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 from minibox_store._file_errors import file_errors, path_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, copy_graph, count_blobs, ignore_events
+from minibox_store.copying import EventListener, copy_graph, count_blobs, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
@@ -127,7 +127,7 @@ class Saving:
             self._opened(names, wanted, form) as (in_order, found),
             _naming_path(file),
         ):
-            self._write(in_order, target, on_event, cancellation or Cancellation())
+            self._write(in_order, target, heard(on_event), cancellation or Cancellation())
         return found[0] if isinstance(name, str) else found
 
     def open_archive(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from minibox_store._file_errors import file_errors
 from minibox_store.arguments import Durability, absolute_root, checked_seconds, is_durable
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, ignore_events
+from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
@@ -250,6 +250,6 @@ class Store(
                 wish,
                 describe=self._listing.image,
                 limits=self._limits,
-                on_event=on_event,
+                on_event=heard(on_event),
                 cancellation=cancellation or Cancellation(),
             )

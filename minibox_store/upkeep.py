@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation
-from minibox_store.copying import EventListener, ignore_events
+from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.errors import InvalidArgument
 from minibox_store.layout import Layout
 
@@ -79,7 +79,7 @@ class Upkeep:
                 dry_run=dry_run,
                 keep_newer_than_seconds=keep_newer_than_seconds,
                 sweep_trees=sweep_trees,
-                watch=WatchedCollection(on_event, cancellation or Cancellation()),
+                watch=WatchedCollection(heard(on_event), cancellation or Cancellation()),
             )
             if chosen_by is None or not self._layout.is_there():
                 return sweep.run()
@@ -139,6 +139,6 @@ class Upkeep:
                 open_origin=open_origin,
                 sources=sources,
                 parallel=parallel,
-                on_event=on_event,
+                on_event=heard(on_event),
                 cancellation=cancellation or Cancellation(),
             )

@@ -25,7 +25,7 @@ MOST_LINES = 400
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "images", "inspection"),
     *("limits", "outlines", "rate_limits", "removals", "reports", "summaries", "unpacked", "file_status", "plans"),
-    *("registry_rules", "sentences", "store_changes", "pushes", "lazy", "values"),
+    *("registry_rules", "listeners", "sentences", "store_changes", "pushes", "lazy", "values"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),

@@ -1,6 +1,7 @@
 """S23: helpers are programs of fixed folders, run without a shell, for a bounded time, and never quoted."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -100,6 +101,18 @@ def test_S23_a_helper_is_looked_up_once(home: Home, tmp_path: Path) -> None:
     planted.chmod(0o755)
     assert kept.read("x", ["quay.io"], lambda: None) is not None
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_helper_without_an_answer_is_understood_where_the_ends_of_children_are_ignored(home: Home) -> None:
+    home.add_helper("x", {"quay.io": ("alice", SECRET)})
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        kept = programs(home)
+        assert kept.read("x", ["other.example"], lambda: None) is None
+        assert kept.read("x", ["other.example", "quay.io"], lambda: None) is not None
+        assert not kept.erase("x", "other.example")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 TROUBLES: dict[str, tuple[str, str]] = {

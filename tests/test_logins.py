@@ -20,6 +20,7 @@ from minibox_store.errors import (
 )
 from minibox_store.registry import Credentials, login, logout
 from tests.support.certificates import make_certificate
+from tests.support.forks import not_possible
 from tests.support.homes import Home, auth, read_json, write_json
 from tests.support.registries import PUBLIC_ADDRESS, NamedNetwork, quick_client
 from tests.support.scripted_registry import (
@@ -96,6 +97,33 @@ def test_docker_hub_is_written_under_its_old_url(home: Home, registry: ScriptedR
     assert home.find("docker.io") == ALICE
     assert logout("index.docker.io", machine=home.machine())
     assert home.find("docker.io") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["docker.io", "index.docker.io", "registry-1.docker.io", "https://index.docker.io/v2/"]
+)
+def test_what_stood_for_docker_hub_under_another_name_does_not_hide_a_login(
+    home: Home, registry: ScriptedRegistry, name: str
+) -> None:
+    host, team = "registry-1.docker.io", auth("bob", "of-the-team")
+    write_json(home.docker, {"auths": {name: auth("old", "secret"), "docker.io/team": team}})
+    with registry:
+        network = NamedNetwork({host: [[PUBLIC_ADDRESS]]}, {host: registry.port})
+        log_in(home, "docker.io", network=network, plain_http=[host])
+    assert home.find("docker.io", "library/alpine") == ALICE
+    assert home.find("docker.io", "team/app") == Credentials("bob", "of-the-team")
+
+
+def test_a_file_stays_its_owner_s_when_root_logs_in_for_him(home: Home, registry: ScriptedRegistry) -> None:
+    if os.geteuid() != 0:
+        not_possible("only root may log in for others")
+    write_json(home.docker, {"auths": {}})
+    os.chown(home.docker, 12345, 23456)
+    with registry:
+        log_in(home, registry.host)
+        assert logout(registry.host, machine=home.machine())
+    status = home.docker.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 23456, 0o600)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500])

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import pwd
+import tempfile
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from minibox_store.errors import CredentialHelperFailed, InvalidDocument, InvalidPath, StoreError
 from minibox_store.registry import Credentials, MachineCredentials
 from minibox_store.registry.environment import auth_paths, process_environment
+from tests.support.forks import not_possible, run_forked
 from tests.support.homes import Home, auth, encoded, write_json
 
 SECRET = "planted-secret-81d0"
@@ -321,3 +324,60 @@ def test_s28_no_value_on_the_way_prints_a_secret(home: Home) -> None:
     shown = repr(found) + str(found) + repr(machine) + repr(machine.find("x.example", "a", lambda: None))
     assert SECRET not in shown
     assert issubclass(CredentialHelperFailed, StoreError)
+
+
+@pytest.fixture
+def open_home() -> Iterator[Home]:
+    """A home that other users may look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Home(Path(folder) / "home")
+
+
+def as_a_user(function: Callable[[], None]) -> int:
+    """Run a function in a process of a user who is not root, and owns nothing; return its exit status."""
+    if os.geteuid() != 0:
+        not_possible("only root may become another user")
+
+    def run() -> None:
+        os.setgroups([])
+        os.setgid(54321)
+        os.setuid(54321)
+        function()
+
+    return run_forked(run)
+
+
+@pytest.mark.parametrize("folder", ["run", ".config"])
+def test_what_lies_where_a_user_may_not_look_is_none_of_his(open_home: Home, folder: str) -> None:
+    closed = open_home.folder / folder
+    closed.mkdir(mode=0o700)
+    write_json(open_home.docker, {"auths": {"quay.io": auth("alice", "pass-word-1")}})
+    machine = open_home.machine()
+
+    def look() -> None:
+        with pytest.raises(PermissionError):
+            os.listdir(closed)
+        assert machine.find("quay.io", "team/app", lambda: None) == ALICE
+        assert machine.find("other.example", "team/app", lambda: None) is None
+
+    assert as_a_user(look) == 0
+
+
+def test_a_file_that_a_user_sees_and_may_not_read_is_told_of_and_so_is_one_that_was_named(open_home: Home) -> None:
+    write_json(open_home.podman, {})
+    open_home.podman.chmod(0o600)
+    closed = open_home.folder / "closed"
+    closed.mkdir(mode=0o700)
+    machines = {
+        str(open_home.podman): open_home.machine(),
+        str(closed / "auth.json"): open_home.machine(REGISTRY_AUTH_FILE=str(closed / "auth.json")),
+        str(closed / "config.json"): open_home.machine(DOCKER_CONFIG=str(closed)),
+    }
+
+    def look() -> None:
+        for path, machine in machines.items():
+            with pytest.raises(InvalidPath, match=f"{path}.*permission denied"):
+                machine.find("quay.io", "team/app", lambda: None)
+
+    assert as_a_user(look) == 0

@@ -115,6 +115,34 @@ def test_a_folder_is_for_exactly_the_host_and_port_in_its_name(tmp_path: Path, h
     assert CertificateFolders(tmp_path / "certs.d").find(host) is None
 
 
+def test_relative_paths_stay_what_they_were_when_the_working_directory_changes(
+    certificate: Certificate, alice: ClientCertificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedRegistry(certificate=certificate) as registry:
+        registry.allow("GET", BLOB, Answer(body=CONTENT))
+        monkeypatch.chdir(alice.chain.parent)
+        authority = os.path.relpath(certificate.chain)
+        named = Certificates(authorities=(authority,), client=(alice.chain.name, os.path.relpath(alice.key)))
+        places: list[dict[str, object]] = [{"ca_file": authority}, {"certificates": {registry.host: named}}]
+        for options in places:
+            monkeypatch.chdir(alice.chain.parent)
+            with open_repository(registry.reference("team/app", "1"), https=[registry.host], **options) as repository:
+                monkeypatch.chdir(tmp_path)
+                assert read_all(repository, LAYER) == CONTENT
+
+
+@pytest.mark.parametrize("options", [{"authorities": ("a\0b",)}, {"client": ("a\0b", "c")}])
+def test_a_path_that_none_can_be_is_told_of(certificate: Certificate, options: dict[str, tuple[str, ...]]) -> None:
+    with ScriptedRegistry(certificate=certificate) as registry:
+        known = {registry.host: Certificates(**options)}  # type: ignore[arg-type]  # either
+        reference = registry.reference("team/app", "1")
+        with (
+            open_repository(reference, https=[registry.host], certificates=known) as repository,
+            pytest.raises(InvalidPath, match="null byte"),
+        ):
+            repository.resolve("1")
+
+
 @pytest.mark.parametrize(
     ("present", "problem"),
     [

@@ -13,7 +13,9 @@ from minibox_store import Mirror, RegistryRule, RegistryRules, read_registries_f
 from minibox_store.codec.registries_file import REGISTRIES_FILE_BYTES, decode_registries_file
 from minibox_store.errors import InvalidArgument, InvalidDocument, InvalidPath, InvalidReference, RegistryBlocked
 from minibox_store.reference import Reference
+from minibox_store.registry.hosts import Schemes, token_origins
 from minibox_store.registry.registries import machine_rules
+from minibox_store.registry.urls import InvalidUrl
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "registries.md"
 
@@ -313,3 +315,39 @@ def test_a_file_that_is_named_and_cannot_be_read_is_an_error(tmp_path: Path) -> 
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(InvalidPath, match=re.escape(str(path))):
             machine_rules({"MINIBOX_REGISTRIES": str(path)})
+
+
+REALMS: tuple[str, ...] = (
+    "keycloak",
+    "keycloak:8080",
+    "https://keycloak/auth",
+    "http://auth_server:5001/token",
+    "login.io.",
+)
+REALMS += ("[::1]:5001", "https://[fd00::1]/token", "10.0.0.1", f"{'a' * 63}.io")
+NO_REALMS: tuple[str, ...] = (
+    f"{'a' * 64}.io",
+    f"{'a.' * 127}io",
+    "keycloak:0",
+    "keycloak:65536",
+    "[::g]",
+    "[::1",
+    "a..b",
+    ".io",
+    "é.io",
+)
+NO_REALMS += ("", "a/b", "a:b", "https:///x", "https://u@keycloak")
+
+
+@pytest.mark.parametrize("realm", REALMS)
+def test_a_realm_is_whatever_a_registry_may_name_as_its_token_server(realm: str) -> None:
+    (place,) = RegistryRules((RegistryRule(prefix="quay.io", realms=[realm]),)).places(Reference.parse("quay.io/app"))
+    assert token_origins("quay.io", place.realms, Schemes())
+
+
+@pytest.mark.parametrize("realm", NO_REALMS)
+def test_what_no_registry_may_name_is_no_realm(realm: str) -> None:
+    with pytest.raises(InvalidArgument, match="neither a host"):
+        RegistryRule(prefix="quay.io", realms=[realm])
+    with pytest.raises(InvalidUrl):
+        token_origins("quay.io", [realm], Schemes())

@@ -11,7 +11,7 @@ import pytest
 from minibox_store.errors import AuthenticationRefused, StoreError
 from minibox_store.events import Event, RegistryWarning
 from minibox_store.reference import Reference
-from minibox_store.registry import Credentials
+from minibox_store.registry import Credentials, Proxies
 from minibox_store.registry.failures import without_secrets
 from minibox_store.registry.tokens import Grant
 from tests.support.images import build_image
@@ -185,3 +185,28 @@ def test_s28_values_that_carry_secrets_print_none() -> None:
 )
 def test_s28_a_text_is_cut_off_where_a_secret_begins(text: str, expected: str) -> None:
     assert without_secrets(text, (TOKEN, PASSWORD, "", "ing")) == expected
+
+
+ODD = f"{PASSWORD}\udcff"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Credentials("alice", ODD),
+        lambda: Credentials(ODD),
+        lambda: Credentials("", identity_token=ODD),
+        lambda: Proxies(http=f"http://alice:{ODD}@proxy.test:3128"),
+        lambda: Proxies(https=f"http://{ODD}@proxy.test:3128"),
+    ],
+)
+def test_a_secret_that_no_header_can_carry_is_refused_before_it_is_used_and_not_shown(
+    make: Callable[[], object],
+) -> None:
+    with pytest.raises(ValueError, match="a character that is none") as caught:
+        make()
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert PASSWORD not in repr(error)
+        assert type(error) is not UnicodeEncodeError  # it has all of the text in it
+        error = error.__context__

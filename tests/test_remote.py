@@ -4,7 +4,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,12 @@ from minibox_store.errors import (
     PlatformNotFound,
     RegistryError,
 )
-from minibox_store.events import Event, ImageCopied
+from minibox_store.events import Event, ImageCopied, MirrorFailed
 from minibox_store.platforms import Platform
-from minibox_store.registry import Credentials
+from minibox_store.registry import Credentials, MachineCredentials
+from minibox_store.registry.catalog import next_target
+from minibox_store.registry.urls import Url
+from minibox_store.registry_rules import Mirror, RegistryRule
 from tests.support.answers import NO_ANSWER, Answer, Request, basic_credentials, ranged, registry_error
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.registries import quick_client
@@ -152,6 +156,35 @@ def test_wrong_bytes_are_never_a_blob_at_the_target(source: UploadRegistry, targ
     assert ("copies/app", layer) not in target.blobs
 
 
+@pytest.mark.parametrize("chunk_bytes", [None, 300_000])
+@pytest.mark.parametrize("blob", ["layer", "config"])
+def test_wrong_bytes_of_a_mirror_are_followed_by_those_of_what_it_stands_for(
+    source: UploadRegistry, target: UploadRegistry, blob: str, chunk_bytes: int | None
+) -> None:
+    manifest = json.loads(IMAGE.blobs[IMAGE.digest])
+    digest = manifest["config"]["digest"] if blob == "config" else manifest["layers"][1]["digest"]
+    wrong = IMAGE.blobs[digest][:-1] + bytes([IMAGE.blobs[digest][-1] ^ 1])
+    events: list[Event] = []
+    with UploadRegistry() as mirror:
+        fill(mirror, "team/app", "1", INDEX)
+        mirror.blobs["team/app", digest] = wrong
+        rule = RegistryRule(prefix=source.host, mirrors=[Mirror(location=mirror.host)])
+        minibox_store.copy(
+            source.reference("team/app", "1"),
+            target.reference("team/new", "2"),
+            client=quick_client(registries=[rule]),
+            parallel=1,
+            chunk_bytes=chunk_bytes,
+            on_event=events.append,
+        )
+        assert mirror.sent("GET").count(f"GET /v2/team/app/blobs/{digest}") == 1
+    assert target.holds("team/new", INDEX)
+    assert target.tag("team/new", "2") == INDEX.digest
+    assert [each for each in events if isinstance(each, MirrorFailed)] == [
+        MirrorFailed(host=mirror.host, problem=f"it gave wrong bytes for {digest}")
+    ]
+
+
 def test_what_fails_at_either_end_is_told_of_and_leaves_the_tag(source: UploadRegistry, target: UploadRegistry) -> None:
     fill(target, "copies/app", "2", ARM)
     for registry, other in ((source, "team"), (target, "copies")):
@@ -260,6 +293,9 @@ def page(names: list[str], link: str) -> Answer:
         '</v2/team/app/tags/list?last=b>; rel="next"',
         "<list?last=b>; rel=next",
         '<{url}/v2/team/app/tags/list?last=b>; title="x"; rel="next"',
+        '<{url}/v2/team/app/tags/list?last=b>; title="x, y; z"; rel="next"',
+        '</v2/team/app/tags/list?last=b>;REL = "last next"; ;title="\\", rel=prev"',
+        '</v2/elsewhere>; title="; rel=next", </v2/team/app/tags/list?last=b> ; rel=NEXT',
         '</v2/elsewhere>; rel="prev", </v2/team/app/tags/list?last=b>; rel="next"',
     ],
 )
@@ -267,6 +303,17 @@ def test_links_are_understood_however_they_are_written(source: UploadRegistry, l
     source.expect("GET", f"{TAGS}?n=1000", page(["a", "b"], link.replace("{url}", source.url)))
     source.expect("GET", f"{TAGS}?last=b", Answer(body=b'{"tags": ["c"]}'))
     assert remote.tags(source.reference("team/app"), client=quick_client()) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "link",
+    ['<a>; rel="' + "\\" * 60_000, "<a>" + " ;" * 30_000, "<" * 60_000, '<a>; x="' * 7_000, "<a>;x=" * 10_000],
+    ids=["escapes", "parameters", "links", "texts", "values"],
+)
+def test_links_are_read_in_linear_time(link: str) -> None:
+    before = time.monotonic()
+    next_target(Url.parse("https://registry.test/v2/"), link)
+    assert time.monotonic() - before < 2.0
 
 
 def test_a_link_leads_to_no_other_host(source: UploadRegistry) -> None:
@@ -377,3 +424,39 @@ def test_the_functions_are_public() -> None:
     assert minibox_store.tags is remote.tags
     assert minibox_store.catalog is remote.catalog
     assert minibox_store.delete is remote.delete
+
+
+# What the grammar of references has, and nobody can be connected to.
+NOWHERE = ("registry.test:99999", "registry.test:0", "127.0.0.1:65536", f"{'a' * 64}.test")
+
+
+@pytest.mark.parametrize("host", NOWHERE)
+@pytest.mark.parametrize("asked", ["pull", "plan", "copy", "tags", "referrers", "catalog", "delete", "login"])
+def test_a_host_or_port_that_there_cannot_be_is_an_invalid_reference(asked: str, host: str, tmp_path: Path) -> None:
+    client, name, store = quick_client(), f"{host}/team/app:1", minibox_store.Store(tmp_path / "store")
+    machine = MachineCredentials(environment={"DOCKER_CONFIG": str(tmp_path)})
+    calls: dict[str, Callable[[], object]] = {
+        "pull": lambda: store.pull(name, client=client),
+        "plan": lambda: store.plan_pull(name, client=client),
+        "copy": lambda: minibox_store.copy(name, name, client=client),
+        "tags": lambda: minibox_store.tags(name, client=client),
+        "referrers": lambda: minibox_store.referrers(name, client=client),
+        "catalog": lambda: minibox_store.catalog(host, client=client),
+        "delete": lambda: minibox_store.delete(name, client=client),
+        "login": lambda: minibox_store.login(host, Credentials(*ALICE), client=client, machine=machine),
+    }
+    with pytest.raises(InvalidReference, match=re.escape(host)):
+        calls[asked]()
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("platform", ["all", "linux/amd64", [Platform.parse("linux/amd64")]])
+def test_what_is_no_platform_is_refused_before_anything_is_asked(platform: Any, tmp_path: Path) -> None:
+    store, name = minibox_store.Store(tmp_path / "store"), "127.0.0.1:1/team/app:1"
+    sending: list[Callable[[], object]] = [
+        lambda: minibox_store.copy(name, name, platform=platform, client=quick_client()),
+        lambda: store.push(name, platform=platform, client=quick_client()),
+    ]
+    for send in sending:
+        with pytest.raises(InvalidArgument, match="platform"):
+            send()

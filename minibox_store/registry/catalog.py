@@ -19,7 +19,9 @@ _PAGE_NAMES = 1000
 # Some know no pages.
 _PAGE_BYTES = 16 * 1024 * 1024
 _MOST_NAMES = 1_000_000
-_NEXT = re.compile(r'<([^<>]*)>[^<>,]*;\s*rel="?next"?\s*(?=[;,]|$)', re.IGNORECASE)
+_VALUE = r'"(?:[^"\\]|\\.)*+"|[^\s;,"]*+'
+_PARAMETER = re.compile(rf';[ \t]*+(?P<name>[^\s;,="<>]*+)(?:[ \t]*+=[ \t]*+(?P<value>{_VALUE}))?+')
+_LINK = re.compile(rf'<([^<>]*)>((?:[ \t]*+;[ \t]*+[^\s;,="<>]*+(?:[ \t]*+=[ \t]*+(?:{_VALUE}))?+)*+)')
 
 
 def iter_tags(transport: Transport, repository: str) -> Iterator[str]:
@@ -67,10 +69,16 @@ def next_target(url: Url, link: str | None) -> str | None:
     >>> next_target(Url.parse("https://a.example/v2/_catalog?n=1"), '</v2/_catalog?n=1&last=b>; rel="next"')
     '/v2/_catalog?n=1&last=b'
     """
-    found = _NEXT.search(link or "")
+    found = next(filter(_leads_on, _LINK.finditer(link or "")), None)
     if found is None:
         return None
     try:
         return url.join(found[1]).target
     except InvalidUrl as error:
         raise RegistryError("GET", url.shown, None, (), f"the address of its next page is refused: {error}") from None
+
+
+def _leads_on(link: re.Match[str]) -> bool:
+    """Whether one of the relations of a link is ``next``; of several parameters ``rel`` the first counts."""
+    named = (each["value"] or "" for each in _PARAMETER.finditer(link[2]) if each["name"].lower() == "rel")
+    return "next" in next(named, "").strip('"').lower().split()

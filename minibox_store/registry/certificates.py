@@ -9,7 +9,7 @@ Spec: containers-certs.d(5); Docker, "Verify repository client with certificates
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import attrs
@@ -22,17 +22,27 @@ _CLIENT = ".cert"
 _KEY = ".key"
 
 
+def _absolute(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(os.path.abspath, paths))
+
+
+def _absolute_pair(paths: tuple[str, str] | None) -> tuple[str, str] | None:
+    return None if paths is None else (os.path.abspath(paths[0]), os.path.abspath(paths[1]))
+
+
 @attrs.frozen(kw_only=True, repr=False)
 class Certificates(Value):
     """What is known of one registry, as paths of files in PEM; they are read when it is first connected to.
+
+    Paths that are relative are so to the working directory as it is when this is made.
 
     Attributes:
         authorities: who may vouch for it besides those that the system trusts.
         client: a certificate of ours with its chain, and the key, without a password; None where none is wanted.
     """
 
-    authorities: tuple[str, ...] = ()
-    client: tuple[str, str] | None = None
+    authorities: tuple[str, ...] = attrs.field(default=(), converter=_absolute)
+    client: tuple[str, str] | None = attrs.field(default=None, converter=_absolute_pair)
 
 
 class CertificatesSource(Protocol):

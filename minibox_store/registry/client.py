@@ -14,6 +14,7 @@ import attrs
 
 from minibox_store.events import Event
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.listeners import marking_errors
 from minibox_store.reference import Reference
 from minibox_store.registry.certificates import (
     CertificateFolders,
@@ -68,7 +69,8 @@ class RegistryClient:
         registries: what holds for the images of a registry: where else they are to be had, what is blocked, and, where
             these are ``RegistryRules``, what alone is allowed, and whether private addresses are.
         realms: by registry, the token servers elsewhere that may see its credentials: ``host[:port]``, or a URL.
-        ca_file: certificates of authorities to be trusted besides the system's.
+        ca_file: certificates of authorities to be trusted besides the system's; a relative path is so to the working
+            directory as it is now, whenever the file is read.
         connect_seconds: how long connecting may take.
         silence_seconds: how long nothing may come while something should; and how long a manifest, token or error
             may take as a whole.
@@ -176,9 +178,10 @@ class RegistryClient:
         from minibox_store.registry.mirrors import MirroredRepository
         from minibox_store.registry.turns import OpenPlace
 
+        on_event = marking_errors(on_event or _take_no_notice)
         opened = [OpenPlace(each, self._open_mirror(each, home, on_event)) for each in mirrors]
         opened.append(OpenPlace(home, self._open_place(home, "pull", on_event)))
-        return MirroredRepository(opened, on_event or _take_no_notice)
+        return MirroredRepository(opened, on_event)
 
     def open_origin(
         self, reference: Reference, *, access: Access = "pull", on_event: OnEvent | None = None
@@ -272,6 +275,7 @@ class RegistryClient:
         cache: TokenCache,
         on_event: OnEvent | None = None,
     ) -> WritableRepository:
+        api_origin(reference.domain, self._schemes)  # before all else: a reference may have a port that is none
         lines = OpenLines()
         opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
         transport = opened(self._schemes)  # first: it says of a domain that cannot be contacted what is wrong with it

@@ -63,7 +63,8 @@ class CredentialPrograms:
         """
         for server in servers:
             status, answer = self._run(helper, "get", server.encode(), check_interrupted)
-            if status != 0:
+            # A process that ignores SIGCHLD is told no status of its children: then what was said is all there is.
+            if status != 0 or _NOT_FOUND in answer:
                 self._check(helper, "get", status, answer)
                 continue
             try:

@@ -1,6 +1,7 @@
 """A user and what proves it, so that printing them by accident tells nobody the secret; and who looks for them."""
 
 import base64
+import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -9,6 +10,8 @@ import attrs
 from minibox_store.codec.auth_files import TOKEN_USER
 from minibox_store.registry.credential_keys import matching_keys
 from minibox_store.values import Value
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _masked(_: object) -> str:
@@ -25,7 +28,8 @@ class Credentials(Value):
         identity_token: a refresh token, which a token server changes for tokens of single scopes.
 
     Raises:
-        ValueError: on construction, when the user name has a colon, which Basic authentication cannot carry.
+        ValueError: on construction, when the user name has a colon, which Basic authentication cannot carry, or a text
+            has a lone surrogate, which is how a byte that is no UTF-8 comes from the environment.
 
     Spec: RFC 7617, section 2; Docker Registry v2 authentication, "Token authentication using OAuth2".
     """
@@ -37,6 +41,9 @@ class Credentials(Value):
     def __attrs_post_init__(self) -> None:
         if ":" in self.username:
             raise ValueError("a user name must have no colon")
+        # Found before they are encoded: the error that this would raise has the whole text in it.
+        if any(map(_SURROGATE.search, (self.username, self.password, self.identity_token or ""))):
+            raise ValueError("a user name or a secret has a character that is none")
 
     @property
     def refresh_token(self) -> str | None:

@@ -7,7 +7,8 @@ secret goes to the helper, and the file gets the empty entry by which tools know
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 
 from minibox_store._file_errors import path_errors
 from minibox_store._files import make_directories, replacing_file
@@ -17,7 +18,14 @@ from minibox_store.codec.auth_files import AuthEntry, decode_auth_file, encode_a
 from minibox_store.errors import InvalidArgument, StoreBusy
 from minibox_store.reference import DOCKER_HUB
 from minibox_store.registry.client import RegistryClient
-from minibox_store.registry.credential_keys import DOCKER_HUB_KEY, hosts_of, parse_registry, place_of, server_names
+from minibox_store.registry.credential_keys import (
+    DOCKER_HUB_KEY,
+    hosts_of,
+    matching_keys,
+    parse_registry,
+    place_of,
+    server_names,
+)
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.machine_credentials import MachineCredentials, helpers_for, read_auth_content
 
@@ -48,7 +56,8 @@ def login(
         CredentialHelperFailed: when a helper is to keep them and fails.
 
     Guarantees: nothing is written unless all went well. The file is the old or the new one at every moment, has mode
-        0600, and keeps whatever else stood in it. A registry that lets everybody in proves nothing, and takes them.
+        0600, its owner stays, and so does whatever else stood in it, but what other names of the same registry would
+        go before. A registry that lets everybody in proves nothing, and takes them.
     """
     domain = parse_registry(registry)
     (client or RegistryClient.for_machine()).check_credentials(domain, credentials)
@@ -59,12 +68,14 @@ def login(
     key = DOCKER_HUB_KEY if domain == DOCKER_HUB else domain
 
     def written(content: bytes, path: str) -> bytes:
-        helpers = helpers_for(decode_auth_file(content, path), domain)
-        added = entry
+        file = decode_auth_file(content, path)
+        helpers, added = helpers_for(file, domain), entry
         if helpers:
             machine.programs.write(helpers[0], server_names(domain)[0], entry)
             added = AuthEntry()
-        return encode_auth_file(content, path, added={key: added})
+        # What would be found before this, and was kept for the same registry under another of its names.
+        before = takewhile(lambda each: each != key, matching_keys(dict.fromkeys((*file.auths, key)), domain, ""))
+        return encode_auth_file(content, path, without=before, added={key: added})
 
     _change(machine, written)
 
@@ -119,6 +130,15 @@ def _change(machine: MachineCredentials, written: Callable[[bytes, str], bytes])
             return
         with path_errors(shown), replacing_file(path, mode=0o600, durable=True) as descriptor:
             write_all(descriptor, new)
+            _keep_owner(descriptor, path)
+
+
+def _keep_owner(descriptor: int, path: str) -> None:
+    """Let a file belong to whom that at ``path`` does: root may log in for a user, who is to read it after that."""
+    with suppress(FileNotFoundError, PermissionError):
+        before, now = os.stat(path), os.fstat(descriptor)
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ They are looked for in this order, and the first that fits is taken:
 3. Docker's ``config.json``, in ``DOCKER_CONFIG`` or ``~/.docker``;
 4. the containers' ``auth.json``, in ``$XDG_RUNTIME_DIR/containers`` (``/run/containers/UID`` where that is not set),
    then in ``$XDG_CONFIG_HOME/containers`` or ``~/.config/containers``; neither where ``REGISTRY_AUTH_FILE`` is set.
+   What lies in a folder that this user may not look into is none of his: where root uses Podman ``/run/containers`` is
+   such a folder, for every service without a session.
 
 In a file the helper of the host goes first (``credHelpers``), then the helper for all (``credsStore``), then what
 stands in the file (``auths``), the longest key before the others. Nothing is read before a registry asks who we are,
@@ -20,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from minibox_store._file_errors import path_errors
 from minibox_store._files import read_whole
 from minibox_store.codec.auth_files import AUTH_FILE_BYTES, AuthEntry, AuthFile, decode_auth_file
-from minibox_store.errors import InvalidDocument
+from minibox_store.errors import InvalidDocument, InvalidPath
 from minibox_store.registry.credential_keys import hosts_of, matching_keys, place_of, server_names
 from minibox_store.registry.credential_programs import PROGRAM_PATH, CredentialPrograms
 from minibox_store.registry.credentials import Credentials, KnownCredentials
@@ -61,11 +63,19 @@ class MachineCredentials:
         if known is not None:
             return known
         for path in self.paths.in_order:
-            file = read_auth_file(path)
+            file = self._read(path)
             entry = None if file is None else self._find_in(file, registry, repository, check_interrupted)
             if entry is not None:
                 return Credentials(entry.username, entry.password, identity_token=entry.identity_token)
         return None
+
+    def _read(self, path: str) -> AuthFile | None:
+        try:
+            return read_auth_file(path)
+        except InvalidPath:
+            if path in self.paths.containers and _is_out_of_reach(path):
+                return None
+            raise
 
     def _find_in(
         self, file: AuthFile, registry: str, repository: str, check_interrupted: Callable[[], None]
@@ -79,6 +89,17 @@ class MachineCredentials:
             if entry is not None:
                 return entry
         return None
+
+
+def _is_out_of_reach(path: str) -> bool:
+    """Whether the user may not even look whether there is such a file."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def helpers_for(file: AuthFile, registry: str) -> list[str]:

@@ -15,7 +15,7 @@ from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource, BlobStream, FileRange, RangeStream
+from minibox_store.protocols import BlobSource, BlobStream, Distrusting, FileRange, RangeStream
 from minibox_store.registry.failures import SourceFailed
 from minibox_store.values import Value
 
@@ -65,9 +65,16 @@ class BlobReader:
     def distrust(self) -> bool:
         """Hash everything from now on; return False where that was done already."""
         was_trusted, self.is_trusted = self.is_trusted, False
-        self._verifier = Verifier(self._descriptor.digest, self._descriptor.size_bytes)
-        self.seen_bytes = 0
+        self._begin_anew()
         return was_trusted
+
+    def turns_elsewhere(self) -> bool:
+        """Take note that the bytes were wrong; return whether a source of several places has others for all of them."""
+        if not isinstance(self._source, Distrusting) or not self._source.distrust(self._descriptor):
+            return False
+        self.close()
+        self._begin_anew()
+        return True
 
     def ranges(self, offset: int, size_bytes: int) -> Iterator[FileRange] | None:
         """Return some of the bytes as ranges of an open file; None where they lie in none."""
@@ -110,6 +117,10 @@ class BlobReader:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+    def _begin_anew(self) -> None:
+        self._verifier = Verifier(self._descriptor.digest, self._descriptor.size_bytes)
+        self.seen_bytes = 0
 
     def _open_at(self, offset: int) -> BlobStream:
         if self._stream is None or self._position != offset:

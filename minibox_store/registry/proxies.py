@@ -29,6 +29,8 @@ from minibox_store.values import Value
 
 _PROXY = re.compile(r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?(?:(?P<user>[^/?#]*)@)?(?P<host>[^/?#@]*)(?:[/?#].*)?")
 _EXEMPT = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
+# Of a byte that is no UTF-8 the environment makes such a one.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SEPARATOR = re.compile(r"[,\s]+")
 _HEAD_BYTES = 16 * 1024
 _STATUS = re.compile(rb"HTTP/1\.[01] ([2-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
@@ -173,6 +175,8 @@ def _parse_proxy(text: str) -> Proxy:
     user, _, password = (unquote(part) for part in found["user"].partition(":"))
     if ":" in user:
         raise InvalidUrl("its user has a colon")
+    if _SURROGATE.search(user + password):
+        raise InvalidUrl("its user or password has a character that is none")
     proof = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
     return Proxy(origin, f"Basic {proof}")
 

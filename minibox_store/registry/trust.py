@@ -43,7 +43,7 @@ class Trust:
     def __init__(
         self, *, ca_file: str | os.PathLike[str] | None, certificates: CertificatesSource, insecure: Collection[str]
     ) -> None:
-        self._ca_file = ca_file
+        self._ca_file = None if ca_file is None else os.path.abspath(ca_file)
         self._certificates = certificates
         self._insecure = frozenset(host.lower() for host in insecure)
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class Trust:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         for file in (*([self._ca_file] if self._ca_file is not None else []), *terms.authorities):
-            _load_authorities(context, os.fspath(file))
+            _load_authorities(context, file)
         if terms.client is not None:
             _load_client(context, *terms.client)
         if not terms.is_checked:
@@ -106,7 +106,7 @@ class Trust:
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
     try:
         context.load_verify_locations(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InvalidPath(path, f"it holds no certificates: {_reason(error)}") from error
 
 
@@ -114,11 +114,11 @@ def _load_client(context: ssl.SSLContext, chain: str, key: str) -> None:
     try:
         # Without a password of its own openssl would ask for one on the terminal.
         context.load_cert_chain(chain, key, password="")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InvalidPath(key, f"it is no key, without a password, of {chain}: {_reason(error)}") from error
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "it is malformed").lower().replace("_", " ")
-    return (error.strerror or str(error)).lower()
+    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()

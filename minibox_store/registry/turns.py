@@ -15,6 +15,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, RegistryError, StoreError
 from minibox_store.events import Event, MirrorFailed, UsingMirror
+from minibox_store.listeners import is_of_listener
 from minibox_store.registry.repository import RegistryRepository
 from minibox_store.registry_rules import RegistryPlace
 from minibox_store.values import Value
@@ -153,7 +154,7 @@ class Turns:
 
     def note_failure(self, place: OpenPlace, error: StoreError, failed: list[Failed]) -> None:
         """Take note that a place failed; raise the error where all is over, and others would do no better."""
-        if self._is_over:
+        if self._is_over or is_of_listener(error):
             raise error
         failed.append(Failed(place, error))
         if place.is_mirror:

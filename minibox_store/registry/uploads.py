@@ -28,6 +28,8 @@ _FIRST_CHUNK_BYTES = 32 * MEBIBYTE
 _SMALLEST_CHUNK_BYTES = 64 * 1024
 # Many lose all of an upload whose line was cut: how often that counts as getting on, besides the usual tries.
 _MOST_LOSSES = 4
+# A source of several places says itself when there is none left; no source is asked for ever.
+_MOST_PLACES = 16
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NO_HEADERS: Mapping[str, str] = {}
@@ -111,6 +113,7 @@ class BlobUpload:
         self._is_in_doubt = False
         self._begun = 0
         self._losses = 0
+        self._places = 1
 
     def begin_at(self, answer: Answer) -> None:
         """Go on with an upload that the registry has begun by an answer.
@@ -145,7 +148,8 @@ class BlobUpload:
                         self._send()
                     return
                 except SourceFailed as failed:
-                    raise failed.error from failed.error.__cause__
+                    if not self._turns_elsewhere(failed.error):
+                        raise failed.error from failed.error.__cause__
                 except Failure as failure:
                     if self._asks_otherwise(failure):
                         continue
@@ -153,6 +157,14 @@ class BlobUpload:
                     if self._has_come_further() or (is_lost and self._may_lose()):
                         attempts.advanced()
                     attempts.failed(self._judged(failure))
+
+    def _turns_elsewhere(self, error: Exception) -> bool:
+        """Whether bytes were wrong that another place may have: then the upload begins anew, since it has got them."""
+        self._places += 1
+        if not isinstance(error, ContentMismatch) or self._places > _MOST_PLACES or not self._reader.turns_elsewhere():
+            return False
+        self._place = None
+        return True
 
     def _has_come_further(self) -> bool:
         before, self._furthest = self._furthest, max(self._furthest, self._offset)

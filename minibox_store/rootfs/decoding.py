@@ -15,6 +15,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidArchive, StoreError, StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.listeners import is_of_listener
 from minibox_store.output_bounds import OutputBounds
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.rootfs.reading_ahead import ReadingAhead
@@ -160,6 +161,8 @@ def _iter_told(source: CompressedInput, what: str, limits: UnpackLimits) -> Iter
     try:
         yield from iter_decompressed(source, what, limits.window_log)
     except OSError as error:
+        if is_of_listener(error):
+            raise
         raise StoreUnavailable(what, error.strerror or str(error)) from error
 
 
