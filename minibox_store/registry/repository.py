@@ -7,9 +7,10 @@ Spec: OCI distribution-spec 1.1, "Pulling manifests" and "Pulling blobs".
 """
 
 import ssl
+import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import attrs
 
@@ -34,6 +35,8 @@ from minibox_store.registry.downloads import BlobDownload, RangeDownload
 from minibox_store.registry.failures import Failure, LineCut, quoted
 from minibox_store.registry.referrer_lists import list_referrers, read_list
 from minibox_store.registry.transport import Reply, Request, Transport
+
+_T = TypeVar("_T")
 
 # One list, without q-values: some registries read the first type alone where there are several headers, or ignore q.
 ACCEPT = ", ".join(
@@ -71,6 +74,7 @@ class RegistryRepository:
         self._lines = lines
         self._limits = limits
         self._tls_transport = tls_transport
+        self._changing = threading.Lock()
         self._resolved: tuple[Descriptor, bytes] | None = None
         self._gives_ranges = True
         self._lists_referrers = True
@@ -132,7 +136,8 @@ class RegistryRepository:
         """
         if media_types.is_document(descriptor.media_type):
             return ContentStream(self._read_document(descriptor), offset)
-        return BlobDownload(self._transport, self._blob_target(descriptor), descriptor, offset)
+        target = self._blob_target(descriptor)
+        return self._asked_first(lambda: BlobDownload(self._transport, target, descriptor, offset))
 
     def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
         """Return exactly these bytes of a blob; None for a document, and where the registry gives no ranges.
@@ -145,7 +150,8 @@ class RegistryRepository:
         is_inside = 0 <= offset < offset + size_bytes <= descriptor.size_bytes
         if not is_inside or not self._gives_ranges or media_types.is_document(descriptor.media_type):
             return None
-        stream = RangeDownload(self._transport, self._blob_target(descriptor), descriptor, offset, size_bytes)
+        target = self._blob_target(descriptor)
+        stream = self._asked_first(lambda: RangeDownload(self._transport, target, descriptor, offset, size_bytes))
         self._gives_ranges = stream.is_given
         return stream if stream.is_given else None
 
@@ -160,12 +166,18 @@ class RegistryRepository:
 
         Spec: OCI distribution-spec 1.1, "Listing Referrers".
         """
+        repository, subject = self._reference.repository, descriptor.digest
         if self._lists_referrers:
-            found = list_referrers(self._transport, self._reference.repository, descriptor.digest, self._limits)
+            found = self._asked_first(lambda: list_referrers(self._transport, repository, subject, self._limits))
             if found is not None:
                 return found
             self._lists_referrers = False
-        return read_list(self, descriptor.digest).manifests
+        asked = self._transport
+        listed = read_list(self, subject).manifests
+        if self._transport is asked:
+            return listed
+        self._lists_referrers = True  # it was no answer of the registry that it knows no such lists
+        return self.referrers(descriptor)
 
     def check_access(self) -> None:
         """See that the registry lets us in.
@@ -214,18 +226,27 @@ class RegistryRepository:
         return Request(target=target, headers={"Accept": ACCEPT}, blob=blob)
 
     def _read_first(self, request: Request, limit_bytes: int) -> Reply:
-        """Read what a session begins with; it also shows whether a registry on this machine wants TLS.
+        return self._asked_first(lambda: self._transport.read(request, limit_bytes))
+
+    def _asked_first(self, ask: Callable[[], _T]) -> _T:
+        """Return an answer to what a session may begin with; it also shows whether a registry here wants TLS.
 
         Where plain HTTP was a guess, servers with TLS refuse the request as a bad one, or hang up.
         """
+        used = self._transport
         try:
-            return self._transport.read(request, limit_bytes)
+            return ask()
         except RegistryError as refused:
             has_hung_up = isinstance(refused.__cause__, _HUNG_UP)
-            if self._tls_transport is None or not (refused.status == 400 or has_hung_up):
+            if not (refused.status == 400 or has_hung_up):
                 raise
-            self._change_to_tls(self._tls_transport(), refused)
-        return self._transport.read(request, limit_bytes)
+            with self._changing:
+                # Another thread may have found out meanwhile.
+                if self._transport is used:
+                    if self._tls_transport is None:
+                        raise
+                    self._change_to_tls(self._tls_transport(), refused)
+        return ask()
 
     def _change_to_tls(self, secured: Transport, refused: RegistryError) -> None:
         try:
@@ -246,7 +267,8 @@ class RegistryRepository:
         name, size, limit = str(descriptor.digest), descriptor.size_bytes, self._limits.document_bytes
         if size > limit:
             raise InvalidDocument("", f"it is larger than {limit} bytes", name)
-        reply = self._transport.read(self._manifest_request(name, descriptor.digest), size, size)
+        request = self._manifest_request(name, descriptor.digest)
+        reply = self._asked_first(lambda: self._transport.read(request, size, size))
         announced = media_types.essence(reply.content_type or "")
         if announced not in (descriptor.media_type, *media_types.GENERIC):
             problem = f"it is served as {quoted(announced, reply.secrets)}, where {descriptor.media_type} was expected"
