@@ -5,6 +5,7 @@ is not. What a listener raises is neither, and passes.
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,10 +25,15 @@ def file_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if is_of_listener(error):
             raise
-        where = error.filename if isinstance(error.filename, str) else path
+        where, problem = path, error.strerror or str(error)
+        if isinstance(error.filename, str):
+            if os.path.isabs(error.filename):
+                where = error.filename
+            else:  # below a folder that is open, of which the system says nothing
+                problem = f"{problem}: {error.filename!r}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(where) from error
-        raise StoreUnavailable(where, error.strerror or str(error)) from error
+        raise StoreUnavailable(where, problem) from error
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """Errors: each is one sentence, travels between processes, and stands on the branch where callers look for it."""
 
+import os
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
 
-from minibox_store import errors
-from minibox_store.errors import StoreError
+from minibox_store import _files, errors
+from minibox_store._file_errors import file_errors
+from minibox_store.errors import StoreError, StoreUnavailable
 from minibox_store.rate_limits import RateLimit
 
 DIGEST = "sha256:" + "a" * 64
@@ -204,3 +207,14 @@ def test_text_from_outside_cannot_break_the_line_of_an_error() -> None:
 def test_an_error_with_a_sentence_of_its_own_keeps_it_when_it_is_pickled() -> None:
     error = errors.StoreError("a sentence")
     assert str(pickle.loads(pickle.dumps(error))) == "a sentence"
+
+
+def test_what_the_system_refuses_below_an_open_folder_is_told_with_the_store_that_it_is_of(tmp_path: Path) -> None:
+    with _files.opened_directory(str(tmp_path)) as folder:
+        with pytest.raises(StoreUnavailable) as caught, file_errors("/a/store"):
+            os.mkdir("nowhere/etc", dir_fd=folder)
+        assert caught.value.path == "/a/store", "a name below an open folder says nothing by itself"
+        assert "nowhere/etc" in str(caught.value)
+    with pytest.raises(StoreUnavailable) as caught, file_errors("/a/store"):
+        os.mkdir("/nowhere/etc")
+    assert caught.value.path == "/nowhere/etc"
