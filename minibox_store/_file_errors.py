@@ -5,10 +5,37 @@ is not.
 """
 
 import errno
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 from minibox_store.errors import InvalidPath, StoreError, StoreFull, StoreUnavailable
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_OF_THE_CALLER = "_of_the_caller_of_minibox_store"
+
+
+def passing_errors(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function of the caller's, a listener say, as one whose own errors are not taken for the system's.
+
+    What it prints to may be closed: that says nothing of the path, or of the store, that was worked on.
+    """
+
+    @functools.wraps(call)
+    def marking(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        try:
+            return call(*arguments, **named)
+        except (OSError, UnicodeError) as error:
+            setattr(error, _OF_THE_CALLER, True)
+            raise
+
+    return marking
+
+
+def _is_of_the_caller(error: Exception) -> bool:
+    return hasattr(error, _OF_THE_CALLER)
 
 
 @contextmanager
@@ -19,6 +46,8 @@ def file_errors(path: str) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
+        if _is_of_the_caller(error):
+            raise
         where = error.filename if isinstance(error.filename, str) else path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(where) from error
@@ -33,8 +62,12 @@ def path_errors(path: str) -> Iterator[None]:
     try:
         yield
     except UnicodeEncodeError as error:
+        if _is_of_the_caller(error):
+            raise
         raise InvalidPath(path, "it is no text that a path can be") from error
     except OSError as error:
+        if _is_of_the_caller(error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(path) from error
         if error.errno == errno.EIO:

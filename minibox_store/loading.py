@@ -12,7 +12,7 @@ from typing import BinaryIO
 import attrs
 
 from minibox_store import media_types
-from minibox_store._file_errors import path_errors
+from minibox_store._file_errors import passing_errors, path_errors
 from minibox_store._files import open_regular
 from minibox_store._room import check_room
 from minibox_store.admitting import Wish, check_policy, digest_in
@@ -72,6 +72,7 @@ def load_archive(
     """
     if wish.names is not None and not callable(wish.names):
         raise InvalidArgument("names", wish.names, "it is nothing that can be asked for a name")
+    on_event = passing_errors(on_event)
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
         # All of it is kept until it is known what is needed. What comes through a pipe is weighed member by member.
@@ -82,7 +83,7 @@ def load_archive(
             with cancellation.interrupting(reader):
                 stage_blobs(reader.iter_blobs(), writer, on_event=on_event, cancellation=cancellation)
             archived = read_images(reader.members, source, blobs.size_of, limits)
-        named = _named(archived, wish.names)
+        named = _named(archived, None if wish.names is None else passing_errors(wish.names))
         with _naming_archive():
             choice = _Choice(source, blobs, wish, limits, on_event)
             chosen = [(name, choice.admit(name, image)) for name, image in named]

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, overload
 
-from minibox_store._file_errors import file_errors, path_errors
+from minibox_store._file_errors import file_errors, passing_errors, path_errors
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, copy_graph, count_blobs, ignore_events
 from minibox_store.digest import Digest
@@ -119,6 +119,7 @@ class Saving:
 
         wanted = checked_choice(platform)
         names = _checked_names(name)
+        on_event = on_event if on_event is ignore_events else passing_errors(on_event)
         form = ArchiveForm(format=format, exclude=exclude, compress=compress)
         target = _target(file, dir_fd, form, durable=self._layout.durable)
         with (
