@@ -1,29 +1,32 @@
-"""Whose error it is: what a listener raises ends an operation as it is, and is blamed on nobody else.
+"""Whose error it is: what a function of the caller's raises ends an operation as it is, and is blamed on nobody else.
 
 A listener prints, and its terminal may be gone; or it counts, and has enough. That is no failure of the store's disk,
 and of no mirror after which another one would be asked.
 """
 
+import functools
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-from minibox_store.events import Event
-
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 _MARK = "_minibox_store_listener"
 
 
-def marking_errors(on_event: Callable[[Event], None]) -> Callable[[Event], None]:
-    """Return a listener whose errors :func:`is_of_listener` tells from all others; they are raised as they are."""
+def marking_errors(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function whose errors :func:`is_of_listener` tells from all others; they are raised as they are."""
 
-    def tell(event: Event) -> None:
+    @functools.wraps(call)
+    def marking(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
         try:
-            on_event(event)
+            return call(*arguments, **named)
         except Exception as error:
             error.__dict__[_MARK] = True
             raise
 
-    return tell
+    return marking
 
 
 def is_of_listener(error: BaseException) -> bool:
-    """Whether an error is what a listener has raised."""
+    """Whether an error is what a listener, or another function of the caller's, has raised."""
     return _MARK in error.__dict__

@@ -36,6 +36,7 @@ from minibox_store.graph import ContentStream, RememberingSource
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Transaction
 from minibox_store.limits import Limits
+from minibox_store.listeners import marking_errors
 from minibox_store.platforms import ArchivedPlatforms
 from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, BlobStream
@@ -82,7 +83,7 @@ def load_archive(
             with cancellation.interrupting(reader):
                 stage_blobs(reader.iter_blobs(), writer, on_event=on_event, cancellation=cancellation)
             archived = read_images(reader.members, source, blobs.size_of, limits)
-        named = _named(archived, wish.names)
+        named = _named(archived, None if wish.names is None else marking_errors(wish.names))
         with _naming_archive():
             choice = _Choice(source, blobs, wish, limits, on_event)
             chosen = [(name, choice.admit(name, image)) for name, image in named]
