@@ -224,10 +224,14 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(file, str | os.PathLike):
         yield file
         return
-    with path_errors(os.fspath(file)):
-        descriptor = open_regular(os.fspath(file), follow_links=True)
+    path = os.fspath(file)
+    with path_errors(path):
+        descriptor = open_regular(path, follow_links=True)
     with open(descriptor, "rb", buffering=0) as archive:
-        yield archive
+        try:
+            yield archive
+        except InvalidArchive as error:
+            raise attrs.evolve(error, path=path) from error
 
 
 @contextmanager
