@@ -145,15 +145,17 @@ class InvalidDocument(InvalidInput):
 
 @attrs.frozen(slots=False, repr=False)
 class InvalidArchive(InvalidInput):
-    """A tar that is no image archive, breaks the format, or lacks what its manifest names, ``missing`` all of it."""
+    """A tar, at ``path`` if it has one, that is no image archive, breaks the format, or lacks what is ``missing``."""
 
     problem: str
     member: str | None = None
     missing: tuple[str, ...] = ()
+    path: str | None = None
 
     def _sentence(self) -> str:
+        archive = f" {self.path!r}" if self.path is not None else ""
         place = f" at member {_shown(self.member)}" if self.member is not None else ""
-        return f"invalid archive{place}: {self.problem}"
+        return f"invalid archive{archive}{place}: {self.problem}"
 
 
 class NotFound(StoreError, LookupError):

@@ -230,7 +230,10 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     with path_errors(path):
         descriptor = open_regular(path, follow_links=True)
     with open(descriptor, "rb", buffering=0) as archive:
-        yield archive
+        try:
+            yield archive
+        except InvalidArchive as error:
+            raise attrs.evolve(error, path=path) from error
 
 
 @contextmanager

@@ -473,7 +473,8 @@ def test_S6_no_digest_check_a_blob_that_is_not_what_its_name_says_is_refused(
     path = tmp_path / "image.tar"
     path.write_bytes(archive)
     sentence = refused(store, str(path) if in_file else archive)
-    assert sentence.startswith(f"invalid archive: content of {digest} does not match: expected {digest}, got sha256:")
+    named = f"invalid archive {str(path)!r}" if in_file else "invalid archive"
+    assert sentence.startswith(f"{named}: content of {digest} does not match: expected {digest}, got sha256:")
 
 
 def test_S6_a_wrong_blob_that_no_image_needs_is_refused_too(store: Store) -> None:
@@ -739,9 +740,9 @@ def test_a_member_that_claims_more_than_the_file_has_is_refused_before_it_is_cop
 ) -> None:
     claim = raw_header(f"blobs/sha256/{HEX}".encode(), size=1 << 32)
     (tmp_path / "file").write_bytes(claim + padded(b"x"))
-    sentence = refused(store, str(tmp_path / "file"))
-    assert sentence == (
-        f"invalid archive at member 'blobs/sha256/{HEX}': the archive ends inside the data of this member"
+    file = str(tmp_path / "file")
+    assert refused(store, file) == (
+        f"invalid archive {file!r} at member 'blobs/sha256/{HEX}': the archive ends inside the data of this member"
     )
 
 

@@ -29,6 +29,10 @@ EXAMPLES: list[tuple[StoreError, str]] = [
     (errors.InvalidDocument("", "no JSON", "index.json"), "invalid index.json: no JSON"),
     (errors.InvalidArchive("it is empty"), "invalid archive: it is empty"),
     (errors.InvalidArchive("a link", "../x"), "invalid archive at member '../x': a link"),
+    (
+        errors.InvalidArchive("a link", "../x", path="/srv/a.tar"),
+        "invalid archive '/srv/a.tar' at member '../x': a link",
+    ),
     (errors.ImageNotFound("app:1"), "image 'app:1' not found"),
     (errors.BlobNotFound(DIGEST), f"blob {DIGEST} not found"),
     (errors.PathNotFound("app:1", "/etc/x\n"), "image 'app:1' has no file '/etc/x\\n'"),
