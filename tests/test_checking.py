@@ -25,7 +25,6 @@ from minibox_store import (
     Need,
     Store,
     StoreDamaged,
-    StoreError,
     StoreUnavailable,
     image_map,
 )
