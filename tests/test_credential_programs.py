@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from minibox_store.codec.auth_files import AuthEntry
 from minibox_store.errors import CredentialHelperFailed, StoreError
 from minibox_store.registry.credential_programs import HELPER_SECONDS, PROGRAM_PATH, CredentialPrograms
-from tests.support.homes import Home
+from tests.support.homes import PYTHON_PROGRAM, Home
 
 SECRET = "planted-secret-3e77"
 
@@ -181,7 +180,7 @@ def test_a_helper_that_leaves_somebody_with_its_output_is_not_waited_for(home: H
 
 
 def test_a_helper_that_reads_nothing_and_one_that_takes_a_large_secret_are_no_trouble(home: Home) -> None:
-    (home.programs / "docker-credential-deaf").write_text(f"#!{sys.executable} -I\nimport sys; sys.exit(0)\n")
+    (home.programs / "docker-credential-deaf").write_text(f"{PYTHON_PROGRAM}\nimport sys; sys.exit(0)\n")
     (home.programs / "docker-credential-deaf").chmod(0o755)
     programs(home).write("deaf", "quay.io", AuthEntry(username="a", password="p" * 1_000_000))
     helper = home.add_helper("x")

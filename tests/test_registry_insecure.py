@@ -248,6 +248,7 @@ def test_tls_that_fails_in_another_way_is_not_taken_for_plain_http() -> None:
     ("error", "expected"),
     [
         (ssl.SSLEOFError(8, "eof"), True),
+        (ssl.SSLZeroReturnError(6, "closed"), True),
         (ConnectionRefusedError(), True),
         (ConnectionResetError(), True),
         (TimeoutError(), False),

@@ -44,6 +44,8 @@ _SECRET_LENGTH = 4
 _TELLING_LENGTH = 16
 # More of a header is no help.
 _QUOTED_LENGTH = 80
+# What a handshake raises that the other side closes: Python 3.11.2, which Debian 12 has, the second.
+_CLOSED_BY_PEER = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 # What openssl calls an answer that is not TLS.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"})
 # What a server says of who should prove himself by a certificate. Spec: RFC 8446, section 6.2.
@@ -128,7 +130,7 @@ class LineCut(ConnectionError):
 def shows_no_tls(error: OSError) -> bool:
     """Whether a failure to connect with TLS may mean that none is spoken there."""
     if isinstance(error, ssl.SSLError):
-        return isinstance(error, ssl.SSLEOFError) or _reason(error) in _NO_TLS
+        return isinstance(error, _CLOSED_BY_PEER) or _reason(error) in _NO_TLS
     if isinstance(error, ProxyFailed):
         return error.status not in (None, 407)  # it tells of the host behind it, or has a rule for ports with TLS
     return isinstance(error, ConnectionRefusedError | ConnectionResetError | BrokenPipeError)
@@ -156,7 +158,7 @@ def _problem_of(error: Exception) -> tuple[str, bool]:
             return str(error), False
         case ProxyFailed():
             return error.problem, error.may_retry
-        case LineCut() | http.client.RemoteDisconnected() | ssl.SSLEOFError():
+        case LineCut() | http.client.RemoteDisconnected() | ssl.SSLEOFError() | ssl.SSLZeroReturnError():
             return "the connection was closed before the answer's end", True
         case TimeoutError():
             return "no answer came in time", True

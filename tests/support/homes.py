@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,15 @@ from typing import Any
 from minibox_store.registry import Credentials, MachineCredentials
 from tests.support.processes import plain_environment
 
+# How a program for this Python begins: no path with a space in it can stand behind a #!.
+PYTHON_PROGRAM = f"""\
+#!/bin/sh
+'''exec' {shlex.quote(sys.executable)} -I "$0" "$@"
+' '''"""
+
 # What every helper does by the protocol, and what a test wants to know of how it was run.
 _HELPER = """\
-#!{python} -I
+{python}
 import json, os, sys
 kept, log, trouble = {kept!r}, {log!r}, {trouble!r}
 given = sys.stdin.read()
@@ -116,7 +123,7 @@ class Home:
         write_json(helper.kept, dict(secrets or {}))
         program = self.programs / f"docker-credential-{name}"
         program.write_text(
-            _HELPER.format(python=sys.executable, kept=str(helper.kept), log=str(helper.log), trouble=trouble)
+            _HELPER.format(python=PYTHON_PROGRAM, kept=str(helper.kept), log=str(helper.log), trouble=trouble)
         )
         os.chmod(program, 0o755)
         return helper
