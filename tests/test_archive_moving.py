@@ -210,31 +210,36 @@ def test_the_room_for_what_is_copied_is_taken_before_the_first_byte_of_it_where_
     found = []
 
     def look(source: int, target: int, size_bytes: int, offset: int, position: int) -> int:
-        if size_bytes > MEBIBYTE:
+        if size_bytes >= MEBIBYTE and position == 0:
             status = os.fstat(target)
-            found.append((size_bytes, status.st_size, status.st_blocks * 512 >= size_bytes))
+            found.append((status.st_size, status.st_blocks * 512 >= len(SMALL.blobs[ONLY])))
         return os.copy_file_range(source, target, size_bytes, offset, position)
 
     monkeypatch.setattr(_moving, "os", OtherOs(copy_file_range=look))
     open_store(folder / "store").load(folder / "image.tar")
-    assert found == [(len(SMALL.blobs[ONLY]), 0, is_taken)]
+    assert found == [(0, is_taken)]
 
 
 # ---- who changes the archive meanwhile
 
 
 class Meanwhile:
-    """Something that happens once, before or behind the step that copies the first bytes of the large layer."""
+    """Something that happens once: before the step that begins at a place of an archive, or behind one that ends there.
 
-    def __init__(self, *, before: Callable[[], None] | None = None, behind: Callable[[], None] | None = None) -> None:
+    Where blocks are shared a step has 16 MiB, else one.
+    """
+
+    def __init__(
+        self, place: int, *, before: Callable[[], None] | None = None, behind: Callable[[], None] | None = None
+    ) -> None:
+        self._place = place
         self._before = before
         self._behind = behind
         self.happened = 0
 
     def copy_file_range(self, source: int, target: int, size_bytes: int, offset: int, position: int) -> int:
         """Copy, and let it happen."""
-        is_it = size_bytes >= 3 * MEBIBYTE and position == 0
-        if is_it and self._before is not None:
+        if offset == self._place and self._before is not None:
             self.happened += 1
             self._before()
         done = 0
@@ -243,7 +248,7 @@ class Meanwhile:
             if not count:
                 break
             done += count
-        if is_it and self._behind is not None:
+        if offset + size_bytes == self._place and self._behind is not None:
             self.happened += 1
             self._behind()
         return done
@@ -264,10 +269,11 @@ def test_what_another_process_writes_once_the_bytes_are_copied_changes_nothing(f
     path = folder / "image.tar"
     place = write_archive(path, members_of(SMALL, NAME), align_bytes)[blob_name(ONLY)]
     size_bytes = len(SMALL.blobs[ONLY])
+    others = b"\xff" * size_bytes  # no zeros: a tar ends with such
     with meddling_with(path) as other:
-        meanwhile = Meanwhile(behind=lambda: other.write(place, bytes(size_bytes)))
+        meanwhile = Meanwhile(place + size_bytes, behind=lambda: other.write(place, others))
         load_meanwhile(open_store(folder / "store"), path, meanwhile)
-    assert path.read_bytes()[place : place + size_bytes] == bytes(size_bytes)
+    assert path.read_bytes()[place : place + size_bytes] == others
     check_loaded(folder / "store", SMALL)
 
 
@@ -279,7 +285,7 @@ def test_what_another_process_writes_before_the_bytes_are_copied_is_refused(fold
     for at in (0, 5000, len(SMALL.blobs[ONLY]) - 1):
         with meddling_with(path) as other:
             right = SMALL.blobs[ONLY][at : at + 1]
-            meanwhile = Meanwhile(before=partial(other.write, place + at, bytes([right[0] ^ 1])))
+            meanwhile = Meanwhile(place, before=partial(other.write, place + at, bytes([right[0] ^ 1])))
             with pytest.raises(InvalidArchive, match=ONLY):
                 load_meanwhile(open_store(folder / "store"), path, meanwhile)
             other.write(place + at, right)
@@ -292,7 +298,8 @@ def test_a_blob_of_which_half_was_copied_when_another_process_wrote_the_other_ha
     place = write_archive(path, members_of(IMAGE, NAME), BLOCK_BYTES)[blob_name(LARGE)]
     with meddling_with(path) as other:
         # Sixteen mebibytes have been copied by now, and the rest has not.
-        meanwhile = Meanwhile(behind=lambda: other.write(place + 16 * MEBIBYTE + 5, b"something else"))
+        middle = place + 16 * MEBIBYTE
+        meanwhile = Meanwhile(middle, behind=lambda: other.write(middle + 5, b"something else"))
         with pytest.raises(InvalidArchive, match=LARGE):
             load_meanwhile(open_store(folder / "store"), path, meanwhile)
     check_refused(folder / "store")
@@ -316,7 +323,7 @@ def test_an_archive_that_another_process_cuts_off_meanwhile_is_refused(folder: P
     for left_bytes in (place + 2 * MEBIBYTE + 100, place):
         write_archive(path, members_of(SMALL, NAME), BLOCK_BYTES)
         with meddling_with(path) as other:
-            meanwhile = Meanwhile(before=partial(other.truncate, left_bytes))
+            meanwhile = Meanwhile(place, before=partial(other.truncate, left_bytes))
             # Who looks for the next member may be the first to see it.
             with pytest.raises(InvalidArchive, match=r"became shorter|is cut off"):
                 load_meanwhile(open_store(folder / "store"), path, meanwhile)
