@@ -269,10 +269,11 @@ def test_what_another_process_writes_once_the_bytes_are_copied_changes_nothing(f
     path = folder / "image.tar"
     place = write_archive(path, members_of(SMALL, NAME), align_bytes)[blob_name(ONLY)]
     size_bytes = len(SMALL.blobs[ONLY])
+    others = b"\xff" * size_bytes  # no zeros: a tar ends with such
     with meddling_with(path) as other:
-        meanwhile = Meanwhile(place + size_bytes, behind=lambda: other.write(place, bytes(size_bytes)))
+        meanwhile = Meanwhile(place + size_bytes, behind=lambda: other.write(place, others))
         load_meanwhile(open_store(folder / "store"), path, meanwhile)
-    assert path.read_bytes()[place : place + size_bytes] == bytes(size_bytes)
+    assert path.read_bytes()[place : place + size_bytes] == others
     check_loaded(folder / "store", SMALL)
 
 
