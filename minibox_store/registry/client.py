@@ -278,11 +278,10 @@ class RegistryClient:
         api_origin(reference.domain, self._schemes)  # before all else: a reference may have a port that is none
         lines = OpenLines()
         opened = partial(self._open_transport, reference.domain, scope, find, cache, lines, on_event)
-        transport = opened(self._schemes)  # first: it says of a domain that cannot be contacted what is wrong with it
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
-        return WritableRepository(reference, transport, lines, self._limits, tls_transport=tls_transport)
+        return WritableRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
 
     def _open_transport(
         self,
@@ -295,10 +294,10 @@ class RegistryClient:
         schemes: Schemes,
     ) -> Transport:
         opened = partial(self._open_session, domain, scope, find, lines)
-        session, pool = opened(schemes)
         plain = None
         if schemes.may_be_plain(domain):
             plain = partial(opened, schemes.with_plain_http(domain))
+        session, pool = opened(schemes)
         return Transport(
             session,
             pool=pool,
