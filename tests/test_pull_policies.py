@@ -596,6 +596,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.timeout(900 if DEEP else 120)
 @settings(max_examples=300 if DEEP else 30)
 @given(STEPS)
 def test_if_newer_leaves_what_always_would_whatever_came_before(

@@ -45,7 +45,7 @@ def serve(registry: ScriptedRegistry, script: Script, slowness: Slowness, ends_w
             registry.allow("GET", f"{name}?x", *answers)
 
 
-@pytest.mark.timeout(1500 if DEEP else 600)
+@pytest.mark.timeout(3600 if DEEP else 600)
 @settings(max_examples=EXAMPLES)
 @given(mirrors=st.lists(st.tuples(SCRIPTS, st.booleans()), min_size=1, max_size=2), home=st.none() | SCRIPTS)
 def test_a_pull_from_places_with_any_faults_ends_in_the_image_or_in_one_error(
