@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from urllib.parse import quote, urlencode
 
 import httpx2
@@ -109,22 +111,40 @@ def test_an_image_whose_manifest_is_damaged_is_listed_as_damaged(
     assert (listed["name"], listed["digest"]) == (NAME, image.digest)
 
 
-def test_the_list_of_five_thousand_images_takes_at_most_20_ms_when_warm(tmp_path: Path, image: BuiltImage) -> None:
-    write_layout(tmp_path / "data", {NAME: image})
-    index = json.loads((tmp_path / "data" / "index.json").read_bytes())
+def test_a_warm_list_takes_as_many_steps_of_five_thousand_images_as_of_fifty(tmp_path: Path, image: BuiltImage) -> None:
+    few, many = (steps_of_a_warm_list(tmp_path / str(count), image, count) for count in (50, 5000))
+    assert many < few + 100, "how long that takes is measured by the benchmark"
+
+
+def steps_of_a_warm_list(root: Path, image: BuiltImage, count: int) -> int:
+    """Return how many functions this project calls, its own and others, to list so many images once more."""
+    write_layout(root, {NAME: image})
+    index = json.loads((root / "index.json").read_bytes())
     [entry] = index["manifests"]
-    names = [{REFERENCE_NAME: f"app{number}:1"} for number in range(5000)]
+    names = [{REFERENCE_NAME: f"app{number}:1"} for number in range(count)]
     index["manifests"] = [{**entry, "annotations": name} for name in names]
-    (tmp_path / "data" / "index.json").write_text(json.dumps(index))
-    with client_of(tmp_path / "data", is_held=False) as client:
-        assert len(client.get("/images").json()) == 5000
-        times = []
-        for _ in range(9):
-            begin = time.perf_counter()
-            response = client.get("/images")
-            times.append(time.perf_counter() - begin)
-            assert response.status_code == 200
-    assert sorted(times)[4] < 0.02, times
+    (root / "index.json").write_text(json.dumps(index))
+    steps = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        # What the server and its loop do for each piece of the answer is theirs.
+        if event in ("call", "c_call") and frame.f_globals.get("__name__", "").startswith("minibox_"):
+            steps.append(event)
+
+    threading.setprofile(note)  # of threads that begin from now on: the daemon's
+    try:
+        with client_of(root, is_held=False) as client:
+            assert len(client.get("/images").json()) == count
+            found = []
+            for _ in range(4):
+                time.sleep(0.3)  # until what was listed is asked of the store again
+                steps.clear()
+                assert client.get("/images").status_code == 200
+                found.append(len(steps))
+    finally:
+        threading.setprofile(None)
+    assert min(found) > 0, "nothing was counted"
+    return min(found)
 
 
 # ---- POST /images/save and /images/load
