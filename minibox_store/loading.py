@@ -201,17 +201,19 @@ def _named(
     """Return the images that are wanted, each with the name that it gets.
 
     Raises:
-        InvalidArchive: when there is none, or two images would have the same.
+        InvalidArchive: when there is none, two images would have the same, or blobs are missing for one of docker's.
         InvalidReference: when an image may not have it.
         InvalidArgument: when ``names`` gives something else than a text or None.
     """
     found: dict[str, ArchivedImage] = {}
     for image in archived:
-        if names is None and not image.name:
-            raise InvalidArchive(f"the image {image.root.digest} has no name in it, and none was given")
         name = image.name if names is None else names(image.name)
         if name is None:
             continue
+        if image.refusal is not None:
+            raise image.refusal
+        if names is None and not name:
+            raise InvalidArchive(f"the image {image.root.digest} has no name in it, and none was given")
         if not isinstance(name, str):
             raise InvalidArgument("names", name, f"that is what it gives {image.name!r}, and neither a text nor None")
         if found.setdefault(check_image_name(name), image).root != image.root:

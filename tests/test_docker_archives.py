@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from backports import zstd
 
-from minibox_store import Store
+from minibox_store import InvalidArchive, Store
 from minibox_store.archive import ArchiveReader
 from minibox_store.media_types import OCI_LAYER_ZSTD
 from tests.support.archives import blob_name, pack, special
@@ -241,6 +241,30 @@ def test_all_that_is_missing_is_told_at_once(store: Store) -> None:
     error = refusal_of(store, pack(members))
     assert set(getattr(error, "missing")) == {IMAGE.config_digest, *IMAGE.layer_digests}  # noqa: B009
     assert str(error) == f"invalid archive: it lacks {IMAGE.config_digest} and 2 more, which manifest.json names"
+
+
+@pytest.mark.parametrize("style", ["docker", "containerd"])
+def test_an_image_that_is_whole_is_chosen_beside_one_that_lacks_blobs(style: DockerStyle, store: Store) -> None:
+    other = build_image([{"other": b"1"}], salt="other")
+    members = DockerArchive(style).add(IMAGE, "whole:1").add(other, "thin:1").finish()
+    lost = {other.config_digest.partition(":")[2], *(each.partition(":")[2] for each in other.layer_digests)}
+    kept = [member for member in members if not any(each in str(member[0]) for each in lost)]
+    assert len(kept) < len(members)
+    archive = pack(kept)
+    assert "which manifest.json names" in refused(store, archive), "all are wanted"
+    with pytest.raises(InvalidArchive, match=r"which manifest\.json names") as caught:
+        store.load(io.BytesIO(archive), names=lambda name: name if name == "thin:1" else None)
+    assert set(caught.value.missing) & {other.config_digest, *other.layer_digests}
+    assert "thin:1" not in [image.name for image in store.images()]
+    store.load(io.BytesIO(archive), names=lambda name: name if name == "whole:1" else None)
+    assert holds(store, {"whole:1": made_image(IMAGE, style)})
+
+
+def test_S6_a_name_that_stands_twice_for_one_that_lacks_blobs_is_refused_too(store: Store) -> None:
+    kept = [each for each in docker_members(IMAGE, NAME, style="docker") if not str(each[0]).endswith("layer.tar")]
+    images = [entry(IMAGE, "docker", NAME, NAME)]
+    lacking = [{**each, "Layers": [f"{HEX}.tar"]} for each in images]
+    assert "twice" in refused(store, pack([*kept[:-2], table(lacking)]))
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"x", b'{"rootfs":{"diff_ids":["sha256:x"]}}', b'{"rootfs":5}'])

@@ -38,10 +38,18 @@ from minibox_store.wholeness import DocumentTotals
 
 @attrs.frozen(kw_only=True, repr=False)
 class ArchivedImage(Value):
-    """An image that an archive tells of: its name, empty where it has none, and its root, which is not trusted."""
+    """An image that an archive tells of.
+
+    Attributes:
+        name: empty where it has none.
+        root: which is not trusted. Of docker's form it is a manifest that is made here; what lacks blobs has none, and
+            is known by its config.
+        refusal: what is missing for that manifest: whoever wants the image is told so.
+    """
 
     name: str
     root: Descriptor
+    refusal: InvalidArchive | None = attrs.field(default=None, eq=False)
 
 
 def read_images(
@@ -137,9 +145,16 @@ class _Contents:
         names = names_by_repositories(images, identifiers, self._members)
         form = DockerForm(self._members, self._source, self._size_of, self._limits)
         for image in images:
-            root = form.manifest_of(image)
+            refusal = None
+            try:
+                root = form.manifest_of(image)
+            except InvalidArchive as error:
+                if not error.missing:
+                    raise
+                root = Descriptor(media_type=media_types.OCI_CONFIG, digest=config_digest(image), size_bytes=0)
+                refusal = error
             for name in image.repo_tags or names.get(image, ("",)):
-                yield ArchivedImage(name=name, root=root)
+                yield ArchivedImage(name=name, root=root, refusal=refusal)
 
     def _entries(self) -> tuple[Descriptor, ...]:
         with _naming(INDEX_JSON):
