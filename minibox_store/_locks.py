@@ -69,9 +69,13 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
     pause = 0.001
     while True:
         file = _LockFile(path)
-        if try_lock(file.descriptor, path, shared=shared):
-            break
-        busy = _busy(file.descriptor, path)
+        try:
+            if try_lock(file.descriptor, path, shared=shared):
+                break
+            busy = _busy(file.descriptor, path)
+        except BaseException:
+            file.close()  # at once: who keeps the error keeps this frame, and with it the file
+            raise
         file.close()
         if time.monotonic() >= deadline:
             raise busy
