@@ -340,7 +340,7 @@ class TestWhatACallerReadsThrough:
                 raise error
 
         with pytest.raises(StoreUnavailable, match=str(error)):
-            Store(tmp_path / "store").load(Cut())  # type: ignore[arg-type]  # no more than this is needed
+            Store(tmp_path / "store").load(Cut())  # type: ignore[arg-type]  # of a file no more than read is asked for
 
     def test_a_peer_that_keeps_still_for_too_long_is_no_damage(self, store: Store) -> None:
         here, there = socket.socketpair()
@@ -357,7 +357,7 @@ class TestWhatACallerReadsThrough:
                 return given * size if isinstance(given, bytes) else given
 
         with pytest.raises(InvalidArgument, match="it gives something else"):
-            Store(tmp_path / "store").load(Odd())  # type: ignore[arg-type]  # this is what is tried
+            Store(tmp_path / "store").load(Odd())  # type: ignore[arg-type]  # a file that breaks the rules of its type is what is tried
 
     @pytest.mark.parametrize("told", [-1, 1 << 30, True, 1.0, "x"])
     def test_a_file_that_miscounts_what_it_gives_is_told_so(self, told: object, store: Store) -> None:
@@ -366,7 +366,7 @@ class TestWhatACallerReadsThrough:
                 return told
 
         with pytest.raises(InvalidArgument, match="it says that it has given"):
-            store.load(Odd())  # type: ignore[arg-type]  # this is what is tried
+            store.load(Odd())  # type: ignore[arg-type]  # a file that breaks the rules of its type is what is tried
 
     def test_a_file_that_another_was_detached_from_is_told_so(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(GOOD)

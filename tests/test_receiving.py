@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from minibox_store import (
 from minibox_store import _moving as moving
 from minibox_store._locks import is_locked
 from minibox_store.layout import leftovers, reaching
-from tests.support.forks import forked, run_forked
+from tests.support.forks import forked, run_as_user
 from tests.support.images import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -349,27 +348,23 @@ def test_a_process_that_died_as_it_finished_an_upload_leaves_a_blob_that_nobody_
 
 def test_a_user_finishes_an_upload_that_is_a_blob_already_as_root_does() -> None:
     require_root()
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
 
-        def finish() -> None:
-            os.setgid(65534)
-            os.setuid(65534)
-            root = Path(name, "store")
-            repository = open_store(root).repository("team/app")
-            upload = repository.begin_upload()
-            [path] = uploads_in(root)
-            push_blob(repository, FIRST)
-            path.unlink()
-            os.link(blob(root, str(Digest.of(FIRST))), path)  # here the process died that finished it
-            assert not os.access(path, os.W_OK)
-            with pytest.raises(UploadNotFound):
-                repository.append_upload(upload.id, io.BytesIO(SECOND))
-            assert repository.finish_upload(upload.id, Digest.of(FIRST)).size_bytes == len(FIRST)
-            assert not uploads_in(root)
-            check_invariants(root)
+    def finish(folder: Path) -> None:
+        root = folder / "store"
+        repository = open_store(root).repository("team/app")
+        upload = repository.begin_upload()
+        [path] = uploads_in(root)
+        push_blob(repository, FIRST)
+        path.unlink()
+        os.link(blob(root, str(Digest.of(FIRST))), path)  # here the process died that finished it
+        assert not os.access(path, os.W_OK)
+        with pytest.raises(UploadNotFound):
+            repository.append_upload(upload.id, io.BytesIO(SECOND))
+        assert repository.finish_upload(upload.id, Digest.of(FIRST)).size_bytes == len(FIRST)
+        assert not uploads_in(root)
+        check_invariants(root)
 
-        assert run_forked(finish) == 0
+    assert run_as_user(finish) == 0
 
 
 @contextmanager

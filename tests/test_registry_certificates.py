@@ -131,10 +131,10 @@ def test_relative_paths_stay_what_they_were_when_the_working_directory_changes(
                 assert read_all(repository, LAYER) == CONTENT
 
 
-@pytest.mark.parametrize("options", [{"authorities": ("a\0b",)}, {"client": ("a\0b", "c")}])
-def test_a_path_that_none_can_be_is_told_of(certificate: Certificate, options: dict[str, tuple[str, ...]]) -> None:
+@pytest.mark.parametrize("named", [Certificates(authorities=("a\0b",)), Certificates(client=("a\0b", "c"))], ids=repr)
+def test_a_path_that_none_can_be_is_told_of(certificate: Certificate, named: Certificates) -> None:
     with ScriptedRegistry(certificate=certificate) as registry:
-        known = {registry.host: Certificates(**options)}  # type: ignore[arg-type]  # either
+        known = {registry.host: named}
         reference = registry.reference("team/app", "1")
         with (
             open_repository(reference, https=[registry.host], certificates=known) as repository,

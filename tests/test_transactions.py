@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ from minibox_store.layout import TransactionTarget, contents, opening_image, par
 from minibox_store.layout.transaction import Transaction
 from minibox_store.protocols import BlobSource, BlobStream
 from tests.support.archives import members_of, pack, read_archive
-from tests.support.forks import forked, kill, run_forked, sleep_for_ever
+from tests.support.forks import forked, kill, run_as_user, run_forked, sleep_for_ever
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.invariants import check_invariants, find_leftovers, held_locks, open_files, read_names, stored
 from tests.support.os_proxy import DIED, Gate, OsProxy, no_hard_links, replaced_os
@@ -583,23 +582,20 @@ def test_who_wants_the_same_blob_waits_while_it_grows_and_fetches_nothing(root: 
 
 
 def test_who_waits_fetches_nothing_when_the_blob_is_verified_and_about_to_appear(root: Path) -> None:
-    wait_for_what_is_about_to_appear(root)
+    assert opened_while_it_is_about_to_appear(root) == []
 
 
 def test_a_user_fetches_nothing_either_when_the_blob_is_about_to_appear_though_it_is_read_only_by_then() -> None:
     require_root()
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
 
-        def wait() -> None:
-            os.setgid(65534)
-            os.setuid(65534)
-            wait_for_what_is_about_to_appear(Path(name, "store"))
+    def wait(folder: Path) -> None:
+        assert opened_while_it_is_about_to_appear(folder / "store") == []
 
-        assert run_forked(wait) == 0
+    assert run_as_user(wait) == 0
 
 
-def wait_for_what_is_about_to_appear(root: Path) -> None:
+def opened_while_it_is_about_to_appear(root: Path) -> list[tuple[Digest, int]]:
+    """Return what is fetched by who wants a blob that another one has verified, and is about to link."""
     layer = layer_of(BIG)
     mine = RecordingSource(memory_of({"x": BIG}))
     with (
@@ -615,9 +611,9 @@ def wait_for_what_is_about_to_appear(root: Path) -> None:
             time.sleep(0.2)
             gate.open()
         stack.close()
-    assert mine.opened == []
     assert not partial_of(root, layer).exists()
     check_invariants(root)
+    return mine.opened
 
 
 def test_who_came_too_late_to_wait_looks_for_the_blob_once_more_before_it_fetches(root: Path) -> None:

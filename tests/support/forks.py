@@ -4,11 +4,13 @@ import ctypes
 import os
 import select
 import signal
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ RAISED = 99
 
 _WAIT_SECONDS = 15.0
 _NOT_PERMITTED = 98
+_NOBODY = 65534
 _PARENT_DEATH_SIGNAL = 1
 _NEW_NAMESPACES = 0x20000000 | 0x00020000  # CLONE_NEWPID | CLONE_NEWNS
 _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
@@ -39,6 +42,20 @@ def run_forked(function: Callable[[], None], *, timeout_seconds: float = _WAIT_S
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise AssertionError(f"a process did not end within {timeout_seconds} s")
+
+
+def run_as_user(function: Callable[[Path], None]) -> int:
+    """Do as :func:`run_forked` as a user who is not root, with a folder that this user may write to. Takes root."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+
+        def run() -> None:
+            os.setgroups([])
+            os.setgid(_NOBODY)
+            os.setuid(_NOBODY)
+            function(Path(name))
+
+        return run_forked(run)
 
 
 @contextmanager
