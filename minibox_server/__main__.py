@@ -48,6 +48,7 @@ LOGGER = logging.getLogger("minibox_server")
 
 # Within ten seconds of SIGTERM everything has ended: what is cancelled ends within one, what commits is let finish.
 _GRACE_SECONDS = 7
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _MOST_PROCESSES = 256
 _VARIABLES = f"""\
 settings, all from the environment:
@@ -111,7 +112,7 @@ class Server(uvicorn.Server):
         self._service = service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, and tell whoever started the daemon."""
+        """Begin to answer, hear from now on what tells the daemon to end, and tell whoever started it."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -119,6 +120,7 @@ class Server(uvicorn.Server):
             loop.add_reader(self._service.lifeline, self._end_alone, loop, self._service.lifeline)
         for each in sockets or ():
             each.listen(LISTEN_BACKLOG)  # what waits to be accepted may be more than what is accepted at once
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         self._service.activation.notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -166,8 +168,10 @@ def main() -> None:
         # The address of the settings is not the one, and others are not to reach through it what only this one does.
         settings = attrs.evolve(settings, host="")
     service = Service(settings=settings, listening=listening, nursery=nursery, tls=tls, activation=activation)
+    # Until the server hears them they wait: an event loop that is ended while it is made leaves a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, _end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _announce(service, options.workers)

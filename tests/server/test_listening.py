@@ -48,6 +48,17 @@ assert [each.fileno() for each in given] == [3 + number for number in range(len(
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(given)))
 os.execv(sys.executable, [sys.executable, "-m", "minibox_server"])
 """
+# Is told to end in the midst of making its event loop.
+_END_EARLY = """
+import asyncio, os, signal
+from minibox_server.__main__ import main
+make = asyncio.SelectorEventLoop._make_self_pipe
+def end_and_make(loop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    make(loop)
+asyncio.SelectorEventLoop._make_self_pipe = end_and_make
+main()
+"""
 
 
 @contextlib.contextmanager
@@ -274,6 +285,19 @@ def test_it_ends_in_time_though_the_lock_of_its_socket_is_held_or_the_folder_gon
         assert process.returncode == 0
     assert f"the socket {folder}/minibox.sock cannot be taken away" in read_log(log)
     assert "Traceback" not in read_log(log)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_ends_without_a_word_though_it_is_told_to_while_it_begins(tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "minibox.sock"
+    command = (sys.executable, "-c", _END_EARLY, "--workers", workers)
+    with listening_daemon(tmp_path, *command, MINIBOX_HTTP_ADDR=f"unix:{path}") as (process, log):
+        if workers == "2":  # it is the processes that the first one begins which are told so
+            wait_until(lambda: read_log(log).count("another begins in") >= 2, process, log=log)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+    assert "Traceback" not in read_log(log)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
