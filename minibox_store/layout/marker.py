@@ -10,7 +10,8 @@ import attrs
 from minibox_store import _files, _moving, _signatures
 from minibox_store.codec import decode_layout_marker, encode_layout_marker
 from minibox_store.errors import InvalidDocument, StoreDamaged
-from minibox_store.layout.layout import FILE_MODE, Layout
+from minibox_store.layout.layout import Layout
+from minibox_store.layout.replacing import FILE_MODE
 from minibox_store.layout.setting_aside import keep_aside
 from minibox_store.reports import Finding, FindingKind, MendedBlob, UnmendedBlob
 from minibox_store.values import Value
