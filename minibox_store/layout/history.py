@@ -89,6 +89,7 @@ class History(Value):
         Raises:
             OSError: when either cannot be written. With an error, in the block too, ``new`` is no generation.
         """
+        self.make_folder()
         number, newest = self.record(present)
         if new == newest:
             yield
@@ -104,6 +105,11 @@ class History(Value):
             # index.json has changed already: the next change finds that no generation says so, and records it.
         self._drop_old()
 
+    def make_folder(self) -> None:
+        """Make the folder of the generations where it is not there yet."""
+        if _files.make_directory(self.paths.history) and self.durable:
+            _files.sync_directory(self.paths.root)
+
     def record(self, present: bytes | None, spare: str | None = None) -> tuple[int, bytes | None]:
         """Let the newest generation be ``present``, if that is not None; return its number, and what it says.
 
@@ -112,8 +118,6 @@ class History(Value):
         Raises:
             OSError: when it cannot be written.
         """
-        if _files.make_directory(self.paths.history) and self.durable:
-            _files.sync_directory(self.paths.root)
         known = self.generations()
         newest = self.content(known[0]) if known else None
         number = known[0].number if known else 0

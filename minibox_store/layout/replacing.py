@@ -45,6 +45,7 @@ def _begin(history: History, present: bytes | None, content: bytes) -> ExitStack
         if error.errno not in _files.NO_SPACE or present is None or len(content) >= len(present):
             raise
     # What is written now the next change finds said by no generation, and records it.
+    history.make_folder()
     _by_spares(history, partial(history.record, present))
     return _by_spares(history, partial(_begin_by, history, present, content))
 
