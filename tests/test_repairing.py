@@ -1189,3 +1189,18 @@ def test_a_marker_of_another_version_is_told_and_left_alone(root: Path) -> None:
     assert report.unmended[0].finding in open_store(root).verify()
     assert "version" in report.unmended[0].problems[0]
     assert snapshot(root) == before
+
+
+def test_a_marker_that_is_closed_to_its_user_is_told_and_left_alone() -> None:
+    require_root()
+
+    def work(folder: Path) -> None:
+        root = folder / "store"
+        put(root, OTHER, "other:1")
+        (root / "oci-layout").chmod(0)
+        (finding,) = open_store(root).verify()
+        assert (finding.kind, finding.path) == ("unreadable", "oci-layout")
+        assert [each.finding for each in open_store(root).repair().unmended] == [finding]
+        assert stat.S_IMODE((root / "oci-layout").stat().st_mode) == 0
+
+    assert run_as_user(work) == 0
