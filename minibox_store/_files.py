@@ -83,11 +83,11 @@ def open_shared(path: str) -> int:
 
 
 def open_readable(path: str) -> int:
-    """Do as :func:`open_regular`; a file that the disk does not give is none, and no error of its own."""
+    """Do as :func:`open_regular`; a file that the disk does not give, or that is closed to us, is none."""
     try:
         return open_regular(path)
     except OSError as error:
-        if error.errno == errno.EIO:
+        if error.errno in (errno.EIO, errno.EACCES):
             raise OSError(errno.EINVAL, "it cannot be read", path) from error
         raise
 

@@ -68,7 +68,7 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
     deadline = time.monotonic() + timeout_seconds
     pause = 0.001
     while True:
-        file = _LockFile(path)
+        file = LockFile(open_shared(path))
         try:
             if try_lock(file.descriptor, path, shared=shared):
                 break
@@ -91,17 +91,30 @@ def holding_lock(path: str, *, doing: str, timeout_seconds: float, shared: bool 
         file.close()
 
 
-class _LockFile:
+def locked_file(descriptor: int, path: str) -> "LockFile | None":
+    """Return an open file with its lock, as :func:`try_lock` takes it; None where it is not to be had, and closed."""
+    file = LockFile(descriptor)
+    try:
+        if try_lock(descriptor, path):
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+class LockFile:
     """An open lock file. It goes, and its lock, when nobody has it any more, if it was not closed before.
 
     The error of a signal may come between any two steps, and whoever lives on then must not keep a lock for good.
     """
 
-    descriptor = -1  # until it is open
+    descriptor = -1  # until it has one
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._process = os.getpid()
-        self.descriptor = open_shared(path)
+        self.descriptor = descriptor
 
     def close(self) -> None:
         """Let the lock go, and close the file; a second time, nothing."""

@@ -46,6 +46,9 @@ class NamedStore:
 
         Raises:
             ImageNotFound: when no entry means ``name``.
+
+        Guarantees: atomic. Where there is no room for a new index.json, it takes that of ``listing.cache``, or of the
+            oldest in ``history/``.
         """
         return self._take_away(lambda index: find_name(index, name), "removing an image")[0]
 

@@ -84,8 +84,9 @@ def repair(
 
 
 def _find_nameless(layout: Layout) -> tuple[Descriptor, ...]:
-    # A document may be wrong still, and then nobody knows what it reaches: what was mended is told all the same.
-    with suppress(IncompleteImage, StoreDamaged, StoreBusy):
+    # A document may be wrong still, or closed to us, and then nobody knows what it reaches: what was mended is told all
+    # the same.
+    with suppress(IncompleteImage, StoreDamaged, StoreBusy, PermissionError):
         return find_nameless(layout)
     return ()
 
@@ -131,7 +132,7 @@ class _Check:
         for digest in sorted(inventory.unneeded(images)):
             self._cancellation.check()
             if (
-                not has_content(self._layout, digest)
+                has_content(self._layout, digest) is False
                 and is_settled(self._layout, digest)
                 and inventory.is_there(digest)
             ):
@@ -202,7 +203,8 @@ class _Repair:
         assert digest is not None, "it was reached from a root"
         # What is there now, before it is looked at: what another process puts there meanwhile is left alone.
         seen = self._signature(finding)
-        if has_content(self._layout, digest):
+        is_right = has_content(self._layout, digest)
+        if is_right:
             # Somebody has mended it meanwhile; or the bytes are right, and what is said of them is wrong.
             if self._is_as_told(damage):
                 return True
@@ -210,7 +212,7 @@ class _Repair:
             return False
         origin, problems = refetcher.fetch(damage.descriptors, position, total)
         if origin is None:
-            self._give_up(finding, set_aside(self._layout, digest, seen), problems)
+            self._give_up(finding, None if is_right is None else set_aside(self._layout, digest, seen), problems)
             return False
         if self._layout.durable:  # its content is; and this is no commit, which would see to the rest
             _files.sync_directory(self._layout.paths.blobs(digest.algorithm))

@@ -101,7 +101,7 @@ class Upkeep:
         An index.json that cannot be read is written anew, from the newest content before that can. Each blob that an
         image needs, and that is missing or wrong, is fetched again: from ``sources``, then from the repositories that
         it was pulled from. What was wrong is kept in ``quarantine/``, where nothing right was to be had, too; so is
-        what no image needs and is wrong, as a pull might come to rely on it.
+        what no image needs and is wrong, as a pull might come to rely on it. What is closed to this user stays then.
 
         Args:
             client: how registries are spoken to; as for :meth:`pull`, where it is None. What the machine is set up for

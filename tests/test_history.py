@@ -9,6 +9,8 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +215,7 @@ def test_a_store_whose_history_is_no_folder_is_not_changed(root: Path, kind: str
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize(("name", "path"), [("open", "/history/"), ("write", "/history/"), ("fsync", "/history/")])
-@pytest.mark.parametrize("verb", ["load", "tag", "remove", "undo"])
+@pytest.mark.parametrize("verb", ["load", "tag", "undo"])
 def test_a_disk_that_is_full_when_the_generation_is_written_changes_nothing(
     root: Path, verb: str, name: str, path: str, number: int
 ) -> None:
@@ -228,11 +230,73 @@ def test_a_disk_that_is_full_when_the_generation_is_written_changes_nothing(
             {
                 "load": lambda: store.load(root.parent / "a.tar"),
                 "tag": lambda: store.tag("app:1", "three:1"),
-                "remove": lambda: store.remove("app:1"),
                 "undo": store.undo,
             }[verb]()
     assert snapshot(root) == before
     check_invariants(root)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_names_are_taken_away_where_there_is_no_room_for_a_file_and_the_last_is_given_back(
+    root: Path, number: int
+) -> None:
+    put(root, IMAGE, "two:1", "three:1", "four:1")
+    (root / "listing.cache").write_bytes(b"a help")
+    with replaced_os() as system:
+        system.fail("open", number, path=".tmp")
+        for name in ("two:1", "three:1"):
+            Store(root).remove(name)
+            check_invariants(root, history_behind=True)
+        with pytest.raises(StoreFull):
+            Store(root).tag("app:1", "five:1")
+    assert set(read_names(root)) == {"app:1", "four:1"}
+    assert not (root / "listing.cache").exists(), "it is of the least use"
+    assert [image.name for image in open_store(root).undo()] == ["three:1"]
+    check_invariants(root)
+
+
+@pytest.mark.parametrize("kind", ["the newest", "linked", "a folder"])
+def test_what_is_no_old_generation_or_is_somebodys_backup_too_is_not_given_up(root: Path, kind: str) -> None:
+    put(root, IMAGE, "two:1")
+    *old, _ = generations(root)
+    for path in old:
+        if kind == "linked":
+            (root.parent / path.name).hardlink_to(path)
+        else:
+            path.unlink()
+            if kind == "a folder":
+                path.mkdir()
+    before = snapshot(root)
+    with replaced_os() as system:
+        system.fail("open", errno.ENOSPC, path=".tmp")
+        with pytest.raises(StoreFull, match="no space left"):
+            Store(root).remove("two:1")
+    assert snapshot(root) == before
+
+
+def test_a_process_may_die_as_it_gives_a_generation_up(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    put(template, IMAGE, "app:1", "two:1", "three:1")
+    rewrite(template, drop("two:1"))
+
+    def work(root: Path, position: int) -> None:
+        with replaced_os() as system:
+            system.fail("open", errno.ENOSPC, path=".tmp")
+            system.die_at(position, torn=bool(position % 2))
+            Store(root).remove("three:1")
+
+    for position in count():
+        root = tmp_path / str(position)
+        shutil.copytree(template, root)
+        status = run_forked(partial(work, root, position))
+        check_invariants(root, leftovers=True)
+        assert set(read_names(root)) in ({"app:1", "three:1"}, {"app:1"}), f"operation {position}"
+        change_once(root)
+        open_store(root).prune()
+        check_invariants(root)
+        if status != DIED:
+            assert (status, position > 10) == (0, True)
+            break
 
 
 @pytest.mark.parametrize("name", ["replace", "fsync", "unlink"])

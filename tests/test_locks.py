@@ -2,6 +2,7 @@
 
 import errno
 import graphlib
+import io
 import itertools
 import os
 import shutil
@@ -18,6 +19,8 @@ import pytest
 from minibox_store import Store, StoreBusy
 from minibox_store import _locks as locks
 from minibox_store.layout import Layout, partials
+from minibox_store.layout.living import living_folder
+from minibox_store.layout.uploads import Uploads
 from tests.support.archives import members_of, pack
 from tests.support.failing_system import failing_system
 from tests.support.forks import forked, sleep_for_ever
@@ -474,7 +477,10 @@ def test_a_prune_that_has_removed_something_tells_it_and_who_kept_it_from_the_re
 
 
 class _Interrupt:
-    """Raises KeyboardInterrupt at the nth step of the interpreter in some modules, as a signal's handler may."""
+    """Raises KeyboardInterrupt at the nth step of the interpreter in some modules, as a signal's handler may.
+
+    Of a module it may be one function: ``/uploads.py:append``.
+    """
 
     def __init__(self, at: int, *modules: str) -> None:
         self.steps = 0
@@ -482,7 +488,8 @@ class _Interrupt:
         self._modules = modules
 
     def __call__(self, frame: FrameType, event: str, _: object) -> "_Interrupt | None":
-        if event == "call" and (not frame.f_code.co_filename.endswith(self._modules) or _is_last_of(frame)):
+        where = f"{frame.f_code.co_filename}:{frame.f_code.co_name}"
+        if event == "call" and (not any(each in where for each in self._modules) or _is_last_of(frame)):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -498,13 +505,12 @@ def _is_last_of(frame: FrameType) -> bool:
     return "__del__" in (frame.f_code.co_name, back and back.f_code.co_name)
 
 
-def _take_interrupted(path: str, interrupt: _Interrupt, *, shared: bool) -> bool:
-    """Take a lock and let it go; return whether the interrupt came meanwhile."""
+def _is_interrupted(work: Callable[[], object], interrupt: _Interrupt) -> bool:
+    """Do something; return whether the interrupt came meanwhile."""
     before = sys.gettrace()
     try:
         sys.settrace(interrupt)
-        with locks.holding_lock(path, doing="something", timeout_seconds=1, shared=shared):
-            pass
+        work()
     except KeyboardInterrupt:
         return True
     finally:
@@ -512,15 +518,49 @@ def _take_interrupted(path: str, interrupt: _Interrupt, *, shared: bool) -> bool
     return False
 
 
+def _interrupt_everywhere(work: Callable[[], object], check: Callable[[], object], *modules: str) -> None:
+    """Do something, interrupted at each step of some modules, and find nothing locked behind it."""
+    counting = _Interrupt(-1, *modules)
+    assert not _is_interrupted(work, counting)
+    interrupted = 0
+    for at in range(1, counting.steps):
+        interrupted += _is_interrupted(work, _Interrupt(at, *modules))
+        if found := check():
+            pytest.fail(f"at step {at} of {counting.steps}: {found}")
+    assert interrupted > 100
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
 def test_S18_a_signal_that_raises_while_a_lock_is_taken_leaves_no_lock(tmp_path: Path, *, shared: bool) -> None:
     path = str(tmp_path / "lock")
-    modules = ("/_locks.py", "/_files.py", "/contextlib.py")
-    counting = _Interrupt(-1, *modules)
-    assert not _take_interrupted(path, counting, shared=shared)
-    interrupted = 0
-    for at in range(1, counting.steps):
-        interrupted += _take_interrupted(path, _Interrupt(at, *modules), shared=shared)
-        if (holder := locks.holder_of(path)) is not None:
-            pytest.fail(f"at step {at} of {counting.steps}: {holder}")
-    assert interrupted > 100
+
+    def work() -> None:
+        with locks.holding_lock(path, doing="something", timeout_seconds=1, shared=shared):
+            pass
+
+    _interrupt_everywhere(work, lambda: locks.holder_of(path), "/_locks.py:", "/_files.py:", "/contextlib.py:")
+
+
+def test_S18_a_signal_that_raises_while_a_transaction_or_an_upload_begins_or_ends_leaves_no_lock(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "store"
+    layout = open_layout(root)
+    uploads = Uploads(layout)
+    identifier = uploads.begin("team/app")
+
+    def transact() -> None:
+        with living_folder(layout.paths):
+            pass
+
+    def append() -> None:
+        uploads.append(identifier, "team/app", io.BytesIO(b"more"), offset=None, size_bytes=None)
+
+    def find_locked() -> list[str]:
+        found = held_locks(root)
+        for lock in root.glob("ingest/*/lock"):
+            shutil.rmtree(lock.parent)
+        return found
+
+    _interrupt_everywhere(transact, find_locked, "/_locks.py:", "/living.py:")
+    _interrupt_everywhere(append, find_locked, "/_locks.py:", "/uploads.py:_locked")

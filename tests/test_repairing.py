@@ -38,6 +38,7 @@ from minibox_store.events import BlobAdvanced, BlobStarted, Event
 from minibox_store.protocols import BlobStream
 from tests.support.failing_system import failing_system
 from tests.support.filled import fill
+from tests.support.forks import run_as_user
 from tests.support.images import (
     OCI_INDEX,
     OCI_MANIFEST,
@@ -66,7 +67,7 @@ from tests.support.scripted_registry import (
 )
 from tests.support.snapshots import snapshot
 from tests.support.sources import BlockingSource, BreakingSource, LackingSource, LyingSource, memory_of
-from tests.support.stores import blob, bound, mounted, open_store, put, put_dead, remount, rot
+from tests.support.stores import blob, bound, mounted, open_store, put, put_dead, remount, require_root, rot
 
 SHARED = build_layer({"srv/shared": b"shared" * 100})
 AMD64 = build_image([SHARED, {"a": b"own"}], salt="amd64")
@@ -710,6 +711,40 @@ def test_a_file_that_the_disk_does_not_even_open_is_replaced(root: Path, role: s
     check_whole(root)
 
 
+@pytest.mark.parametrize("role", ["manifest", "config", "layer"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_is_closed_to_its_user_is_replaced_or_stays_and_the_rest_is_mended(role: str, links: bool) -> None:
+    require_root()
+    closed = {salt: build_image([random_layer(4096, salt=salt)], salt=salt) for salt in ("needed", "dead")}
+
+    def digest_in(image: BuiltImage) -> str:
+        return {"manifest": image.digest, "config": image.config_digest, "layer": image.layer_digests[0]}[role]
+
+    def work(folder: Path) -> None:
+        root = folder / "store"
+        put(root, closed["needed"], "closed:1")
+        put(root, AMD64, "rotten:1")
+        put_dead(root, closed["dead"])
+        paths = [blob(root, digest_in(each)) for each in closed.values()]
+        for path in paths:
+            path.chmod(0)
+        rot(blob(root, AMD64.layer_digests[0]))
+        with replaced_os() as system:
+            if not links:
+                no_hard_links(system)
+            report = repair(root, memory_of({"": AMD64}))
+            assert [str(each.finding.digest) for each in report.mended] == [AMD64.layer_digests[0]]
+            assert [(each.finding.kind, each.kept_aside) for each in report.unmended] == [("unreadable", None)]
+            assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0, 0], "nobody knows that they are wrong"
+            report = repair(root, memory_of({"": closed["needed"]}))
+            assert [each.finding.kind for each in report.mended] == ["unreadable"]
+            put(root, closed["dead"], "dead:1")
+        assert open_store(root).verify() == ()
+        assert open_store(root).prune().errors == ()
+
+    assert run_as_user(work) == 0
+
+
 # What is not to be mended
 
 
@@ -1154,3 +1189,18 @@ def test_a_marker_of_another_version_is_told_and_left_alone(root: Path) -> None:
     assert report.unmended[0].finding in open_store(root).verify()
     assert "version" in report.unmended[0].problems[0]
     assert snapshot(root) == before
+
+
+def test_a_marker_that_is_closed_to_its_user_is_told_and_left_alone() -> None:
+    require_root()
+
+    def work(folder: Path) -> None:
+        root = folder / "store"
+        put(root, OTHER, "other:1")
+        (root / "oci-layout").chmod(0)
+        (finding,) = open_store(root).verify()
+        assert (finding.kind, finding.path) == ("unreadable", "oci-layout")
+        assert [each.finding for each in open_store(root).repair().unmended] == [finding]
+        assert stat.S_IMODE((root / "oci-layout").stat().st_mode) == 0
+
+    assert run_as_user(work) == 0

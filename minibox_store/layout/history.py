@@ -19,6 +19,7 @@ from minibox_store.codec import decode_layout_index
 from minibox_store.documents import LayoutIndex
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout.paths import LayoutPaths
+from minibox_store.layout.spares import replacing_file_by
 from minibox_store.values import Value
 
 KEPT = 10
@@ -88,22 +89,14 @@ class History(Value):
         Raises:
             OSError: when either cannot be written. With an error, in the block too, ``new`` is no generation.
         """
-        if _files.make_directory(self.paths.history) and self.durable:
-            _files.sync_directory(self.paths.root)
-        known = self.generations()
-        newest = self.content(known[0]) if known else None
-        number = known[0].number + 1 if known else 1
-        if present is not None and present != newest:
-            with self._writing(number, present):
-                pass
-            newest = present
-            number += 1
+        self.make_folder()
+        number, newest = self.record(present)
         if new == newest:
             yield
             return
         is_said = False
         try:
-            with self._writing(number, new):
+            with self._writing(number + 1, new):
                 yield
                 is_said = True
         except OSError:
@@ -112,9 +105,32 @@ class History(Value):
             # index.json has changed already: the next change finds that no generation says so, and records it.
         self._drop_old()
 
+    def make_folder(self) -> None:
+        """Make the folder of the generations where it is not there yet."""
+        if _files.make_directory(self.paths.history) and self.durable:
+            _files.sync_directory(self.paths.root)
+
+    def record(self, present: bytes | None, spare: str | None = None) -> tuple[int, bytes | None]:
+        """Let the newest generation be ``present``, if that is not None; return its number, and what it says.
+
+        Where it has to be written, it takes the place of ``spare``, a file that is given up.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        known = self.generations()
+        newest = self.content(known[0]) if known else None
+        number = known[0].number if known else 0
+        if present is None or present == newest:
+            return number, newest
+        with self._writing(number + 1, present, spare):
+            pass
+        return number + 1, present
+
     @contextmanager
-    def _writing(self, number: int, content: bytes) -> Iterator[None]:
-        with _files.replacing_file(self._path(number), mode=_MODE, durable=self.durable) as opened:
+    def _writing(self, number: int, content: bytes, spare: str | None = None) -> Iterator[None]:
+        path = self._path(number)
+        with replacing_file_by(spare, path, mode=_MODE, durable=self.durable) as opened:
             _moving.write_all(opened, content)
             if self.durable:
                 _files.sync_file(opened)

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 from minibox_store import _files, _locks, _moving, _signatures
@@ -31,13 +31,13 @@ from minibox_store.layout.living import LOCK, living_folder
 from minibox_store.layout.origins import Origins
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths
 from minibox_store.layout.quarantine import naming_set_aside
+from minibox_store.layout.replacing import FILE_MODE, replacing_content
 from minibox_store.layout.settling import open_settled, open_settled_stream, read_settled
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import Provenance, find_name, names_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobStream
 
-FILE_MODE = 0o644
 _EMPTY = LayoutIndex()
 
 
@@ -310,26 +310,8 @@ class Layout:
         content = encode_layout_index(index)
         if len(content) > self.limits.index_bytes:
             raise StoreUnavailable(self.paths.index, f"it would be larger than {self.limits.index_bytes} bytes")
-        with self.history.recording(present, content):
-            try:
-                with _files.replacing_file(self.paths.index, mode=FILE_MODE, durable=self.durable) as opened:
-                    _moving.write_all(opened, content)
-                    if self.durable:
-                        _files.sync_file(opened)
-                    yield
-            except OSError:
-                self._take_back(content, present)
-                raise
-
-    def _take_back(self, content: bytes, present: bytes | None) -> None:
-        """Let index.json say again what it said, where it was replaced and its folder could not be synced then.
-
-        Whoever is told of an error counts on it that nothing has changed.
-        """
-        with suppress(OSError):
-            if present is not None and _files.read_whole(self.paths.index, self.limits.index_bytes) == content:
-                with _files.replacing_file(self.paths.index, mode=FILE_MODE, durable=False) as opened:
-                    _moving.write_all(opened, present)
+        with replacing_content(self.history, present, content):
+            yield
 
     def sync_index(self) -> None:
         """Let what index.json says now survive a loss of power, whoever has written it. Under the store lock."""

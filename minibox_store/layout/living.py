@@ -27,10 +27,10 @@ def living_folder(paths: LayoutPaths) -> Iterator[str]:
             with suppress(OSError):
                 _files.remove_flat(folder, last=LOCK)
         finally:
-            _locks.release(lock)  # also where an interrupt ends that: what is left would be somebody's for ever
+            lock.close()  # also where an interrupt ends that: what is left would be somebody's for ever
 
 
-def _begin(folder: str) -> int:
+def _begin(folder: str) -> _locks.LockFile:
     path = os.path.join(folder, LOCK)
     os.stat(os.path.dirname(folder))  # where there is no store, there is nothing to try again
     for _ in range(_ATTEMPTS):
@@ -38,13 +38,11 @@ def _begin(folder: str) -> int:
         with suppress(FileNotFoundError):
             _files.make_directory(folder)
             try:
-                lock = _files.open_shared(path)
-                with _files.closing_on_error(lock):
-                    if _locks.try_lock(lock, path):
-                        return lock
+                lock = _locks.locked_file(_files.open_shared(path), path)
+                if lock is not None:
+                    return lock
             except OSError:
                 _files.remove_directory(folder)  # empty, or not ours to remove
                 raise
-            os.close(lock)
         time.sleep(0.001)
     raise StoreBusy(path, None, None, "collecting")

@@ -10,7 +10,8 @@ import attrs
 from minibox_store import _files, _moving, _signatures
 from minibox_store.codec import decode_layout_marker, encode_layout_marker
 from minibox_store.errors import InvalidDocument, StoreDamaged
-from minibox_store.layout.layout import FILE_MODE, Layout
+from minibox_store.layout.layout import Layout
+from minibox_store.layout.replacing import FILE_MODE
 from minibox_store.layout.setting_aside import keep_aside
 from minibox_store.reports import Finding, FindingKind, MendedBlob, UnmendedBlob
 from minibox_store.values import Value
@@ -37,6 +38,8 @@ def find_marker_damage(layout: Layout) -> tuple[Finding, ...]:
         found = _signatures.signature(layout.paths.marker)
         kind: FindingKind = "unreadable" if found is None or found.is_regular else "not a file"
         return (Finding(kind=kind, path=_NAME, digest=None, problem=damage.problem),)
+    except PermissionError as error:
+        return (Finding(kind="unreadable", path=_NAME, digest=None, problem=str(error)),)
     return ()
 
 
@@ -65,6 +68,8 @@ def _is_of_other_version(layout: Layout) -> bool:
         version = decode_layout_marker(content, any_version=True).image_layout_version
     except InvalidDocument:
         return False
+    except PermissionError:
+        return True
     except OSError as error:
         if error.errno not in _files.DAMAGE:
             raise

@@ -1,5 +1,6 @@
 """What can be found again of a store: names that were lost, an index that was damaged, images that nothing names."""
 
+import errno
 import os
 from contextlib import suppress
 
@@ -152,5 +153,5 @@ def _lacks_blobs(layout: Layout, root: Descriptor) -> bool:
 
 def _check_of_blob(error: StoreError | OSError) -> None:
     """Raise what says nothing of the blob it was met at."""
-    if isinstance(error, OSError) and error.errno not in _files.DAMAGE:
+    if isinstance(error, OSError) and error.errno not in (*_files.DAMAGE, errno.EACCES):
         raise error

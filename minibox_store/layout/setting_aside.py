@@ -10,12 +10,17 @@ from minibox_store.layout.paths import pin_name
 from minibox_store.layout.settling import is_recent
 
 
-def has_content(layout: Layout, digest: Digest) -> bool:
-    """Whether the bytes in a blob's place are those that its digest names, however many a descriptor says there are."""
+def has_content(layout: Layout, digest: Digest) -> bool | None:
+    """Whether the bytes in a blob's place are those that its digest names, however many a descriptor says there are.
+
+    None where that is not known: the file is closed to us.
+    """
     try:
         opened = _files.open_regular(layout.paths.blob(digest))
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return None
     except OSError as error:
         if error.errno not in _files.DAMAGE:
             raise

@@ -191,10 +191,9 @@ class Uploads:
                 if error.errno != errno.EINVAL:
                     raise
                 raise UploadNotFound(identifier) from None  # no regular file
-            with _files.closing_on_error(opened):
-                if _locks.try_lock(opened, path):
-                    break
-            os.close(opened)
+            upload = _locks.locked_file(opened, path)
+            if upload is not None:
+                break
             if time.monotonic() >= deadline:
                 raise StoreBusy(path, None, None, "adding to an upload")
             time.sleep(_POLL_SECONDS)
@@ -203,7 +202,7 @@ class Uploads:
                 raise UploadNotFound(identifier)
             yield opened, path
         finally:
-            _locks.release(opened)
+            upload.close()
 
     # ---- hashes
 

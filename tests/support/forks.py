@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from minibox_store import preload
+
 RAISED = 99
 
 _WAIT_SECONDS = 15.0
@@ -55,6 +57,7 @@ def run_as_user(function: Callable[[Path], None]) -> int:
             os.setuid(_NOBODY)
             function(Path(name))
 
+        preload()  # the user may not read where the library lies
         return run_forked(run)
 
 
