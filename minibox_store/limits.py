@@ -47,6 +47,8 @@ class Limits(Value):
 
     Attributes:
         document_bytes: a manifest, index or config.
+        document_values: how many values such a one may have, each text, number, list and object in it; an empty list or
+            object counts twice. Small ones would take forty times their bytes. It holds for meta.json too.
         documents: how many manifests and indexes an image may have.
         depth: how deep indexes may lie in one another.
         layers: how many a manifest may have.
@@ -72,6 +74,7 @@ class Limits(Value):
     """
 
     document_bytes: int = 4 * MEBIBYTE
+    document_values: int = 1 << 16
     documents: int = 1024
     depth: int = 8
     layers: int = 512

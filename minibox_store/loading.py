@@ -36,7 +36,7 @@ from minibox_store.graph import ContentStream, RememberingSource
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Transaction
 from minibox_store.limits import Limits
-from minibox_store.listeners import marking_errors
+from minibox_store.listeners import is_of_listener, marking_errors
 from minibox_store.platforms import ArchivedPlatforms
 from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, BlobStream
@@ -235,6 +235,8 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
         try:
             yield archive
         except InvalidArchive as error:
+            if is_of_listener(error):
+                raise
             raise attrs.evolve(error, path=path) from error
 
 
@@ -243,7 +245,9 @@ def _naming_archive() -> Iterator[None]:
     """Turn what is wrong with the content of an archive into InvalidArchive."""
     try:
         yield
-    except BlobNotFound as error:
+    except (BlobNotFound, ContentMismatch, InvalidDocument, InvalidReference, IncompleteImage) as error:
+        if is_of_listener(error):
+            raise
+        if not isinstance(error, BlobNotFound):
+            raise InvalidArchive(str(error)) from error
         raise InvalidArchive(f"it lacks {error.digest}, which its manifest names", missing=(error.digest,)) from error
-    except (ContentMismatch, InvalidDocument, InvalidReference, IncompleteImage) as error:
-        raise InvalidArchive(str(error)) from error

@@ -257,6 +257,22 @@ def test_S8_each_tiny_blob_costs_little_memory_and_no_more_time_than_the_one_bef
     assert grows_by_less_than(16 * MEBIBYTE, refuse, timeout_seconds=100)
 
 
+@pytest.mark.parametrize("item", [b'"ab"', b"[]", b'{"":0}'])
+@pytest.mark.parametrize("table", ["index.json", "manifest.json"])
+def test_S8_a_table_of_tiny_values_is_refused_in_little_memory(table: str, item: bytes, tmp_path: Path) -> None:
+    content = b"[" + b",".join([item] * (4 * MEBIBYTE // (len(item) + 1) - 8)) + b"]"
+    if table == "index.json":
+        content = b'{"manifests":' + content + b"}"
+    archive = pack([("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), (table, content)])
+
+    def refuse() -> None:
+        store = Store(tmp_path / "store", durability="none")
+        with pytest.raises(InvalidArchive, match=f"{table}: it has more than 65536 values"):
+            store.load(io.BytesIO(archive))
+
+    assert grows_by_less_than(16 * MEBIBYTE, refuse)
+
+
 LOAD = """
 import sys
 from minibox_store import Store

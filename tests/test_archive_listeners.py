@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minibox_store import Event, Store
+from minibox_store import BlobNotFound, ContentMismatch, Event, InvalidArchive, Store
 from tests.support.archives import members_of, pack
 from tests.support.images import build_image
 from tests.support.snapshots import snapshot
@@ -21,6 +21,9 @@ ERRORS = {
     "a full disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     "a text that the terminal has not": UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range(128)"),
     "no error of the system": ZeroDivisionError(),
+    "an archive of its own": InvalidArchive("mine"),
+    "a blob that it misses": BlobNotFound("mine"),
+    "content that it did not expect": ContentMismatch("mine", "this", "that"),
 }
 
 

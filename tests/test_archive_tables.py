@@ -32,6 +32,11 @@ def store(tmp_path: Path) -> Store:
     return store_with_something(tmp_path / "store")
 
 
+def for_many_values(store: Store) -> Store:
+    """Return the same store, for tables of more values than usual ones may have."""
+    return Store(store.root, durability="none", limits=Limits(document_values=1 << 20))
+
+
 @pytest.mark.parametrize(("layers", "names"), [(400_000, 20_000), (1, 50_000)])
 def test_S10_many_names_of_an_image_of_many_layers_cost_no_more_than_their_bytes(
     layers: int, names: int, store: Store
@@ -43,7 +48,7 @@ def test_S10_many_names_of_an_image_of_many_layers_cost_no_more_than_their_bytes
     content += [("manifest.json", json.dumps([image]).encode()), ("repositories", json.dumps(repositories).encode())]
     archive = pack(content)
     started = time.process_time()
-    refused(store, archive)
+    assert " values" not in refused(for_many_values(store), archive)
     assert time.process_time() - started < 10
 
 
@@ -84,7 +89,7 @@ def test_S10_what_docker_calls_an_image_a_million_times_is_looked_up_once(
     image = {"Config": config, "RepoTags": ["a:1"] * 100_000, "Layers": []}
     archive = layout_of(documents, json.dumps([image]).encode())
     started = time.process_time()
-    refused(store, archive)
+    assert " values" not in refused(for_many_values(store), archive)
     assert time.process_time() - started < 10
 
 

@@ -559,6 +559,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an octal number": (b'{"a": 0123}', "it is not JSON"),
     "a lone high surrogate": (b'{"a": "\\ud800"}', "it is not UTF-8"),
     "a lone low surrogate": (b'{"a": "\\udc00x"}', "it is not UTF-8"),
+    "a low surrogate behind a pair": (b'{"a": "\\uD83D\\uDE00\\ude00"}', "it is not UTF-8"),
+    "a high surrogate before a pair": (b'{"a": "\\ud83d\\ud83d\\ude00"}', "it is not UTF-8"),
+    "a high surrogate before a letter": (b'{"a": "\\ud83d\\u0041"}', "it is not UTF-8"),
+    "a lone surrogate behind a backslash": (b'{"a": "\\\\\\udbff"}', "it is not UTF-8"),
     "a lone surrogate as a key": (b'{"\\udfff": 1}', "it is not UTF-8"),
     "an encoded surrogate": (b'{"a": "\xed\xa0\x80"}', "it is not UTF-8"),
     "Latin-1": (b'{"a": "\xe9"}', "it is not UTF-8"),
@@ -588,6 +592,12 @@ def test_an_escaped_pair_of_surrogates_is_one_character() -> None:
     text = json.dumps(at(MANIFEST, "annotations.key", "\U0001f600"))
     assert "\\ud83d\\ude00" in text
     assert decode_document(text.encode(), OCI_MANIFEST).annotations == {"key": "\U0001f600"}
+
+
+def test_what_only_looks_like_an_escaped_surrogate_is_text() -> None:
+    content = encoded(at(MANIFEST, "annotations.key", "\\ud83d\u00e9"))
+    assert b"\\\\ud83d\\u00e9" in content
+    assert decode_document(content, OCI_MANIFEST).annotations == {"key": "\\ud83d\u00e9"}
 
 
 def test_how_deep_a_document_may_be_nested_does_not_depend_on_who_asks() -> None:
@@ -638,6 +648,28 @@ def test_S7_a_document_of_4_mib_is_read_and_one_byte_more_is_refused(kind: str) 
         decode(content.ljust((4 << 20) + 1))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind != "oci-layout"])
+def test_S7_a_document_of_65536_values_is_read_and_one_more_is_refused(kind: str) -> None:
+    document, decode = DECODERS[kind]
+    text = '",[{' * 70_000  # in which all that begins a value counts for nothing
+    room = 65_536 - begun_values({**document, "x": [0], "y": text}) + 1
+    within, above = (encoded({**document, "x": [0] * count, "y": text}) for count in (room, room + 1))
+    decode(within)
+    if kind == "index.json":  # a store's own has no bound on its entries
+        decode(above)
+        return
+    with pytest.raises(InvalidDocument, match="it has more than 65536 values"):
+        decode(above)
+
+
+def begun_values(value: Json) -> int:
+    """Return how many commas, and beginnings of lists and objects, a value has outside of its texts."""
+    if not isinstance(value, dict | list):
+        return 0
+    items = value.values() if isinstance(value, dict) else value
+    return max(len(value), 1) + sum(map(begun_values, items))
+
+
 def test_the_table_of_a_docker_archive_is_decoded_in_its_order() -> None:
     said = {"Config": "c.json", "RepoTags": ["a:1", "b:1"], "Layers": ["x", "y", "x"], "LayerSources": {"x": 5}}
     first = DockerImage(config_member="c.json", layer_members=("x", "y", "x"), repo_tags=("a:1", "b:1"))
@@ -646,6 +678,8 @@ def test_the_table_of_a_docker_archive_is_decoded_in_its_order() -> None:
     assert decode_docker_images(content) == (first, second)
     with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
         decode_docker_images(content, limits=Limits(document_bytes=10))
+    with pytest.raises(InvalidDocument, match="it has more than 15 values"):
+        decode_docker_images(content, limits=Limits(document_values=15))
     for changed, where in (
         ({"Config": None}, "Config"),
         ({"Layers": {}}, "Layers"),
@@ -661,6 +695,8 @@ def test_the_names_of_repositories_are_put_together() -> None:
     assert decode_repositories(content) == {"a:1": HEX, "a:2": HEX, "localhost:5000/b:latest": "x"}
     with pytest.raises(InvalidDocument, match="it is larger than 10 bytes"):
         decode_repositories(content, limits=Limits(document_bytes=10))
+    with pytest.raises(InvalidDocument, match="it has more than 6 values"):
+        decode_repositories(content, limits=Limits(document_values=6))
     with pytest.raises(InvalidDocument) as caught:
         decode_repositories(encoded({"x" * 1000: 5}))
     assert len(str(caught.value)) < 200

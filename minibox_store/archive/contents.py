@@ -158,8 +158,11 @@ class _Contents:
 
     def _entries(self) -> tuple[Descriptor, ...]:
         with _naming(INDEX_JSON):
-            content, limit_bytes = self._controls[INDEX_JSON], self._limits.document_bytes
-            index = decode_layout_index(content, limit_bytes=limit_bytes)
+            index = decode_layout_index(
+                self._controls[INDEX_JSON],
+                limit_bytes=self._limits.document_bytes,
+                most_values=self._limits.document_values,
+            )
             check_index_spelling(index)
             return tuple(entry.descriptor for entry in index.entries)
 

@@ -57,7 +57,7 @@ def decode_archive_metadata(content: bytes, *, limits: Limits = DEFAULT_LIMITS) 
     Raises:
         InvalidDocument: when it is none.
     """
-    value = load_object(content, "meta.json", limits.archive_metadata_bytes)
+    value = load_object(content, "meta.json", limits.archive_metadata_bytes, most_values=limits.document_values)
     digest = value.get("manifest_digest")
     if type(digest) is str and ":" not in digest:
         value["manifest_digest"] = f"sha256:{digest}"
@@ -78,7 +78,7 @@ def decode_docker_images(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> 
     >>> decode_docker_images(b'[{"Config": "x.json", "RepoTags": null, "Layers": ["x/layer.tar"]}]')[0].layer_members
     ('x/layer.tar',)
     """
-    value = load_array(content, _MANIFEST_JSON, limits.document_bytes)
+    value = load_array(content, _MANIFEST_JSON, limits.document_bytes, most_values=limits.document_values)
     return structure(value, tuple[DockerImage, ...], _MANIFEST_JSON)
 
 
@@ -103,7 +103,8 @@ def decode_repositories(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> d
     {'alpine:3.20': '00ff'}
     """
     found: dict[str, str] = {}
-    for repository, tags in load_object(content, _REPOSITORIES, limits.document_bytes).items():
+    value = load_object(content, _REPOSITORIES, limits.document_bytes, most_values=limits.document_values)
+    for repository, tags in value.items():
         if type(tags) is not dict:
             raise InvalidDocument(repository[:80], f"expected an object, got {kind_of(tags)}", _REPOSITORIES)
         for tag, identifier in tags.items():

@@ -44,7 +44,7 @@ def decode_config(content: bytes, document: str = "config", *, limits: Limits = 
 
     Spec: OCI image-spec 1.1, config.md, "Properties".
     """
-    value = load_object(content, document, limits.document_bytes)
+    value = load_object(content, document, limits.document_bytes, most_values=limits.document_values)
     config = structure(value, Config, document)
     return ConfigSummary(
         platform=platform_of(config),

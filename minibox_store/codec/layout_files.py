@@ -19,16 +19,20 @@ _LAYOUT_VERSION = "1.0.0"
 
 
 def decode_layout_index(
-    content: bytes, document: str = "index.json", *, limit_bytes: int = DEFAULT_LIMITS.index_bytes
+    content: bytes,
+    document: str = "index.json",
+    *,
+    limit_bytes: int = DEFAULT_LIMITS.index_bytes,
+    most_values: int | None = None,
 ) -> LayoutIndex:
     """Return index.json of a layout, with everything in it that this library does not know.
 
     Raises:
-        InvalidDocument: when it is no index, or an entry is no descriptor.
+        InvalidDocument: when it is no index, an entry is no descriptor, or there is more of it than there may be.
 
     Spec: OCI image-spec 1.1, image-layout.md, "index.json file".
     """
-    value = load_object(content, document, limit_bytes)
+    value = load_object(content, document, limit_bytes, most_values=most_values)
     version = value.get("schemaVersion")
     if type(version) is not int or version != 2:
         raise InvalidDocument("schemaVersion", "it must be the number 2", document)

@@ -40,7 +40,7 @@ def load_document(content: bytes, media_type: str, document: str, limits: Limits
 
     Of its fields nothing is known yet but that they are not those of two kinds.
     """
-    value = load_object(content, document, limits.document_bytes)
+    value = load_object(content, document, limits.document_bytes, most_values=limits.document_values)
     actual = _media_type_of(value, document)
     if media_type != actual:
         raise InvalidDocument("mediaType", f"it is {actual}, but was announced as {media_type}", document)
@@ -59,7 +59,7 @@ def describe_document(content: bytes, document: str = "manifest", *, limits: Lim
     Raises:
         InvalidDocument: when the bytes are neither, or both.
     """
-    value = load_object(content, document, limits.document_bytes)
+    value = load_object(content, document, limits.document_bytes, most_values=limits.document_values)
     media_type = _media_type_of(value, document)
     return Descriptor(media_type=media_type, digest=Digest.of(content), size_bytes=len(content))
 

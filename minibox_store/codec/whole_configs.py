@@ -66,7 +66,8 @@ def decode_labels(content: bytes, document: str = "config", *, limits: Limits = 
     >>> decode_labels(b'{"config": {"Labels": {"tier": "test"}}}')
     {'tier': 'test'}
     """
-    return structure(load_object(content, document, limits.document_bytes), _Labelled, document).config.labels
+    value = load_object(content, document, limits.document_bytes, most_values=limits.document_values)
+    return structure(value, _Labelled, document).config.labels
 
 
 def decode_image_config(content: bytes, document: str = "config", *, limits: Limits = DEFAULT_LIMITS) -> ImageConfig:
@@ -84,7 +85,7 @@ def decode_image_config(content: bytes, document: str = "config", *, limits: Lim
     >>> decode_image_config(b'{"config": {"Env": ["HOME=/root"], "Cmd": null}}').env
     ('HOME=/root',)
     """
-    value = load_object(content, document, limits.document_bytes)
+    value = load_object(content, document, limits.document_bytes, most_values=limits.document_values)
     steps = value.get("history")
     if isinstance(steps, list) and len(steps) > limits.history:
         raise InvalidDocument("history", f"there are more than {limits.history} steps", document)
