@@ -82,7 +82,7 @@ class RegistryClient:
 
     Raises:
         ValueError: on construction, when a token server is neither a host nor a URL.
-        InvalidArgument: on construction, when two rules have the same prefix.
+        InvalidArgument: on construction, when two rules have the same prefix, or for a text in the place of several.
         InvalidPath: on construction, when ``ca_file`` is no path, or is relative and the working directory is gone.
     """
 
