@@ -143,7 +143,7 @@ def parse_settings(environment: Mapping[str, str]) -> Settings:
         anonymous=anonymous,
         tls_certificate=certificate,
         tls_key=key,
-        data_root=os.path.abspath(environment.get("MINIBOX_DATA_ROOT") or DEFAULT_DATA_ROOT),
+        data_root=_absolute("MINIBOX_DATA_ROOT", environment.get("MINIBOX_DATA_ROOT") or DEFAULT_DATA_ROOT),
         token=token,
         allowed_hosts=_parse_hosts(environment.get("MINIBOX_ALLOWED_HOSTS") or ""),
         archive_prefixes=_parse_prefixes(environment.get("MINIBOX_ARCHIVE_PREFIXES") or DEFAULT_PREFIXES),
@@ -222,8 +222,17 @@ def _parse_tls(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
         path = environment.get(f"MINIBOX_TLS_{name}") or None
         if path is None and environment.get(f"MINIBOX_TLS_{other}"):
             raise SettingsError(f"MINIBOX_TLS_{other} is set, and so MINIBOX_TLS_{name} must be")
-        found.append(None if path is None else os.path.abspath(path))
+        found.append(None if path is None else _absolute(f"MINIBOX_TLS_{name}", path))
     return found[0], found[1]
+
+
+def _absolute(name: str, path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{name} is {path!r}, and the working directory is gone to which that is relative"
+        ) from None
 
 
 def _parse_switch(environment: Mapping[str, str], name: str, *, default: str = "0") -> bool:

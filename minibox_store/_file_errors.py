@@ -55,3 +55,11 @@ def path_errors(path: str) -> Iterator[None]:
         if error.errno in _NO_FAULT_OF_A_PATH:
             raise StoreUnavailable(path, (error.strerror or str(error)).lower()) from error
         raise InvalidPath(path, (error.strerror or str(error)).lower()) from error
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Return where a path that the caller gave leads to from the working directory, as that is now."""
+    name = os.fspath(path)
+    with path_errors(name):
+        os.fsencode(name)
+        return os.path.abspath(name)

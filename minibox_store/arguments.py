@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from minibox_store._file_errors import path_errors
+from minibox_store._file_errors import absolute_path
 from minibox_store.errors import InvalidArgument, InvalidPath
 
 Durability = Literal["full", "none"]
@@ -46,6 +46,4 @@ def absolute_root(root: str | os.PathLike[str]) -> str:
         raise InvalidArgument("root", root, "it is no text")
     if not path:
         raise InvalidPath(path, "a store's folder needs a name")
-    with path_errors(path):
-        os.fsencode(path)
-        return os.path.abspath(path)
+    return absolute_path(path)

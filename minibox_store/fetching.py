@@ -4,7 +4,7 @@ An index comes as it is, and each of its manifests when somebody wants that one:
 What has come stays as long as the index does, by the same rule as what other tools have left so: see DESIGN.md, rule 5.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ class Fetching:
         self,
         reference: str,
         *,
+        via: Sequence[str] = (),
         client: "RegistryClient | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -54,6 +55,7 @@ class Fetching:
 
         Args:
             reference: what to bring; the registry is Docker Hub where it names none.
+            via: who hands on the request for it, as :meth:`RegistryClient.handing_on` has it.
             client: how registries are spoken to; as for :meth:`pull` where it is None.
             on_event: called for each step of progress, from several threads.
             cancellation: ends it when it is cancelled.
@@ -69,7 +71,7 @@ class Fetching:
         Guarantees: as :meth:`pull`: the name changes in one step, after everything that has come is verified.
         """
         parsed, name, on_event = Reference.parse(reference), check_image_name(reference), heard(on_event)
-        with self._asking(parsed, client, on_event, cancellation) as asked:
+        with self._asking(parsed, via, client, on_event, cancellation) as asked:
             on_event(ResolvingName(name=name))
             root = asked.repository.resolve(str(parsed.digest or parsed.tag))
             on_event(ManifestChosen(name=name, descriptor=root))
@@ -87,6 +89,7 @@ class Fetching:
         name: str,
         digest: Digest,
         *,
+        via: Sequence[str] = (),
         client: "RegistryClient | None" = None,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
@@ -97,6 +100,7 @@ class Fetching:
             name: of the image.
             digest: of a manifest, which comes with all that it names; of an index, which comes alone; or of a config
                 or layer.
+            via: as for :meth:`fetch`.
             client: as for :meth:`fetch`.
             on_event: called for each step of progress, from several threads.
             cancellation: ends it when it is cancelled.
@@ -120,7 +124,7 @@ class Fetching:
             is_kept = any(entry.descriptor.digest == root.digest for entry in index.entries)
             return index if is_kept else with_name(index, own_name, part)
 
-        with self._asking(parsed, client, on_event, cancellation) as asked:
+        with self._asking(parsed, via, client, on_event, cancellation) as asked:
             on_event(ManifestChosen(name=name, descriptor=part))
             with asked.target.open_writer() as writer:
                 self._bring(asked, writer, part, on_event)
@@ -148,6 +152,7 @@ class Fetching:
     def _asking(
         self,
         reference: Reference,
+        via: Sequence[str],
         client: "RegistryClient | None",
         on_event: EventListener,
         cancellation: Cancellation | None,
@@ -159,7 +164,7 @@ class Fetching:
         cancellation = cancellation or Cancellation()
         with (
             file_errors(self._layout.paths.root),
-            client.open_repository(reference, on_event=on_event) as repository,
+            client.handing_on(via).open_repository(reference, on_event=on_event) as repository,
             cancellation.interrupting(repository),
         ):
             target = TransactionTarget(self._layout, origin=f"{reference.domain}/{reference.repository}")

@@ -74,6 +74,7 @@ class Mirror(Value):
         _check_place("location", self.location)
         _check_choice("credentials", self.credentials, _WHOSE_CREDENTIALS)
         _check_choice("pull", self.pull, _ASKED_FOR)
+        _check_switch("insecure", self.insecure)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -109,6 +110,8 @@ class RegistryRule(Value):
             _check_prefix("prefix", self.prefix)
         for realm in self.realms:
             _check_realm(realm)
+        _check_switch("insecure", self.insecure)
+        _check_switch("blocked", self.blocked)
 
     @property
     def covers(self) -> str:
@@ -158,7 +161,8 @@ class RegistryRules(Value):
             registries, their mirrors, token servers, and hosts that they redirect to. None where nothing is said.
 
     Raises:
-        InvalidArgument: on construction, when two rules have the same prefix, or what is allowed is no prefix.
+        InvalidArgument: on construction, when two rules have the same prefix, what is allowed is no prefix, or
+            ``private_addresses`` is none of these.
     """
 
     rules: tuple[RegistryRule, ...] = ()
@@ -168,6 +172,8 @@ class RegistryRules(Value):
     def __attrs_post_init__(self) -> None:
         for prefix in self.allowed or ():
             _check_prefix("allowed", prefix)
+        if self.private_addresses is not None:
+            _check_switch("private_addresses", self.private_addresses)
         seen: set[str] = set()
         for rule in self.rules:
             if rule.covers.lower() in seen:
@@ -261,6 +267,12 @@ def _moved(reference: Reference, rule: RegistryRule, location: str) -> Reference
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidArgument(name, value, f"it is none of {', '.join(allowed)}")
+
+
+def _check_switch(name: str, value: bool) -> None:
+    # Of a text or a number that came out of a configuration nobody knows whether "false" or 0 were meant.
+    if type(value) is not bool:
+        raise InvalidArgument(name, value, "it is neither True nor False")
 
 
 def _check_place(name: str, text: str) -> None:

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
 from minibox_store import Store
 from minibox_store.errors import InvalidPath, RegistryError
-from minibox_store.registry import CertificateFolders, Certificates
-from minibox_store.registry.environment import certificate_folders
+from minibox_store.registry import CertificateFolders, Certificates, RegistryClient
+from minibox_store.registry.environment import auth_paths, certificate_folders, registries_path
 from tests.support.certificates import (
     Authority,
     Certificate,
@@ -131,16 +134,34 @@ def test_relative_paths_stay_what_they_were_when_the_working_directory_changes(
                 assert read_all(repository, LAYER) == CONTENT
 
 
-@pytest.mark.parametrize("named", [Certificates(authorities=("a\0b",)), Certificates(client=("a\0b", "c"))], ids=repr)
-def test_a_path_that_none_can_be_is_told_of(certificate: Certificate, named: Certificates) -> None:
-    with ScriptedRegistry(certificate=certificate) as registry:
-        known = {registry.host: named}
-        reference = registry.reference("team/app", "1")
-        with (
-            open_repository(reference, https=[registry.host], certificates=known) as repository,
-            pytest.raises(InvalidPath, match="null byte"),
-        ):
-            repository.resolve("1")
+@pytest.mark.parametrize("named", [{"authorities": ("a\0b",)}, {"client": ("a\0b", "c")}], ids=repr)
+def test_a_path_that_none_can_be_is_told_of(named: dict[str, Any]) -> None:
+    with pytest.raises(InvalidPath, match="NUL"):
+        Certificates(**named)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RegistryClient(ca_file="a.crt"),
+        lambda: Certificates(authorities=("a.crt",)),
+        lambda: Certificates(client=("a.cert", "a.key")),
+        lambda: CertificateFolders("certs.d"),
+        lambda: certificate_folders({"HOME": "relative"}),
+        lambda: auth_paths({"HOME": "relative"}),
+        lambda: auth_paths({"HOME": "/", "DOCKER_CONFIG": "relative"}),
+        lambda: auth_paths({"HOME": "/", "REGISTRY_AUTH_FILE": "relative"}),
+        lambda: registries_path({"MINIBOX_REGISTRIES": "relative"}),
+    ],
+)
+def test_a_relative_path_is_told_of_where_the_working_directory_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InvalidPath, match="no such file or directory"):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -384,9 +405,21 @@ def with_no_authority(place: Path, stranger: ClientCertificate) -> None:
     (place / "ca.crt").write_text("not in PEM")
 
 
+def with_a_fifo_as(name: str, place: Path, stranger: ClientCertificate) -> None:
+    (place / name).unlink()
+    os.mkfifo(place / name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "name"),
-    [(with_other_key, "client.key"), (with_a_password, "client.key"), (with_no_authority, "ca.crt")],
+    [
+        (with_other_key, "client.key"),
+        (with_a_password, "client.key"),
+        (with_no_authority, "ca.crt"),
+        (partial(with_a_fifo_as, "ca.crt"), "ca.crt"),
+        (partial(with_a_fifo_as, "client.key"), "client.key"),
+        (partial(with_a_fifo_as, "client.cert"), "client.key"),
+    ],
 )
 def test_files_that_cannot_be_used_are_told_of_before_anybody_is_connected_to(
     tmp_path: Path, house: Authority, alice: ClientCertificate, spoil: object, name: str

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_store import Mirror, RegistryRule, RegistryRules, read_registries_file
+from minibox_store import Mirror, RegistryClient, RegistryRule, RegistryRules, read_registries_file
 from minibox_store.codec.registries_file import REGISTRIES_FILE_BYTES, decode_registries_file
 from minibox_store.errors import InvalidArgument, InvalidDocument, InvalidPath, InvalidReference, RegistryBlocked
 from minibox_store.reference import Reference
@@ -187,6 +187,27 @@ def test_what_no_registry_is_called_is_refused(field: str, value: str, problem: 
     with pytest.raises(InvalidArgument, match=problem) as caught:
         RegistryRule(**fields)
     assert (caught.value.name, caught.value.value) == (field, value)
+
+
+@pytest.mark.parametrize("value", ["false", 0, 1, ""])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(value: Any) -> None:
+    for name, make in (
+        ("private_addresses", lambda: RegistryRules(private_addresses=value)),
+        ("private_addresses", lambda: RegistryClient.for_machine(private_addresses=value)),
+        ("insecure", lambda: RegistryRule(prefix="quay.io", insecure=value)),
+        ("insecure", lambda: Mirror(location="quay.io", insecure=value)),
+        ("blocked", lambda: RegistryRule(prefix="quay.io", blocked=value)),
+    ):
+        with pytest.raises(InvalidArgument, match="neither True nor False") as caught:
+            make()
+        assert caught.value.name == name
+
+
+@pytest.mark.parametrize("name", ["insecure", "plain_http", "https"])
+def test_a_host_that_stands_for_a_collection_of_hosts_is_refused(name: str) -> None:
+    options: dict[str, Any] = {name: "registry.example.org"}
+    with pytest.raises(InvalidArgument, match=f"invalid {name} 'registry.example.org': it is a text"):
+        RegistryClient(**options)
 
 
 def test_rules_that_say_nothing_or_the_same_twice_are_refused() -> None:

@@ -7,8 +7,16 @@ what it stood for when it was brought, until the name is taken away.
 Requests for the same thing wait for one fetch, which ends when the last of them has gone. What a client shows to prove
 who it is goes nowhere: the upstream sees the credentials that this machine has for it, and is bound by the rules of
 the registries file.
+
+The upstream may be such a daemon too, and have this one behind it in the end. So each names itself in the requests that
+it hands on, and brings nothing for one in which it is named already. Two such requests wait for one fetch only where
+the same daemons have handed them on: else each of two daemons could wait for the fetch of the other one.
+
+Spec: RFC 9110, section 7.6.3.
 """
 
+import re
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -36,16 +44,22 @@ from minibox_store import (
     is_index,
 )
 
+# What such daemons are called in the Via header; proxies on the way are named there too, and do not matter.
+_HANDED_ON = re.compile(r"(?:^|,)\s*1\.[01]\s+(minibox-[0-9a-f]{16})\s*(?=,|$)")
+# No chain of registries is so long; and the upstream is sent no more of what clients make up.
+_MOST_DAEMONS = 16
+
 
 @attrs.frozen
 class Fetch:
-    """The fetch of a manifest or index by its reference."""
+    """The fetch of a manifest or index by its reference, handed on by these daemons."""
 
     name: str
+    via: tuple[str, ...]
 
     def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
         """Do it."""
-        store.fetch(self.name, on_event=on_event, cancellation=cancellation)
+        store.fetch(self.name, via=self.via, on_event=on_event, cancellation=cancellation)
         return {}
 
 
@@ -56,20 +70,37 @@ class FetchPart:
     Attributes:
         names: of the images of which one may name it; they are asked one after another, in one transfer.
         digest: its digest.
+        via: the daemons that hand on the request for it.
     """
 
     names: tuple[str, ...]
     digest: Digest
+    via: tuple[str, ...]
 
     def __call__(self, store: Store, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
         """Do it."""
         for name in self.names:
             try:
-                store.fetch_part(name, self.digest, on_event=on_event, cancellation=cancellation)
+                store.fetch_part(name, self.digest, via=self.via, on_event=on_event, cancellation=cancellation)
             except (BlobNotFound, ImageNotFound):
                 continue  # not of this image; or that one has gone meanwhile
             return {}
         raise BlobNotFound(str(self.digest))
+
+
+@attrs.frozen
+class _Wanted:
+    """What is asked for, and what two requests have in common that wait for one fetch of it.
+
+    Attributes:
+        reference: at the upstream.
+        is_manifest: whether it is a manifest or index, and no config or layer.
+        via: the daemons that hand on the request, this one last.
+    """
+
+    reference: Reference
+    is_manifest: bool
+    via: tuple[str, ...]
 
 
 class Upstream:
@@ -91,6 +122,7 @@ class Upstream:
         self._operations = operations
         self._transfers = transfers
         self._registry = registry
+        self._pseudonym = f"minibox-{secrets.token_hex(8)}"
 
     async def bring(self, request: Request, repository: str, wanted: str, *, is_manifest: bool) -> bool:
         """Let the store have what was not found in a repository; return whether it is here now.
@@ -110,11 +142,12 @@ class Upstream:
             reference = Reference.parse(joined)
         except InvalidReference:
             return False
+        via = _handed_on_by(request)
+        if self._pseudonym in via or len(via) >= _MOST_DAEMONS:
+            return False
+        asked = _Wanted(reference, is_manifest, (*via, self._pseudonym))
         running = self._operations.join(
-            doing="fetch",
-            limiter=self._workers.pulling,
-            call=partial(self._fetch, reference, is_manifest),
-            key=("upstream", reference, is_manifest),
+            doing="fetch", limiter=self._workers.pulling, call=partial(self._fetch, asked), key=asked
         )
         with running.listening(request.receive) as listener:
             try:
@@ -123,9 +156,7 @@ class Upstream:
                 return False
         return True
 
-    def _fetch(
-        self, wanted: Reference, is_manifest: bool, progress: Progress, cancellation: Cancellation
-    ) -> dict[str, object]:
+    def _fetch(self, wanted: _Wanted, progress: Progress, cancellation: Cancellation) -> dict[str, object]:
         with self._operations.pull_turns.taking(cancellation) as turn:
 
             def on_event(event: Event) -> None:
@@ -133,23 +164,22 @@ class Upstream:
                 if isinstance(event, ManifestChosen) and not is_index(event.descriptor.media_type):
                     turn.wait(progress.wait_behind)  # from here on layers move, as those of a pull
 
-            self._bring_in(wanted, is_manifest, on_event, cancellation)
+            self._bring_in(wanted, on_event, cancellation)
         return {}
 
-    def _bring_in(
-        self, wanted: Reference, is_manifest: bool, on_event: EventListener, cancellation: Cancellation
-    ) -> None:
-        if wanted.digest is not None:
-            names = self._names_of(wanted, wanted.digest)
+    def _bring_in(self, wanted: _Wanted, on_event: EventListener, cancellation: Cancellation) -> None:
+        reference, digest = wanted.reference, wanted.reference.digest
+        if digest is not None:
+            names = self._names_of(reference, digest)
             try:
                 if names:
-                    self._transfers.run(FetchPart(tuple(names), wanted.digest), on_event, cancellation)
+                    self._transfers.run(FetchPart(tuple(names), digest, wanted.via), on_event, cancellation)
                     return
             except BlobNotFound:
                 pass  # none of them names it
-            if not is_manifest:
-                raise BlobNotFound(str(wanted.digest))
-        self._transfers.run(Fetch(str(wanted)), on_event, cancellation)
+            if not wanted.is_manifest:
+                raise BlobNotFound(str(digest))
+        self._transfers.run(Fetch(str(reference), wanted.via), on_event, cancellation)
 
     def _names_of(self, wanted: Reference, digest: Digest) -> list[str]:
         """Return the names of the images that came from this repository of the upstream, if any names the digest.
@@ -167,3 +197,8 @@ class Upstream:
             for image in self._store.images()
             if image.name.startswith(begin) and image.name[len(begin) : len(begin) + 1] in (":", "@")
         ]
+
+
+def _handed_on_by(request: Request) -> tuple[str, ...]:
+    """Return the daemons that have handed on a request, the last of them last."""
+    return tuple(_HANDED_ON.findall(", ".join(request.headers.getlist("via"))))

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import attrs
 
+from minibox_store._file_errors import absolute_path
 from minibox_store.errors import InvalidPath
 from minibox_store.values import Value
 
@@ -23,11 +24,11 @@ _KEY = ".key"
 
 
 def _absolute(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(os.path.abspath, paths))
+    return tuple(map(absolute_path, paths))
 
 
 def _absolute_pair(paths: tuple[str, str] | None) -> tuple[str, str] | None:
-    return None if paths is None else (os.path.abspath(paths[0]), os.path.abspath(paths[1]))
+    return None if paths is None else (absolute_path(paths[0]), absolute_path(paths[1]))
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -39,6 +40,9 @@ class Certificates(Value):
     Attributes:
         authorities: who may vouch for it besides those that the system trusts.
         client: a certificate of ours with its chain, and the key, without a password; None where none is wanted.
+
+    Raises:
+        InvalidPath: on construction, for what no path can be.
     """
 
     authorities: tuple[str, ...] = attrs.field(default=(), converter=_absolute)
@@ -71,7 +75,7 @@ class CertificateFolders:
     """Folders like ``/etc/docker/certs.d``, in the order in which they are searched; none needs to be there."""
 
     def __init__(self, *folders: str | os.PathLike[str]) -> None:
-        self.folders = tuple(os.path.abspath(folder) for folder in folders)
+        self.folders = tuple(absolute_path(folder) for folder in folders)
 
     def find(self, host: str, /) -> Certificates | None:
         """Return what the first folder for ``host[:port]`` holds; one that may not be looked into is passed over.

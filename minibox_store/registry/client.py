@@ -6,7 +6,7 @@ Credentials, trust and patience are the program's; a session with one repository
 import copy
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -82,7 +82,8 @@ class RegistryClient:
 
     Raises:
         ValueError: on construction, when a token server is neither a host nor a URL.
-        InvalidArgument: on construction, when two rules have the same prefix.
+        InvalidArgument: on construction, when two rules have the same prefix, or for a text in the place of several.
+        InvalidPath: on construction, when ``ca_file`` is no path, or is relative and the working directory is gone.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class RegistryClient:
         )
         self._limits = limits
         self._network = network or SystemNetwork()
+        self._headers: dict[str, str] = {}
         self._cache = TokenCache()
         self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
 
@@ -156,6 +158,20 @@ class RegistryClient:
             limits=limits,
             registries=rules,
         )
+
+    def handing_on(self, via: Sequence[str]) -> Self:
+        """Return this client as it is where a program asks for others: each request says who has handed it on.
+
+        A program that is asked in its turn, and finds itself among them, need not ask any more: the way is a circle.
+
+        Args:
+            via: pseudonyms of programs, each a token of HTTP; the first one is the nearest to who wants it.
+
+        Spec: RFC 9110, section 7.6.3.
+        """
+        client = copy.copy(self)
+        client._headers = {"Via": ", ".join(f"1.1 {each}" for each in via)} if via else {}
+        return client
 
     def open_repository(
         self, reference: Reference, *, on_event: OnEvent | None = None
@@ -317,6 +333,7 @@ class RegistryClient:
             scope=scope,
             find_credentials=find,
             realms=self._realms.get(domain) or token_origins(domain, (), schemes),
+            headers=self._headers,
         )
         pool = ConnectionPool(
             home=origin,

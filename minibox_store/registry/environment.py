@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from minibox_store._file_errors import absolute_path
 from minibox_store.values import Value
 
 
@@ -51,7 +52,7 @@ def auth_paths(environment: Mapping[str, str]) -> AuthPaths:
     settings = environment.get("XDG_CONFIG_HOME") or _below(home, ".config")
     usual = (_below(runtime, runtime_file), _below(settings, "containers/auth.json"))
     return AuthPaths(
-        named=None if named is None else os.path.abspath(named),
+        named=None if named is None else absolute_path(named),
         docker=_below(docker, "config.json"),
         containers=() if named is not None else tuple(path for path in usual if path is not None),
     )
@@ -79,7 +80,7 @@ def certificate_folders(environment: Mapping[str, str]) -> tuple[str, ...]:
 def registries_path(environment: Mapping[str, str]) -> str | None:
     """Return the absolute path of the file of registries, None where there is none to be read."""
     named = environment.get("MINIBOX_REGISTRIES")
-    return os.path.abspath(named) if named else None
+    return absolute_path(named) if named else None
 
 
 def proxy_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -108,7 +109,7 @@ def helper_environment(environment: Mapping[str, str], program_path: Sequence[st
 
 
 def _below(folder: str | None, name: str) -> str | None:
-    return None if folder is None else os.path.abspath(os.path.join(folder, name))
+    return None if folder is None else absolute_path(os.path.join(folder, name))
 
 
 def _home() -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 
 import attrs
 
-from minibox_store.errors import InvalidReference
+from minibox_store.errors import InvalidArgument, InvalidReference
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
 from minibox_store.values import Value
@@ -45,9 +45,16 @@ class Schemes(Value):
 
     @classmethod
     def of(cls, plain_http: Collection[str], https: Collection[str], insecure: Collection[str] = ()) -> "Schemes":
-        """Return the schemes for these hosts, in whatever case they are written."""
-        named = (frozenset(host.lower() for host in hosts) for hosts in (plain_http, https, insecure))
-        return cls(**dict(zip(("plain_http", "https", "insecure"), named, strict=True)))
+        """Return the schemes for these hosts, in whatever case they are written.
+
+        Raises:
+            InvalidArgument: for a text in the place of a collection of them.
+        """
+        named = {"plain_http": plain_http, "https": https, "insecure": insecure}
+        for name, hosts in named.items():
+            if isinstance(hosts, str):
+                raise InvalidArgument(name, hosts, "it is a text, and no collection of them")
+        return cls(**{name: frozenset(host.lower() for host in hosts) for name, hosts in named.items()})
 
     def origin(self, authority: str) -> Origin:
         """Return the origin of ``host[:port]``.

@@ -1,6 +1,6 @@
 """A session with one registry: whom it is with, as whom, and, where TLS is only tried, whether it is spoken at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -18,12 +18,14 @@ class Session(Value):
     """Whom a transport talks to, and as whom: the registry, the scope, and what may see the credentials.
 
     Credentials are looked for when the registry first asks for them, with what raises once nobody waits any more.
+    Every request has the headers, wherever it goes.
     """
 
     registry: Origin
     scope: str
     find_credentials: FindCredentials
     realms: frozenset[Origin]
+    headers: Mapping[str, str]
 
 
 def meet(

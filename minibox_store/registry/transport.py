@@ -356,7 +356,7 @@ class Transport:
 
     def _send(self, request: Request, url: Url, authorization: str | None = None) -> Answer:
         """Send one request to a URL and return its answer, whatever it is."""
-        headers = {**request.headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        headers = {**request.headers, **self._session.headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if authorization is not None:
             headers["Authorization"] = authorization
             request = attrs.evolve(request, secrets=(*request.secrets, authorization.partition(" ")[2]))

@@ -16,6 +16,8 @@ from collections.abc import Collection
 
 import attrs
 
+from minibox_store._file_errors import absolute_path
+from minibox_store._files import open_regular
 from minibox_store.errors import InvalidPath
 from minibox_store.registry.certificates import CertificatesSource
 from minibox_store.registry.urls import Origin
@@ -43,7 +45,7 @@ class Trust:
     def __init__(
         self, *, ca_file: str | os.PathLike[str] | None, certificates: CertificatesSource, insecure: Collection[str]
     ) -> None:
-        self._ca_file = None if ca_file is None else os.path.abspath(ca_file)
+        self._ca_file = None if ca_file is None else absolute_path(ca_file)
         self._certificates = certificates
         self._insecure = frozenset(host.lower() for host in insecure)
         self._lock = threading.Lock()
@@ -105,20 +107,28 @@ class Trust:
 
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
     try:
+        _check_regular(path)
         context.load_verify_locations(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InvalidPath(path, f"it holds no certificates: {_reason(error)}") from error
 
 
 def _load_client(context: ssl.SSLContext, chain: str, key: str) -> None:
     try:
+        _check_regular(chain)
+        _check_regular(key)
         # Without a password of its own openssl would ask for one on the terminal.
         context.load_cert_chain(chain, key, password="")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InvalidPath(key, f"it is no key, without a password, of {chain}: {_reason(error)}") from error
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _check_regular(path: str) -> None:
+    """Return if a regular file can be read: openssl would wait for who writes to a FIFO, for ever."""
+    os.close(open_regular(path, follow_links=True))
+
+
+def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "it is malformed").lower().replace("_", " ")
-    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
+    return (error.strerror or str(error)).lower()

@@ -1,5 +1,7 @@
 """The settings: their forms, and who may start (S20)."""
 
+from pathlib import Path
+
 import pytest
 
 from minibox_server.settings import Settings, SettingsError, parse_address, parse_settings
@@ -120,3 +122,15 @@ def test_a_limit_is_a_whole_number_and_has_a_usual_value(name: str, field: str, 
     for text in ("0", "-1", "1.5", "1e3", " 7", "9" * 8, "9" * 5000, "many", "٣"):
         with pytest.raises(SettingsError, match=name):
             parse_settings({name: text})
+
+
+@pytest.mark.parametrize("name", ["MINIBOX_DATA_ROOT", "MINIBOX_TLS_CERTIFICATE", "MINIBOX_TLS_KEY"])
+def test_a_relative_path_is_refused_where_the_working_directory_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    paths = {"MINIBOX_TLS_CERTIFICATE": "/certificate", "MINIBOX_TLS_KEY": "/key", name: "relative"}
+    with pytest.raises(SettingsError, match=f"{name} is 'relative', and the working directory is gone"):
+        parse_settings(paths)
