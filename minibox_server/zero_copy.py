@@ -66,7 +66,8 @@ class ZeroCopyProtocol(H11Protocol):
         # connections; and where they have lain the memory does not come back. asyncio's transport does so as well.
         if self._application is not None:
             self.app = self._application
-        vars(self.transport).pop("_read_ready_cb", None)
+        for callback in ("_read_ready_cb", "_write_ready"):  # the latter since Python 3.12
+            vars(self.transport).pop(callback, None)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle, application = self.cycle, self._application

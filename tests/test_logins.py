@@ -20,7 +20,6 @@ from minibox_store.errors import (
 )
 from minibox_store.registry import Credentials, login, logout
 from tests.support.certificates import make_certificate
-from tests.support.forks import not_possible
 from tests.support.homes import Home, auth, read_json, write_json
 from tests.support.registries import PUBLIC_ADDRESS, NamedNetwork, quick_client
 from tests.support.scripted_registry import (
@@ -114,9 +113,8 @@ def test_what_stood_for_docker_hub_under_another_name_does_not_hide_a_login(
     assert home.find("docker.io", "team/app") == Credentials("bob", "of-the-team")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may log in for others")
 def test_a_file_stays_its_owner_s_when_root_logs_in_for_him(home: Home, registry: ScriptedRegistry) -> None:
-    if os.geteuid() != 0:
-        not_possible("only root may log in for others")
     write_json(home.docker, {"auths": {}})
     os.chown(home.docker, 12345, 23456)
     with registry:

@@ -20,6 +20,7 @@ from tests.support.images import build_image
 from tests.support.invariants import check_invariants, held_locks, open_files
 from tests.support.namespaces import another_namespace
 from tests.support.os_proxy import replaced_os
+from tests.support.served_trees import mount_table
 from tests.support.snapshots import snapshot
 from tests.support.stores import bound, mounted, open_store, put, put_dead, require_root
 
@@ -41,8 +42,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 
 def mount_points(root: Path) -> set[str]:
     """Return what is mounted below a store, as its paths are there."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [line.split(" ")[4] for line in lines]
+    points = [point for line in mount_table() for point in line.split(" ")[4:5]]
     return {os.path.relpath(point, root) for point in points if point.startswith(f"{root}/")}
 
 
@@ -343,7 +343,7 @@ def mounted_on_file(path: Path) -> Iterator[None]:
 def test_a_mount_that_other_namespaces_show_too_goes_all_the_same(root: Path) -> None:
     """Each namespace that was made since has a copy of it: that alone does not say that anybody uses it."""
     with served(root / "lazy" / GONE), another_namespace(["true"]) as pid:
-        assert GONE in Path(f"/proc/{pid}/mountinfo").read_text()
+        assert GONE.encode() in Path(f"/proc/{pid}/mountinfo").read_bytes()
         report = prune_twice(root)
         assert (report.fuse_mounts_killed, report.kept, report.errors) == (1, (), ())
         assert not os.path.lexists(root / "lazy" / GONE)

@@ -26,7 +26,8 @@ from tests.support.images import (
 from tests.support.layouts import read_layout_blobs, read_layout_names, write_layout, write_random_layout
 from tests.support.peers import PeerFailed, docker_registry, push_image, require_peer, run_skopeo, run_umoci
 from tests.support.processes import ProcessFailed
-from tests.support.stores import require_root
+from tests.support.served_trees import is_mounted
+from tests.support.stores import bound, require_root
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,15 @@ def test_an_engine_that_does_not_start_skips_the_test_and_fails_where_peers_are_
     monkeypatch.setenv("MINIBOX_REQUIRE_PEERS", "1")
     with pytest.raises(pytest.fail.Exception, match=f"{name} does not start"), opening():
         pass
+
+
+# Mounts
+
+
+def test_a_mount_is_found_whatever_bytes_its_path_has(tmp_path: Path) -> None:
+    with bound(tmp_path, Path(os.fsdecode(os.fsencode(tmp_path / "at") + b"\xff"))) as at:
+        assert is_mounted(at)
+    assert not is_mounted(at)
 
 
 # The daemon's process

@@ -172,11 +172,15 @@ def mounted_as_root(mount: Mount, at: Path) -> Iterator[None]:
             os.kill(mount.pid, signal.SIGKILL)
 
 
+def mount_table() -> list[str]:
+    """Return the lines of the table of mounts: others' mounts stand there too, whatever bytes their paths have."""
+    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
+
+
 def mounts_at(path: Path) -> list[str]:
-    """Return the lines of the table of mounts that speak of a path without special characters."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    """Return the lines of the table of mounts that speak of a path without blanks and backslashes."""
     # Where others mount at this moment a line may come in part.
-    return [line for line in lines if line.split(" ")[4:5] == [str(path)]]
+    return [line for line in mount_table() if line.split(" ")[4:5] == [str(path)]]
 
 
 def is_mounted(path: Path) -> bool:
