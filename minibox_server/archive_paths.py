@@ -223,7 +223,8 @@ def _identity(found: os.stat_result) -> Identity:
 
 
 def _refused(path: str) -> RequestError:
-    return RequestError(403, f"the daemon may not read or write {path}")
+    allowed = "an archive is a regular file below MINIBOX_ARCHIVE_PREFIXES, and none of the store's own"
+    return RequestError(403, f"the daemon may not read or write {path}: {allowed}")
 
 
 def _unusable(path: str, error: OSError) -> RequestError:

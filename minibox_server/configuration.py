@@ -23,18 +23,20 @@ class Configuration:
         problems: each a sentence: with one of them the daemon does not start, or not do what it is there for.
         notes: what is no fault, and worth knowing.
         settings: what is set; None where it could not be read.
+        registries: the file of the rules for registries; None where there is none.
     """
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     settings: Settings | None
+    registries: str | None
 
     @property
     def text(self) -> str:
         """All of it, a line for each."""
         lines = [f"wrong: {problem}" for problem in self.problems]
         if not self.problems and self.settings is not None:
-            lines = [f"{name}: {value}" for name, value in _describe(self.settings).items()]
+            lines = [f"{name}: {value}" for name, value in _describe(self.settings, self.registries).items()]
         lines.extend(f"note: {note}" for note in self.notes)
         return "".join(f"{one_line(line)}\n" for line in lines)
 
@@ -43,14 +45,15 @@ def check_configuration() -> Configuration:
     """Return what is wrong with what this process's environment says; nothing is changed, and nothing is served."""
     environment = read_variables()
     settings, problems = parse_all(environment)
-    problems.extend(_check_registries(environment.get("MINIBOX_REGISTRIES")))
+    registries = environment.get("MINIBOX_REGISTRIES") or None
+    problems.extend(_check_registries(registries))
     notes: list[str] = []
     if settings is not None:
         problems.extend(_check_tls(settings))
         problems.extend(_check_data_root(settings.data_root))
         problems.extend(_check_prefixes(settings.archive_prefixes, environment))
         notes.extend(_note_address(settings))
-    return Configuration(problems=tuple(problems), notes=tuple(notes), settings=settings)
+    return Configuration(problems=tuple(problems), notes=tuple(notes), settings=settings, registries=registries)
 
 
 def parse_all(environment: Mapping[str, str]) -> tuple[Settings | None, list[str]]:
@@ -86,7 +89,7 @@ def version() -> str:
         return "that is not installed"
 
 
-def _describe(settings: Settings) -> dict[str, str]:
+def _describe(settings: Settings, registries: str | None) -> dict[str, str]:
     return {
         "version": version(),
         "address": settings.address,
@@ -96,6 +99,12 @@ def _describe(settings: Settings) -> dict[str, str]:
         "further hosts": ", ".join(name for name, _ in settings.allowed_hosts) or "none",
         "archives below": ", ".join(settings.archive_prefixes),
         "pulls unpack": "yes" if settings.unpack else "no",
+        "rules for registries": registries or "none",
+        "upstream of /v2/": settings.upstream or "none",
+        "log": settings.log_format,
+        "ready with": f"{settings.ready_free_bytes} bytes free",
+        "limits of each process": f"{settings.max_connections} connections, {settings.max_requests} requests, "
+        f"{settings.max_pulls} pulls, {settings.idle_seconds:g} s for a client that keeps still",
     }
 
 

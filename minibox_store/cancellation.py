@@ -21,6 +21,11 @@ class _Entry(Value):
 class Cancellation:
     """Lets one thread end what others are doing: hand it to an operation, and call :meth:`cancel` at any time.
 
+    A handler of signals is no thread: it runs in the midst of what the main thread does, which may hold just what
+    :meth:`cancel` needs, and both would wait for ever. It leaves that to one:
+
+        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=cancellation.cancel).start())
+
     Guarantees: an operation that has not committed yet ends with :class:`Cancelled` within about one second,
     also when it waits for a registry that sends nothing; what had committed stays. Only the wait for a lock that
     another process holds is not cut short: it ends with the store's own ``lock_timeout_seconds``.

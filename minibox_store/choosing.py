@@ -9,7 +9,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_document, decode_labels
 from minibox_store.documents import Descriptor, LayoutIndex, Manifest
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidArgument, StoreBusy
 from minibox_store.filters import ImageFilter
 from minibox_store.graph import read_content
 from minibox_store.layout import Layout
@@ -60,9 +60,12 @@ def choose(layout: Layout, chosen_by: ImageFilter, check: Callable[[], None] = l
     ``check`` is called before each image is looked at; it may raise.
 
     Raises:
+        InvalidArgument: for anything but a filter, such as the text of one.
         IncompleteImage, StoreDamaged: when what the filter asks about cannot be read: nobody knows what it means then.
         StoreBusy: when images are removed and collected all the time.
     """
+    if not isinstance(chosen_by, ImageFilter):
+        raise InvalidArgument("chosen_by", chosen_by, "it is no ImageFilter: ImageFilter.parse reads one")
     for _ in range(_ATTEMPTS):
         index = layout.read_index()
         times = layout.activity.times(index)

@@ -6,6 +6,7 @@ has heard of either.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from minibox_store.cancellation import Cancellation
 from minibox_store.digest import Digest
@@ -41,10 +42,19 @@ from minibox_store.protocols import (
     Waiting,
 )
 
-EventListener = Callable[[Event], None]
-
 DEFAULT_PARALLEL = 3
 _STEP_BYTES = 16 * MEBIBYTE
+
+
+class EventListener(Protocol):
+    """What an operation tells its progress to: any function that takes an event.
+
+    It is called by the threads that do the work, several at once where its operation says so, and they wait until it
+    returns. What it raises ends the operation, as an error of that would, and is raised as it is.
+    """
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of ``event``."""
 
 
 def ignore_events(event: Event) -> None:

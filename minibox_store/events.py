@@ -83,7 +83,11 @@ class BlobsCounted(Value):
 
 @attrs.frozen(kw_only=True, repr=False)
 class BlobStarted(Value):
-    """The bytes of a blob begin to move, at ``offset_bytes`` where an earlier attempt had left off."""
+    """The bytes of a blob begin to move, at ``offset_bytes`` where an earlier attempt had left off.
+
+    It is the one at ``position``, which counts from 1, of ``total`` of its ``role``. While an archive is read nobody
+    knows yet what a blob is for, nor how many there are: each is called a layer then, and the last one so far.
+    """
 
     descriptor: Descriptor
     role: Role
@@ -102,7 +106,10 @@ class BlobRetried(Value):
 
 @attrs.frozen(kw_only=True, repr=False)
 class BlobAdvanced(Value):
-    """``done_bytes`` of a blob of ``size_bytes`` have arrived; they are not verified yet."""
+    """``done_bytes`` of a blob of ``size_bytes`` have arrived; they are not verified yet.
+
+    It comes after at most 16 MiB each time, and often after much less.
+    """
 
     digest: Digest
     done_bytes: int
@@ -244,6 +251,11 @@ def render_line(event: Event, *, doing: Literal["pull", "push"] = "pull") -> str
     """Return the line (no newline) for ``event``, as the daemon's pull prints it; None where it prints none.
 
     A push, and a copy between registries, has lines of its own; so has what it does otherwise than a pull.
+
+    Args:
+        event: what is told of.
+        doing: whose words the line has, and which word stands in brackets before them. There are those of a
+            ``"pull"`` and of a ``"push"`` alone: of what a load or a save tells, a pull's are not all true.
     """
     text = _push_text(event) if doing == "push" else None
     text = _text(event) if text is None else text

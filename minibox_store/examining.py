@@ -204,8 +204,11 @@ class ExaminedStore:
         the store holds it or not: a prune takes it, unless a running transaction holds it.
 
         Raises:
+            InvalidArgument: for anything but a Digest, such as the text of one.
             IncompleteImage, StoreDamaged: when a root or a document cannot be read, as the answer might lack a way.
         """
+        if not isinstance(digest, Digest):
+            raise InvalidArgument("digest", digest, "it is no Digest: Digest.parse reads one")
         from minibox_store.layout.inventory import map_images
 
         with file_errors(self._layout.paths.root):

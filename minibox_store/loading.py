@@ -31,7 +31,7 @@ from minibox_store.errors import (
     InvalidReference,
     PlatformNotFound,
 )
-from minibox_store.events import ImageCopied, IndexMade, RegisteringName
+from minibox_store.events import ImageCopied, IndexMade, ManifestChosen, RegisteringName
 from minibox_store.graph import ContentStream, RememberingSource
 from minibox_store.images import Image
 from minibox_store.layout import Layout, Transaction
@@ -95,6 +95,7 @@ def load_archive(
                 copy_graph(source, writer, root, limits=limits, cancellation=cancellation)
         images = {root: describe("", root, writer) for root in roots}  # what fails now changes no name
         for name, root in chosen:
+            on_event(ManifestChosen(name=name, descriptor=root))
             on_event(RegisteringName(name=name))
             writer.write_name(name, root)
         cancellation.check()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -653,6 +654,12 @@ def test_the_largest_blobs_are_told_one_by_one_with_who_needs_them(root: Path) -
     assert sum(each.size_bytes for each in usage.blobs if not each.needed_by) == usage.reclaimable_bytes
     with pytest.raises(InvalidArgument, match="less than nothing"):
         open_store(root).usage(most_blobs=-1)
+
+
+def test_why_the_text_of_a_digest_stays_is_no_question(root: Path) -> None:
+    text: Any = SHARED
+    with pytest.raises(InvalidArgument, match=r"Digest\.parse"):
+        open_store(root).why(text)
 
 
 def test_of_very_many_names_the_first_are_told_with_a_blob(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from minibox_store import (
     ImageFilter,
     IncompleteImage,
+    InvalidArgument,
     InvalidFilter,
     InvalidInput,
     Label,
@@ -140,6 +141,16 @@ def test_what_is_no_condition_is_refused_and_named(conditions: list[str]) -> Non
     assert isinstance(caught.value, InvalidInput)
     assert caught.value.text == conditions[-1]
     assert conditions[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["older_than=30d", ""])
+def test_the_text_of_a_filter_is_none_and_takes_no_name(tmp_path: Path, text: Any) -> None:
+    put(tmp_path / "data", build_image(), "app:1")
+    store = open_store(tmp_path / "data")
+    for use in (store.images, store.prune):
+        with pytest.raises(InvalidArgument, match=r"ImageFilter\.parse"):
+            use(text)
+    assert [image.name for image in store.images()] == ["app:1"]
 
 
 def test_labels_may_stand_several_times_and_in_any_order() -> None:

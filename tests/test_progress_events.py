@@ -1,5 +1,6 @@
 """What the events of an operation say as numbers: how much there is in all, what was tried again, what is unpacked."""
 
+import io
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from minibox_store import (
 )
 from minibox_store.reference import Reference
 from minibox_store.registry_rules import Mirror, RegistryRule
+from tests.support.archives import members_of, pack
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import (
@@ -76,6 +78,14 @@ def test_a_save_tells_each_image_and_what_they_have_together(tmp_path: Path) -> 
     chosen = {event.name: str(event.descriptor.digest) for event in events if isinstance(event, ManifestChosen)}
     assert chosen == {"app:0": IMAGE.digest, "app:1": DOUBLE.digest}
     assert counted(events) == [leaf_bytes(IMAGE, DOUBLE)]
+
+
+def test_a_load_tells_each_image_by_the_name_that_it_gets(tmp_path: Path) -> None:
+    events: list[Event] = []
+    archive = io.BytesIO(pack(members_of(IMAGE, "app:0")))
+    open_store(tmp_path / "store").load(archive, names=lambda name: f"other/{name}", on_event=events.append)
+    chosen = {event.name: str(event.descriptor.digest) for event in events if isinstance(event, ManifestChosen)}
+    assert chosen == {"other/app:0": IMAGE.digest}
 
 
 def test_a_check_tells_what_it_will_read_and_reads_that(tmp_path: Path) -> None:

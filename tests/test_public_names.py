@@ -47,6 +47,12 @@ def test_each_type_that_a_public_method_names_is_public() -> None:
     assert not (named & defined_types()) - public.keys() - UNDER_ANOTHER_NAME
 
 
+def test_a_signature_names_its_listener_and_not_each_event() -> None:
+    for method in (minibox_store.Store.pull, minibox_store.Store.load, minibox_store.Store.prune):
+        assert "EventListener" in str(inspect.signature(method))
+        assert "BlobStarted" not in str(inspect.signature(method))
+
+
 def test_the_names_that_a_type_checker_sees_are_those_that_there_are() -> None:
     source = ast.parse(Path(minibox_store.__file__).read_text())
     checked = next(node for node in source.body if isinstance(node, ast.If))

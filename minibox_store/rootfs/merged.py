@@ -43,7 +43,8 @@ class FileNode(NamedTuple):
 
     Attributes:
         status: what the image says of it.
-        layer: the number of the layer that its content lies in.
+        layer: which layer its content lies in, from 0 on, as the manifest has them; of a file without content, which
+            one says last what it is.
         data_offset: where in that layer's tar.
         content: the sha256 of a regular file's content; empty where it is not known.
         segments: which parts of the content are stored there; None where all of it is.

@@ -92,6 +92,8 @@ def test_what_lies_outside_is_refused(place: Place) -> None:
         assert place.statuses(place.outside / path) == [403, 403]
     assert place.statuses("/etc/passwd") == [403, 403]
     assert place.statuses("/new.tar") == [403, 403]
+    with pytest.raises(RequestError, match="below MINIBOX_ARCHIVE_PREFIXES"):
+        place.load("/etc/passwd")
 
 
 def test_whether_something_exists_outside_is_not_told(place: Place) -> None:

@@ -56,15 +56,28 @@ def test_an_address_that_nothing_protects_is_one_problem_and_hides_no_other(tmp_
 
 
 def test_where_all_is_well_it_says_what_is_set_and_changes_nothing(tmp_path: Path) -> None:
-    certificate, port = make_certificate(tmp_path / "tls"), free_port()
+    certificate, port, rules = make_certificate(tmp_path / "tls"), free_port(), tmp_path / "registries.toml"
+    rules.touch()
     status, lines = check(
         tmp_path,
         MINIBOX_HTTP_ADDR=f"127.0.0.1:{port}",
         MINIBOX_API_TOKEN=TOKEN,
         MINIBOX_TLS_CERTIFICATE=str(certificate.chain),
         MINIBOX_TLS_KEY=str(certificate.key),
+        MINIBOX_REGISTRIES=str(rules),
+        MINIBOX_UPSTREAM="registry.example.org",
+        MINIBOX_LOG_FORMAT="json",
+        MINIBOX_READY_FREE_BYTES="4096",
+        MINIBOX_MAX_CONNECTIONS="31",
+        MINIBOX_MAX_REQUESTS="32",
+        MINIBOX_MAX_PULLS="33",
+        MINIBOX_IDLE_SECONDS="34",
     )
     assert status == 0, lines
+    assert f"rules for registries: {rules}" in lines
+    assert {"upstream of /v2/: registry.example.org", "log: json", "ready with: 4096 bytes free"} <= set(lines)
+    limits = "31 connections, 32 requests, 33 pulls, 34 s for a client that keeps still"
+    assert f"limits of each process: {limits}" in lines
     assert f"address: 127.0.0.1:{port}" in lines
     assert f"store: {tmp_path / 'data'}" in lines
     assert "token: one is needed" in lines
