@@ -12,7 +12,6 @@ import socket
 import ssl
 import sys
 from types import FrameType
-from typing import NoReturn
 
 import attrs
 import uvicorn
@@ -48,7 +47,7 @@ LOGGER = logging.getLogger("minibox_server")
 
 # Within ten seconds of SIGTERM everything has ended: what is cancelled ends within one, what commits is let finish.
 _GRACE_SECONDS = 7
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MOST_PROCESSES = 256
 _VARIABLES = f"""\
 settings, all from the environment:
@@ -102,6 +101,17 @@ class Service:
     lifeline: int | None = None
     activation: Activation = attrs.field(factory=Activation)
 
+    def reload(self) -> None:
+        """Read anew what SIGHUP is sent for: the certificate."""
+        if self.tls is None:
+            return
+        try:
+            reload_context(self.tls, self.settings)
+        except SettingsError as error:
+            LOGGER.error("the certificate stays what it was: %s", error)
+        else:
+            LOGGER.info("the certificate was read anew")
+
 
 class Server(uvicorn.Server):
     """uvicorn, which cancels what runs before it waits for it, and lets many connections wait to be accepted."""
@@ -112,15 +122,16 @@ class Server(uvicorn.Server):
         self._service = service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, hear from now on what tells the daemon to end, and tell whoever started it."""
+        """Begin to answer, hear from now on what the daemon is told by signals, and tell whoever started it."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        # asyncio's own way would let SIGHUP kill the daemon from the loop's end on.
+        signal.signal(signal.SIGHUP, lambda number, frame: loop.call_soon_threadsafe(self._service.reload))
         if self._service.lifeline is not None:
             loop.add_reader(self._service.lifeline, self._end_alone, loop, self._service.lifeline)
         for each in sockets or ():
             each.listen(LISTEN_BACKLOG)  # what waits to be accepted may be more than what is accepted at once
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         self._service.activation.notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -128,16 +139,7 @@ class Server(uvicorn.Server):
         self._service.activation.notify("STOPPING=1")
         self._workers.cancel_operations()
         await super().shutdown(sockets)
-
-    def _reload(self) -> None:
-        if self._service.tls is None:
-            return
-        try:
-            reload_context(self._service.tls, self._service.settings)
-        except SettingsError as error:
-            LOGGER.error("the certificate stays what it was: %s", error)
-        else:
-            LOGGER.info("the certificate was read anew")
+        signal.signal(signal.SIGHUP, _pass_over)
 
     def _end_alone(self, loop: asyncio.AbstractEventLoop, lifeline: int) -> None:
         loop.remove_reader(lifeline)
@@ -169,11 +171,10 @@ def main() -> None:
         settings = attrs.evolve(settings, host="")
     service = Service(settings=settings, listening=listening, nursery=nursery, tls=tls, activation=activation)
     # Until the server hears them they wait: an event loop that is ended while it is made leaves a traceback.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
-    for number in _ENDING:
-        signal.signal(number, _end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    # And once it has ended they are of no use: uvicorn repeats the one that ended it, and others may come again.
+    for number in _HEARD:
+        signal.signal(number, _pass_over)
     _announce(service, options.workers)
     with contextlib.closing(listening):
         if options.workers > 1:
@@ -187,11 +188,10 @@ def serve_by_several(service: Service, count: int) -> None:
     activation = service.activation
 
     def work(lifeline: int) -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         serve(attrs.evolve(service, lifeline=lifeline, activation=Activation(), listening=service.listening.shared()))
 
     try:
-        Processes(count, work).run(on_start=lambda: activation.notify("READY=1"))
+        Processes(count, work).run(on_start=lambda: activation.notify("READY=1"), on_hangup=service.reload)
     finally:
         activation.notify("STOPPING=1")
 
@@ -225,6 +225,8 @@ def serve(service: Service) -> None:
     try:
         Server(config, workers, service).run(service.listening.sockets)
     finally:
+        for number in _HEARD:
+            signal.signal(number, signal.SIG_IGN)  # what is passed over could kill while the interpreter ends
         service.listening.close()
         if workers.running:
             # Threads that wait for something which cannot be cancelled; the store bears it, as it bears a crash.
@@ -264,8 +266,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(0)
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 if __name__ == "__main__":

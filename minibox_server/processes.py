@@ -55,10 +55,11 @@ class Processes:
         self._places = [_Place() for _ in range(count)]
         self._lifeline, self._held = os.pipe()
 
-    def run(self, on_start: Callable[[], None]) -> None:
+    def run(self, on_start: Callable[[], None], on_hangup: Callable[[], None]) -> None:
         """Start all, replace those that die, and return once SIGTERM or SIGINT has come and all have ended.
 
-        ``on_start`` is called when all have begun. SIGHUP is passed on.
+        ``on_start`` is called when all have begun. At SIGHUP ``on_hangup`` is called, so that those which begin later
+        have what it does, and SIGHUP is passed on to the others.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         # Whoever began this one may have had no interest in its children, which is handed on: of the end of theirs the
@@ -69,6 +70,7 @@ class Processes:
             on_start()
             while (found := self._wait(self._seconds_to_next())) not in (signal.SIGTERM, signal.SIGINT):
                 if found == signal.SIGHUP:
+                    on_hangup()
                     self._tell_all(signal.SIGHUP)
                 self._reap()
                 self._start_due(before)

@@ -59,6 +59,22 @@ def end_and_make(loop):
 asyncio.SelectorEventLoop._make_self_pipe = end_and_make
 main()
 """
+# Is told all that it can be told while it closes what it listens on, and while the interpreter ends.
+_END_AGAIN = """
+import os, signal
+from minibox_server.__main__ import main
+from minibox_server.listening import Listening
+class Telling:
+    def __del__(self, kill=os.kill, own_pid=os.getpid, told=(signal.SIGHUP, signal.SIGINT, signal.SIGTERM)):
+        for number in told:
+            kill(own_pid(), number)
+last, close = Telling(), Listening.close
+def tell_and_close(listening):
+    Telling()
+    close(listening)
+Listening.close = tell_and_close
+main()
+"""
 
 
 @contextlib.contextmanager
@@ -298,6 +314,19 @@ def test_it_ends_without_a_word_though_it_is_told_to_while_it_begins(tmp_path: P
         assert process.wait(timeout=10) == 0
     assert "Traceback" not in read_log(log)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_ends_in_order_though_it_is_told_to_again(tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "minibox.sock"
+    command = (sys.executable, "-c", _END_AGAIN, "--workers", workers)
+    with listening_daemon(tmp_path, *command, MINIBOX_HTTP_ADDR=f"unix:{path}") as (process, log):
+        assert ask(path).status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+    assert "Traceback" not in read_log(log)
+    assert not path.exists()
+    assert not path.with_name("minibox.sock.lock").exists()
 
 
 @pytest.mark.parametrize(

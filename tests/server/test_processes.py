@@ -20,7 +20,7 @@ from tests.support.daemon import DAEMON_COMMAND, Daemon, run_daemon_to_its_end, 
 from tests.support.forks import run_forked
 from tests.support.images import build_image, random_layer
 from tests.support.layouts import write_layout
-from tests.support.processes import end_process, read_log, running, wait_until
+from tests.support.processes import children_in_session, end_process, read_log, running, wait_until
 
 BOTH = (*DAEMON_COMMAND, "--workers", "2")
 WAIT_SECONDS = 15.0
@@ -35,19 +35,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def children_of(daemon: Daemon) -> set[int]:
-    return children(daemon.process.pid)
-
-
-def children(pid: int) -> set[int]:
-    """Return the processes that one has begun; the one that begins those of transfers is in a session of its own."""
-    begun = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return {each for each in begun if session_of(each) == session_of(pid)}
-
-
-def session_of(pid: int) -> int | None:
-    with contextlib.suppress(ProcessLookupError):
-        return os.getsid(pid)
-    return None
+    return children_in_session(daemon.process.pid)
 
 
 def is_alive(pid: int) -> bool:
@@ -185,7 +173,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the children's, too; the first 
 os.kill = late_kill
 processes._END_SECONDS, processes._KILLED_SECONDS = 0.2, 1.0
 begin = time.monotonic(), time.process_time()
-processes.Processes(2, work).run(lambda: kill(os.getpid(), signal.SIGTERM))
+processes.Processes(2, work).run(lambda: kill(os.getpid(), signal.SIGTERM), lambda: None)
 took, used = time.monotonic() - begin[0], time.process_time() - begin[1]
 sys.stderr.write(f"{len(killed)} killed, {took} s, {used} s\\n")
 """
@@ -223,7 +211,7 @@ def work(lifeline):
         time.sleep(60)
 
 os.fork = failing_fork
-Processes(2, work).run(lambda: sys.stderr.write("begun\\n"))
+Processes(2, work).run(lambda: sys.stderr.write("begun\\n"), lambda: None)
 sys.exit(7 if begun == 4 else 8)
 """
 
@@ -234,7 +222,7 @@ def test_those_that_live_serve_on_though_there_is_no_room_for_another_one(tmp_pa
     command = (sys.executable, "-c", _NO_ROOM_ONCE)
     with running(command, environment=environment, log=log, folder=tmp_path, end_seconds=15) as process:
         wait_until(lambda: "no process can begin" in read_log(log), process, log=log)
-        wait_until(lambda: len(children(process.pid)) == 2, process, log=log)
+        wait_until(lambda: len(children_in_session(process.pid)) == 2, process, log=log)
         assert end_process(process, timeout_seconds=10)
         assert process.returncode == 7
 
@@ -271,7 +259,8 @@ def test_a_number_of_processes_that_is_none_is_refused(tmp_path: Path, count: st
 def test_nobody_is_waited_for_once_all_have_ended() -> None:
     def run() -> None:
         # Each ends at once when it is told to.
-        Processes(2, lambda lifeline: signal.pause()).run(on_start=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        processes = Processes(2, lambda lifeline: signal.pause())
+        processes.run(on_start=lambda: os.kill(os.getpid(), signal.SIGTERM), on_hangup=lambda: None)
 
     taken = []
     for _ in range(3):

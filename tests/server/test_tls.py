@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support.certificates import Certificate, make_certificate
 from tests.support.daemon import DAEMON_COMMAND, daemon_environment, run_daemon_to_its_end
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.layouts import write_layout
-from tests.support.processes import end_process, free_port, read_log, running, wait_until
+from tests.support.processes import children_in_session, end_process, free_port, read_log, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,12 @@ def image() -> BuiltImage:
 class TlsDaemon:
     """A daemon that speaks TLS with the files of its folder, which are copies."""
 
+    process: subprocess.Popen[bytes]
+
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.port = port
         self.log = folder / "daemon.log"
-        self.pid = 0
 
     def show(self, certificate: Certificate) -> None:
         """Put the certificate into the files."""
@@ -73,7 +75,7 @@ def daemon(
     with running(command, environment=environment, log=daemon.log, folder=tmp_path, end_seconds=15) as process:
         wait_until(lambda: "listening on" in read_log(daemon.log), process, log=daemon.log)
         wait_until(lambda: daemon.ask(certificate)[0] == 200, process, log=daemon.log)
-        daemon.pid = process.pid
+        daemon.process = process
         yield daemon
         assert end_process(process, timeout_seconds=10)
         assert "Traceback" not in read_log(daemon.log)
@@ -114,21 +116,42 @@ def test_a_certificate_that_was_renewed_is_shown_once_it_is_told_so(
 ) -> None:
     renewed = make_certificate(tmp_path / "renewed")
     (tmp_path / "key.pem").write_text("no key")
-    os.kill(daemon.pid, signal.SIGHUP)
+    os.kill(daemon.process.pid, signal.SIGHUP)
     deadline = time.monotonic() + 10
     while "the certificate stays what it was" not in read_log(daemon.log):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert daemon.ask(certificate)[0] == 200
     daemon.show(renewed)
-    os.kill(daemon.pid, signal.SIGHUP)
-    # Each process has read it once ten connections in a row are shown it.
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    wait_until_shown(daemon, renewed)
+
+
+@pytest.mark.parametrize("daemon", ["two"], indirect=True)
+def test_a_process_that_takes_the_place_of_another_one_shows_what_was_read_last(
+    daemon: TlsDaemon, tmp_path: Path
+) -> None:
+    renewed = make_certificate(tmp_path / "renewed")
+    daemon.show(renewed)
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    wait_until_shown(daemon, renewed)
+    (tmp_path / "key.pem").write_text("no key")  # what is read now would be refused
+    before = children_in_session(daemon.process.pid)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(children_in_session(daemon.process.pid) - before) == 2, daemon.process, log=daemon.log)
+    wait_until_shown(daemon, renewed)
+
+
+def wait_until_shown(daemon: TlsDaemon, certificate: Certificate) -> None:
+    """Return once each process shows a certificate: ten connections in a row are shown it."""
     shown = 0
+    deadline = time.monotonic() + 10
     while shown < 10:
-        assert time.monotonic() < deadline + 10
+        assert time.monotonic() < deadline
         try:
-            shown = shown + 1 if daemon.ask(renewed)[0] == 200 else 0
-        except ssl.SSLCertVerificationError:
+            shown = shown + 1 if daemon.ask(certificate)[0] == 200 else 0
+        except (ssl.SSLCertVerificationError, ConnectionError):
             shown = 0
 
 

@@ -83,3 +83,15 @@ def wait_until(
 def read_log(log: Path) -> str:
     """Return what a program has written so far."""
     return log.read_text(errors="replace") if log.exists() else ""
+
+
+def children_in_session(pid: int) -> set[int]:
+    """Return the processes that one has begun and that have not begun a session of their own."""
+    begun = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return {each for each in begun if _session_of(each) == _session_of(pid)}
+
+
+def _session_of(pid: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return None
