@@ -49,6 +49,7 @@ LOGGER = logging.getLogger("minibox_server")
 # Within ten seconds of SIGTERM everything has ended: what is cancelled ends within one, what commits is let finish.
 _GRACE_SECONDS = 7
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+_HEARD = (*_ENDING, signal.SIGHUP)
 _MOST_PROCESSES = 256
 _VARIABLES = f"""\
 settings, all from the environment:
@@ -102,6 +103,17 @@ class Service:
     lifeline: int | None = None
     activation: Activation = attrs.field(factory=Activation)
 
+    def reads_certificate(self) -> bool:
+        """Let new connections see the certificate that the files hold now; where they are wrong, say so: return False."""
+        if self.tls is None:
+            return False
+        try:
+            reload_context(self.tls, self.settings)
+        except SettingsError as error:
+            LOGGER.error("the certificate stays what it was: %s", error)
+            return False
+        return True
+
 
 class Server(uvicorn.Server):
     """uvicorn, which cancels what runs before it waits for it, and lets many connections wait to be accepted."""
@@ -112,7 +124,7 @@ class Server(uvicorn.Server):
         self._service = service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, hear from now on what tells the daemon to end, and tell whoever started it."""
+        """Begin to answer, hear from now on what the daemon is told, and tell whoever started it."""
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -120,7 +132,7 @@ class Server(uvicorn.Server):
             loop.add_reader(self._service.lifeline, self._end_alone, loop, self._service.lifeline)
         for each in sockets or ():
             each.listen(LISTEN_BACKLOG)  # what waits to be accepted may be more than what is accepted at once
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         self._service.activation.notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -130,13 +142,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _reload(self) -> None:
-        if self._service.tls is None:
-            return
-        try:
-            reload_context(self._service.tls, self._service.settings)
-        except SettingsError as error:
-            LOGGER.error("the certificate stays what it was: %s", error)
-        else:
+        if self._service.reads_certificate():
             LOGGER.info("the certificate was read anew")
 
     def _end_alone(self, loop: asyncio.AbstractEventLoop, lifeline: int) -> None:
@@ -168,12 +174,13 @@ def main() -> None:
         # The address of the settings is not the one, and others are not to reach through it what only this one does.
         settings = attrs.evolve(settings, host="")
     service = Service(settings=settings, listening=listening, nursery=nursery, tls=tls, activation=activation)
-    # Until the server hears them they wait: an event loop that is ended while it is made leaves a traceback.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Until the server hears them they wait: an event loop that is ended while it is made leaves a traceback, and a
+    # certificate that is renewed meanwhile is not to be missed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     # uvicorn repeats the signal that ended it, for whoever was to have it otherwise: that is the regular end here.
     for number in _ENDING:
         signal.signal(number, _end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _announce(service, options.workers)
     with contextlib.closing(listening):
         if options.workers > 1:
@@ -187,7 +194,7 @@ def serve_by_several(service: Service, count: int) -> None:
     activation = service.activation
 
     def work(lifeline: int) -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        service.reads_certificate()  # what the first process has is as old as that
         serve(attrs.evolve(service, lifeline=lifeline, activation=Activation(), listening=service.listening.shared()))
 
     try:
