@@ -104,7 +104,7 @@ class Service:
     activation: Activation = attrs.field(factory=Activation)
 
     def reads_certificate(self) -> bool:
-        """Let new connections see the certificate that the files hold now; where they are wrong, say so: return False."""
+        """Let new connections see the certificate that the files hold now; say why, and return False, if it is none."""
         if self.tls is None:
             return False
         try:
