@@ -28,6 +28,7 @@ from tests.support.snapshots import snapshot
 from tests.support.sources import memory_of
 from tests.support.stores import put, put_dead
 from tests.support.trials import drawing, trial_seconds
+from tests.support.waiting import sparing_later_files
 
 OURS = build_image(salt="ours")
 NEW = build_image(salt="new")
@@ -151,10 +152,9 @@ def test_a_blob_that_a_prune_took_from_under_a_foreign_copy_is_missed_by_name_an
 
 def test_a_prune_that_spares_what_is_new_takes_nothing_from_under_a_foreign_copy(root: Path) -> None:
     put_dead(root, NEW)
-    store, begun = open_store(root), time.time()
-    time.sleep(1)  # so long the prune may take to come to what is new
-    with foreign_copy_under_way(root):
-        report = store.prune(keep_newer_than_seconds=time.time() - begun)
+    store = open_store(root)
+    with sparing_later_files() as seconds, foreign_copy_under_way(root):
+        report = store.prune(keep_newer_than_seconds=seconds)
         assert report.blobs_removed == len(NEW.blobs), "what was there before the copy began is as old as that"
         layers = {f"blobs/{digest.replace(':', '/')}" for digest in FOREIGN.layer_digests}
         assert {each.partition(":")[0] for each in report.kept} >= layers, "what it has just written"

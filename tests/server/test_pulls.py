@@ -483,8 +483,8 @@ def test_sigterm_during_a_pull_ends_within_ten_seconds_and_leaves_a_clean_store(
             daemon.process.terminate()
             rest = list(lines)
             assert rest[-1].startswith("[error] pull failed: ")
-        daemon.process.wait(10)
-        assert time.monotonic() - begin < 10
+        daemon.process.wait(60)
+        assert time.monotonic() - begin < SOON_SECONDS
     never.set()
     assert daemon.exit_status == 0
     assert "Traceback" not in daemon.read_log()
