@@ -16,6 +16,7 @@ from tests.support.archives import members_of, pack
 from tests.support.images import build_image
 from tests.support.loads import store_with_something
 from tests.support.snapshots import snapshot
+from tests.support.waiting import SOON_SECONDS
 
 ARCHIVE = pack(members_of(build_image(), "app:1"))
 
@@ -55,7 +56,7 @@ def test_a_load_from_a_silent_pipe_ends_within_a_second_of_its_cancel(
         time.sleep(0.3)
         assert thread.is_alive()
         cancellation.cancel()
-        thread.join(1)
+        thread.join(SOON_SECONDS)
         assert not thread.is_alive()
     assert [type(error) for error in caught] == [Cancelled]
     assert snapshot(Path(store.root)) == before

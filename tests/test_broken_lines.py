@@ -31,6 +31,7 @@ from tests.support.sources import (
     root_of,
 )
 from tests.support.stores import blob, layer_of, open_layout, open_store, put, rot
+from tests.support.waiting import SOON_SECONDS
 
 MEBIBYTE = 1 << 20
 IMAGE = build_image([random_layer(3 * MEBIBYTE, salt="broken lines"), random_layer(MEBIBYTE, salt="more of them")])
@@ -97,11 +98,11 @@ def test_a_blob_that_comes_slowly_may_take_longer_than_any_silence() -> None:
     with ScriptedRegistry() as server:
         layer = descriptor_for(content, LAYER.media_type)
         target = blob_target("team/app", str(layer.digest))
-        server.expect("GET", target, Answer(body=content, drip_bytes=128, drip_seconds=0.1))
-        with open_repository(server.reference("team/app", "1"), silence_seconds=0.5) as repository:
+        server.expect("GET", target, Answer(body=content, drip_bytes=128, drip_seconds=0.4))
+        with open_repository(server.reference("team/app", "1"), silence_seconds=5.0) as repository:
             started = time.monotonic()
             assert read_all(repository, layer) == content
-            assert time.monotonic() - started > 1.5
+            assert time.monotonic() - started > 5
 
 
 @pytest.mark.parametrize("framing", ["length", "until_close"])
@@ -114,14 +115,14 @@ def test_what_has_come_is_given_though_the_registry_has_become_silent(
     with ScriptedRegistry(certificate=certificate) as server:
         server.expect("GET", BLOB, Answer(body=CONTENT, framing=framing, hold=held, hold_after_bytes=100_000))
         trust = {"https": [server.host], "ca_file": certificate.chain} if certificate else {}
-        with open_repository(server.reference("team/app", "1"), silence_seconds=20.0, **trust) as repository:
+        with open_repository(server.reference("team/app", "1"), silence_seconds=60.0, **trust) as repository:
             stream = repository.open_blob(LAYER)
             buffer = memoryview(bytearray(MEBIBYTE))
             started, came = time.monotonic(), 0
             while came < 100_000:
                 came += stream.readinto(buffer)
             assert came == 100_000
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < SOON_SECONDS
             held.set()
             assert CONTENT.endswith(rest := read_stream(stream))
             assert came + len(rest) == len(CONTENT)
@@ -157,7 +158,7 @@ def test_a_head_that_drips_has_to_come_within_the_time_of_silence(part: str) -> 
             started = time.monotonic()
             with pytest.raises(RegistryError, match="in time"):
                 read_all(repository, LAYER)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < SOON_SECONDS
         ended.set()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(5)
@@ -216,7 +217,7 @@ def test_what_a_process_had_when_it_was_killed_is_gone_on_with_by_the_next(root:
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.01)

@@ -1,6 +1,7 @@
 """What a listing sees, and when; and the file in which it leaves for the next process what documents say."""
 
 import errno
+import math
 import os
 import shutil
 import stat
@@ -10,10 +11,12 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from minibox_store import Image, Limits, Store, StoreError, StoreUnavailable, _signatures
+from minibox_store.layout import stillness
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.layout.stillness import BlobFolders
 from tests.support.forks import not_possible, run_forked
@@ -24,6 +27,7 @@ from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.stores import blob, bound, mounted, open_store, put, remount, require_root, rot
 from tests.support.system_calls import OtherOs
+from tests.support.waiting import SOON_SECONDS
 
 # Enough for a cache to be written.
 COUNT = 70
@@ -105,6 +109,13 @@ IN_PLACE: dict[str, Callable[[Path], object]] = {
 # What is seen at once, and what within a second
 
 
+@pytest.fixture
+def relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a look at all files be relied on for ever, and not for a second alone."""
+    monkeypatch.setattr(stillness, "_LONGEST_SECONDS", math.inf)
+
+
+@pytest.mark.usefixtures("relied_on")
 def test_a_settled_store_is_listed_without_a_look_at_any_document(root: Path) -> None:
     store = open_store(root)
     images = settle(store)
@@ -139,7 +150,7 @@ def test_a_document_that_was_changed_in_place_is_seen_within_a_second(root: Path
     IN_PLACE[harm](path)
     changed = time.monotonic()
     while not damaged(store.images()):
-        assert time.monotonic() - changed < 1.5, "it is not seen"
+        assert time.monotonic() - changed < SOON_SECONDS, "it is not seen"
         time.sleep(0.01)
     assert damaged(store.images()) == {"app-00:1"}
     settle(store)
@@ -154,16 +165,19 @@ def test_one_image_that_was_changed_in_place_is_seen_at_once_when_it_is_asked_fo
     assert store.get("app-00:1").damaged
 
 
-def test_each_file_is_looked_at_once_a_second(root: Path) -> None:
+def test_each_file_is_looked_at_once_a_second(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(stillness, "time", SimpleNamespace(monotonic=lambda: now))
     store = open_store(root)
-    settle(store)
+    store.images()
+    now = 1.0
+    store.images()
     with counted_looks() as looked:
-        end = time.monotonic() + 2.5
-        while time.monotonic() < end:
+        for _ in range(100):
+            now += 0.0625
             store.images()
-            time.sleep(0.01)
     times = looked.count(str(blob(root, FIRST.digest)))
-    assert 2 <= times <= 3
+    assert times == 6
 
 
 def test_a_config_that_is_missing_and_comes_is_told_at_once(root: Path) -> None:
@@ -236,6 +250,7 @@ def test_a_file_system_that_tells_whole_seconds_hides_nothing(tmp_path: Path) ->
             assert damaged(settle(store)), turn
 
 
+@pytest.mark.usefixtures("relied_on")
 def test_a_look_is_relied_on_only_well_after_its_folder_changed(root: Path) -> None:
     folders = BlobFolders(LayoutPaths(str(root)))
     first = folders.glance()
@@ -335,16 +350,18 @@ def test_a_manifest_that_may_not_be_read_hides_no_other_image(
     name = "app-00:1" if image is FIRST else "multi:1"
     with replaced_os() as system:
         system.fail(call, number, path=image.digest.removeprefix("sha256:"))
-        listed = settle(store)
-        assert damaged(listed) == {name}
-        assert store.images() is listed
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stillness, "_LONGEST_SECONDS", math.inf)
+            listed = settle(store)
+            assert damaged(listed) == {name}
+            assert store.images() is listed
         assert [each for each in listed if each.name != name] == [each for each in whole if each.name != name]
         with pytest.raises(StoreUnavailable, match=image.digest.removeprefix("sha256:")):
             store.get(name)
     assert store.get(name) in whole
     lifted = time.monotonic()
     while damaged(store.images()):  # a mode that is changed leaves no trace in what is looked at
-        assert time.monotonic() - lifted < 1.5, "it is not seen"
+        assert time.monotonic() - lifted < SOON_SECONDS, "it is not seen"
         time.sleep(0.01)
     assert store.images() == whole
 

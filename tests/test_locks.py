@@ -33,6 +33,7 @@ from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import RecordingSource, descriptors_of, memory_of
 from tests.support.stores import blob, layer_of, open_layout, open_store, put, put_dead, rot
+from tests.support.waiting import SOON_SECONDS
 
 ALWAYS = build_image(salt="always")
 IMAGE = build_image(salt="image")
@@ -299,7 +300,7 @@ def busy_of(work: Callable[[Store], object], root: Path) -> StoreBusy:
     start = time.monotonic()
     with pytest.raises(StoreBusy) as caught:
         work(store)
-    assert LIMIT_SECONDS <= time.monotonic() - start < LIMIT_SECONDS + 2
+    assert LIMIT_SECONDS <= time.monotonic() - start < SOON_SECONDS
     return caught.value
 
 
@@ -384,7 +385,7 @@ def test_who_waits_for_a_download_of_a_process_that_stands_still_goes_on_without
         descriptor = next(each for each in descriptors_of(IMAGE) if str(each.digest) == digest)
         start = time.monotonic()
         writer.write_blob(descriptor, source)
-        assert LIMIT_SECONDS <= time.monotonic() - start < LIMIT_SECONDS + 2
+        assert LIMIT_SECONDS <= time.monotonic() - start < SOON_SECONDS
     assert source.opened == [(descriptor.digest, 0)]
     assert records.waited_for == {"partial"}
     check_order(records.taken | records.waited)

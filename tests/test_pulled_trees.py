@@ -57,6 +57,7 @@ from tests.support.scripted_registry import (
     serve_image,
 )
 from tests.support.stores import blob, mounted, open_store, put, require_root, rot
+from tests.support.waiting import SOON_SECONDS
 
 NAME = "team/app:1"
 TAG = "team_app_1"
@@ -130,7 +131,7 @@ def growing(root: Path, path: str) -> list[bytes]:
     return found
 
 
-def wait_for(is_true: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(is_true: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -655,7 +656,7 @@ def test_a_cancel_ends_the_pull_within_a_second_while_the_unpacking_waits_for_a_
     try:
         with pytest.raises(Cancelled):
             pull_again(root, registry, cancellation=cancellation)
-        assert time.monotonic() - ended[0] < 1.5
+        assert time.monotonic() - ended[0] < SOON_SECONDS
     finally:
         release.set()
         thread.join(10)
@@ -679,7 +680,7 @@ def test_a_cancel_in_the_middle_of_a_layer_ends_the_unpacking_within_a_second(
     try:
         with pytest.raises(Cancelled):
             pull(root, registry, image, cancellation=cancellation)
-        assert time.monotonic() - cancelled[0] < 2.5  # what there was of the tree is removed, too
+        assert time.monotonic() - cancelled[0] < SOON_SECONDS  # what there was of the tree is removed, too
     finally:
         thread.join(10)
     assert read_names(root) == {}

@@ -55,6 +55,7 @@ from tests.support.registries import NamedNetwork, quick_client
 from tests.support.scripted_registry import ScriptedServer, TokenServer
 from tests.support.stores import blob, open_store, put, rot
 from tests.support.upload_registry import UploadRegistry
+from tests.support.waiting import SOON_SECONDS
 
 BIG = random_layer(1 << 20)
 IMAGE = build_image([{"a": b"a"}, BIG])
@@ -368,8 +369,8 @@ def test_a_body_that_is_refused_while_it_is_sent_is_sent_no_further(tmp_path: Pa
     registry.largest_body_bytes = 8 << 20
     registry.refuses_unread = True
     begun = time.monotonic()
-    push(open_store(tmp_path), registry, client=quick_client(silence_seconds=20.0))
-    assert time.monotonic() - begun < 15.0
+    push(open_store(tmp_path), registry, client=quick_client(silence_seconds=60.0))
+    assert time.monotonic() - begun < SOON_SECONDS
     assert registry.holds("team/app", image)
     assert chunk_sizes(registry) == [8 << 20] * 4
 
@@ -752,8 +753,8 @@ def test_a_cancel_ends_a_push_that_waits_for_the_registry(store: Store, registry
     registry.wait_for(method, target)
     begun = time.monotonic()
     cancellation.cancel()
-    thread.join(10)
-    assert time.monotonic() - begun < 1.0
+    thread.join(SOON_SECONDS)
+    assert time.monotonic() - begun < SOON_SECONDS
     hold.set()
     assert [type(error) for error in caught] == [Cancelled]
 
@@ -775,7 +776,7 @@ def test_a_registry_that_reads_no_more_is_not_waited_for_without_end(
     begun = time.monotonic()
     with pytest.raises(Cancelled if ended_by == "a cancel" else RegistryError):
         push(open_store(tmp_path), registry, client=client, cancellation=cancellation)
-    assert time.monotonic() - begun < 10.0
+    assert time.monotonic() - begun < SOON_SECONDS
     registry.stalls.set()
     timer.cancel()
 
@@ -805,7 +806,7 @@ def test_one_upload_that_fails_ends_those_that_wait(store: Store, registry: Uplo
     begun = time.monotonic()
     with pytest.raises(AuthenticationRefused):
         push(store, registry, client=quick_client(silence_seconds=30.0))
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < SOON_SECONDS
     hold.set()
 
 

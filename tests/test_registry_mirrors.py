@@ -49,6 +49,7 @@ from tests.support.scripted_registry import (
     unauthorized,
 )
 from tests.support.sources import descriptor_for, read_all, read_stream, root_of
+from tests.support.waiting import SOON_SECONDS
 
 REPOSITORY = "team/app"
 IMAGE = build_image([{"a": b"a" * 3000}, {"b": b"b"}])
@@ -142,7 +143,7 @@ def test_whatever_a_mirror_does_with_a_name_the_next_one_is_asked(stack: ExitSta
     serve_image(good, REPOSITORY, "1", IMAGE, at_most=1)
     started = time.monotonic()
     assert places.pull(tmp_path) == IMAGE.digest
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON_SECONDS
     failed, used = places.told()
     assert used == UsingMirror(host=good.host)
     assert isinstance(failed, MirrorFailed)
@@ -530,9 +531,9 @@ def test_a_cancel_ends_a_pull_that_waits_for_a_mirror_and_nobody_else_is_asked(
     time.sleep(0.1)
     cancelled = time.monotonic()
     cancellation.cancel()
-    thread.join(5)
+    thread.join(SOON_SECONDS)
     assert ended
-    assert ended[0][0] - cancelled < 1
+    assert ended[0][0] - cancelled < SOON_SECONDS
     # Nor is it told that the mirror failed: it did not.
     assert places.told() == [UsingMirror(host=places.mirrors[0].host)]
 
@@ -713,7 +714,7 @@ def test_a_mirror_that_keeps_silent_is_given_up_on_sooner_than_what_it_stands_fo
     started = time.monotonic()
     with open_mirrored(places.reference, places.rule, silence_seconds=60) as repository:
         assert repository.resolve("1") == root_of(IMAGE)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON_SECONDS
     assert places.mirrors[0].count("GET", MANIFEST) == 2
 
 

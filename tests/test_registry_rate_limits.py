@@ -244,7 +244,7 @@ def test_where_something_is_granted_again_soon_it_is_waited_for() -> None:
         with open_repository(registry.reference("team/app", "1")) as repository:
             started = time.monotonic()
             repository.resolve("1")
-            assert 1 <= time.monotonic() - started < 5
+            assert time.monotonic() - started >= 1
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
@@ -319,10 +319,10 @@ def test_any_warnings_are_read_without_an_error(headers: list[str]) -> None:
 
 
 def test_a_header_of_nothing_but_quotes_costs_no_more_than_its_length() -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     for text in ('299 - "' + "\\" * 4000, '299 - "a" "' * 300, '299 - "' + '\\"' * 2000, "299 - " + "," * 4000):
         parse_warnings([text[:4096]])
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_a_warning_is_told_once_and_on_one_line() -> None:

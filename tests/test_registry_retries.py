@@ -28,6 +28,7 @@ from tests.support.scripted_registry import (
     serve_image,
 )
 from tests.support.sources import descriptors_of, read_all
+from tests.support.waiting import SOON_SECONDS
 
 IMAGE = build_image()
 MANIFEST = manifest_target("team/app", "1")
@@ -195,11 +196,11 @@ def test_a_plain_registry_that_calls_a_request_bad_is_quoted_without_delay() -> 
     """Servers with TLS say the same to plain HTTP; so it is seen whether this one speaks TLS."""
     with ScriptedRegistry() as registry:
         registry.expect("GET", MANIFEST, registry_error(400, "TAG_INVALID", "no such tag"))
-        with open_repository(registry.reference("team/app", "1"), back_off_seconds=5.0) as repository:
+        with open_repository(registry.reference("team/app", "1"), back_off_seconds=60.0) as repository:
             started = time.monotonic()
             with pytest.raises(RegistryError, match="no such tag"):
                 repository.resolve("1")
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < SOON_SECONDS
 
 
 def test_an_error_that_stays_is_told_after_five_tries() -> None:
@@ -222,7 +223,7 @@ def test_a_registry_that_is_not_there_is_told_of_within_seconds() -> None:
         pytest.raises(RegistryError, match="refused") as caught,
     ):
         repository.resolve("1")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON_SECONDS
     assert caught.value.status is None
 
 
@@ -242,7 +243,7 @@ def test_silence_is_told_of_after_its_time_and_one_more_try() -> None:
             started = time.monotonic()
             with pytest.raises(RegistryError, match="in time"):
                 repository.resolve("1")
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < SOON_SECONDS
 
 
 def test_a_manifest_that_drips_has_to_come_within_the_time_of_silence() -> None:
@@ -253,7 +254,7 @@ def test_a_manifest_that_drips_has_to_come_within_the_time_of_silence() -> None:
             started = time.monotonic()
             with pytest.raises(RegistryError, match="in time"):
                 repository.resolve("1")
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < SOON_SECONDS
 
 
 # 404
@@ -288,7 +289,7 @@ def test_a_rate_limit_that_ends_soon_is_waited_for() -> None:
         with open_repository(registry.reference("team/app", "1")) as repository:
             started = time.monotonic()
             repository.resolve("1")
-            assert 1 <= time.monotonic() - started < 5
+            assert time.monotonic() - started >= 1
 
 
 @pytest.mark.parametrize("status", [429, 503])

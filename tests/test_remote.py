@@ -35,6 +35,7 @@ from tests.support.images import BuiltImage, build_image, build_index, random_la
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedServer, TokenServer, serve_image
 from tests.support.upload_registry import UploadRegistry
+from tests.support.waiting import SOON_SECONDS
 
 IMAGE = build_image([{"a": b"a"}, random_layer(1 << 20)])
 ARM = build_image(platform="linux/arm64")
@@ -233,7 +234,7 @@ def test_a_cancel_ends_a_copy_whichever_end_it_waits_for(source: UploadRegistry,
         begun = time.monotonic()
         with pytest.raises(Cancelled):
             copy(source, target, cancellation=cancellation, parallel=1, client=quick_client(silence_seconds=30.0))
-        assert time.monotonic() - begun < 2.0
+        assert time.monotonic() - begun < SOON_SECONDS
         thread.join(5)
         hold.set()
 
@@ -311,9 +312,9 @@ def test_links_are_understood_however_they_are_written(source: UploadRegistry, l
     ids=["escapes", "parameters", "links", "texts", "values"],
 )
 def test_links_are_read_in_linear_time(link: str) -> None:
-    before = time.monotonic()
+    before = time.thread_time()
     next_target(Url.parse("https://registry.test/v2/"), link)
-    assert time.monotonic() - before < 2.0
+    assert time.thread_time() - before < 2.0
 
 
 def test_a_link_leads_to_no_other_host(source: UploadRegistry) -> None:

@@ -26,7 +26,7 @@ KILLS = 200 if DEEP else 20
 CLIENTS = 5
 # Twenty kills in a minute, with all that is checked between them; what a test may wait for is no part of it.
 LONGEST_LIFE_SECONDS = 0.8
-NEXT_SECONDS = 5.0
+NEXT_SECONDS = 20.0
 IMAGES = images_of_clients(CLIENTS)
 
 

@@ -76,7 +76,7 @@ class RawReply:
     body: bytes
 
 
-def exchange(port: int, data: bytes, *, timeout_seconds: float = 5.0) -> RawReply:
+def exchange(port: int, data: bytes, *, timeout_seconds: float = 60.0) -> RawReply:
     """Send bytes over a connection of their own, and return the answer once its whole body, or the end, has come."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_seconds) as connection:
         connection.sendall(data)
@@ -99,7 +99,7 @@ def read_reply(connection: socket.socket) -> RawReply:
     return RawReply(status=int(match[1]), headers=headers, body=body[:length])
 
 
-def blobs_open(pid: int, seconds: float = 5.0) -> int:
+def blobs_open(pid: int, seconds: float = 60.0) -> int:
     """Return how many blobs a process holds open, once that is none or the time is over."""
     deadline = time.monotonic() + seconds
     while True:

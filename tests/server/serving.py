@@ -14,7 +14,7 @@ from minibox_server.connections import Connections
 from minibox_server.protocol import MAX_HEAD_BYTES, Protocol
 from minibox_server.tls_connections import TlsFirst
 
-_BEGIN_SECONDS = 5.0
+_BEGIN_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -45,5 +45,5 @@ def serving(
         yield int(listening.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()

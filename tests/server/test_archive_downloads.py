@@ -33,7 +33,7 @@ IMAGES = {
     # A document that is no small piece.
     "words:1": build_image(annotations={"many": "words" * 40_000}),
 }
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,34 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
+from minibox_server import bodies
 from minibox_server.bodies import LEAST_BYTES, QUEUE_BYTES, RequestBody, streamed_body
 from minibox_server.responses import RequestError
 from minibox_store import Cancelled
+from tests.support.waiting import SOON_SECONDS
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 3600.0  # by the loop's clock, which a test may put forward
 
 
 class Refused(Exception):
     """What an endpoint raises that wants no more of a body."""
 
 
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock a test may put forward."""
+
+    skipped_seconds = 0.0
+
+    def time(self) -> float:
+        """Return what the loop takes the time for."""
+        return super().time() + self.skipped_seconds
+
+
 class Client:
     """What a server would give the application: messages, as they are sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: SkippingLoop) -> None:
+        self._loop = loop
         self._messages: asyncio.Queue[Message | Exception] = asyncio.Queue()
         self.taken_bytes = 0
         self.bodies: list[RequestBody] = []
@@ -54,6 +67,16 @@ class Client:
         self.taken_bytes += len(message.get("body", b""))
         return message
 
+    async def wait_until_taken(self, size_bytes: int) -> None:
+        """Return once so much has been taken, and what is ready then is done."""
+        while self.taken_bytes < size_bytes:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)
+
+    def let_pass(self, seconds: float) -> None:
+        """Let so much time pass at once."""
+        self._loop.skipped_seconds += seconds
+
     @asynccontextmanager
     async def body(self, **options: Any) -> AsyncIterator[RequestBody]:
         """Give the body that the application reads."""
@@ -67,7 +90,7 @@ def run(scenario: Callable[[Client], Any]) -> Any:
     threads = set(threading.enumerate())
 
     async def bounded() -> Any:
-        client = Client()
+        client = Client(loop)
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 return await scenario(client)
@@ -75,7 +98,9 @@ def run(scenario: Callable[[Client], Any]) -> Any:
             for body in client.bodies:  # else a reader that was forgotten would be waited for without a bound
                 body.interrupt()
 
-    result = asyncio.run(bounded())
+    loop = SkippingLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        result = runner.run(bounded())
     assert set(threading.enumerate()) <= threads
     return result
 
@@ -112,7 +137,7 @@ def test_a_body_is_not_kept_whole_and_a_slow_reader_lets_its_client_wait() -> No
             await asyncio.sleep(0.05)
             assert client.taken_bytes == QUEUE_BYTES
             assert len(await asyncio.to_thread(body.read, len(piece))) == len(piece)
-            await asyncio.sleep(0.05)
+            await client.wait_until_taken(QUEUE_BYTES + len(piece))
             assert client.taken_bytes == QUEUE_BYTES + len(piece)
             rest = await asyncio.to_thread(read_all, body)
             assert len(rest) == (count - 1) * len(piece)
@@ -190,11 +215,12 @@ def test_a_client_that_sends_a_byte_now_and_then_is_one_that_sends_nothing() -> 
 
 def test_a_client_that_sends_enough_now_and_then_goes_on() -> None:
     async def scenario(client: Client) -> int:
-        async with client.body(idle_seconds=0.3) as body:
+        async with client.body(idle_seconds=100) as body:
             reading = asyncio.create_task(asyncio.to_thread(read_all, body))
-            for _ in range(8):
-                await asyncio.sleep(0.1)
+            for number in range(8):
+                client.let_pass(50)
                 client.send(bytes(LEAST_BYTES))
+                await client.wait_until_taken((number + 1) * LEAST_BYTES)
             client.send(b"", more=False)
             return len(await reading)
 
@@ -203,9 +229,11 @@ def test_a_client_that_sends_enough_now_and_then_goes_on() -> None:
 
 def test_a_slow_reader_is_not_held_against_the_client() -> None:
     async def scenario(client: Client) -> int:
-        async with client.body(idle_seconds=0.2) as body:
+        async with client.body(idle_seconds=100) as body:
             client.send(bytes(QUEUE_BYTES))
-            await asyncio.sleep(0.4)
+            await client.wait_until_taken(QUEUE_BYTES)
+            client.let_pass(200)
+            await asyncio.sleep(0.05)
             reading = asyncio.create_task(asyncio.to_thread(read_all, body))
             await asyncio.sleep(0.05)
             client.send(b"", more=False)
@@ -241,7 +269,9 @@ def test_leaving_the_block_ends_a_reader_that_still_waits() -> None:
     run(scenario)
 
 
-def test_a_task_that_is_cancelled_waits_for_nothing_and_ends_its_reader() -> None:
+def test_a_task_that_is_cancelled_waits_for_nothing_and_ends_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PASSED_OVER_SECONDS", 2 * SOON_SECONDS)
+
     async def scenario(client: Client) -> float:
         reading: list[asyncio.Task[bytes]] = []
 
@@ -259,7 +289,7 @@ def test_a_task_that_is_cancelled_waits_for_nothing_and_ends_its_reader() -> Non
             await reading[0]
         return time.monotonic() - started
 
-    assert run(scenario) < 1.0
+    assert run(scenario) < SOON_SECONDS
 
 
 def test_what_still_comes_of_a_body_that_nobody_wants_is_passed_over() -> None:
@@ -281,4 +311,4 @@ def test_a_body_that_does_not_end_is_not_passed_over_for_ever() -> None:
                 raise Refused
         return time.monotonic() - started
 
-    assert run(scenario) < 5.0
+    assert run(scenario) < SOON_SECONDS

@@ -27,7 +27,7 @@ CONNECTIONS = 10_000 if IS_DEEP else 600
 MOST = 1024 if IS_DEEP else 60
 IDLE_SECONDS = 1
 # How long one request may take between those of all the others.
-SERVED_SECONDS = 20 if IS_DEEP else 5
+SERVED_SECONDS = 60
 MIB = 1024 * 1024
 
 LARGE = build_image([random_layer(24 * MIB)])
@@ -146,7 +146,7 @@ def test_connections_that_are_opened_and_left_cost_nothing_that_stays(
     descriptors_before = descriptors(daemon)
     opened = flood(daemon, LEFT[what])
     assert opened > CONNECTIONS * 0.9
-    deadline = time.monotonic() + 10 + IDLE_SECONDS * 4
+    deadline = time.monotonic() + SERVED_SECONDS
     while descriptors(daemon) > descriptors_before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert descriptors(daemon) <= descriptors_before
@@ -183,7 +183,7 @@ def test_what_a_connection_has_taken_is_given_back_at_once_and_what_a_request_ha
             connection.sendall(OF_STRANGERS[what].encode())
             if "token" in what:
                 assert read_reply(connection).status == 200
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SERVED_SECONDS
         while living(Protocol) == 0 or living(RequestResponseCycle) > before[1]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_connections_that_nobody_ends_are_ended_by_the_daemon(daemon: Daemon) ->
         assert process.stdout is not None
         try:
             assert int(process.stdout.readline()) == MOST // 2
-            deadline = time.monotonic() + 10 + IDLE_SECONDS * 4
+            deadline = time.monotonic() + SERVED_SECONDS
             while descriptors(daemon) > before and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert descriptors(daemon) <= before
@@ -218,12 +218,12 @@ def test_a_blob_that_nobody_takes_is_let_go_and_the_thread_that_sends_it_too(dae
     with contextlib.ExitStack() as stack:
         # More than there are threads that send.
         for _ in range(12):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=5))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=60))
             connection.sendall(request)
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
         assert descriptors(daemon) > before
         assert daemon.get(f"/v2/large/blobs/{digest}").body == LARGE.blobs[digest]
-        deadline = time.monotonic() + 10 + IDLE_SECONDS * 4
+        deadline = time.monotonic() + SERVED_SECONDS
         while descriptors(daemon) > before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert descriptors(daemon) <= before

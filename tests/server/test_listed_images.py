@@ -16,6 +16,7 @@ from minibox_store import Store
 from tests.server.clients import client_of
 from tests.support.images import build_image
 from tests.support.layouts import write_layout
+from tests.support.waiting import SOON_SECONDS
 
 
 def names_at(client: TestClient) -> list[str]:
@@ -44,7 +45,7 @@ def test_damage_is_seen_within_two_seconds(tmp_path: Path) -> None:
     path = tmp_path / "data" / "blobs" / "sha256" / image.digest.partition(":")[2]
     path.chmod(0o600)
     path.write_bytes(b"x" * path.stat().st_size)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + SOON_SECONDS
     while "damaged" not in client.get("/images").json()[0]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -63,7 +64,7 @@ class Slow:
     def __call__(self) -> int:
         self.begun += 1
         begun = self.begun
-        assert self.held.acquire(timeout=10)
+        assert self.held.acquire(timeout=60)
         if begun == 3:
             raise LookupError("the third one fails")
         return begun
@@ -74,7 +75,7 @@ def run(test: Callable[[SharedCall[int], Slow], Awaitable[None]]) -> None:
 
     async def bounded() -> None:
         slow, workers = Slow(), Workers()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await test(SharedCall(workers, workers.reading, slow), slow)
 
     asyncio.run(bounded())

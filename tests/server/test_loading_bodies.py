@@ -43,7 +43,7 @@ ARCHIVE = pack(members_of(IMAGE, NAME))
 LARGE = pack(members_of(build_image([random_layer(3 * 1024 * 1024)]), NAME))
 TAR = {"Content-Type": "application/x-tar"}
 JSON = {"Accept": "application/json"}
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 
 

@@ -29,7 +29,7 @@ NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 LIVING = build_image(salt="living")
 DEAD = build_image(salt="dead")
-_WAIT_SECONDS = 20.0
+_WAIT_SECONDS = 60.0
 _REMOVING = '"phase":"removing"'
 _NOTHING_GONE = {
     "event": "progress",

@@ -26,7 +26,7 @@ from tests.support.stores import blob, open_store
 FIRST, SECOND = b"the first part, ", b"and the second"
 BOTH = FIRST + SECOND
 ABSENT = "sha256:" + "0" * 64
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_a_length_and_chunks_together_never_become_two_requests(daemon: Daemon) 
     body = b"0\r\n\r\n" + smuggled
     more = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % len(body)
     request = head(daemon, b"/images", more=more).replace(b"GET", b"POST", 1)
-    with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
         connection.sendall(request + body)
         received = b""
         while piece := connection.recv(65536):
@@ -169,7 +169,7 @@ def test_s20_without_the_token_the_body_is_not_asked_for(daemon: Daemon) -> None
 def test_a_chunked_body_without_end_is_cut_off(daemon: Daemon) -> None:
     request = head(daemon, b"/images/pull?image=127.0.0.1:1/a:1", more=b"Transfer-Encoding: chunked\r\n")
     chunk = b"10000\r\n%b\r\n" % bytes(0x10000)
-    with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
         connection.sendall(request.replace(b"GET", b"POST", 1))
         assert pieces_taken(connection, chunk) < 1000
     assert exchange(daemon.port, head(daemon, b"/ping")).status == 200
@@ -186,7 +186,7 @@ def pieces_taken(connection: socket.socket, piece: bytes) -> int:
 
 
 def test_pipelined_requests_are_answered_in_order(daemon: Daemon) -> None:
-    with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
         connection.sendall(head(daemon, b"/ping") * 3 + head(daemon, b"/nowhere"))
         received = b""
         while b"nothing is at" not in received:
@@ -197,7 +197,7 @@ def test_pipelined_requests_are_answered_in_order(daemon: Daemon) -> None:
 
 def test_bytes_that_are_no_chunk_do_not_confuse_an_answer_under_way(daemon: Daemon) -> None:
     request = head(daemon, b"/images/pull?image=127.0.0.1:1/a:1", more=b"Transfer-Encoding: chunked\r\n")
-    with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
         connection.sendall(request.replace(b"GET", b"POST", 1))
         assert connection.recv(12) == b"HTTP/1.1 200"
         connection.sendall(b"not a chunk\r\n")
@@ -212,7 +212,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_blob_leaves_nothing_open(daemon
     manifest = daemon.get(f"/v2/{name.replace(':', '/manifests/')}").json()
     target = f"/v2/app/blobs/{manifest['layers'][0]['digest']}".encode()
     for _ in range(10):
-        with socket.create_connection(("127.0.0.1", daemon.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
             connection.sendall(head(daemon, target))
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
     assert blobs_open(daemon.process.pid) == 0

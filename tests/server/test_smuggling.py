@@ -34,7 +34,7 @@ def request(
     return "\r\n".join(lines).encode("latin-1")
 
 
-def received(daemon: Daemon, data: bytes, *, seconds: float = 8.0) -> bytes:
+def received(daemon: Daemon, data: bytes, *, seconds: float = 60.0) -> bytes:
     """Send bytes, and return all that comes until the connection ends; one that does not end in time is an error."""
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=seconds) as connection:
         answer, end = b"", time.monotonic() + seconds
@@ -268,7 +268,7 @@ def test_bodies_that_stop_take_no_thread_from_others_and_are_told_so(daemon: Dae
         # More than there are threads that change something.
         stopped = []
         for _ in range(40):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=15))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), timeout=60))
             connection.sendall(head + bytes(1000))
             stopped.append(connection)
         assert exchange(daemon.port, request(method="GET", target="/images")).status == 200

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import re
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,14 @@ def test_as_many_blobs_are_told_as_are_wanted(client: TestClient) -> None:
 
 
 def test_all_who_ask_for_the_bytes_at_once_share_the_answer(data_root: Path) -> None:
+    all_have_come = threading.Event()
+
     class Weighed(Store):
         weighings = 0
 
         def usage(self, *, most_blobs: int = 0) -> StoreUsage:
             self.weighings += 1
-            time.sleep(0.1)  # all of them have come before it is over
+            assert all_have_come.wait(60)
             return super().usage(most_blobs=most_blobs)
 
     store = Weighed(data_root)
@@ -104,6 +106,8 @@ def test_all_who_ask_for_the_bytes_at_once_share_the_answer(data_root: Path) -> 
     async def ask() -> None:
         async with contextlib.AsyncExitStack() as asked:
             exchanges = [await asked.enter_async_context(asking(app, "GET", "/system/df")) for _ in range(20)]
+            await asyncio.sleep(0.1)  # whatever is ready runs before that is over
+            all_have_come.set()
             answers = {(await each.end()).body for each in exchanges}
         assert [json.loads(each)["blob_count"] for each in answers] == [open_store(data_root).usage().blob_count]
 

@@ -1,5 +1,6 @@
 """TLS: what the daemon shows and speaks, and which files it refuses."""
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,21 @@ from tests.support.daemon import DAEMON_COMMAND, daemon_environment, run_daemon_
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.layouts import write_layout
 from tests.support.processes import children_in_session, end_process, free_port, read_log, running, wait_until
+
+WAIT_SECONDS = 60.0
+# Is told that the certificate was renewed in the midst of making its event loop, each process once.
+_RENEW_EARLY = """
+import asyncio, os, shutil, signal
+from minibox_server.__main__ import main
+make = asyncio.SelectorEventLoop._make_self_pipe
+def renew_and_make(loop):
+    for name in ("certificate.pem", "key.pem"):
+        shutil.copy(f"next/{name}", name)
+    os.kill(os.getpid(), signal.SIGHUP)
+    make(loop)
+asyncio.SelectorEventLoop._make_self_pipe = renew_and_make
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +58,12 @@ class TlsDaemon:
         self.port = port
         self.log = folder / "daemon.log"
 
-    def show(self, certificate: Certificate) -> None:
-        """Put the certificate into the files."""
-        shutil.copy(certificate.chain, self.folder / "certificate.pem")
-        shutil.copy(certificate.key, self.folder / "key.pem")
-        (self.folder / "key.pem").chmod(0o600)
+    def show(self, certificate: Certificate, folder: str = ".") -> None:
+        """Put the certificate into the files, or into those of a folder beside them."""
+        (self.folder / folder).mkdir(exist_ok=True)
+        shutil.copy(certificate.chain, self.folder / folder / "certificate.pem")
+        shutil.copy(certificate.key, self.folder / folder / "key.pem")
+        (self.folder / folder / "key.pem").chmod(0o600)
 
     def ask(self, certificate: Certificate, path: str = "/ping", **headers: str) -> tuple[int, bytes]:
         """Return status and body of what is asked by somebody who trusts this certificate alone."""
@@ -59,22 +77,30 @@ class TlsDaemon:
             connection.close()
 
 
-@pytest.fixture(params=["one", "two"])
+@pytest.fixture(params=["1", "2"])
 def daemon(
     tmp_path: Path, certificate: Certificate, image: BuiltImage, request: pytest.FixtureRequest
 ) -> Iterator[TlsDaemon]:
     """A daemon of one process, and one of two."""
     write_layout(tmp_path / "data", {"app:1": image})
-    daemon = TlsDaemon(tmp_path, free_port())
+    with running_tls(tmp_path, certificate, *DAEMON_COMMAND, f"--workers={request.param}") as daemon:
+        assert daemon.ask(certificate)[0] == 200
+        yield daemon
+
+
+@contextlib.contextmanager
+def running_tls(
+    folder: Path, certificate: Certificate, *command: str, renewed: Certificate | None = None
+) -> Iterator[TlsDaemon]:
+    """Run a daemon that speaks TLS, beside whose certificate another one may lie ready; give it once it listens."""
+    daemon = TlsDaemon(folder, free_port())
     daemon.show(certificate)
+    if renewed is not None:
+        daemon.show(renewed, "next")
     variables = {"MINIBOX_TLS_CERTIFICATE": "certificate.pem", "MINIBOX_TLS_KEY": "key.pem"}
-    environment = daemon_environment(
-        tmp_path, port=daemon.port, data_root=tmp_path / "data", token=None, extra=variables
-    )
-    command = [*DAEMON_COMMAND, *(["--workers=2"] if request.param == "two" else [])]
-    with running(command, environment=environment, log=daemon.log, folder=tmp_path, end_seconds=15) as process:
+    environment = daemon_environment(folder, port=daemon.port, data_root=folder / "data", token=None, extra=variables)
+    with running(command, environment=environment, log=daemon.log, folder=folder, end_seconds=15) as process:
         wait_until(lambda: "listening on" in read_log(daemon.log), process, log=daemon.log)
-        wait_until(lambda: daemon.ask(certificate)[0] == 200, process, log=daemon.log)
         daemon.process = process
         yield daemon
         assert end_process(process, timeout_seconds=10)
@@ -117,42 +143,51 @@ def test_a_certificate_that_was_renewed_is_shown_once_it_is_told_so(
     renewed = make_certificate(tmp_path / "renewed")
     (tmp_path / "key.pem").write_text("no key")
     os.kill(daemon.process.pid, signal.SIGHUP)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_SECONDS
     while "the certificate stays what it was" not in read_log(daemon.log):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert daemon.ask(certificate)[0] == 200
     daemon.show(renewed)
     os.kill(daemon.process.pid, signal.SIGHUP)
-    wait_until_shown(daemon, renewed)
+    wait_until_all_show(daemon, renewed)
 
 
-@pytest.mark.parametrize("daemon", ["two"], indirect=True)
-def test_a_process_that_takes_the_place_of_another_one_shows_what_was_read_last(
-    daemon: TlsDaemon, tmp_path: Path
-) -> None:
-    renewed = make_certificate(tmp_path / "renewed")
-    daemon.show(renewed)
-    os.kill(daemon.process.pid, signal.SIGHUP)
-    wait_until_shown(daemon, renewed)
-    (tmp_path / "key.pem").write_text("no key")  # what is read now would be refused
-    before = children_in_session(daemon.process.pid)
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: len(children_in_session(daemon.process.pid) - before) == 2, daemon.process, log=daemon.log)
-    wait_until_shown(daemon, renewed)
-
-
-def wait_until_shown(daemon: TlsDaemon, certificate: Certificate) -> None:
-    """Return once each process shows a certificate: ten connections in a row are shown it."""
-    shown = 0
-    deadline = time.monotonic() + 10
+def wait_until_all_show(daemon: TlsDaemon, certificate: Certificate) -> None:
+    """Return when each process shows a certificate, which it does once ten connections in a row are shown it."""
+    shown, deadline = 0, time.monotonic() + WAIT_SECONDS
     while shown < 10:
         assert time.monotonic() < deadline
         try:
             shown = shown + 1 if daemon.ask(certificate)[0] == 200 else 0
         except (ssl.SSLCertVerificationError, ConnectionError):
             shown = 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_one_that_was_renewed_while_the_daemon_began_is_shown_too(
+    tmp_path: Path, certificate: Certificate, workers: str
+) -> None:
+    renewed = make_certificate(tmp_path / "renewed")
+    command = (sys.executable, "-c", _RENEW_EARLY, f"--workers={workers}")
+    with running_tls(tmp_path, certificate, *command, renewed=renewed) as daemon:
+        wait_until_all_show(daemon, renewed)
+
+
+@pytest.mark.parametrize("daemon", ["2"], indirect=True)
+def test_a_process_that_takes_the_place_of_another_one_shows_what_was_read_last(
+    daemon: TlsDaemon, tmp_path: Path
+) -> None:
+    renewed = make_certificate(tmp_path / "renewed")
+    daemon.show(renewed)
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    wait_until_all_show(daemon, renewed)
+    (tmp_path / "key.pem").write_text("no key")  # what is read now would be refused
+    before = children_in_session(daemon.process.pid)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(children_in_session(daemon.process.pid) - before) == 2, daemon.process, log=daemon.log)
+    wait_until_all_show(daemon, renewed)
 
 
 def test_what_is_no_certificate_and_its_key_is_named_and_nothing_is_served(

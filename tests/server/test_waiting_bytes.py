@@ -23,7 +23,7 @@ MUCH_BYTES = KIB * KIB
 PIECE_BYTES = 64 * KIB
 # More than there are threads that send.
 MANY_CLIENTS = 12
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 60.0
 # Spec: Linux, linux/sockios.h: how much of what was written has not been sent.
 SIOCOUTQNSD = 0x894B
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from starlette.types import ASGIApp, Message
 
-_WAIT_SECONDS = 20.0
+_WAIT_SECONDS = 60.0
 
 
 class Exchange:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-_IDLE_SECONDS = 30.0
-_JOIN_SECONDS = 5.0
+_IDLE_SECONDS = 60.0
+_JOIN_SECONDS = 30.0
 _PIECE_BYTES = 64 * 1024
 # Small, so that what is cut has not been on its way for long.
 _BUFFER_BYTES = 64 * 1024

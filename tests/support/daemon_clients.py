@@ -23,7 +23,7 @@ from tests.support.ledgers import Ledger
 
 _NAMES = 4
 _OWN_LAYER_BYTES = 393_216
-_DEATH_SECONDS = 5.0
+_DEATH_SECONDS = 30.0
 
 
 class DaemonDied(Exception):

@@ -40,7 +40,7 @@ def _runs(path: str) -> bool:
         return False
 
 
-def wait_until_none_lives(pids: list[int], timeout_seconds: float = 15.0) -> None:
+def wait_until_none_lives(pids: list[int], timeout_seconds: float = 60.0) -> None:
     """Return once all of these processes have ended."""
     deadline = time.monotonic() + timeout_seconds
     while left := [pid for pid in pids if lives(pid)]:

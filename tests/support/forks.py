@@ -18,7 +18,7 @@ from minibox_store import preload
 
 RAISED = 99
 
-_WAIT_SECONDS = 15.0
+_WAIT_SECONDS = 60.0
 _NOT_PERMITTED = 98
 _NOBODY = 65534
 _PARENT_DEATH_SIGNAL = 1

@@ -18,8 +18,8 @@ from tests.support.answers import Request, basic_credentials
 from tests.support.certificates import Certificate
 from tests.support.wire import BadRequest, TlsHello, read_request
 
-_WAIT_SECONDS = 10.0
-_JOIN_SECONDS = 5.0
+_WAIT_SECONDS = 60.0
+_JOIN_SECONDS = 30.0
 _PIECE_BYTES = 64 * 1024
 _OWN_HEADERS = ("proxy-authorization", "connection", "proxy-connection")
 

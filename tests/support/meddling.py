@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.forks import forked
 
-_WAIT_SECONDS = 15.0
+_WAIT_SECONDS = 60.0
 
 
 class Meddler:

@@ -33,7 +33,7 @@ TREE_MODULES = (_trees, contents, directories, layer_trees, ownership, tree, unp
 # By which option a function is told the open directory that its first, or second, path begins in.
 _FOLDERS = (("dir_fd", "src_dir_fd"), ("dst_dir_fd",))
 
-_WAIT_SECONDS = 15.0
+_WAIT_SECONDS = 60.0
 
 
 class Gate:

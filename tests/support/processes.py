@@ -63,7 +63,7 @@ def end_process(process: subprocess.Popen[bytes], *, timeout_seconds: float = _E
 
 
 def wait_until(
-    is_ready: Callable[[], bool], process: subprocess.Popen[bytes], *, log: Path, timeout_seconds: float = 10.0
+    is_ready: Callable[[], bool], process: subprocess.Popen[bytes], *, log: Path, timeout_seconds: float = 60.0
 ) -> None:
     """Return once ``is_ready`` says so.
 

@@ -19,9 +19,9 @@ from tests.support.certificates import Certificate
 from tests.support.wire import ENDLESS_BYTES, BadRequest, Sending, TlsHello, read_request
 
 # Bounds that a test never meets unless something hangs.
-_IDLE_SECONDS = 30.0
-_HOLD_SECONDS = 30.0
-_JOIN_SECONDS = 5.0
+_IDLE_SECONDS = 60.0
+_HOLD_SECONDS = 60.0
+_JOIN_SECONDS = 30.0
 
 
 class ScriptBroken(AssertionError):
@@ -122,7 +122,7 @@ class ScriptedServer:
         with self._changed:
             return sum((request.method, request.target) == (method, target) for request in self.requests)
 
-    def wait_for(self, method: str, target: str, *, count: int = 1, timeout_seconds: float = 10.0) -> None:
+    def wait_for(self, method: str, target: str, *, count: int = 1, timeout_seconds: float = 60.0) -> None:
         """Return once so many such requests have arrived, answered or not.
 
         Raises:

@@ -26,7 +26,7 @@ Files = Mapping[str, tuple[FileStatus, bytes]]
 
 DAMAGED = b"damaged"  # a file of this content cannot be read
 KILLED = "killed"  # opened instead of a tree, or the content of its root: the server dies of it
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 60.0
 _DETACH = 2
 
 
