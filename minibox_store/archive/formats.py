@@ -77,6 +77,11 @@ class ArchiveForm(Value):
         return self.format != "docker"
 
     @property
+    def has_directories(self) -> bool:
+        """Whether directories are members: minibox's own form has files alone, and no other tool extracts it."""
+        return self.format != "minibox"
+
+    @property
     def holds_many(self) -> bool:
         """Whether there may be more than one image."""
         return self.format != "minibox"

@@ -4,16 +4,18 @@ The data of a member of 64 KiB and more begins at a multiple of 4 KiB, on every 
 blocks, or do not, but the bytes of an archive depend on its images alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import attrs
 
 from minibox_store.documents import Descriptor
-from minibox_store.tar import BLOCK_BYTES, END_OF_ARCHIVE, Member, encode_header, padding
+from minibox_store.tar import BLOCK_BYTES, END_OF_ARCHIVE, Member, MemberKind, encode_header, padding
 from minibox_store.values import Value
 
 ALIGNED_FROM_BYTES = 64 * 1024
 ALIGN_BYTES = 4096
+
+_BLOBS = "blobs"
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -25,21 +27,23 @@ class PlannedMember(Value):
         size_bytes: of its data.
         offset: of its header, from the beginning of the archive.
         data_offset: of its data.
-        content: the data, where it is made here; None for a blob.
-        descriptor: of the blob; None where the data is made here.
+        kind: a file, or a directory, which has no data.
+        content: the data, where it is made here; None for anything else.
+        descriptor: of the blob; None for anything else.
     """
 
     name: str
     size_bytes: int
     offset: int
     data_offset: int
+    kind: MemberKind = MemberKind.FILE
     content: bytes | None = None
     descriptor: Descriptor | None = None
 
     @property
     def header(self) -> bytes:
         """All that precedes the data; made when it is asked for, since there may be very many members."""
-        return _header(self.name, self.size_bytes, self.offset)
+        return _header(self.name, self.kind, self.size_bytes, self.offset)
 
     @property
     def padding(self) -> bytes:
@@ -69,17 +73,24 @@ class ArchivePlan(Value):
         return self.end_offset + len(END_OF_ARCHIVE)
 
 
-def plan_archive(controls: Iterable[tuple[str, bytes]], blobs: Iterable[Descriptor]) -> ArchivePlan:
+def plan_archive(
+    controls: Iterable[tuple[str, bytes]], blobs: Sequence[Descriptor], *, has_directories: bool
+) -> ArchivePlan:
     """Return the plan of an archive that has these members in this order.
 
     Args:
         controls: the name and the content of each member that is made here.
         blobs: what follows them, each called by its digest.
+        has_directories: whether the directories of blobs come before those. Tools that extract an archive make what is
+            missing, and give it to root, which who is not root may not: skopeo refuses the whole archive then.
     """
     members: list[PlannedMember] = []
     offset = 0
     for name, content in controls:
         members.append(_planned(name, len(content), offset, content=content))
+        offset = members[-1].end
+    for name in _directories(blobs) if has_directories else ():
+        members.append(_planned(name, 0, offset, kind=MemberKind.DIRECTORY))
         offset = members[-1].end
     for descriptor in blobs:
         members.append(_planned(blob_name(descriptor), descriptor.size_bytes, offset, descriptor=descriptor))
@@ -89,22 +100,36 @@ def plan_archive(controls: Iterable[tuple[str, bytes]], blobs: Iterable[Descript
 
 def blob_name(descriptor: Descriptor) -> str:
     """Return what a blob is called in an archive of any form."""
-    return f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}"
+    return f"{_BLOBS}/{descriptor.digest.algorithm}/{descriptor.digest.hex}"
+
+
+def _directories(blobs: Iterable[Descriptor]) -> tuple[str, ...]:
+    algorithms = sorted({descriptor.digest.algorithm for descriptor in blobs})
+    return (_BLOBS, *(f"{_BLOBS}/{algorithm}" for algorithm in algorithms))
 
 
 def _planned(
-    name: str, size_bytes: int, offset: int, *, content: bytes | None = None, descriptor: Descriptor | None = None
+    name: str,
+    size_bytes: int,
+    offset: int,
+    *,
+    kind: MemberKind = MemberKind.FILE,
+    content: bytes | None = None,
+    descriptor: Descriptor | None = None,
 ) -> PlannedMember:
     return PlannedMember(
         name=name,
         size_bytes=size_bytes,
         offset=offset,
-        data_offset=offset + len(_header(name, size_bytes, offset)),
+        data_offset=offset + len(_header(name, kind, size_bytes, offset)),
+        kind=kind,
         content=content,
         descriptor=descriptor,
     )
 
 
-def _header(name: str, size_bytes: int, offset: int) -> bytes:
+def _header(name: str, kind: MemberKind, size_bytes: int, offset: int) -> bytes:
     align_bytes = ALIGN_BYTES if size_bytes >= ALIGNED_FROM_BYTES else BLOCK_BYTES
-    return encode_header(Member(name=name, size_bytes=size_bytes), offset=offset, align_bytes=align_bytes)
+    mode = 0o755 if kind is MemberKind.DIRECTORY else 0o644
+    member = Member(name=name, kind=kind, size_bytes=size_bytes, mode=mode)
+    return encode_header(member, offset=offset, align_bytes=align_bytes)

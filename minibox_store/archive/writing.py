@@ -160,7 +160,8 @@ class ArchiveMembers:
         contents = _Contents(self._form, self._sources)
         for name, root in sorted(self._names.items()):
             images.append(WrittenImage(name=name, root=root, document=contents.add_image(name, root)))
-        return plan_archive(control_members(self._form, images), contents.members)
+        controls = control_members(self._form, images)
+        return plan_archive(controls, contents.members, has_directories=self._form.has_directories)
 
 
 class ArchiveWriter(ArchiveMembers):

@@ -17,6 +17,8 @@ from tests.server.serving import serving
 
 KIB = 1024
 FILE_BYTES = 24 * KIB * KIB
+# More than is read in the time that something may take to come.
+ENDLESS_BYTES = 4 * KIB * KIB * KIB
 # What may wait for a quick client, and what one call adds: a pipe of sixteen pages.
 LITTLE_BYTES = (32 + 64) * KIB
 MUCH_BYTES = KIB * KIB
@@ -30,16 +32,17 @@ SIOCOUTQNSD = 0x894B
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Serve a file that takes no room."""
+    """Serve a file that takes no room: a part of it, or all, which nobody comes to the end of."""
     path = tmp_path_factory.mktemp("files") / "zeros"
     path.touch()
-    os.truncate(path, FILE_BYTES)
+    os.truncate(path, ENDLESS_BYTES)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-length", str(FILE_BYTES).encode())]
+        count = ENDLESS_BYTES if scope["path"] == "/endless" else FILE_BYTES
+        headers = [(b"content-length", str(count).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         with path.open("rb") as file:
-            place = {"file": file.fileno(), "offset": 0, "count": FILE_BYTES}
+            place = {"file": file.fileno(), "offset": 0, "count": count}
             await send({"type": EXTENSION, **place, "more_body": False})
 
     with serving(app) as port:
@@ -47,15 +50,15 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def asking(port: int, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Ask for the file from an address; once the answer begins, give the client's end of the connection and ours."""
+def asking(port: int, address: str, path: str = "/") -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Ask for it from an address; once the answer begins, give the client's end of the connection and ours."""
     with socket.socket() as client:
         client.settimeout(WAIT_SECONDS)
         # So that what is under way is little, and the rest waits.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * KIB)
         client.bind((address, 0))
         client.connect(("127.0.0.1", port))
-        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert client.recv(1, socket.MSG_PEEK), "there is no answer"
         with other_end(client) as server:
             yield client, server
@@ -129,7 +132,7 @@ def test_as_much_as_ever_waits_for_a_client_of_another_address(port: int) -> Non
 
 def test_as_much_as_ever_waits_for_those_who_read_where_they_are_more_than_the_threads(port: int) -> None:
     with contextlib.ExitStack() as stack:
-        ends = [stack.enter_context(asking(port, "127.0.0.1")) for _ in range(MANY_CLIENTS)]
+        ends = [stack.enter_context(asking(port, "127.0.0.1", "/endless")) for _ in range(MANY_CLIENTS)]
         for client, _ in ends:
             client.setblocking(False)
 

@@ -46,7 +46,8 @@ def written_members(
         documents = {blob_name(digest) for digest in image.document_digests}
         found = [(name, content) for name, content in members_of(image, "")[1:]]
         blobs.update((name, content) for name, content in found if form != "docker" or name not in documents)
-    return [*controls, *blobs.items()]
+    folders = () if form == "minibox" else ("blobs", *sorted({name.rpartition("/")[0] for name in blobs}))
+    return [*controls, *((folder, b"") for folder in folders), *blobs.items()]
 
 
 def _index(entries: list[dict[str, Any]]) -> bytes:
