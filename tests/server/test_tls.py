@@ -150,11 +150,11 @@ def test_a_certificate_that_was_renewed_is_shown_once_it_is_told_so(
     assert daemon.ask(certificate)[0] == 200
     daemon.show(renewed)
     os.kill(daemon.process.pid, signal.SIGHUP)
-    wait_until_all_show(daemon, renewed)
+    check_all_show(daemon, renewed)
 
 
-def wait_until_all_show(daemon: TlsDaemon, certificate: Certificate) -> None:
-    """Return when each process shows a certificate, which it does once ten connections in a row are shown it."""
+def check_all_show(daemon: TlsDaemon, certificate: Certificate) -> None:
+    """Raise AssertionError unless each process comes to show it: ten connections in a row are shown it."""
     shown, deadline = 0, time.monotonic() + WAIT_SECONDS
     while shown < 10:
         assert time.monotonic() < deadline
@@ -171,7 +171,7 @@ def test_one_that_was_renewed_while_the_daemon_began_is_shown_too(
     renewed = make_certificate(tmp_path / "renewed")
     command = (sys.executable, "-c", _RENEW_EARLY, f"--workers={workers}")
     with running_tls(tmp_path, certificate, *command, renewed=renewed) as daemon:
-        wait_until_all_show(daemon, renewed)
+        check_all_show(daemon, renewed)
 
 
 @pytest.mark.parametrize("daemon", ["2"], indirect=True)
@@ -181,13 +181,13 @@ def test_a_process_that_takes_the_place_of_another_one_shows_what_was_read_last(
     renewed = make_certificate(tmp_path / "renewed")
     daemon.show(renewed)
     os.kill(daemon.process.pid, signal.SIGHUP)
-    wait_until_all_show(daemon, renewed)
+    check_all_show(daemon, renewed)
     (tmp_path / "key.pem").write_text("no key")  # what is read now would be refused
     before = children_in_session(daemon.process.pid)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: len(children_in_session(daemon.process.pid) - before) == 2, daemon.process, log=daemon.log)
-    wait_until_all_show(daemon, renewed)
+    check_all_show(daemon, renewed)
 
 
 def test_what_is_no_certificate_and_its_key_is_named_and_nothing_is_served(
