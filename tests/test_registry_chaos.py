@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +30,8 @@ from tests.support.sources import root_of
 
 IMAGE = build_image([{"a": b"b" * 3000}, {"c": b"d"}])
 DEADLINE_SECONDS = 10.0
+# Each example has a bound of its own; how slow the answers of all of them are together is drawn.
+pytestmark = pytest.mark.timeout(600)
 
 Fault = Callable[[bytes, str], Scripted]
 FRAMINGS = st.sampled_from(["length", "chunked", "until_close"])
