@@ -81,33 +81,22 @@ if TYPE_CHECKING:
     from minibox_store.events import UnpackingLayer as UnpackingLayer
     from minibox_store.events import UsingMirror as UsingMirror
     from minibox_store.events import render_line as render_line
-    from minibox_store.file_status import FileChange as FileChange
-    from minibox_store.file_status import FileChanges as FileChanges
-    from minibox_store.file_status import FileKind as FileKind
-    from minibox_store.file_status import FileStatus as FileStatus
+    from minibox_store.face.local_repository import LocalRepository as LocalRepository
+    from minibox_store.face.preloading import preload as preload
     from minibox_store.filters import ImageFilter as ImageFilter
     from minibox_store.filters import Label as Label
-    from minibox_store.images import Image as Image
-    from minibox_store.inspection import ImageDetails as ImageDetails
-    from minibox_store.inspection import LayerDetails as LayerDetails
-    from minibox_store.inspection import ManifestDetails as ManifestDetails
     from minibox_store.limits import Limits as Limits
     from minibox_store.limits import TarLimits as TarLimits
     from minibox_store.limits import UnpackLimits as UnpackLimits
-    from minibox_store.local_repository import LocalRepository as LocalRepository
     from minibox_store.media_types import is_document as is_document
     from minibox_store.media_types import is_index as is_index
     from minibox_store.memory import MemoryImages as MemoryImages
     from minibox_store.offers import OfferedImage as OfferedImage
-    from minibox_store.plans import PlannedBlob as PlannedBlob
-    from minibox_store.plans import PlannedManifest as PlannedManifest
-    from minibox_store.plans import PullPlan as PullPlan
     from minibox_store.platforms import LINUX_AMD64 as LINUX_AMD64
     from minibox_store.platforms import ArchivePlatformChoice as ArchivePlatformChoice
     from minibox_store.platforms import Platform as Platform
     from minibox_store.platforms import PlatformChoice as PlatformChoice
     from minibox_store.policies import Policy as Policy
-    from minibox_store.preloading import preload as preload
     from minibox_store.protocols import BlobSource as BlobSource
     from minibox_store.protocols import BlobStage as BlobStage
     from minibox_store.protocols import BlobStream as BlobStream
@@ -117,12 +106,6 @@ if TYPE_CHECKING:
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
     from minibox_store.protocols import RangeStream as RangeStream
-    from minibox_store.pushes import PushedManifest as PushedManifest
-    from minibox_store.pushes import StillNeeded as StillNeeded
-    from minibox_store.pushes import Upload as Upload
-    from minibox_store.pushes import UploadNotFound as UploadNotFound
-    from minibox_store.pushes import UploadOutOfOrder as UploadOutOfOrder
-    from minibox_store.rate_limits import RateLimit as RateLimit
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
     from minibox_store.registry import CertificateFolders as CertificateFolders
@@ -147,39 +130,56 @@ if TYPE_CHECKING:
     from minibox_store.remote import delete as delete
     from minibox_store.remote import referrers as referrers
     from minibox_store.remote import tags as tags
-    from minibox_store.removals import PruneReport as PruneReport
-    from minibox_store.removals import Removal as Removal
-    from minibox_store.reports import BlobUsage as BlobUsage
-    from minibox_store.reports import Finding as Finding
-    from minibox_store.reports import FindingKind as FindingKind
-    from minibox_store.reports import ImageUsage as ImageUsage
-    from minibox_store.reports import IndexRepair as IndexRepair
-    from minibox_store.reports import LostName as LostName
-    from minibox_store.reports import MendedBlob as MendedBlob
-    from minibox_store.reports import Need as Need
-    from minibox_store.reports import RepairReport as RepairReport
-    from minibox_store.reports import StoreInfo as StoreInfo
-    from minibox_store.reports import StoreUsage as StoreUsage
-    from minibox_store.reports import UnmendedBlob as UnmendedBlob
+    from minibox_store.reports.file_status import FileChange as FileChange
+    from minibox_store.reports.file_status import FileChanges as FileChanges
+    from minibox_store.reports.file_status import FileKind as FileKind
+    from minibox_store.reports.file_status import FileStatus as FileStatus
+    from minibox_store.reports.images import Image as Image
+    from minibox_store.reports.inspection import ImageDetails as ImageDetails
+    from minibox_store.reports.inspection import LayerDetails as LayerDetails
+    from minibox_store.reports.inspection import ManifestDetails as ManifestDetails
+    from minibox_store.reports.plans import PlannedBlob as PlannedBlob
+    from minibox_store.reports.plans import PlannedManifest as PlannedManifest
+    from minibox_store.reports.plans import PullPlan as PullPlan
+    from minibox_store.reports.pushes import PushedManifest as PushedManifest
+    from minibox_store.reports.pushes import StillNeeded as StillNeeded
+    from minibox_store.reports.pushes import Upload as Upload
+    from minibox_store.reports.pushes import UploadNotFound as UploadNotFound
+    from minibox_store.reports.pushes import UploadOutOfOrder as UploadOutOfOrder
+    from minibox_store.reports.rate_limits import RateLimit as RateLimit
+    from minibox_store.reports.removals import PruneReport as PruneReport
+    from minibox_store.reports.removals import Removal as Removal
+    from minibox_store.reports.store import BlobUsage as BlobUsage
+    from minibox_store.reports.store import Finding as Finding
+    from minibox_store.reports.store import FindingKind as FindingKind
+    from minibox_store.reports.store import ImageUsage as ImageUsage
+    from minibox_store.reports.store import IndexRepair as IndexRepair
+    from minibox_store.reports.store import LostName as LostName
+    from minibox_store.reports.store import MendedBlob as MendedBlob
+    from minibox_store.reports.store import Need as Need
+    from minibox_store.reports.store import RepairReport as RepairReport
+    from minibox_store.reports.store import StoreInfo as StoreInfo
+    from minibox_store.reports.store import StoreUsage as StoreUsage
+    from minibox_store.reports.store import UnmendedBlob as UnmendedBlob
+    from minibox_store.reports.store_changes import NameChange as NameChange
+    from minibox_store.reports.store_changes import StoreChanges as StoreChanges
+    from minibox_store.reports.store_changes import StoreState as StoreState
+    from minibox_store.reports.unpacked import UnpackPolicy as UnpackPolicy
+    from minibox_store.reports.unpacked import UnpackReport as UnpackReport
     from minibox_store.rootfs.files import ImageFiles as ImageFiles
     from minibox_store.rootfs.merged import FileNode as FileNode
     from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.sentences import one_line as one_line
     from minibox_store.store import Store as Store
-    from minibox_store.store_changes import NameChange as NameChange
-    from minibox_store.store_changes import StoreChanges as StoreChanges
-    from minibox_store.store_changes import StoreState as StoreState
-    from minibox_store.unpacked import UnpackPolicy as UnpackPolicy
-    from minibox_store.unpacked import UnpackReport as UnpackReport
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "archive.formats": ("ArchiveCompression", "ArchiveFormat"),
     "archive.offering": ("OfferedArchive",),
+    "cancellation": ("Cancellation",),
     "codec": ("encode_document",),
     "codec.archive_tables": ("parse_digests",),
-    "cancellation": ("Cancellation",),
     "copying": ("EventListener", "copy_image"),
     "digest": ("Digest",),
     "documents": (
@@ -251,19 +251,15 @@ _MODULES = {
         "UsingMirror",
         "render_line",
     ),
-    "file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
+    "face.local_repository": ("LocalRepository",),
+    "face.preloading": ("preload",),
     "filters": ("ImageFilter", "Label"),
-    "images": ("Image",),
-    "inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
     "limits": ("Limits", "TarLimits", "UnpackLimits"),
-    "local_repository": ("LocalRepository",),
     "media_types": ("is_document", "is_index"),
     "memory": ("MemoryImages",),
     "offers": ("OfferedImage",),
-    "plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
     "platforms": ("LINUX_AMD64", "ArchivePlatformChoice", "Platform", "PlatformChoice"),
     "policies": ("Policy",),
-    "preloading": ("preload",),
     "protocols": (
         "BlobSource",
         "BlobStage",
@@ -275,8 +271,6 @@ _MODULES = {
         "NamedImages",
         "RangeStream",
     ),
-    "pushes": ("PushedManifest", "StillNeeded", "Upload", "UploadNotFound", "UploadOutOfOrder"),
-    "rate_limits": ("RateLimit",),
     "reference": ("Reference", "check_image_name"),
     "registry": (
         "CertificateFolders",
@@ -295,8 +289,14 @@ _MODULES = {
     ),
     "registry_rules": ("Mirror", "RegistryPlace", "RegistryRule", "RegistryRules"),
     "remote": ("catalog", "copy", "delete", "referrers", "tags"),
-    "removals": ("PruneReport", "Removal"),
-    "reports": (
+    "reports.file_status": ("FileChange", "FileChanges", "FileKind", "FileStatus"),
+    "reports.images": ("Image",),
+    "reports.inspection": ("ImageDetails", "LayerDetails", "ManifestDetails"),
+    "reports.plans": ("PlannedBlob", "PlannedManifest", "PullPlan"),
+    "reports.pushes": ("PushedManifest", "StillNeeded", "Upload", "UploadNotFound", "UploadOutOfOrder"),
+    "reports.rate_limits": ("RateLimit",),
+    "reports.removals": ("PruneReport", "Removal"),
+    "reports.store": (
         "BlobUsage",
         "Finding",
         "FindingKind",
@@ -310,13 +310,13 @@ _MODULES = {
         "StoreUsage",
         "UnmendedBlob",
     ),
+    "reports.store_changes": ("NameChange", "StoreChanges", "StoreState"),
+    "reports.unpacked": ("UnpackPolicy", "UnpackReport"),
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
     "rootfs.mounting": ("Mount",),
     "sentences": ("one_line",),
     "store": ("Store",),
-    "store_changes": ("NameChange", "StoreChanges", "StoreState"),
-    "unpacked": ("UnpackPolicy", "UnpackReport"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

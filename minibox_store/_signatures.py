@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from minibox_store.summaries import FileState
+from minibox_store.reports.summaries import FileState
 from minibox_store.values import Value
 
 # Device, inode, and the times of the last change of its entries and of itself, in nanoseconds.

@@ -29,7 +29,7 @@ from minibox_store.image_map import ImageMap
 from minibox_store.limits import MEBIBYTE
 from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import Finding, FindingKind
+from minibox_store.reports.store import Finding, FindingKind
 
 DEFAULT_CHECKS = 2
 _BUFFER_BYTES = MEBIBYTE

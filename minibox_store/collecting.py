@@ -18,7 +18,7 @@ from minibox_store.layout_index import is_referrer
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
 from minibox_store.referring import keep_living, read_referrer
-from minibox_store.removals import Removal
+from minibox_store.reports.removals import Removal
 
 
 @attrs.define

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from minibox_store.rate_limits import RateLimit
+from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.sentences import SHOWN_CHARACTERS as _SHOWN_CHARACTERS
 from minibox_store.sentences import SHOWN_ITEMS as _SHOWN_ITEMS
 from minibox_store.sentences import beginning as _beginning

@@ -10,7 +10,7 @@ import attrs
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer, Role
 from minibox_store.platforms import Platform
-from minibox_store.rate_limits import RateLimit
+from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.sentences import one_line
 from minibox_store.values import Value
 

@@ -15,7 +15,7 @@ from minibox_store.graph import UnreadableListener, walk
 from minibox_store.layout_index import name_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import Need
+from minibox_store.reports.store import Need
 
 
 @attrs.define

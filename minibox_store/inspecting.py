@@ -11,9 +11,9 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Identity, ImageConfig, Index, Manifest, identity
 from minibox_store.errors import InvalidDocument
 from minibox_store.graph import RememberingSource, walk
-from minibox_store.inspection import LayerDetails, ManifestDetails
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
+from minibox_store.reports.inspection import LayerDetails, ManifestDetails
 from minibox_store.values import Value
 
 

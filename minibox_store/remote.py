@@ -13,13 +13,13 @@ from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, i
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ReferrerFound, ResolvingName
+from minibox_store.face.sending import check_sending, naming, tags_to_write
 from minibox_store.graph import RememberingSource
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
 from minibox_store.reference import Reference
 from minibox_store.referring import find_referrers, gather_referrers
-from minibox_store.sending import check_sending, naming, tags_to_write
 
 if TYPE_CHECKING:
     from minibox_store.registry import RegistryClient

@@ -6,36 +6,36 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from minibox_store._file_errors import file_errors
-from minibox_store.arguments import Durability, absolute_root, checked_seconds, is_durable
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArgument
-from minibox_store.examining import ExaminedStore
-from minibox_store.fetching import Fetching
-from minibox_store.filesystems import Filesystems
-from minibox_store.generations import Generations
+from minibox_store.face.arguments import Durability, absolute_root, checked_seconds, is_durable
+from minibox_store.face.examining import ExaminedStore
+from minibox_store.face.fetching import Fetching
+from minibox_store.face.filesystems import Filesystems
+from minibox_store.face.generations import Generations
+from minibox_store.face.mounted_images import MountedImages
+from minibox_store.face.naming import NamedStore
+from minibox_store.face.planning import Planning
+from minibox_store.face.pulling import Pulling
+from minibox_store.face.pushing import Pushing
+from minibox_store.face.receiving import Receiving
+from minibox_store.face.saving import Saving
+from minibox_store.face.upkeep import Upkeep
 from minibox_store.graph import read_content, walk
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.mounted_images import MountedImages
-from minibox_store.naming import NamedStore
-from minibox_store.planning import Planning
 from minibox_store.platforms import ArchivePlatformChoice, checked_choice
 from minibox_store.protocols import BlobStream
-from minibox_store.pulling import Pulling
-from minibox_store.pushing import Pushing
-from minibox_store.receiving import Receiving
-from minibox_store.saving import Saving
-from minibox_store.upkeep import Upkeep
+from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
     from minibox_store.policies import Policy
-    from minibox_store.reports import StoreInfo
+    from minibox_store.reports.store import StoreInfo
 
 
 class Store(
@@ -113,7 +113,7 @@ class Store(
         with file_errors(self.root):
             if chosen_by is None:
                 return self._listing.images()
-            from minibox_store.choosing import choose
+            from minibox_store.face.choosing import choose
 
             chosen = choose(self._layout, chosen_by).chosen
             return tuple([self._listing.image(each.name, each.descriptor) for each in chosen])
@@ -177,7 +177,7 @@ class Store(
 
     def info(self) -> "StoreInfo":
         """Return what the store is, and what it can do where it lies."""
-        from minibox_store.reports import StoreInfo
+        from minibox_store.reports.store import StoreInfo
 
         with file_errors(self.root):
             hard_links = None
@@ -235,7 +235,7 @@ class Store(
             come in, in one step, or none; an archive that is refused leaves nothing behind. Loading twice leaves what
             loading once does.
         """
-        from minibox_store.loading import ArchiveWish, load_archive
+        from minibox_store.face.loading import ArchiveWish, load_archive
 
         wish = ArchiveWish(
             names=names,

@@ -22,7 +22,7 @@ from minibox_store.graph import walk_links
 from minibox_store.layout_index import name_of
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource
-from minibox_store.reports import BlobUsage, ImageUsage, StoreUsage
+from minibox_store.reports.store import BlobUsage, ImageUsage, StoreUsage
 
 # A base image's layer may be needed by every image there is, and be told with each of many layers.
 _MOST_NAMES = 100

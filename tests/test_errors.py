@@ -11,7 +11,7 @@ import pytest
 from minibox_store import _files, errors
 from minibox_store._file_errors import file_errors
 from minibox_store.errors import StoreError, StoreUnavailable
-from minibox_store.rate_limits import RateLimit
+from minibox_store.reports.rate_limits import RateLimit
 
 DIGEST = "sha256:" + "a" * 64
 REGISTRY = ("GET", "https://registry.example/v2/app/manifests/1", 500, ("UNKNOWN",), "the answer is no manifest")

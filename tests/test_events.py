@@ -32,7 +32,7 @@ from minibox_store.events import (
     render_line,
 )
 from minibox_store.platforms import LINUX_AMD64, Platform
-from minibox_store.rate_limits import RateLimit
+from minibox_store.reports.rate_limits import RateLimit
 
 NAME = "alpine:3.18"
 

@@ -29,7 +29,7 @@ from minibox_store.errors import (
     StoreError,
     StoreUnavailable,
 )
-from minibox_store.file_status import FileKind
+from minibox_store.reports.file_status import FileKind
 from minibox_store.rootfs.mount_talk import decode_failure, encode_failure
 from minibox_store.rootfs.mounting import Mount, mount_image
 from tests.support.forks import RAISED, forked, kill, not_possible, run_forked, sleep_for_ever

@@ -21,7 +21,6 @@ from minibox_store import (
     Store,
     render_line,
 )
-from minibox_store.arguments import PullPolicy
 from minibox_store.errors import (
     AuthenticationRefused,
     InvalidArgument,
@@ -31,6 +30,7 @@ from minibox_store.errors import (
     RegistryError,
 )
 from minibox_store.events import BlobStarted, ImageCopied, NothingToUnpack
+from minibox_store.face.arguments import PullPolicy
 from tests.support.images import OCI_INDEX, BuiltImage, build_image, build_index
 from tests.support.invariants import check_invariants
 from tests.support.layouts import read_layout_names

@@ -39,8 +39,8 @@ import pytest
 from minibox_store import Store
 from minibox_store.errors import AuthenticationRefused, InvalidDocument, RegistryError
 from minibox_store.events import Event, RateLimitSeen, RegistryWarning
-from minibox_store.rate_limits import RateLimit
 from minibox_store.registry import Credentials
+from minibox_store.reports.rate_limits import RateLimit
 from tests.support.answers import (
     Answer,
     Request,

@@ -17,8 +17,8 @@ from minibox_store.archive.layout_plan import ArchivePlan, PlannedMember
 from minibox_store.archive.writing import ArchiveMembers
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidArgument
-from minibox_store.images import Image
 from minibox_store.protocols import BlobSource, FileRange, RangeStream
+from minibox_store.reports.images import Image
 from minibox_store.tar import END_OF_ARCHIVE
 
 # One image: its name, what it stands for, the blobs of that, and where they can be read.

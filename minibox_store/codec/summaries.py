@@ -18,7 +18,7 @@ from minibox_store.errors import InvalidDigest, InvalidDocument
 from minibox_store.limits import MAX_LISTING_BYTES
 from minibox_store.media_types import is_index
 from minibox_store.platforms import Platform
-from minibox_store.summaries import (
+from minibox_store.reports.summaries import (
     MOST_CREATED_CHARACTERS,
     DocumentFile,
     ImageSummary,

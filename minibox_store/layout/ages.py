@@ -9,7 +9,7 @@ import time
 
 import attrs
 
-from minibox_store.removals import Removal
+from minibox_store.reports.removals import Removal
 from minibox_store.values import Value
 
 

@@ -14,7 +14,7 @@ from minibox_store.documents import LayoutIndex
 from minibox_store.layout.history import Generation
 from minibox_store.layout.layout import Layout
 from minibox_store.layout_index import names_of
-from minibox_store.store_changes import NameChange, StoreChanges, StoreState, compare_names
+from minibox_store.reports.store_changes import NameChange, StoreChanges, StoreState, compare_names
 from minibox_store.values import Value
 
 _POSITION_LENGTH = 32

@@ -26,7 +26,7 @@ from minibox_store.layout_index import is_referrer, name_of
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.referring import keep_living, read_referrer
-from minibox_store.reports import Finding
+from minibox_store.reports.store import Finding
 from minibox_store.weighing import Weights
 
 _ATTEMPTS = 5

@@ -22,7 +22,7 @@ from minibox_store.layout.layout import Layout
 from minibox_store.layout.pushed import Pin, iter_pushed
 from minibox_store.layout.uploads import is_upload
 from minibox_store.mounts import served_points
-from minibox_store.removals import Removal
+from minibox_store.reports.removals import Removal
 
 # So many go at most while the store lock is held.
 BATCH = 1000

@@ -13,7 +13,6 @@ import attrs
 from minibox_store import _signatures, media_types
 from minibox_store.codec import SummaryTable
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.listing_cache import is_current, read_cache, write_cache
 from minibox_store.layout.resting import collector_at_rest
@@ -22,7 +21,8 @@ from minibox_store.layout.summarising import summarise
 from minibox_store.layout_index import NAME_ANNOTATION, names_of, without_own
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.protocols import BlobSource
-from minibox_store.summaries import UNKNOWN_STATE, FileState, ImageSummary, listed_platform
+from minibox_store.reports.images import Image
+from minibox_store.reports.summaries import UNKNOWN_STATE, FileState, ImageSummary, listed_platform
 from minibox_store.values import Value
 
 _ATTEMPTS = 3

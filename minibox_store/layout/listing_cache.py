@@ -19,7 +19,7 @@ from minibox_store.codec import SummaryTable, decode_summaries, encode_summaries
 from minibox_store.errors import InvalidDocument
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.limits import MAX_LISTING_BYTES
-from minibox_store.summaries import ImageSummary
+from minibox_store.reports.summaries import ImageSummary
 
 _MODE = 0o600
 

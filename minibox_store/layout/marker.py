@@ -13,7 +13,7 @@ from minibox_store.errors import InvalidDocument, StoreDamaged
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.replacing import FILE_MODE
 from minibox_store.layout.setting_aside import keep_aside
-from minibox_store.reports import Finding, FindingKind, MendedBlob, UnmendedBlob
+from minibox_store.reports.store import Finding, FindingKind, MendedBlob, UnmendedBlob
 from minibox_store.values import Value
 
 _NAME = "oci-layout"

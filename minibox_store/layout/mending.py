@@ -17,7 +17,7 @@ from minibox_store.layout.inventory import map_images
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.setting_aside import keep_aside
 from minibox_store.layout_index import name_of, names_of
-from minibox_store.reports import IndexRepair, LostName
+from minibox_store.reports.store import IndexRepair, LostName
 
 _UNREADABLE = (StoreError, OSError)
 

@@ -13,7 +13,7 @@ from minibox_store.layout.layout import Layout
 from minibox_store.outlines import outline_of
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.summaries import (
+from minibox_store.reports.summaries import (
     UNKNOWN_STATE,
     DocumentFile,
     FileState,

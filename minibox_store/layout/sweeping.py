@@ -25,7 +25,7 @@ from minibox_store.layout.pins import live_pins
 from minibox_store.layout.pushed import PinnedBlobs
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import names_of, without_referrers
-from minibox_store.removals import PruneReport, Removal
+from minibox_store.reports.removals import PruneReport, Removal
 
 
 class Sweep:

@@ -10,11 +10,11 @@ from minibox_store import media_types
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
 from minibox_store.errors import BlobNotFound, IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
 from minibox_store.graph import walk
-from minibox_store.images import Image
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.transaction import Transaction
 from minibox_store.layout_index import lost_entries, name_of, names_of, with_entry
 from minibox_store.protocols import BlobSource
+from minibox_store.reports.images import Image
 
 _ATTEMPTS = 5
 

@@ -27,7 +27,7 @@ from minibox_store._room import check_room
 from minibox_store.digest import Digest
 from minibox_store.errors import ContentMismatch, StoreBusy
 from minibox_store.protocols import BlobStream
-from minibox_store.pushes import UploadNotFound, UploadOutOfOrder
+from minibox_store.reports.pushes import UploadNotFound, UploadOutOfOrder
 from minibox_store.values import Value
 
 if TYPE_CHECKING:

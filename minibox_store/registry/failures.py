@@ -29,7 +29,7 @@ from minibox_store.errors import (
 )
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.media_types import essence
-from minibox_store.rate_limits import RateLimit
+from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.values import Value
 
 Answerer = Literal["registry", "token server", "elsewhere"]

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 import attrs
 
 from minibox_store.events import Event, RateLimitSeen, RegistryWarning
-from minibox_store.rate_limits import RateLimit
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import without_secrets
 from minibox_store.registry.rate_limits import parse_rate_limit
+from minibox_store.reports.rate_limits import RateLimit
 
 _WARNING = re.compile(
     r"""

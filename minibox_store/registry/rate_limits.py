@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from minibox_store.rate_limits import RateLimit
 from minibox_store.registry.retries import parse_date
+from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.values import Value
 
 # The first that says anything counts.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from minibox_store.errors import StoreError
-from minibox_store.file_status import FileKind, FileStatus
+from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.libfuse import mfusepy
 from minibox_store.rootfs.wakefulness import Wakefulness
 

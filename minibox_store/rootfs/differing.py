@@ -7,8 +7,8 @@ that only one has is told with all that is below it.
 from collections.abc import Iterator
 from itertools import chain
 
-from minibox_store.file_status import FileChange, FileChanges, FileKind, FileStatus
 from minibox_store.limits import MEBIBYTE
+from minibox_store.reports.file_status import FileChange, FileChanges, FileKind, FileStatus
 from minibox_store.rootfs.files import ImageFiles
 from minibox_store.rootfs.merged import FileNode
 

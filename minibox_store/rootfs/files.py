@@ -16,8 +16,8 @@ from typing import Self
 from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath, PathNotFound, StoreUnavailable
-from minibox_store.file_status import FileKind, FileStatus
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
+from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
 from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
 from minibox_store.rootfs.layers import LayerSource

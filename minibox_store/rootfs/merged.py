@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from minibox_store.file_status import FileKind, FileStatus
+from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.layer_entries import NO_DIGEST, decode_extras, encode_extras
 from minibox_store.rootfs.merging import MergedFile
 from minibox_store.rootfs.sidecar import Sidecar, WrongSidecar

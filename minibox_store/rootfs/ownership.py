@@ -13,10 +13,10 @@ import os
 import stat
 from collections.abc import Iterator
 
+from minibox_store.reports.unpacked import UnpackPolicy
 from minibox_store.sentences import one_line
 from minibox_store.tar import Member, MemberKind
 from minibox_store.tar.member import refusal
-from minibox_store.unpacked import UnpackPolicy
 
 RECORD = "user.rootlesscontainers"
 OVERRIDE = "user.containers.override_stat"

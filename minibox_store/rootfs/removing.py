@@ -18,7 +18,7 @@ import attrs
 from minibox_store import _files, _locks, _trees
 from minibox_store.collecting import Ledger
 from minibox_store.mounts import MountTable, read_mounts, served_points
-from minibox_store.removals import Removal
+from minibox_store.reports.removals import Removal
 from minibox_store.values import Value
 
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)

@@ -28,7 +28,7 @@ from minibox_store.errors import InvalidDocument, InvalidReference
 from minibox_store.limits import MAX_BASE_LAYER_BYTES
 from minibox_store.mounts import read_mounts
 from minibox_store.reference import Reference
-from minibox_store.removals import Removal
+from minibox_store.reports.removals import Removal
 from minibox_store.rootfs.container_names import CannotTell, ContainerNames
 from minibox_store.rootfs.image_tags import iter_places
 from minibox_store.rootfs.removing import UNFINISHED, Folder

@@ -14,6 +14,7 @@ from typing import Literal
 
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 from minibox_store.rootfs.contents import ContentWriter
 from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
 from minibox_store.rootfs.ownership import LeftOut, Ownership, set_overlay_attribute
@@ -21,7 +22,6 @@ from minibox_store.rootfs.placing import place, split
 from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
 from minibox_store.tar.member import refusal
-from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 
 Form = Literal["flat", "overlay"]
 

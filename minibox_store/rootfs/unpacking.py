@@ -17,10 +17,10 @@ from minibox_store import _files, _locks, _trees
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.tree import Form, TreeWriter, check_nothing
-from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp

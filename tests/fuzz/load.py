@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["minibox_store"]):
     from tests.support.memory_stores import Loaded, MemoryStore
     from tests.support.stores import open_store
 
-    importlib.import_module("minibox_store.loading")  # which the store imports when it is first used
+    importlib.import_module("minibox_store.face.loading")  # which the store imports when it is first used
 
 from tests.fuzz.made_archives import made
 from tests.fuzz.running import arguments, fuzz

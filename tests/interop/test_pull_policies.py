@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minibox_store import Credentials, Image, Platform
-from minibox_store.arguments import PullPolicy
+from minibox_store.face.arguments import PullPolicy
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout
 from tests.support.peers import DockerRegistry, docker_registry, push_image, run_skopeo

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minibox_store.documents import HistoryEntry
 from minibox_store.graph import RememberingSource
 from minibox_store.inspecting import describe_manifests, read_image
-from minibox_store.inspection import ManifestDetails
+from minibox_store.reports.inspection import ManifestDetails
 from tests.support.document_strategies import histories, image_configs
 from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_image_over, build_index, digest_of
 from tests.support.sources import blobs_of, memory_of, root_of

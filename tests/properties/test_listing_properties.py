@@ -15,7 +15,7 @@ from minibox_store.errors import InvalidDocument
 from minibox_store.media_types import INDEXES, MANIFESTS, is_index
 from minibox_store.outlines import MARK_CHARACTERS, Outline, outline_of
 from minibox_store.platforms import Platform
-from minibox_store.summaries import DocumentFile, FileState, ImageSummary
+from minibox_store.reports.summaries import DocumentFile, FileState, ImageSummary
 from tests.support.document_strategies import json_values, nearly_json, texts
 from tests.support.strategies import digests, platforms
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
+from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 from minibox_store.rootfs.directories import MOST_OPEN
 from minibox_store.rootfs.tree import Form, TreeWriter, check_nothing
 from minibox_store.tar import Member, MemberKind
-from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 from tests.support.images import OCI_LAYER, Layer, digest_of
 from tests.support.members import write_tar
 

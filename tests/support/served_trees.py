@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibox_store.errors import ContentMismatch
-from minibox_store.file_status import FileKind, FileStatus
+from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.mounting import Mount, mount_image
 from tests.support.forks import not_possible
 

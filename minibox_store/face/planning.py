@@ -12,9 +12,9 @@ from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
 from minibox_store.reference import Reference
 
 if TYPE_CHECKING:
-    from minibox_store.plans import PullPlan
     from minibox_store.policies import Policy
     from minibox_store.registry import RegistryClient
+    from minibox_store.reports.plans import PullPlan
 
 
 class Planning:
@@ -55,8 +55,8 @@ class Planning:
         Guarantees: nothing is written, and no store is made. What is present is told by the sizes of files; a pull
             looks closer, and fetches again what is wrong.
         """
-        from minibox_store.admitting import Wish
-        from minibox_store.making_plans import plan_copy
+        from minibox_store.face.admitting import Wish
+        from minibox_store.face.making_plans import plan_copy
         from minibox_store.registry import RegistryClient
 
         parsed, wanted = Reference.parse(reference), checked_choice(platform)

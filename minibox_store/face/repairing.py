@@ -18,6 +18,7 @@ from minibox_store.checking import check_images
 from minibox_store.copying import EventListener
 from minibox_store.documents import Descriptor, Identity, identity
 from minibox_store.errors import IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
+from minibox_store.face.refetching import OpenOrigin, Refetcher, refetching
 from minibox_store.image_map import ImageMap
 from minibox_store.layout import Layout
 from minibox_store.layout.inventory import Inventory
@@ -27,8 +28,7 @@ from minibox_store.layout.paths import relative_path
 from minibox_store.layout.setting_aside import has_content, is_settled, set_aside
 from minibox_store.media_types import is_document
 from minibox_store.protocols import BlobSource
-from minibox_store.refetching import OpenOrigin, Refetcher, refetching
-from minibox_store.reports import Finding, MendedBlob, RepairReport, UnmendedBlob
+from minibox_store.reports.store import Finding, MendedBlob, RepairReport, UnmendedBlob
 from minibox_store.values import Value
 
 _SAME_BYTES = "its bytes are those that its digest names: to fetch it again would give no others"

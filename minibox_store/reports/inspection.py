@@ -10,8 +10,8 @@ import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, HistoryEntry, ImageConfig
-from minibox_store.images import Image
 from minibox_store.platforms import Platform
+from minibox_store.reports.images import Image
 from minibox_store.values import Value
 
 

@@ -47,8 +47,8 @@ def main() -> None:
 
 @contextmanager
 def _open(image: StoredImage) -> Iterator[tuple["ImageFiles", str]]:
+    from minibox_store.face.opened_layers import open_files
     from minibox_store.layout import Layout
-    from minibox_store.opened_layers import open_files
 
     layout = Layout(image.root, limits=image.store_limits, settle_seconds=image.settle_seconds)
     with open_files(layout, image.name, image.platform, image.unpack_limits) as files:

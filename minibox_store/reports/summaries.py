@@ -34,7 +34,7 @@ class ImageSummary(Value):
 
     Attributes:
         media_type: of the root.
-        size_bytes: as in :class:`minibox_store.images.Image`, and so are the next five.
+        size_bytes: as in :class:`minibox_store.reports.images.Image`, and so are the next five.
         platform: what the config says; None where it says nothing or too much, and of an index.
         platforms: of an index, those of its manifests.
         created: the config's own text; None where it is too long.

@@ -19,11 +19,11 @@ from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound
 from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName, ResolvingName
 from minibox_store.graph import ContentSource, RememberingSource, read_document, walk
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, Transaction, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name, provenance_of, with_name
 from minibox_store.limits import Limits
 from minibox_store.reference import Reference, check_image_name
+from minibox_store.reports.images import Image
 from minibox_store.values import Value
 
 if TYPE_CHECKING:

@@ -18,17 +18,17 @@ from minibox_store._file_errors import file_errors
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, LayoutIndex, Referrer
 from minibox_store.errors import BlobNotFound, ImageNotFound, IncompleteImage, NotFound, StoreDamaged, StoreError
+from minibox_store.face.taking import Taking, read_offered
 from minibox_store.layout.resting import collector_at_rest
 from minibox_store.layout_index import name_of
 from minibox_store.protocols import BlobStream
-from minibox_store.pushes import PushedManifest, StillNeeded, Upload
+from minibox_store.reports.pushes import PushedManifest, StillNeeded, Upload
 from minibox_store.repositories import (
     RepositoryEntries,
     check_repository_name,
     find_repository,
     without_entries,
 )
-from minibox_store.taking import Taking, read_offered
 
 if TYPE_CHECKING:
     from minibox_store.layout import Layout

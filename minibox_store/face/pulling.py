@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store._file_errors import file_errors
-from minibox_store.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import ImagePresent, NothingToUnpack, ReferrerFound, ResolvingName
+from minibox_store.face.arguments import PullPolicy, Verify, check_pull_policy, is_content
 from minibox_store.graph import RememberingSource
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
@@ -21,13 +20,14 @@ from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice,
 from minibox_store.protocols import BlobSource, ImageSource, Referrers
 from minibox_store.reference import Reference, check_image_name
 from minibox_store.referring import gather_referrers
+from minibox_store.reports.images import Image
 from minibox_store.values import Value
 
 if TYPE_CHECKING:
-    from minibox_store.admitting import Wish
+    from minibox_store.face.admitting import Wish
+    from minibox_store.face.pull_policies import HeldImage
+    from minibox_store.face.pulled_trees import TreeTarget
     from minibox_store.policies import Policy
-    from minibox_store.pull_policies import HeldImage
-    from minibox_store.pulled_trees import TreeTarget
     from minibox_store.registry import RegistryClient
     from minibox_store.selecting import ChosenImage
 
@@ -111,8 +111,8 @@ class Pulling:
             replaced in one step too, just before the name; one that is current stays as it is. An old tree that
             something has mounted stays aside until a prune finds it free.
         """
-        from minibox_store.admitting import Wish
-        from minibox_store.pull_policies import find_held, resolve_newer
+        from minibox_store.face.admitting import Wish
+        from minibox_store.face.pull_policies import find_held, resolve_newer
         from minibox_store.registry import RegistryClient
 
         if parallel < 1:
@@ -157,7 +157,7 @@ class Pulling:
         Raises:
             ImageNotFound: when there is no such image.
         """
-        from minibox_store.pulled_trees import base_layers_of
+        from minibox_store.face.pulled_trees import base_layers_of
 
         with file_errors(self._layout.paths.root):
             name, root = find_name(self._layout.read_index(), name)
@@ -197,7 +197,7 @@ class Pulling:
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
         """
-        from minibox_store.admitting import Wish, digest_in
+        from minibox_store.face.admitting import Wish, digest_in
 
         verify_content, wanted = is_content(verify), checked_choice(platform)
         as_name = check_image_name(name if as_name is None else as_name)
@@ -219,9 +219,9 @@ class Pulling:
         cancellation: Cancellation,
     ) -> Image:
         """Return an image that the store has, once it has its tree, and is read, where that is wanted."""
-        from minibox_store.admitting import choose_incoming
-        from minibox_store.pull_policies import recalled
-        from minibox_store.pulled_trees import base_layers_of
+        from minibox_store.face.admitting import choose_incoming
+        from minibox_store.face.pull_policies import recalled
+        from minibox_store.face.pulled_trees import base_layers_of
 
         lacks_tree = copy.unpack and base_layers_of(self._layout).find(held.name, held.root.digest) is None
         recalling = recalled(source, self._layout, held.root)
@@ -243,7 +243,7 @@ class Pulling:
         on_event: EventListener,
         cancellation: Cancellation,
     ) -> Image:
-        from minibox_store.admitting import choose_incoming
+        from minibox_store.face.admitting import choose_incoming
 
         source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
         name = copy.wish.name
@@ -277,7 +277,7 @@ class Pulling:
     def _referrers_of(
         self, source: RememberingSource, chosen: "ChosenImage", copy: "_Incoming", on_event: EventListener
     ) -> tuple[Referrer, ...]:
-        from minibox_store.admitting import check_referrers
+        from minibox_store.face.admitting import check_referrers
 
         if copy.listing is None:
             return ()
@@ -292,7 +292,7 @@ class Pulling:
         self, source: RememberingSource, root: Descriptor, copy: "_Incoming", on_event: EventListener
     ) -> "TreeTarget | None":
         """Return the store as a target that unpacks too; None where there is nothing to unpack."""
-        from minibox_store.pulled_trees import TreeTarget, base_layers_of, read_filesystem
+        from minibox_store.face.pulled_trees import TreeTarget, base_layers_of, read_filesystem
 
         plan = read_filesystem(source, root, self._limits)
         if plan is None:

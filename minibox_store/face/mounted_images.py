@@ -52,7 +52,7 @@ class MountedImages:
             gets SIGTERM, SIGINT or SIGHUP. A server that is killed outright leaves a mount that nobody answers for,
             which the next prune takes away where it is below ``lazy/``.
         """
-        from minibox_store.mount_server import StoredImage
+        from minibox_store.face.mount_server import StoredImage
         from minibox_store.rootfs.mounting import mount_image
 
         layout = self._layout

@@ -17,7 +17,7 @@ from minibox_store.layout.activity import NameTimes
 from minibox_store.layout.inventory import map_images
 from minibox_store.layout.sweeping import Sweep
 from minibox_store.layout_index import name_of, names_of, without_name
-from minibox_store.removals import PruneReport, Removal
+from minibox_store.reports.removals import PruneReport, Removal
 from minibox_store.selection import Candidate, Weights, choose_images
 from minibox_store.values import Value
 

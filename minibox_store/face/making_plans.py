@@ -6,15 +6,15 @@ What a pull asks for it asks for here in the same way, so that the two cannot di
 from collections.abc import Iterable, Iterator
 
 from minibox_store import _signatures, media_types
-from minibox_store.admitting import Wish, choose_incoming
 from minibox_store.copying import EventListener
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest, Node
+from minibox_store.face.admitting import Wish, choose_incoming
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.layout import Layout
-from minibox_store.plans import PlannedBlob, PlannedManifest, PullPlan
 from minibox_store.platforms import Platform, describe_choice
 from minibox_store.protocols import BlobSource, BlobStream, Distrusting
+from minibox_store.reports.plans import PlannedBlob, PlannedManifest, PullPlan
 from minibox_store.selecting import ChosenImage
 
 

@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from contextlib import suppress
 
+import minibox_store
+
 
 def preload() -> None:
     """Import every module of the library, which are otherwise imported when they are first needed.
@@ -12,7 +14,6 @@ def preload() -> None:
     wait at its start. Optional libraries are imported as far as they are installed, and load: what one raises, such as
     OSError for want of a library of the system, is raised again where it is needed.
     """
-    package = importlib.import_module(__package__ or "")
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    for module in pkgutil.walk_packages(minibox_store.__path__, f"{minibox_store.__name__}."):
         with suppress(Exception):  # of an optional library, which is named where it is needed
             importlib.import_module(module.name)

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import attrs
 
-from minibox_store.admitting import Wish
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import (
@@ -21,6 +20,7 @@ from minibox_store.errors import (
     StoreDamaged,
     StoreError,
 )
+from minibox_store.face.admitting import Wish
 from minibox_store.graph import RememberingSource, read_content, walk
 from minibox_store.layout import Layout, OpenedImage, opening_image
 from minibox_store.layout_index import provenance_of

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from minibox_store.filters import ImageFilter
     from minibox_store.protocols import BlobSource
     from minibox_store.registry import RegistryClient
-    from minibox_store.removals import PruneReport
-    from minibox_store.reports import RepairReport
+    from minibox_store.reports.removals import PruneReport
+    from minibox_store.reports.store import RepairReport
 
 _PARALLEL = 2
 
@@ -66,7 +66,7 @@ class Upkeep:
         Guarantees: names that the filter chose go in one step, before anything else does, and once all that will be
             left could be read.
         """
-        from minibox_store.collection_progress import WatchedCollection
+        from minibox_store.face.collection_progress import WatchedCollection
         from minibox_store.layout.sweeping import Sweep
         from minibox_store.rootfs.sweeping import sweep_trees
 
@@ -83,7 +83,7 @@ class Upkeep:
             )
             if chosen_by is None or not self._layout.is_there():
                 return sweep.run()
-            from minibox_store.choosing import prune_chosen
+            from minibox_store.face.choosing import prune_chosen
 
             return prune_chosen(self._layout, chosen_by, sweep)
 
@@ -119,9 +119,9 @@ class Upkeep:
         Guarantees: no name is removed or changed, but for entries of a damaged index.json of which a blob is gone; the
             report names them. Each blob is replaced in one step, by verified bytes. Repairing twice mends no more.
         """
+        from minibox_store.face.repairing import repair
         from minibox_store.reference import Reference
         from minibox_store.registry import RegistryClient
-        from minibox_store.repairing import repair
 
         if parallel < 1:
             raise InvalidArgument("parallel", parallel, "at least one blob has to be read")

@@ -15,7 +15,6 @@ from minibox_store import media_types
 from minibox_store._file_errors import path_errors
 from minibox_store._files import open_regular
 from minibox_store._room import check_room
-from minibox_store.admitting import Wish, check_policy, digest_in
 from minibox_store.archive import ArchivedImage, ArchiveReader, read_images
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, copy_graph
@@ -32,8 +31,8 @@ from minibox_store.errors import (
     PlatformNotFound,
 )
 from minibox_store.events import ImageCopied, IndexMade, ManifestChosen, RegisteringName
+from minibox_store.face.admitting import Wish, check_policy, digest_in
 from minibox_store.graph import ContentStream, RememberingSource
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Transaction
 from minibox_store.limits import Limits
 from minibox_store.listeners import is_of_listener, marking_errors
@@ -41,6 +40,7 @@ from minibox_store.platforms import ArchivedPlatforms
 from minibox_store.policies import Policy
 from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.reference import check_image_name
+from minibox_store.reports.images import Image
 from minibox_store.selecting import ChosenImage, select_image, select_present
 from minibox_store.staging import stage_blobs
 from minibox_store.values import Value

@@ -12,16 +12,16 @@ from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, HistoryEntry, Referrer
 from minibox_store.errors import BlobNotFound, InvalidArgument
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import nameless
 from minibox_store.platforms import Platform
+from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
     from minibox_store.graph import RememberingSource
     from minibox_store.inspecting import ReadImage
-    from minibox_store.inspection import ImageDetails
-    from minibox_store.reports import Finding, Need, StoreUsage
+    from minibox_store.reports.inspection import ImageDetails
+    from minibox_store.reports.store import Finding, Need, StoreUsage
 
 
 class ExaminedStore:
@@ -53,8 +53,8 @@ class ExaminedStore:
         Spec: OCI image-spec 1.1, manifest.md, image-index.md, config.md.
         """
         from minibox_store.inspecting import describe_manifests
-        from minibox_store.inspection import ImageDetails
         from minibox_store.manifest_choice import select_manifest
+        from minibox_store.reports.inspection import ImageDetails
 
         def choose(source: "RememberingSource", root: Descriptor, found: str) -> Descriptor:
             if platform is None:

@@ -9,10 +9,10 @@ from minibox_store.documents import LayoutIndex
 from minibox_store.layout import Layout
 
 if TYPE_CHECKING:
+    from minibox_store.face.local_repository import LocalRepository
     from minibox_store.layout.pushed import PushedBlobs
     from minibox_store.layout.reaching import Reaches
     from minibox_store.layout.uploads import Uploads
-    from minibox_store.local_repository import LocalRepository
     from minibox_store.repositories import RepositoryEntries
 
 _MOST_REPOSITORIES = 256
@@ -32,7 +32,7 @@ class Receiving:
         Raises:
             InvalidReference: when no repository may have it.
         """
-        from minibox_store.local_repository import LocalRepository
+        from minibox_store.face.local_repository import LocalRepository
         from minibox_store.repositories import check_repository_name
 
         uploads, pushed, reaches = self._receiving_parts

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor, LayoutIndex
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_exact_name, find_name, names_for, provenance_of, with_name, without_name
 from minibox_store.reference import check_image_name
+from minibox_store.reports.images import Image
 
 _Finder = Callable[[LayoutIndex], tuple[str, Descriptor]]
 

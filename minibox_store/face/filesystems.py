@@ -12,10 +12,10 @@ from minibox_store.events import UnpackingLayer
 from minibox_store.layout import Layout
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.platforms import Platform
-from minibox_store.unpacked import DEFAULT_UNPACK_POLICY, UnpackPolicy, UnpackReport
+from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackPolicy, UnpackReport
 
 if TYPE_CHECKING:
-    from minibox_store.file_status import FileChanges
+    from minibox_store.reports.file_status import FileChanges
     from minibox_store.rootfs.files import ImageFiles
 
 
@@ -69,7 +69,7 @@ class Filesystems:
 
         Spec: OCI image-spec 1.1, layer.md, "Applying Changesets".
         """
-        from minibox_store.opened_layers import opening_layers
+        from minibox_store.face.opened_layers import opening_layers
         from minibox_store.rootfs.unpacking import growing_tree, unpack_layers
 
         cancellation = cancellation or Cancellation()
@@ -132,8 +132,8 @@ class Filesystems:
         ``userxattr``. A directory that a layer has something in, and does not name itself, has mode 0755 and belongs to
         root in it, whatever lower layers say; makers of layers name them. A prune takes trees that no mount uses.
         """
+        from minibox_store.face.opened_layers import opening_layers
         from minibox_store.layout.living import living_folder
-        from minibox_store.opened_layers import opening_layers
         from minibox_store.rootfs.layer_trees import LayerTrees, lower_directories
 
         cancellation = cancellation or Cancellation()
@@ -174,7 +174,7 @@ class Filesystems:
         Guarantees: all blobs are open before the first byte is read, so that nobody can take them away; whatever is
             read from the image was verified.
         """
-        from minibox_store.opened_layers import open_files
+        from minibox_store.face.opened_layers import open_files
 
         return open_files(self._layout, name, platform, limits)
 

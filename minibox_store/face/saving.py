@@ -15,11 +15,11 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import BlobPresent, BlobStored, Event, ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.graph import RememberingSource, walk
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
 from minibox_store.limits import Limits
 from minibox_store.platforms import PlatformChoice, WantedPlatforms, checked_choice
 from minibox_store.protocols import ImageTarget, RoomChecking
+from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
     from minibox_store.archive.formats import ArchiveCompression, ArchiveForm, ArchiveFormat

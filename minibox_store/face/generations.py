@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.images import Image
 from minibox_store.layout import Layout, Listing
+from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
-    from minibox_store.reports import LostName
-    from minibox_store.store_changes import StoreChanges, StoreState
+    from minibox_store.reports.store import LostName
+    from minibox_store.reports.store_changes import StoreChanges, StoreState
 
 
 class Generations:
