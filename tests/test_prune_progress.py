@@ -20,7 +20,7 @@ from minibox_store import (
     PruneReport,
     StoreError,
 )
-from minibox_store import collection_progress as collection_progress_module
+from minibox_store.face import collection_progress as collection_progress_module
 from minibox_store.layout import leftovers, sweeping
 from tests.support.derived import UNFINISHED, base_layer, extracted, file_index, plant_tree, write_sidecar
 from tests.support.images import build_image, digest_of
