@@ -33,7 +33,7 @@ class BlobDownload:
         ContentMismatch: on construction, when the registry announces another size.
     """
 
-    def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int = 0) -> None:
+    def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int) -> None:
         self._transport = transport
         self._target = target
         self._digest = descriptor.digest
