@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 from minibox_store import _files, _locks, _trees
 from minibox_store._trees import OPEN_DIRECTORY
@@ -61,19 +61,13 @@ def unpack_layers(
 
     Guarantees: nothing outside the directory changes. What is in it counts only once this has returned.
     """
-    writer = TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check)
-    try:
+    with closing(TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check)) as writer:
         for position, layer in enumerate(layers, 1):
             on_layer(position, layer.descriptor)
-            decoded = open_layer(layer.source, layer.descriptor, layer.diff_id, limits)
-            try:
+            with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
                 writer.apply_layer(decoded)
                 decoded.finish()
-            finally:
-                decoded.close()
         return writer.finish()
-    finally:
-        writer.close()
 
 
 # ---- the place
