@@ -1,9 +1,9 @@
 """What is mounted, where, and of what: read from ``/proc``, of every process and each mount namespace once.
 
 A place is compared by its device and its path there, as mountinfo tells them, so that another namespace or a bind mount
-gives the same folder no other name; and what an overlay is made of, which is a text that somebody once passed, by
-device and inode too, and by the text itself: where it leads by now may be hidden, or gone. What cannot be seen counts
-as used. Nothing on a FUSE mount is touched: its server may be dead.
+gives the same folder no other name. What an overlay is made of is a text that somebody once passed, and where it leads
+by now may be hidden, or gone: that is compared by device and inode too, and by the text itself. What cannot be seen
+counts as used. Nothing on a FUSE mount is touched: its server may be dead.
 """
 
 import errno
