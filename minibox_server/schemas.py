@@ -94,4 +94,3 @@ PRUNE_SCHEMA = record(
     },
 )
 VERSION_SCHEMA = record({})
-TAGS_SCHEMA = record({"name": TEXT_SCHEMA, "tags": list_of(TEXT_SCHEMA)})

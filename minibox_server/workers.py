@@ -65,20 +65,6 @@ class Workers:
         outcome = await anyio.to_thread.run_sync(self._counted, call, abandon_on_cancel=True, limiter=limiter)
         return outcome.take()
 
-    async def run_operation(
-        self, limiter: anyio.CapacityLimiter, receive: Receive, call: Callable[[Cancellation], T]
-    ) -> T:
-        """Do the same with a call that may be long; it is cancelled when its client goes away.
-
-        Raises:
-            RequestError: when the client sends more of a body than it may.
-        """
-        with self.operation(receive) as operation:
-            try:
-                return await self.run(limiter, lambda: call(operation.cancellation))
-            finally:
-                operation.check_client()
-
     @contextmanager
     def operation(self, receive: Receive) -> Iterator["Operation"]:
         """Watch the client of an operation while the block runs, and cancel the operation when an error ends it."""
@@ -152,18 +138,12 @@ class Operation:
 
     def __init__(self, cancellation: Cancellation) -> None:
         self.cancellation = cancellation
-        self._refused: RequestError | None = None
 
     async def watch(self, receive: Receive) -> None:
         """Pass over the request's body until the client goes away, and cancel the operation then."""
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass
-        except RequestError as error:
-            self._refused = error
+        except RequestError:
+            pass  # more of a body than there may be: its client is not served on
         self.cancellation.cancel()
-
-    def check_client(self) -> None:
-        """Raise what the client was refused with meanwhile, if it was."""
-        if self._refused is not None:
-            raise self._refused

@@ -27,8 +27,8 @@ _LARGE_BYTES = MEBIBYTE
 def prepare_copy(source: FileRange, descriptor: int, position: int) -> bool:
     """Prepare a file for a range that will be copied to ``position`` by the kernel; return whether blocks are shared.
 
-    Where the two files can share blocks, the copy will let them, and nothing is to be done; elsewhere the room is
-    taken at once, without a change of the file's size, where there are extents to be had.
+    Where the two files can share blocks, the copy will let them, and there is nothing to prepare. Elsewhere the room
+    is taken at once, where the file system has extents; the size of the file does not change by that.
     """
     if source.size_bytes < _LARGE_BYTES:
         return False

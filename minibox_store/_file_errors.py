@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minibox_store._files import NO_SPACE
 from minibox_store.errors import InvalidPath, StoreError, StoreFull, StoreUnavailable
 from minibox_store.listeners import is_of_listener
 
@@ -31,7 +32,7 @@ def file_errors(path: str) -> Iterator[None]:
                 where = error.filename
             else:  # below a folder that is open, of which the system says nothing
                 problem = f"{problem}: {error.filename!r}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise StoreFull(where) from error
         raise StoreUnavailable(where, problem) from error
 
@@ -50,7 +51,7 @@ def path_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if is_of_listener(error):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             raise StoreFull(path) from error
         if error.errno in _NO_FAULT_OF_A_PATH:
             raise StoreUnavailable(path, (error.strerror or str(error)).lower()) from error

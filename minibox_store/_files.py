@@ -180,7 +180,7 @@ def link_file(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
-def link_open_file(descriptor: int, target: str, *, dir_fd: int | None = None) -> None:
+def link_open_file(descriptor: int, target: str, *, dir_fd: int | None) -> None:
     """Give an open file that has no name this one; FileExistsError where ``target`` exists."""
     # Only with a directory among its arguments, which has no part in it, does Python follow the link that /proc has.
     os.link(f"/proc/self/fd/{descriptor}", target, src_dir_fd=descriptor, dst_dir_fd=dir_fd, follow_symlinks=True)
@@ -290,9 +290,9 @@ def sync_regular(path: str) -> None:
         os.close(descriptor)
 
 
-def sync_directory(path: str, *, dir_fd: int | None = None) -> None:
+def sync_directory(path: str) -> None:
     """Return when the names in a directory will survive a loss of power."""
-    with opened_directory(path, dir_fd) as descriptor:
+    with opened_directory(path) as descriptor:
         os.fsync(descriptor)
 
 

@@ -161,7 +161,7 @@ def holder_of(path: str) -> StoreBusy | None:
         release(descriptor)
 
 
-def last_held(path: str, known: float | None = None) -> float | None:
+def last_held(path: str, known: float | None) -> float | None:
     """Return when the last lock that was let go of had been taken, by the note that it left; None where it left none.
 
     While somebody holds it, or it cannot be read, that is not known, and ``known`` is returned.

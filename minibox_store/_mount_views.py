@@ -169,6 +169,11 @@ def join_paths(root: str, path: str) -> str:
     return os.path.normpath(os.path.join(root, path))
 
 
+def resolve_folder(path: str) -> str:
+    """Return a path whose folder is resolved; a link at its end is itself."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
 def is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder, or lies below it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

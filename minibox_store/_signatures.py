@@ -34,6 +34,12 @@ def signature(path: str) -> Signature | None:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_regular)
 
 
+def regular_size(path: str) -> int | None:
+    """Return the size of what is at ``path``; None where that is no regular file."""
+    found = signature(path)
+    return found.size_bytes if found is not None and found.is_regular else None
+
+
 def has_blocks(path: str) -> bool:
     """Whether what is at ``path`` takes room on its disk, beside that of its entry; an empty file seldom does."""
     try:

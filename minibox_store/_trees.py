@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ import attrs
 from minibox_store.values import Value
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# How a directory is opened to be entered: itself, and no link to it.
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _USABLE = 0o700
 
 _Identity = tuple[int, int]
@@ -36,6 +38,19 @@ class Measure(Value):
     size_bytes: int
     changed_seconds: float | None
     problem: str | None = None
+
+    @property
+    def age_seconds(self) -> float | None:
+        """How long ago that change was; a clock that went back makes it no younger than now."""
+        return None if self.changed_seconds is None else max(0.0, time.time() - self.changed_seconds)
+
+
+def is_directory(path: str) -> bool:
+    """Whether a directory lies there, and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def mount_of(descriptor: int) -> int:
@@ -71,7 +86,7 @@ def make_tree(name: str, *, dir_fd: int) -> int:
         # By the descriptor: a link that somebody has put in its place meanwhile leads to no other.
         if stat.S_IMODE(os.fstat(found).st_mode) & _USABLE != _USABLE:
             os.chmod(f"/proc/self/fd/{found}", _USABLE)
-        return os.open(".", _DIRECTORY, dir_fd=found)
+        return os.open(".", OPEN_DIRECTORY, dir_fd=found)
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
@@ -176,7 +191,7 @@ class _Descent:
 
     def up(self) -> str:
         """Go back to where the last step down began; return the name of what was left."""
-        above = os.open("..", _DIRECTORY, dir_fd=self.directory)
+        above = os.open("..", OPEN_DIRECTORY, dir_fd=self.directory)
         os.close(self.directory)
         self.directory = above
         name = self._names.pop()
@@ -187,7 +202,7 @@ class _Descent:
 
 def _open_below(parent: int, name: str, mount: int, *, forcing: bool) -> int:
     try:
-        opened = os.open(name, _DIRECTORY, dir_fd=parent)
+        opened = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
     except PermissionError:
         if not forcing:
             raise
@@ -209,7 +224,7 @@ def _open_forced(parent: int, name: str, mount: int) -> int:
     with _opened(name, parent, os.O_NOFOLLOW) as found:
         _check_mount(found, name, mount)
         os.chmod(f"/proc/self/fd/{found}", _USABLE)
-        return os.open(f"/proc/self/fd/{found}", _DIRECTORY & ~os.O_NOFOLLOW)
+        return os.open(f"/proc/self/fd/{found}", OPEN_DIRECTORY & ~os.O_NOFOLLOW)
 
 
 def _check_mount(opened: int, name: str, mount: int) -> None:

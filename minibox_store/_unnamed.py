@@ -2,8 +2,8 @@
 
 Only where there is a file to be replaced has the new one a name of its own, for the moment between two calls: it is
 that of a temporary file, and the file is whole by then. Where a file system has no files without a name, or a system
-no ``/proc``, it is written under such a name as any other; and where it turns out that the file cannot be given one, it
-is copied to such a file.
+no ``/proc``, the file has such a name from the beginning, as any other has. Where it turns out at the end that it
+cannot be given a name, it is copied to a file that has one.
 """
 
 import contextlib

@@ -265,8 +265,7 @@ def render_line(event: Event, *, doing: Literal["pull", "push"] = "pull") -> str
 def _push_text(event: Event) -> str | None:
     match event:
         case BlobStarted() | BlobPresent():
-            place = f" {event.position}/{event.total}" if event.total > 1 or event.role == "layer" else ""
-            short = event.descriptor.digest.hex[:12]
+            place, short = _place_and_digest(event)
             if isinstance(event, BlobPresent):
                 return f"{event.role}{place} ({short}) is already there"
             return f"pushing {event.role}{place} ({short})..."
@@ -315,10 +314,14 @@ def _text(event: Event) -> str | None:
 
 
 def _blob_text(event: BlobStarted | BlobPresent) -> str | None:
-    short = event.descriptor.digest.hex[:12]
-    place = f" {event.position}/{event.total}" if event.total > 1 or event.role == "layer" else ""
+    place, short = _place_and_digest(event)
     if isinstance(event, BlobPresent):
         return f"{event.role}{place} ({short}) is already here"
     if event.role == "layer":
         return f"pulling layer{place} ({short})..."
     return f"pulling {event.role}{place} {short}..."
+
+
+def _place_and_digest(event: BlobStarted | BlobPresent) -> tuple[str, str]:
+    place = f" {event.position}/{event.total}" if event.total > 1 or event.role == "layer" else ""
+    return place, event.descriptor.digest.hex[:12]

@@ -10,7 +10,7 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Identity, Node, Role, children, identity
+from minibox_store.documents import Descriptor, Identity, Node, children, identity
 from minibox_store.graph import UnreadableListener, walk
 from minibox_store.layout_index import name_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -133,13 +133,6 @@ class ImageMap:
         """Return the names of the images that need the blob, sorted."""
         names = (name_of(root) for root in self.roots_of(digest))
         return tuple(sorted({name for name in names if name is not None}))
-
-    def kinds_of(self, digest: Digest) -> set[tuple[Role, str]]:
-        """Return what a blob is to those that need it, and of which type: one thing, unless somebody lies."""
-        keys = self._identities.get(digest, ())
-        leaves = {(self.leaves[key].role, self.leaves[key].descriptor.media_type) for key in keys if key in self.leaves}
-        # Of a document the type is part of what tells it from others.
-        return leaves | {("manifest", key[2]) for key in keys if key not in self.leaves}
 
     def reached_from(self, root: Descriptor) -> set[Digest]:
         """Return the digest of each blob that a root reaches, and its own."""

@@ -3,7 +3,7 @@
 Spec: OCI image-spec 1.1, image-index.md and config.md.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import attrs
@@ -58,9 +58,13 @@ def select_manifest(
     if chosen is None and odd:
         raise odd[0]
     if chosen is None:
-        available = dict.fromkeys(str(each.platform) for each in offered if each.platform is not None)
-        raise PlatformNotFound(name, str(platform), tuple(available))
+        raise PlatformNotFound(name, str(platform), platforms_of(offered))
     return root if offered[chosen].digest == root.digest else offered[chosen]
+
+
+def platforms_of(offered: Iterable[Descriptor]) -> tuple[str, ...]:
+    """Return the platforms that manifests are for, each once, in their order."""
+    return tuple(dict.fromkeys(str(each.platform) for each in offered if each.platform is not None))
 
 
 def choose_manifest(

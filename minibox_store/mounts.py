@@ -1,9 +1,9 @@
 """What is mounted, where, and of what: read from ``/proc``, of every process and each mount namespace once.
 
 A place is compared by its device and its path there, as mountinfo tells them, so that another namespace or a bind mount
-gives the same folder no other name; and what an overlay is made of, which is a text that somebody once passed, by
-device and inode too, and by the text itself: where it leads by now may be hidden, or gone. What cannot be seen counts
-as used. Nothing on a FUSE mount is touched: its server may be dead.
+gives the same folder no other name. What an overlay is made of is a text that somebody once passed, and where it leads
+by now may be hidden, or gone: that is compared by device and inode too, and by the text itself. What cannot be seen
+counts as used. Nothing on a FUSE mount is touched: its server may be dead.
 """
 
 import errno
@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import attrs
 
-from minibox_store._mount_views import Mount, View, is_below, join_paths, parse_mountinfo
+from minibox_store._mount_views import Mount, View, is_below, join_paths, parse_mountinfo, resolve_folder
 from minibox_store._trees import mount_of
 from minibox_store.values import Value
 
@@ -59,7 +59,7 @@ class MountTable:
 
     def mounts_at(self, path: str) -> tuple[Mount, ...]:
         """Return what this process sees mounted at a path, the uppermost last."""
-        resolved = _resolved(path)
+        resolved = resolve_folder(path)
         return tuple(mount for mount in self._ours.mounts if mount.point == resolved)
 
     def points(self) -> frozenset[str]:
@@ -89,7 +89,7 @@ class MountTable:
             path: it is not followed where it is a link.
             but: the devices, as of :class:`Mount`, of mounts that do not count.
         """
-        resolved = _resolved(path)
+        resolved = resolve_folder(path)
         places = {(mount.device, mount.root) for mount in self.mounts_at(path)}
         if (folder := self._ours.place_of(os.path.dirname(resolved))) is not None:
             places.add((folder[0], os.path.join(folder[1], os.path.basename(resolved))))
@@ -190,11 +190,6 @@ class MountTable:
 def _identity(opened: int) -> _Identity:
     status = os.fstat(opened)
     return status.st_dev, status.st_ino
-
-
-def _resolved(path: str) -> str:
-    """Return a path whose folder is resolved; a link at its end is itself."""
-    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def read_mounts() -> MountTable:

@@ -15,7 +15,7 @@ from minibox_store.documents import Descriptor, Index
 from minibox_store.errors import InvalidDocument, PlatformNotFound
 from minibox_store.graph import RememberingSource
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.manifest_choice import manifests_below, select_manifest
+from minibox_store.manifest_choice import manifests_below, platforms_of, select_manifest
 from minibox_store.platforms import Platform, WantedPlatforms, choose_platform
 from minibox_store.values import Value
 
@@ -143,16 +143,12 @@ def _chosen(
         else:
             found[position] = (*found.get(position, ()), platform)
     if missing:
-        raise odd[0] if odd else PlatformNotFound(name, _joined(missing), _offer(offered))
+        raise odd[0] if odd else PlatformNotFound(name, _joined(missing), platforms_of(offered))
     return tuple(ChosenManifest(descriptor=known[position], wanted=found[position]) for position in sorted(found))
 
 
 def _joined(platforms: Iterable[Platform]) -> str:
     return ", ".join(map(str, platforms))
-
-
-def _offer(offered: Iterable[Descriptor]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(each.platform) for each in offered if each.platform is not None))
 
 
 def _index_of(

@@ -10,7 +10,7 @@ from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, InvalidArgument
+from minibox_store.errors import InvalidArgument
 from minibox_store.face.arguments import Durability, absolute_root, checked_seconds, is_durable
 from minibox_store.face.examining import ExaminedStore
 from minibox_store.face.fetching import Fetching
@@ -24,7 +24,7 @@ from minibox_store.face.pushing import Pushing
 from minibox_store.face.receiving import Receiving
 from minibox_store.face.saving import Saving
 from minibox_store.face.upkeep import Upkeep
-from minibox_store.graph import read_content, walk
+from minibox_store.graph import read_content
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -147,12 +147,8 @@ class Store(
         Raises:
             ImageNotFound, BlobNotFound: when there is no such image, or no such blob in it.
         """
-        with file_errors(self.root), self._layout.naming_damage():
-            root = self._layout.resolve(name)
-            for node in walk(self._layout, root, limits=self._limits, allow_absent_manifests=True):
-                if node.descriptor.digest == digest:
-                    return node.descriptor
-        raise BlobNotFound(str(digest))
+        with file_errors(self.root):
+            return self._find_part(self._layout.resolve(name), digest)
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return a blob's bytes from ``offset`` on, as they were verified when they were stored; the caller closes it.

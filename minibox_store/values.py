@@ -23,5 +23,10 @@ class Value:
         return f"{type(self).__qualname__.rpartition('>.')[2]}({', '.join(shown)})"
 
 
+def masked(_: object) -> str:
+    """Return what a secret is shown as."""
+    return "***"
+
+
 def _shown(field: "attrs.Attribute[object]", value: object) -> str:
     return field.repr(value) if callable(field.repr) else repr(value)

@@ -10,8 +10,9 @@ from minibox_store.errors import InvalidReference
 from minibox_store.reference import Reference
 from minibox_store.registry import RegistryClient
 from minibox_store.registry.addresses import restricted_class
+from minibox_store.registry.credential_keys import hosts_of, place_of
 from minibox_store.registry.credentials import Credentials
-from minibox_store.registry.hosts import Schemes, api_origin, credentials_keys, is_loopback_host, token_origins
+from minibox_store.registry.hosts import Schemes, api_origin, is_loopback_host, token_origins
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
 from tests.support.strategies import references
 
@@ -175,9 +176,10 @@ def test_who_opens_a_registry_that_cannot_be_contacted_is_told_that_the_referenc
 
 
 def test_the_credentials_of_docker_hub_go_by_many_names() -> None:
-    assert credentials_keys("docker.io")[0] == "docker.io"
-    assert "https://index.docker.io/v1/" in credentials_keys("docker.io")
-    assert credentials_keys("ghcr.io") == ("ghcr.io",)
+    assert hosts_of("docker.io")[0] == "docker.io"
+    assert place_of("https://index.docker.io/v1/") in hosts_of("docker.io")
+    assert hosts_of("registry-1.docker.io") == hosts_of("docker.io")
+    assert hosts_of("ghcr.io") == ("ghcr.io",)
 
 
 def test_token_servers_elsewhere_are_the_known_and_the_configured_ones() -> None:

@@ -15,6 +15,7 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.archive.layout_plan import blob_name
+from minibox_store.archive.member_names import INDEX_JSON, MANIFEST_JSON, META_JSON, OCI_LAYOUT, REPOSITORIES
 from minibox_store.codec import (
     ArchiveMetadata,
     encode_archive_metadata,
@@ -26,15 +27,13 @@ from minibox_store.codec.archive_tables import encode_docker_images, encode_repo
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Index, LayoutEntry, LayoutIndex
 from minibox_store.errors import InvalidArgument, InvalidReference
-from minibox_store.layout_index import NAME_ANNOTATION
+from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, NAME_ANNOTATION
 from minibox_store.reference import Reference
 from minibox_store.values import Value
 
 ArchiveFormat = Literal["minibox", "oci", "docker", "both"]
 ArchiveCompression = Literal["zstd"]
 
-# What containerd's import goes by, and Podman before all else.
-_CONTAINERD_NAME = "io.containerd.image.name"
 _SHOWN_PLATFORMS = 8
 
 
@@ -111,16 +110,16 @@ def control_members(form: ArchiveForm, images: Sequence[WrittenImage]) -> tuple[
     images = sorted(images, key=lambda image: image.name)
     if form.format == "minibox":
         metadata = ArchiveMetadata(image=images[0].name, manifest_digest=images[0].root.digest)
-        return (("meta.json", encode_archive_metadata(metadata)),)
+        return ((META_JSON, encode_archive_metadata(metadata)),)
     members: list[tuple[str, bytes]] = []
     if form.format != "docker":
         entries = tuple(_layout_entry(image) for image in images)
-        members.append(("oci-layout", encode_layout_marker()))
-        members.append(("index.json", encode_layout_index(LayoutIndex(entries=entries))))
+        members.append((OCI_LAYOUT, encode_layout_marker()))
+        members.append((INDEX_JSON, encode_layout_index(LayoutIndex(entries=entries))))
     if form.format != "oci":
         tags = _tags_of(form, images)
-        members.append(("manifest.json", encode_docker_images(_docker_entries(form, images, tags))))
-        members.append(("repositories", encode_repositories(_repositories(images, tags))))
+        members.append((MANIFEST_JSON, encode_docker_images(_docker_entries(form, images, tags))))
+        members.append((REPOSITORIES, encode_repositories(_repositories(images, tags))))
     return tuple(members)
 
 
@@ -128,7 +127,8 @@ def _layout_entry(image: WrittenImage) -> LayoutEntry:
     """Return the entry of index.json: of what else a store's own says nothing, since it differs from store to store."""
     names = {NAME_ANNOTATION: image.name}
     with suppress(InvalidReference):  # by such a name no other tool could call it anyway
-        names[_CONTAINERD_NAME] = str(Reference.parse(image.name))
+        # What containerd's import goes by, and Podman before all else.
+        names[CONTAINERD_NAME_ANNOTATION] = str(Reference.parse(image.name))
     root = image.root
     return LayoutEntry(
         descriptor=Descriptor(

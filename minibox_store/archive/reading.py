@@ -19,7 +19,6 @@ from minibox_store.archive.member_names import (
     parse_member_name,
 )
 from minibox_store.archive.member_table import MemberTable
-from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -111,12 +110,9 @@ class ArchiveReader:
         self._position += 1
         note_kept = None
         if name.role is MemberRole.LAYER:
-            note_kept = functools.partial(self._note_kept, name.key, member.size_bytes)
+            note_kept = functools.partial(self.members.note_kept, name.key, size_bytes=member.size_bytes)
         descriptor = Descriptor(media_type=OCTET_STREAM, digest=name.digest, size_bytes=member.size_bytes)
         return ArchivedBlob(descriptor=descriptor, stream=stream, position=self._position, note_kept=note_kept)
-
-    def _note_kept(self, key: str, size_bytes: int, digest: Digest) -> None:
-        self.members.note_kept(key, digest, size_bytes)
 
     def _stream(self, member: Member) -> BlobStream:
         lying = self._input.file_range

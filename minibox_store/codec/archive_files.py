@@ -82,7 +82,7 @@ def decode_docker_images(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> 
     return structure(value, tuple[DockerImage, ...], _MANIFEST_JSON)
 
 
-def check_index_spelling(index: LayoutIndex, document: str = "index.json") -> None:
+def check_index_spelling(index: LayoutIndex) -> None:
     """Return if no key of an archive's index is one that counts in other letters; its entries were decoded so.
 
     Raises:
@@ -90,7 +90,7 @@ def check_index_spelling(index: LayoutIndex, document: str = "index.json") -> No
     """
     for key in index.raw or {}:
         if (right := spelled_wrongly(key, _INDEX_KEYS)) is not None:
-            raise InvalidDocument("", wrong_spelling(right), document)
+            raise InvalidDocument("", wrong_spelling(right), "index.json")
 
 
 def decode_repositories(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> dict[str, str]:

@@ -16,7 +16,7 @@ import attrs
 from minibox_store.codec.strict import dump, kind_of, load_object
 from minibox_store.errors import InvalidDocument
 from minibox_store.limits import MEBIBYTE
-from minibox_store.values import Value
+from minibox_store.values import Value, masked
 
 AUTH_FILE_BYTES = MEBIBYTE
 HELPER_ANSWER_BYTES = 64 * 1024
@@ -25,17 +25,13 @@ HELPER_ANSWER_BYTES = 64 * 1024
 TOKEN_USER = "<token>"
 
 
-def _masked(_: object) -> str:
-    return "***"
-
-
 @attrs.frozen(kw_only=True, repr=False)
 class AuthEntry(Value):
     """What is kept for one registry or repository; the password, or the token, is what proves the user."""
 
     username: str = ""
-    password: str = attrs.field(default="", repr=_masked)
-    identity_token: str | None = attrs.field(default=None, repr=_masked)
+    password: str = attrs.field(default="", repr=masked)
+    identity_token: str | None = attrs.field(default=None, repr=masked)
 
 
 @attrs.frozen(kw_only=True, repr=False)

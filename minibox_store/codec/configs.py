@@ -1,8 +1,9 @@
 """Configs of images, as far as platforms are chosen and images listed by them.
 
-A config has three readers. What platforms are chosen and images listed by is read alone, as cheaply as can be, and no
-fault in what only describes is met there; so are the labels, where something is done by what they say; who wants all of
-a config gets all of it, or is told what is wrong. The last two are in :mod:`minibox_store.codec.whole_configs`.
+A config is read in three ways. Platforms are chosen, and images listed, by a few fields, which are read alone: that is
+cheap, and a fault in what only describes does no harm. Where something is done by the labels, they too are read alone.
+Who wants all of a config gets all of it, or is told what is wrong. The last two ways are in
+:mod:`minibox_store.codec.whole_configs`.
 
 Spec: OCI image-spec 1.1, config.md.
 """

@@ -16,14 +16,11 @@ from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.values import Value
 
 _LAYOUT_VERSION = "1.0.0"
+_INDEX, _MARKER = "index.json", "oci-layout"
 
 
 def decode_layout_index(
-    content: bytes,
-    document: str = "index.json",
-    *,
-    limit_bytes: int = DEFAULT_LIMITS.index_bytes,
-    most_values: int | None = None,
+    content: bytes, *, limit_bytes: int = DEFAULT_LIMITS.index_bytes, most_values: int | None = None
 ) -> LayoutIndex:
     """Return index.json of a layout, with everything in it that this library does not know.
 
@@ -32,19 +29,19 @@ def decode_layout_index(
 
     Spec: OCI image-spec 1.1, image-layout.md, "index.json file".
     """
-    value = load_object(content, document, limit_bytes, most_values=most_values)
+    value = load_object(content, _INDEX, limit_bytes, most_values=most_values)
     version = value.get("schemaVersion")
     if type(version) is not int or version != 2:
-        raise InvalidDocument("schemaVersion", "it must be the number 2", document)
+        raise InvalidDocument("schemaVersion", "it must be the number 2", _INDEX)
     if not {"config", "layers"}.isdisjoint(value):
-        raise InvalidDocument("", "it is both an index and a manifest", document)
+        raise InvalidDocument("", "it is both an index and a manifest", _INDEX)
     if value.get("mediaType", media_types.OCI_INDEX) not in media_types.INDEXES:
-        raise InvalidDocument("mediaType", "it is no image index", document)
+        raise InvalidDocument("mediaType", "it is no image index", _INDEX)
     entries = value.get("manifests", ())
     if "manifests" not in value or type(entries) not in (list, type(None)):
-        raise InvalidDocument("manifests", "it must be an array", document)
-    described = structure({"manifests": entries}, _Entries, document).manifests
-    raws: list[dict[str, object]] = entries or []  # type: ignore[assignment]  # _structure refused all but objects
+        raise InvalidDocument("manifests", "it must be an array", _INDEX)
+    described = structure({"manifests": entries}, _Entries, _INDEX).manifests
+    raws: list[dict[str, object]] = entries or []  # type: ignore[assignment]  # structure refused all but objects
     return LayoutIndex(
         entries=tuple(LayoutEntry(descriptor=each, raw=raw) for each, raw in zip(described, raws, strict=True)),
         raw={key: item for key, item in value.items() if key != "manifests"},
@@ -69,7 +66,7 @@ def annotated(entry: LayoutEntry, annotations: Mapping[str, str]) -> LayoutEntry
     return LayoutEntry(descriptor=attrs.evolve(entry.descriptor, annotations=annotations), raw=raw)
 
 
-def decode_layout_marker(content: bytes, document: str = "oci-layout", *, any_version: bool = False) -> LayoutMarker:
+def decode_layout_marker(content: bytes, *, any_version: bool = False) -> LayoutMarker:
     """Return the content of an ``oci-layout`` file.
 
     Raises:
@@ -77,10 +74,10 @@ def decode_layout_marker(content: bytes, document: str = "oci-layout", *, any_ve
 
     Spec: OCI image-spec 1.1, image-layout.md, "oci-layout file".
     """
-    marker = structure(load_object(content, document, 64 * 1024), LayoutMarker, document)
+    marker = structure(load_object(content, _MARKER, 64 * 1024), LayoutMarker, _MARKER)
     if not any_version and not marker.image_layout_version.startswith("1."):
         problem = f"version {marker.image_layout_version!r} is not supported"
-        raise InvalidDocument("imageLayoutVersion", problem, document)
+        raise InvalidDocument("imageLayoutVersion", problem, _MARKER)
     return marker
 
 

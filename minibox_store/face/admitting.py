@@ -83,11 +83,16 @@ def choose_incoming(
     chosen = select_image(source, root, wish.platforms, wish.name, limits)
     if not is_single:
         check_policy(source, root, chosen.root, wish, limits)
+    tell_made(chosen, on_event)
+    on_event(ManifestChosen(name=wish.name, descriptor=chosen.root))
+    return chosen
+
+
+def tell_made(chosen: "ChosenImage", on_event: EventListener) -> None:
+    """Tell of the index that was made of what was chosen, if one was."""
     if chosen.made_from is not None:
         platforms = tuple(each.descriptor.platform for each in chosen.manifests if each.descriptor.platform is not None)
         on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
-    on_event(ManifestChosen(name=wish.name, descriptor=chosen.root))
-    return chosen
 
 
 def check_policy(source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits) -> None:
@@ -131,13 +136,15 @@ def check_referrers(source: RememberingSource, referrers: Iterable[Referrer], wi
         PolicyRefused: when it may not.
         StoreError: as :func:`walk`.
     """
+    policy = wish.policy
+    if policy is None:
+        return
     from minibox_store.offers import SeenNodes, check_node
 
     seen = SeenNodes()
-    for referrer in referrers if wish.policy is not None else ():
+    for referrer in referrers:
         for node in walk(source, referrer.descriptor, limits=limits):
-            assert wish.policy is not None
-            check_node(wish.policy, seen, node, f"{referrer.descriptor.digest}, which refers to {wish.name}")
+            check_node(policy, seen, node, f"{referrer.descriptor.digest}, which refers to {wish.name}")
 
 
 def _named(wanted: WantedPlatforms) -> tuple[Platform, ...]:

@@ -30,8 +30,8 @@ from minibox_store.errors import (
     InvalidReference,
     PlatformNotFound,
 )
-from minibox_store.events import ImageCopied, IndexMade, ManifestChosen, RegisteringName
-from minibox_store.face.admitting import Wish, check_policy, digest_in
+from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName
+from minibox_store.face.admitting import Wish, check_policy, digest_in, tell_made
 from minibox_store.graph import ContentStream, RememberingSource
 from minibox_store.layout import Layout, Transaction
 from minibox_store.limits import Limits
@@ -180,11 +180,7 @@ class _Choice:
         if not is_whole and not self._is_whole(chosen.root):
             found = find_presence(self._source, chosen.root, self._blobs.holds, self._limits)
             raise what_is_missing(self._source, chosen.root, found, self._blobs.holds, self._limits)
-        if chosen.made_from is not None:
-            platforms = tuple(
-                each.descriptor.platform for each in chosen.manifests if each.descriptor.platform is not None
-            )
-            self._on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
+        tell_made(chosen, self._on_event)
         return chosen.root
 
     def _select(self, name: str, root: Descriptor) -> ChosenImage:

@@ -85,8 +85,8 @@ class _AskedSource:
 def _plan_blob(layout: Layout, node: Node, asked: _AskedSource, *, is_made: bool) -> PlannedBlob:
     descriptor = node.descriptor
     size_bytes = descriptor.size_bytes
-    is_present = _size_of(layout.paths.blob(descriptor.digest)) == size_bytes
-    unfinished_bytes = _size_of(layout.paths.partial(descriptor.digest)) or 0
+    is_present = layout.blob_size(descriptor.digest) == size_bytes
+    unfinished_bytes = _signatures.regular_size(layout.paths.partial(descriptor.digest)) or 0
     if unfinished_bytes > size_bytes:
         unfinished_bytes = 0  # on its way to something else: a pull leaves it alone
     present_bytes = size_bytes if is_present else unfinished_bytes
@@ -103,11 +103,6 @@ def _plan_blob(layout: Layout, node: Node, asked: _AskedSource, *, is_made: bool
 def _is_asked_for(blob: PlannedBlob) -> bool:
     """Whether a request is made for what was not read for the plan: also for a layer of no bytes that is not there."""
     return not blob.is_present and (blob.fetch_bytes > 0 or blob.descriptor.size_bytes == 0)
-
-
-def _size_of(path: str) -> int | None:
-    found = _signatures.signature(path)
-    return found.size_bytes if found is not None and found.is_regular else None
 
 
 def _plan_manifests(chosen: ChosenImage, walked: Iterable[Descriptor]) -> Iterator[PlannedManifest]:

@@ -1,8 +1,8 @@
 """When each name was last written in a store, and when it was last used.
 
-Written is what a pull, a load, a tag or an undo does, also where the name stands for what it stood for before; used is
-that, and what a save or any other reading of the whole image does. What is not known is taken for young: a name without
-a record, which another tool wrote, is as old as index.json, and so is one whose record says that it stood for another
+A pull, a load, a tag and an undo write a name, also where it stands for what it stood for before. They use it as well,
+and so does a save, or any other reading of the whole image. What is not known is taken for young: a name without a
+record, which another tool wrote, is as old as index.json, and so is one whose record says that it stood for another
 image. A clock may go back: what was noted last counts, and not what has the latest time.
 """
 

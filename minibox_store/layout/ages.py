@@ -21,11 +21,6 @@ def age_seconds(status: os.stat_result, now_seconds: float | None = None) -> flo
     return age if age > 0 else 0.0
 
 
-def seconds_since(changed_seconds: float | None) -> float | None:
-    """Return how long ago it was at a time in seconds since 1970, None where that is not known."""
-    return None if changed_seconds is None else max(0.0, time.time() - changed_seconds)
-
-
 @attrs.frozen(repr=False)
 class Youth(Value):
     """Which blobs are younger than what is to stay.

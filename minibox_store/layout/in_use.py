@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
+from minibox_store._mount_views import is_below, resolve_folder
 from minibox_store.mounts import MountTable, read_mounts
 from minibox_store.values import Value
 
@@ -33,7 +34,7 @@ class Usage(Value):
 
     def who_opens(self, path: str) -> str | None:
         """Return whether somebody was seen to have ``path``, or something below it, open; None when nobody was."""
-        return "somebody has it open" if _is_below(path, self.opened) else None
+        return "somebody has it open" if _is_in_use(path, self.opened) else None
 
     def who_uses(self, path: str) -> str | None:
         """Return why ``path``, or something below it, must stay; None when nothing speaks against its removal."""
@@ -44,10 +45,10 @@ class Usage(Value):
         return self.who_mounts(path)
 
 
-def _is_below(path: str, used: frozenset[str]) -> bool:
+def _is_in_use(path: str, used: frozenset[str]) -> bool:
     """Whether something used is ``path``, a link itself, or lies below it."""
-    resolved = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    return any(each == resolved or each.startswith(resolved + "/") for each in used)
+    resolved = resolve_folder(path)
+    return any(is_below(each, resolved) for each in used)
 
 
 def read_usage(root: str) -> Usage:
@@ -69,8 +70,7 @@ def read_usage(root: str) -> Usage:
 def _own_paths(paths: Iterable[str], names: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield the paths that lead below one of the names of a folder, each by the folder's own."""
     for shown, own in names:
-        prefix = shown.rstrip("/") + "/"
-        yield from (own + path.removeprefix(shown.rstrip("/")) for path in paths if f"{path}/".startswith(prefix))
+        yield from (own + path.removeprefix(shown.rstrip("/")) for path in paths if is_below(path, shown))
 
 
 def _open_paths(process: str) -> Iterator[str]:

@@ -117,7 +117,7 @@ class Inventory:
             if not images.has(digest) and digest not in self.pinned
         }
 
-    def add_living_roots(self, images: Rooted, check: Callable[[], None] = lambda: None) -> None:
+    def add_living_roots(self, images: Rooted, check: Callable[[], None]) -> None:
         """Add the entries to a map; those that are kept for what they refer to alone, where that is alive.
 
         ``check`` is called before each; it may raise.

@@ -9,8 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 
 from minibox_store import _files, _locks, _moving, _signatures
 from minibox_store.codec import decode_layout_index, decode_layout_marker, encode_layout_index, encode_layout_marker
@@ -164,8 +163,7 @@ class Layout:
 
     def blob_size(self, digest: Digest) -> int | None:
         """Return the size of what lies in the place of a blob; None where that is no regular file."""
-        found = _signatures.signature(self.paths.blob(digest))
-        return found.size_bytes if found is not None and found.is_regular else None
+        return _signatures.regular_size(self.paths.blob(digest))
 
     @contextmanager
     def naming_damage(self) -> Iterator[None]:
@@ -182,6 +180,7 @@ class Layout:
 
     # ---- changing
 
+    @contextmanager
     def open_writer(
         self,
         *,
@@ -189,27 +188,16 @@ class Layout:
         verify_content: bool = False,
         provenance: Provenance | None = None,
         ranges: int | None = None,
-    ) -> AbstractContextManager[Transaction]:
+    ) -> Iterator[Transaction]:
         """Begin a transaction; leaving it without an error commits it, with one aborts it.
 
         The arguments are those of :class:`Transaction`.
         """
-        return self._transaction(
-            partial(
-                Transaction,
-                self,
-                origin=origin,
-                verify_content=verify_content,
-                provenance=provenance,
-                ranges=ranges,
-            )
-        )
-
-    @contextmanager
-    def _transaction(self, begin: Callable[[], Transaction]) -> Iterator[Transaction]:
         self.prepare()
         self.read_index()  # one that cannot be read is told before anything is fetched, and not at the end
-        transaction = begin()
+        transaction = Transaction(
+            self, origin=origin, verify_content=verify_content, provenance=provenance, ranges=ranges
+        )
         with transaction.alive():
             yield transaction
             transaction.commit()

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from minibox_store import _files, _locks, _trees
+from minibox_store._mount_views import is_below, resolve_folder
+from minibox_store._trees import is_directory
 from minibox_store.collecting import Ledger
 from minibox_store.errors import StoreBusy
-from minibox_store.layout.ages import seconds_since
 from minibox_store.layout.in_use import read_usage
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.pushed import Pin, iter_pushed
@@ -69,7 +70,7 @@ class Broom:
             self._sweep_unfinished_writes(there)
             beside = (path for path in there if _TEMPORARY.fullmatch(os.path.basename(path)))
             self._sweep_foreign(beside, *_ABANDONED)
-        for each in _foreign(paths.root, paths.ingest):
+        for each in (_children(os.path.join(paths.root, "tmp")), _foreign_in(paths.ingest)):
             with self._telling_errors(paths.root):
                 self._sweep_foreign(each, *_ABANDONED)
         if build_cache:
@@ -82,7 +83,7 @@ class Broom:
     def sweep_transactions(self) -> None:
         """Remove the transactions of processes that have ended, so that they pin nothing any more."""
         for path in _children(self._layout.paths.ingest):
-            if _TRANSACTION.fullmatch(os.path.basename(path)) and _is_directory(path):
+            if _TRANSACTION.fullmatch(os.path.basename(path)) and is_directory(path):
                 self._ledger.pause()
                 self._remove_locked(path, os.path.join(path, "lock"), "transaction", "its process has ended")
 
@@ -109,7 +110,7 @@ class Broom:
         if self._dry_run:
             self._removed.extend(self._removal(pin.path, "pin", _UNNEEDED) for pin in old)
             return
-        folders = list(filter(_is_directory, _children(paths.pushed)))
+        folders = list(filter(is_directory, _children(paths.pushed)))
         try:
             with self._telling_errors(paths.ingest):
                 there = itertools.chain(_children(paths.uploads), *map(_children, folders))
@@ -146,7 +147,7 @@ class Broom:
         paths = self._layout.paths
         for path in itertools.chain(there, *map(_children, (paths.history, paths.journal))):
             name = os.path.basename(path)
-            if _UNFINISHED_WRITE.fullmatch(name) and not _is_directory(path):
+            if _UNFINISHED_WRITE.fullmatch(name) and not is_directory(path):
                 self._ledger.pause()
                 # Files are written anew under the store lock alone, so under it they are nobody's. A listing's cache is
                 # written without: whoever is just writing one goes without it.
@@ -186,7 +187,7 @@ class Broom:
             self._errors.append(f"{self._relative(where)}: {error.strerror or error}")
 
     def _who_needs(self, path: str, linked: frozenset[str], *, is_cache: bool) -> str | None:
-        if os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) in served_points():
+        if resolve_folder(path) in served_points():
             return "something is mounted there"  # nothing is asked of it: it may never answer
         if _is_pointed_at(path, linked):
             return "extracted/ points into it"
@@ -241,23 +242,19 @@ class Broom:
             path=self._relative(path),
             size_bytes=measure.size_bytes,
             reason=reason,
-            age_seconds=seconds_since(measure.changed_seconds),
+            age_seconds=measure.age_seconds,
         )
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self._layout.paths.root)
 
 
-def _foreign(root: str, ingest: str) -> tuple[Iterator[str], ...]:
-    """Return what other programs leave: in ``tmp/``, and in ``ingest/`` what is not ours."""
-    return _children(os.path.join(root, "tmp")), _foreign_in(ingest)
-
-
 def _foreign_in(ingest: str) -> Iterator[str]:
+    """Yield what lies there and is not ours: what other programs leave."""
     for path in _children(ingest):
         name = os.path.basename(path)
-        is_transaction = _TRANSACTION.fullmatch(name) and _is_directory(path)
-        is_folder = name in _OUR_FOLDERS and _is_directory(path)
+        is_transaction = _TRANSACTION.fullmatch(name) and is_directory(path)
+        is_folder = name in _OUR_FOLDERS and is_directory(path)
         if not is_folder and name not in _OUR_LOCKS and not is_transaction:
             yield path
 
@@ -290,15 +287,8 @@ def _renew(path: str) -> None:
 
 
 def _children(folder: str) -> Iterator[str]:
-    if _is_directory(folder):
+    if is_directory(folder):
         yield from (os.path.join(folder, name) for name in sorted(os.listdir(folder)))
-
-
-def _is_directory(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _is_regular(path: str) -> bool:
@@ -338,4 +328,4 @@ def _links_below(folder: str, target: str, *, but: Container[str], served: Conta
 
 def _is_pointed_at(path: str, targets: frozenset[str]) -> bool:
     resolved = os.path.realpath(path)
-    return any(target == resolved or target.startswith(resolved + "/") for target in targets)
+    return any(is_below(target, resolved) for target in targets)

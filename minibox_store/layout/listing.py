@@ -1,9 +1,9 @@
 """What a store holds, as images: read once, and again only where something has changed.
 
 index.json is read whole at every call. A document's file that has gone, come or been replaced is seen at once, and so
-is each change of a document that was found to be wrong; one that was changed in place, which nobody may do, is seen
-within a second (:mod:`minibox_store.layout.stillness`), and so is what the system lets us read after it did not. What
-documents say is kept by digest, and forgotten with it.
+is each change of a document that was found to be wrong. Two things are seen within a second
+(:mod:`minibox_store.layout.stillness`): that a file was changed in place, which nobody may do, and that the system lets
+us read one which it did not let us read before. What documents say is kept by digest, and forgotten with it.
 """
 
 from operator import itemgetter

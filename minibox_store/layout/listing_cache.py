@@ -1,9 +1,10 @@
 """The file in which a process leaves what documents say for the next one, so that a large store need not be read again.
 
 It is a help and no more. It is believed of an image only where every file of its documents has the very state in which
-it was read and verified; whoever looks for a blob learns from it which images need not be read, and reads the others.
-One that is lost, damaged, of another version, not ours to read, or that somebody else may have written, is none; one
-that cannot be written is not written. No lock is needed: it is replaced in one step, and the last one wins.
+it was read and verified. Whoever looks for a blob learns from it which images need not be read, and reads the others.
+One that is lost, damaged, of another version, not ours to read, or that somebody else may have written, is as good as
+none, and nothing is said of one that cannot be written. No lock is needed: it is replaced in one step, and the last one
+wins.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """What clients of a repository were told is there: seen there, and safe for their manifests, for a while.
 
 ``ingest/pushed/<digest of the repository's name>/<algorithm>-<hexadecimal>`` is a pin: a small file, with a line for
-each time that the blob was pushed, or mounted, to the repository; a manifest that is new there takes one line away, so
+each time that the blob was pushed, or mounted, to the repository. A manifest that is new there takes one line away, so
 that what one client was promised does not go with what another one has used. Its time is when a line came or went last.
 
 The same name with ``.asked`` behind it is a pin too, of a blob that somebody only asked for. It has no lines to take:

@@ -168,7 +168,8 @@ class Reaches:
                 summary = kept.find(root)
                 outline = None if summary is None or summary.outline is None else Outline.parse(summary.outline)
                 if summary is not None and outline is not None and is_current(self._layout.paths, summary):
-                    self._keep_outline(root, outline)
+                    with self._guard:
+                        self._outline(root.digest.hex, outline)
             self._asked = frozenset(root.digest.hex for root in unknown)
 
     def _read_outline(self, root: Descriptor) -> Outline | None:
@@ -195,10 +196,6 @@ class Reaches:
         except (NotFound, StoreDamaged):
             return None  # whoever reads it is told why
         return outline_of((key for key, _, _ in seen), (each.hex for each in subjects))
-
-    def _keep_outline(self, root: Descriptor, outline: Outline) -> None:
-        with self._guard:
-            self._outline(root.digest.hex, outline)
 
 
 def _subjects_in(descriptor: Descriptor, content: bytes, limits: Limits) -> list[Digest]:

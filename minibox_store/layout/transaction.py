@@ -58,10 +58,10 @@ class Transaction:
         self,
         layout: "Layout",
         *,
-        origin: str | None = None,
-        verify_content: bool = False,
-        provenance: Provenance | None = None,
-        ranges: int | None = None,
+        origin: str | None,
+        verify_content: bool,
+        provenance: Provenance | None,
+        ranges: int | None,
     ) -> None:
         self._layout = layout
         self._origin = origin

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from minibox_store.errors import InvalidReference
-from minibox_store.reference import DOCKER_HUB, Reference
-from minibox_store.registry.hosts import credentials_keys
+from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API, Reference
 
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+_DOCKER_HUB_HOSTS = (DOCKER_HUB, "index.docker.io", DOCKER_HUB_API)
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _API_PATHS = ("", "v1", "v2")
@@ -65,7 +65,8 @@ def hosts_of(registry: str) -> tuple[str, ...]:
     >>> hosts_of("docker.io")
     ('docker.io', 'index.docker.io', 'registry-1.docker.io')
     """
-    return tuple(key for key in credentials_keys(registry.lower()) if "://" not in key)
+    registry = registry.lower()
+    return _DOCKER_HUB_HOSTS if registry in (DOCKER_HUB, DOCKER_HUB_API) else (registry,)
 
 
 def server_names(registry: str) -> tuple[str, ...]:

@@ -77,13 +77,13 @@ class CredentialPrograms:
 
     def write(self, helper: str, server: str, entry: AuthEntry) -> None:
         """Let a helper store credentials; raises as :meth:`read`."""
-        self._check(helper, "store", *self._run(helper, "store", encode_helper_entry(server, entry)))
+        self._check(helper, "store", *self._run(helper, "store", encode_helper_entry(server, entry), _never))
 
     def erase(self, helper: str, server: str) -> bool:
         """Let a helper forget credentials, and return whether it had some; raises as :meth:`read`."""
         if self.read(helper, (server,), _never) is None:
             return False
-        self._check(helper, "erase", *self._run(helper, "erase", server.encode()))
+        self._check(helper, "erase", *self._run(helper, "erase", server.encode(), _never))
         return True
 
     def _check(self, helper: str, action: Action, status: int, answer: bytes) -> None:
@@ -94,7 +94,7 @@ class CredentialPrograms:
             )
 
     def _run(
-        self, helper: str, action: Action, given: bytes, check_interrupted: Callable[[], None] | None = None
+        self, helper: str, action: Action, given: bytes, check_interrupted: Callable[[], None]
     ) -> tuple[int, bytes]:
         path = self._find(helper)
         deadline = time.monotonic() + self._timeout_seconds
@@ -113,7 +113,7 @@ class CredentialPrograms:
             raise CredentialHelperFailed(_program(helper), f"it cannot be run: {error.strerror}") from None
         with _ended(process):
             try:
-                answer = _exchange(process, given, deadline, check_interrupted or _never)
+                answer = _exchange(process, given, deadline, check_interrupted)
                 return process.wait(max(0.0, deadline - time.monotonic())), answer
             except (TimeoutError, subprocess.TimeoutExpired):
                 problem = f"{action} did not end within {self._timeout_seconds:g} s"

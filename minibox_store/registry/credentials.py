@@ -9,13 +9,9 @@ import attrs
 
 from minibox_store.codec.auth_files import TOKEN_USER
 from minibox_store.registry.credential_keys import matching_keys
-from minibox_store.values import Value
+from minibox_store.values import Value, masked
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-def _masked(_: object) -> str:
-    return "***"
 
 
 @attrs.frozen(repr=False)
@@ -35,8 +31,8 @@ class Credentials(Value):
     """
 
     username: str
-    password: str = attrs.field(repr=_masked, default="")
-    identity_token: str | None = attrs.field(repr=_masked, default=None, kw_only=True)
+    password: str = attrs.field(repr=masked, default="")
+    identity_token: str | None = attrs.field(repr=masked, default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if ":" in self.username:

@@ -19,7 +19,32 @@ from minibox_store.registry.transport import Request, Transport
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 
 
-class BlobDownload:
+class _Download:
+    """What a download of any kind has: where it is, its attempts, and the answer that it reads from just now."""
+
+    def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int) -> None:
+        self._transport = transport
+        self._target = target
+        self._descriptor = descriptor
+        self._size = descriptor.size_bytes
+        self._position = offset
+        self._attempts = transport.attempts(self._tell_retry)
+        self._answer: Answer | None = None
+
+    def _tell_retry(self) -> None:
+        self._transport.tell(BlobRetried(digest=self._descriptor.digest, offset_bytes=self._position))
+
+    def _drop(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+    def _check_size(self, actual_bytes: int | None) -> None:
+        if actual_bytes is not None and actual_bytes != self._size:
+            raise ContentMismatch(str(self._descriptor.digest), f"{self._size} bytes", f"{actual_bytes} bytes")
+
+
+class BlobDownload(_Download):
     """The bytes of a blob from an offset on. For one thread.
 
     Args:
@@ -33,17 +58,12 @@ class BlobDownload:
         ContentMismatch: on construction, when the registry announces another size.
     """
 
-    def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int = 0) -> None:
-        self._transport = transport
-        self._target = target
-        self._digest = descriptor.digest
-        self._size = descriptor.size_bytes
-        self._position = offset
+    def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int) -> None:
+        super().__init__(transport, target, descriptor, offset)
         self._to_skip = 0
         self._may_ask_range = True
         self._has_ended = False
-        self._attempts = transport.attempts(self._tell_retry)
-        self._answer: Answer | None = self._open()
+        self._answer = self._open()
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill some of ``buffer``; 0 at the blob's end, or one byte behind where it should be.
@@ -69,14 +89,6 @@ class BlobDownload:
         """Leave the download: what has not been read is not fetched. A second call does nothing."""
         self._has_ended = True
         self._drop()
-
-    def _tell_retry(self) -> None:
-        self._transport.tell(BlobRetried(digest=self._digest, offset_bytes=self._position))
-
-    def _drop(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-            self._answer = None
 
     def _read(self, answer: Answer, room: memoryview) -> int:
         count = answer.readinto(room)
@@ -106,7 +118,7 @@ class BlobDownload:
                 target=self._target,
                 headers={"Range": f"bytes={self._position}-"} if is_ranged else {},
                 accepts=(200, 206, 416) if is_ranged else (200,),
-                blob=self._digest,
+                blob=self._descriptor.digest,
             )
             answer = self._transport.open(request, self._attempts)
             try:
@@ -140,12 +152,8 @@ class BlobDownload:
             self._check_size(self._position + answer.length_bytes)
         return True
 
-    def _check_size(self, actual_bytes: int | None) -> None:
-        if actual_bytes is not None and actual_bytes != self._size:
-            raise ContentMismatch(str(self._digest), f"{self._size} bytes", f"{actual_bytes} bytes")
 
-
-class RangeDownload:
+class RangeDownload(_Download):
     """Exactly so many bytes of a blob from an offset on; it goes on by itself as a whole download does. For one thread.
 
     Attributes:
@@ -156,13 +164,9 @@ class RangeDownload:
     """
 
     def __init__(self, transport: Transport, target: str, descriptor: Descriptor, offset: int, size_bytes: int) -> None:
-        self._transport = transport
-        self._target = target
-        self._descriptor = descriptor
-        self._position = offset
+        super().__init__(transport, target, descriptor, offset)
         self._end = offset + size_bytes
-        self._attempts = transport.attempts(self._tell_retry)
-        self._answer: Answer | None = self._open()
+        self._answer = self._open()
         self.is_given = self._answer is not None
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -189,14 +193,6 @@ class RangeDownload:
         """Leave the download: what has not been read is not fetched. A second call does nothing."""
         self._end = self._position
         self._drop()
-
-    def _tell_retry(self) -> None:
-        self._transport.tell(BlobRetried(digest=self._descriptor.digest, offset_bytes=self._position))
-
-    def _drop(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-            self._answer = None
 
     def _read(self, answer: Answer, room: memoryview) -> int:
         count = answer.readinto(room)
@@ -226,8 +222,7 @@ class RangeDownload:
 
     def _suits(self, answer: Answer) -> bool:
         found = _CONTENT_RANGE.fullmatch(answer.header("Content-Range") or "")
-        size = self._descriptor.size_bytes
-        if found is not None and found[3] != "*" and int(found[3]) != size:
-            raise ContentMismatch(str(self._descriptor.digest), f"{size} bytes", f"{int(found[3])} bytes")
+        if found is not None and found[3] != "*":
+            self._check_size(int(found[3]))
         is_asked = found is not None and (found[1], found[2]) == (str(self._position), str(self._end - 1))
         return answer.status == 206 and is_asked and answer.length_bytes in (None, self._end - self._position)

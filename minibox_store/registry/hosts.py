@@ -1,4 +1,4 @@
-"""From the domain of a reference to what is contacted: the API's origin, its token servers, its credentials' names.
+"""From the domain of a reference to what is contacted: the API's origin, and its token servers.
 
 Plain HTTP is spoken with registries on this machine, unless they turn out to want TLS, and where it was asked for;
 with all others TLS. Where a registry was said to be insecure TLS is tried first, and plain HTTP where it speaks none.
@@ -23,10 +23,6 @@ _TOKEN_HOSTS = {
     "registry.digitalocean.com": ("api.digitalocean.com",),
     "registry.suse.com": ("scc.suse.com",),
 }
-_CREDENTIALS_KEYS = dict.fromkeys(
-    (DOCKER_HUB, DOCKER_HUB_API),
-    (DOCKER_HUB, "index.docker.io", DOCKER_HUB_API, "https://index.docker.io/v1/"),
-)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -134,12 +130,3 @@ def token_origins(domain: str, configured: Iterable[str], schemes: Schemes) -> f
     """
     named = [*_TOKEN_HOSTS.get(domain, ()), *configured]
     return frozenset(Url.parse(name).origin if "://" in name else schemes.origin(name) for name in named)
-
-
-def credentials_keys(domain: str) -> tuple[str, ...]:
-    """Return the names under which the credentials of a registry may be kept, the first that is found counts.
-
-    >>> credentials_keys("quay.io")
-    ('quay.io',)
-    """
-    return _CREDENTIALS_KEYS.get(domain, (domain,))

@@ -22,7 +22,7 @@ from minibox_store.registry.challenges import Challenge
 from minibox_store.registry.credentials import Credentials
 from minibox_store.registry.failures import Failure
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
-from minibox_store.values import Value
+from minibox_store.values import Value, masked
 
 FetchToken = Callable[[Url, str | None, bytes | None], bytes]
 
@@ -63,7 +63,7 @@ class TokenQuestion(Value):
 class Grant(Value):
     """An Authorization value that a registry takes, from ``begun`` (monotonic seconds) for ``life_seconds``."""
 
-    authorization: str = attrs.field(repr=lambda _: "***")
+    authorization: str = attrs.field(repr=masked)
     begun: float
     life_seconds: float
 

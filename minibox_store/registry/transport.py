@@ -32,7 +32,7 @@ from minibox_store.values import Value
 USER_AGENT = "minibox-store/0.1.0"
 
 _MAX_HOPS = 5
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # What is sent may be sent again only where these ask for it: after the others it would become a GET.
 _REDIRECTS_THAT_KEEP = frozenset({307, 308})
 _FORM = "application/x-www-form-urlencoded"
@@ -256,7 +256,7 @@ class Transport:
         for _ in range(_MAX_HOPS + 1):
             # Elsewhere without authorization, and for good.
             answer = self._heeded(self._authorized(request, url)) if is_home else self._send(request, url)
-            followed = _REDIRECTS if request.method in ("GET", "HEAD") else _REDIRECTS_THAT_KEEP
+            followed = REDIRECTS if request.method in ("GET", "HEAD") else _REDIRECTS_THAT_KEEP
             if answer.status not in followed or not request.follows:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
@@ -343,7 +343,7 @@ class Transport:
             # A session may begin with a token that is near its end, and then with its token server.
             self._pool.meet_home()
         with closing(self._send(Request(method=method, headers=headers, body=form), url, authorization)) as answer:
-            if answer.status in _REDIRECTS:
+            if answer.status in REDIRECTS:
                 problem = "the token server redirects, which is not followed"
                 raise RegistryError(method, url.shown, answer.status, (), problem)
             if answer.status != 200:

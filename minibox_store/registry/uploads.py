@@ -20,7 +20,7 @@ from minibox_store.protocols import BlobSource
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed, quoted
 from minibox_store.registry.outgoing import BlobPart, BlobReader
-from minibox_store.registry.transport import Request, Transport
+from minibox_store.registry.transport import REDIRECTS, Request, Transport
 from minibox_store.registry.urls import Url
 
 # Where a registry, or what stands before it, finds a body too large without saying what it would take.
@@ -34,7 +34,6 @@ _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NO_HEADERS: Mapping[str, str] = {}
 _OCTETS: Mapping[str, str] = {"Content-Type": "application/octet-stream"}
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DONE = (200, 201, 204)
 _TAKEN = (200, 201, 202, 204)
 
@@ -49,13 +48,13 @@ def has_blob(transport: Transport, repository: str, descriptor: Descriptor) -> b
     """
     target = f"/v2/{repository}/blobs/{descriptor.digest}"
     asked = Request(
-        target=target, method="HEAD", accepts=(200, 405, 501, *_REDIRECTS), blob=descriptor.digest, follows=False
+        target=target, method="HEAD", accepts=(200, 405, 501, *REDIRECTS), blob=descriptor.digest, follows=False
     )
     with suppress(BlobNotFound):
         with closing(transport.open(asked, transport.attempts())) as answer:
             if answer.status == 200:
                 return answer.length_bytes in (None, descriptor.size_bytes)
-            if answer.status not in _REDIRECTS:
+            if answer.status not in REDIRECTS:
                 return False
         # Where it is kept a HEAD is often refused, and a GET is not.
         with closing(transport.open(Request(target=target, blob=descriptor.digest), transport.attempts())) as answer:

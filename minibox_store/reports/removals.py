@@ -36,8 +36,6 @@ class PruneReport(Value):
 
     Attributes:
         removed: each thing, with its bytes and the reason.
-        bytes_freed: bytes of all that is no build cache.
-        build_cache_removed: directories of unpacked layers removed, where that was asked for.
         kept: what stayed, though nothing needs it, and why: somebody uses it.
         absent: manifests that an index of another tool names and that were never fetched.
         errors: what could not be removed, or not be judged, and why.

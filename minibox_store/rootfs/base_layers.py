@@ -7,13 +7,13 @@ is there for good. All of that happens under one lock, which is kept until the i
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import attrs
 
 from minibox_store import _files, _locks, _moving
+from minibox_store._trees import OPEN_DIRECTORY, is_directory
 from minibox_store.codec import BaseLayer, decode_base_layer, encode_base_layer
 from minibox_store.digest import Digest
 from minibox_store.errors import InvalidDocument, StoreBusy, StoreUnavailable
@@ -21,7 +21,6 @@ from minibox_store.limits import MAX_BASE_LAYER_BYTES
 from minibox_store.mounts import read_mounts
 from minibox_store.rootfs.image_tags import iter_places
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_MODE = 0o644
 _FOLDER_MODE = 0o700
 _ATTEMPTS = 100
@@ -197,18 +196,12 @@ class BaseLayers:
         names = self._read_names() if found[0][1] is not None else ()
         for place, layer in found:
             is_free = layer is None or layer.name not in names
-            if is_free and not self._is_directory(self._sidecar(place)):
+            if is_free and not is_directory(self._sidecar(place)):
                 return place
         raise StoreUnavailable(self._path(found[0][0]), "other images have this place, and what would do instead")
 
     def _has_tree(self, place: str) -> bool:
-        return self._is_directory(self._path(place))
-
-    def _is_directory(self, path: str) -> bool:
-        try:
-            return stat.S_ISDIR(os.lstat(path).st_mode)
-        except FileNotFoundError:
-            return False
+        return is_directory(self._path(place))
 
     def _read(self, place: str) -> BaseLayer | None:
         """Return what stands beside a place; what cannot be read vouches for nothing."""
@@ -252,7 +245,7 @@ class BaseLayers:
             _files.make_directory(path, _FOLDER_MODE)
             # Until it is locked, a collection may take it for one that was left behind: then begin again.
             with suppress(FileNotFoundError):
-                opened = os.open(path, _DIRECTORY)
+                opened = os.open(path, OPEN_DIRECTORY)
                 with _files.closing_on_error(opened):
                     if _locks.try_lock(opened, path):
                         return GrowingTree(path, opened, place)
@@ -276,7 +269,7 @@ class BaseLayers:
     def _open_old(self, path: str) -> int | None:
         """Lock what lies in a place, if it is a directory, so that no collection takes it before it is sure to go."""
         try:
-            opened = os.open(path, _DIRECTORY)
+            opened = os.open(path, OPEN_DIRECTORY)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
@@ -288,7 +281,7 @@ class BaseLayers:
     def _swap(self, source: str, target: str, *, both: bool) -> None:
         try:
             if both:
-                folder = os.open(self._folder, _DIRECTORY)
+                folder = os.open(self._folder, OPEN_DIRECTORY)
                 try:
                     _files.exchange_trees(os.path.basename(source), os.path.basename(target), dir_fd=folder)
                 finally:

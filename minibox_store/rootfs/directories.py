@@ -9,10 +9,10 @@ import errno
 import os
 from collections import OrderedDict
 
+from minibox_store._trees import OPEN_DIRECTORY
 from minibox_store.tar import Member
 from minibox_store.tar.member import refusal
 
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MOST_OPEN = 96
 _MOST_LINKS = 40
 
@@ -105,7 +105,7 @@ class Directories:
         opened = above.descriptor
         self.steps += len(way)
         for below in reversed(way):
-            opened = below.descriptor = os.open(below.name, _OPEN, dir_fd=opened)
+            opened = below.descriptor = os.open(below.name, OPEN_DIRECTORY, dir_fd=opened)
             self._open[below] = None
             self._close_oldest()
         return opened
@@ -115,7 +115,7 @@ class Directories:
         above = directory.parent
         if above is None or above.descriptor >= 0:
             return
-        opened = os.open("..", _OPEN, dir_fd=self.open(directory))
+        opened = os.open("..", OPEN_DIRECTORY, dir_fd=self.open(directory))
         if _identity(opened) != above.identity:
             os.close(opened)
             raise OSError(errno.ESTALE, "somebody has moved it", directory.name)

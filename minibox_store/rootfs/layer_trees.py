@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, suppress
 import attrs
 
 from minibox_store import _files, _locks
+from minibox_store._trees import OPEN_DIRECTORY
 from minibox_store.digest import Digest
 from minibox_store.errors import StoreUnavailable
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
@@ -29,7 +30,6 @@ from minibox_store.rootfs.tree import check_nothing
 from minibox_store.rootfs.unpacking import unpack_layers
 from minibox_store.values import Value
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TREE = "tree"
 _VERIFIED = "minibox.diff_id"
 _OWNER_WRITES = 0o200
@@ -74,7 +74,7 @@ class LayerTrees(Value):
         with self.workshop() as workshop:
             tree = os.path.join(workshop, _TREE)
             _files.make_directory(tree)
-            opened = os.open(tree, _DIRECTORY)
+            opened = os.open(tree, OPEN_DIRECTORY)
             try:
                 _set_verified(opened, layer.diff_id)  # now: by its mode the root may be closed to us then
                 unpack_layers(opened, [layer], form="overlay", limits=limits, check=check)
@@ -122,7 +122,7 @@ def _replace(opened: int, tree: str, path: str) -> None:
     _locks.try_lock(opened, tree)  # so that no collection takes it for one that was left behind
     _files.rename_file(tree, os.path.join(folder, aside))
     try:
-        directory = os.open(folder, _DIRECTORY)
+        directory = os.open(folder, OPEN_DIRECTORY)
         try:
             _files.exchange_trees(aside, name, dir_fd=directory)
         finally:

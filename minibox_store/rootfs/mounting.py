@@ -22,6 +22,7 @@ from typing import Any
 
 from minibox_store import _locks
 from minibox_store._file_errors import file_errors, path_errors
+from minibox_store._trees import OPEN_DIRECTORY
 from minibox_store.errors import InvalidPath, MissingLibrary, StoreBusy, StoreError, StoreUnavailable
 from minibox_store.rootfs.mount_talk import FAILED, MOUNTED, OPENED, MountOrder, decode_failure, encode
 from minibox_store.rootfs.unmounting import mount_at, unmount
@@ -29,7 +30,6 @@ from minibox_store.rootfs.unmounting import mount_at, unmount
 _LOGGER = logging.getLogger(__name__)
 _MOUNT_SECONDS = 30.0
 _PAUSE_SECONDS = 0.01
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _END_SECONDS = 10.0
 _LONGEST_LINE_BYTES = 256
 _MOST_FAILURE_BYTES = 1024 * 1024
@@ -190,7 +190,7 @@ def _mounting_alone(find: Callable[[], str]) -> Iterator[str]:
 def _opened_if_there(directory: str) -> Iterator[int | None]:
     opened = None
     with path_errors(directory), contextlib.suppress(FileNotFoundError):
-        opened = os.open(directory, _DIRECTORY)
+        opened = os.open(directory, OPEN_DIRECTORY)
     try:
         yield opened
     finally:

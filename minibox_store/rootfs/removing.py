@@ -9,13 +9,13 @@ import errno
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import attrs
 
 from minibox_store import _files, _locks, _trees
+from minibox_store._trees import OPEN_DIRECTORY
 from minibox_store.collecting import Ledger
 from minibox_store.mounts import MountTable, read_mounts, served_points
 from minibox_store.reports.removals import Removal
@@ -24,7 +24,6 @@ from minibox_store.values import Value
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _LEFT_BEHIND = "left by interrupted work"
 _LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @attrs.frozen(repr=False)
@@ -55,7 +54,7 @@ class Folder(Value):
         What the system says against the block ends it, and is told: other folders may go on.
         """
         try:
-            opened = os.open(os.path.join(root, name), _DIRECTORY)
+            opened = os.open(os.path.join(root, name), OPEN_DIRECTORY)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 ledger.errors.append(f"{name}: {error.strerror}")
@@ -120,9 +119,7 @@ class Folder(Value):
     def removal(self, entry: str, kind: str, reason: str) -> Removal:
         """Return the removal of an entry, with what it gives back."""
         measure = _trees.measure_tree(entry, dir_fd=self.opened)
-        changed = measure.changed_seconds
-        age = None if changed is None else max(0.0, time.time() - changed)
-        path = self.relative(entry)
+        path, age = self.relative(entry), measure.age_seconds
         return Removal(kind=kind, path=path, size_bytes=measure.size_bytes, reason=reason, age_seconds=age)
 
     # ---- mounts
@@ -235,7 +232,7 @@ class Folder(Value):
     def _remove_unlocked(self, entry: str) -> bool:
         """Remove a directory unless somebody has locked it since, to work in it; return whether it is gone."""
         try:
-            opened = os.open(entry, _DIRECTORY, dir_fd=self.opened)
+            opened = os.open(entry, OPEN_DIRECTORY, dir_fd=self.opened)
         except PermissionError:
             self._remove_apart(entry)  # whoever cannot open it has not locked it either
             return True

@@ -9,7 +9,7 @@ Spec: RFC 1951, section 3.2; RFC 1952; RFC 8878.
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from minibox_store.decompressing import Compression
@@ -69,7 +69,8 @@ class _ZstdDecompressor(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-def _new_zstd_decompressor(window_log: int) -> _ZstdDecompressor:
+def _zstd(window_log: int) -> tuple[Callable[[], _ZstdDecompressor], type[Exception]]:
+    """Return what makes a decompressor for each frame, and what that raises of a frame that is damaged."""
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd
@@ -77,15 +78,8 @@ def _new_zstd_decompressor(window_log: int) -> _ZstdDecompressor:
             from backports import zstd
     except ImportError as error:
         raise MissingLibrary("a layer in zstd", "zstd") from error
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})
-
-
-def _zstd_error() -> type[Exception]:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd.ZstdError
+    options: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: window_log}
+    return lambda: zstd.ZstdDecompressor(options=options), zstd.ZstdError
 
 
 class _Input:
@@ -188,10 +182,9 @@ class ZstdDecoder:
         self.position = place.output_offset
         self.frames: list[Place] = []
         self._start = place.input_offset
-        self._window_log = window_log
         self._input = _Input(open_at(place.input_offset))
-        self._decompressor = _new_zstd_decompressor(window_log)
-        self._error = _zstd_error()
+        self._begin_frame, self._error = _zstd(window_log)
+        self._decompressor = self._begin_frame()
         self._rest = b""
 
     def read(self, size_bytes: int, /) -> bytes:
@@ -201,7 +194,7 @@ class ZstdDecoder:
                 self._rest = self._decompressor.unused_data or self._input.read()
                 if not self._rest:
                     return b""
-                self._decompressor = _new_zstd_decompressor(self._window_log)
+                self._decompressor = self._begin_frame()
                 self._note_frame(self._start + self._input.passed_bytes - len(self._rest))
             if self._decompressor.needs_input:
                 self._rest = self._rest or self._input.read()

@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -30,7 +30,7 @@ from minibox_store.mounts import read_mounts
 from minibox_store.reference import Reference
 from minibox_store.reports.removals import Removal
 from minibox_store.rootfs.container_names import CannotTell, ContainerNames
-from minibox_store.rootfs.image_tags import iter_places
+from minibox_store.rootfs.image_tags import image_tag, iter_places
 from minibox_store.rootfs.removing import UNFINISHED, Folder
 from minibox_store.rootfs.unmounting import ask_server, unmount
 
@@ -47,20 +47,17 @@ def sweep_trees(living: Living, ledger: Ledger) -> None:
     Raises:
         StoreError: when what is alive could not be found out any more; what was removed is told by then.
     """
-    for name in ("lazy", "cache"):
+    sweeps: dict[str, Callable[[Living, Folder], None]] = {
+        "lazy": _sweep_mounts,
+        "cache": _sweep_mounts,
+        "extracted": _sweep_extracted,
+        "base_layers": lambda living, folder: _BaseLayerSweep(living, folder).run(),
+        **dict.fromkeys((f"files/{name}" for name in (*HEX_LENGTHS, "cache")), _sweep_indexes),
+    }
+    for name, sweep in sweeps.items():
         with Folder.opening(ledger, living.root, name, durable=living.durable) as folder:
             if folder is not None:
-                _sweep_mounts(living, folder)
-    with Folder.opening(ledger, living.root, "extracted", durable=living.durable) as folder:
-        if folder is not None:
-            _sweep_extracted(living, folder)
-    with Folder.opening(ledger, living.root, "base_layers", durable=living.durable) as folder:
-        if folder is not None:
-            _BaseLayerSweep(living, folder).run()
-    for name in (*HEX_LENGTHS, "cache"):
-        with Folder.opening(ledger, living.root, f"files/{name}", durable=living.durable) as folder:
-            if folder is not None:
-                _sweep_indexes(living, folder)
+                sweep(living, folder)
 
 
 def _is_digest(entry: str) -> bool:
@@ -273,7 +270,7 @@ def _tags(names: frozenset[str]) -> Iterator[str]:
     """Yield what the trees of images may be called by programs that write no file beside them, however they spell."""
     for name in names:
         for spelling in _spellings(name):
-            yield spelling.replace("/", "_").replace(":", "_")
+            yield image_tag(spelling)
 
 
 def _spellings(name: str) -> Iterator[str]:

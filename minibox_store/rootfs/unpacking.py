@@ -11,9 +11,10 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 from minibox_store import _files, _locks, _trees
+from minibox_store._trees import OPEN_DIRECTORY
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
@@ -22,7 +23,6 @@ from minibox_store.rootfs.decoding import open_layer
 from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.tree import Form, TreeWriter, check_nothing
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_NAME_BYTES = 255 - 22  # two dots, sixteen digits and .tmp
 
 
@@ -61,19 +61,13 @@ def unpack_layers(
 
     Guarantees: nothing outside the directory changes. What is in it counts only once this has returned.
     """
-    writer = TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check)
-    try:
+    with closing(TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check)) as writer:
         for position, layer in enumerate(layers, 1):
             on_layer(position, layer.descriptor)
-            decoded = open_layer(layer.source, layer.descriptor, layer.diff_id, limits)
-            try:
+            with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
                 writer.apply_layer(decoded)
                 decoded.finish()
-            finally:
-                decoded.close()
         return writer.finish()
-    finally:
-        writer.close()
 
 
 # ---- the place
@@ -150,7 +144,7 @@ def _check_place(parent: int, name: str, path: str, replace: bool) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise InvalidPath(path, "it is there, and is no directory")
     if not replace:
-        opened = os.open(name, _DIRECTORY, dir_fd=parent)
+        opened = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
         try:
             with os.scandir(opened) as entries:
                 if any(entries):
@@ -191,7 +185,7 @@ def _remove_leftovers(parent: int, name: str, *, durable: bool) -> None:
         if not ours.fullmatch(each):
             continue
         with suppress(OSError):
-            opened = os.open(each, _DIRECTORY, dir_fd=parent)
+            opened = os.open(each, OPEN_DIRECTORY, dir_fd=parent)
             try:
                 if _locks.try_lock(opened, each, dir_fd=parent):
                     if durable:  # it may be what has just lost the place, and what a disk would give that back to
