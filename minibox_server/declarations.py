@@ -244,6 +244,7 @@ class Endpoint:
         answers: what it answers when all is well; what may go wrong everywhere is not repeated.
         refusals: the statuses by which it refuses, beside those that every endpoint may answer.
         is_open: whether it is answered without a token: it tells nothing, and changes nothing.
+        passes_others: whether parameters that it does not declare are passed over, since nothing depends on them.
         tag: the chapter of the description that it stands in.
     """
 
@@ -256,6 +257,7 @@ class Endpoint:
     answers: tuple[Answer, ...]
     refusals: tuple[int, ...] = ()
     is_open: bool = False
+    passes_others: bool = False
     tag: str = "images"
 
     @property
@@ -264,7 +266,7 @@ class Endpoint:
 
         Clients of the distribution API send some of their own (containerd ``ns``), and so do probes of what is open.
         """
-        return self.is_open or is_distribution(self.path)
+        return self.passes_others or self.is_open or is_distribution(self.path)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request for this endpoint."""

@@ -247,7 +247,7 @@ def test_a_parameter_that_an_endpoint_does_not_have_is_refused_before_anything_i
 ) -> None:
     client = client_of(app)
     for each in closed(app):
-        if is_distribution(each.path):
+        if is_distribution(each.path) or each.path in ("/ping", "/images/load"):
             continue
         known = parameters_of(each.query)
         needed = "".join(f"{name}=x&" for name, (_, is_needed) in known.items() if is_needed)
