@@ -15,7 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from minibox_server.parameters import Parameters
-from minibox_server.responses import RequestError
+from minibox_server.responses import RequestError, is_distribution
 from minibox_server.schemas import DIGEST_SCHEMA
 from minibox_store import Digest, InvalidInput, Platform
 
@@ -140,20 +140,26 @@ def _fields_of(query: type) -> list[str]:
 
 @attrs.frozen
 class NoQuery:
-    """The query of an endpoint that has no parameters; what stands there is ignored."""
+    """The query of an endpoint that has no parameters."""
 
 
-def decode_query(query: type[Q], text: bytes) -> Q:
+def decode_query(query: type[Q], text: bytes, *, may_have_others: bool = False) -> Q:
     """Return what the query string of a request says, as an object of the class that declares it.
 
+    Args:
+        query: the class.
+        text: the query string; it is not trusted.
+        may_have_others: whether parameters that the class does not declare are passed over.
+
     Raises:
-        RequestError: 400, naming the parameter that is missing, empty, repeated or wrong.
+        RequestError: 400, naming the parameter that is missing, empty, repeated, wrong or unknown.
     """
     if query is NoQuery and not text:
         return query()
     given = Parameters(text)
+    known = parameters_of(query)
     values: dict[str, object] = {}
-    for field_name, (name, (declared, is_needed)) in zip(_fields_of(query), parameters_of(query).items(), strict=True):
+    for field_name, (name, (declared, is_needed)) in zip(_fields_of(query), known.items(), strict=True):
         try:
             if declared.repeated:
                 values[field_name] = tuple(_read(declared, name, each) for each in given.all(name))
@@ -169,6 +175,8 @@ def decode_query(query: type[Q], text: bytes) -> Q:
                 values[field_name] = _read(declared, name, found)
         except RequestError as error:
             raise attrs.evolve(error, code=error.code or declared.code) from error
+    if not may_have_others:
+        given.check_known(known)
     return query(**values)
 
 
@@ -236,6 +244,7 @@ class Endpoint:
         answers: what it answers when all is well; what may go wrong everywhere is not repeated.
         refusals: the statuses by which it refuses, beside those that every endpoint may answer.
         is_open: whether it is answered without a token: it tells nothing, and changes nothing.
+        passes_others: whether parameters that it does not declare are passed over, since nothing depends on them.
         tag: the chapter of the description that it stands in.
     """
 
@@ -248,11 +257,21 @@ class Endpoint:
     answers: tuple[Answer, ...]
     refusals: tuple[int, ...] = ()
     is_open: bool = False
+    passes_others: bool = False
     tag: str = "images"
+
+    @property
+    def may_have_others(self) -> bool:
+        """Whether its query may have parameters that it does not declare.
+
+        Clients of the distribution API send some of their own (containerd ``ns``), and so do probes of what is open.
+        """
+        return self.passes_others or self.is_open or is_distribution(self.path)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request for this endpoint."""
-        return await self.call(request, decode_query(self.query, request.scope["query_string"]))
+        text = request.scope["query_string"]
+        return await self.call(request, decode_query(self.query, text, may_have_others=self.may_have_others))
 
 
 class EndpointTable:

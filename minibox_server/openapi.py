@@ -36,7 +36,7 @@ PLACES: Mapping[str, tuple[str, Schema]] = {
     "upload": ("which upload", {"type": "string", "minLength": 1}),
 }
 _REFUSALS: Mapping[int, str] = {
-    400: "A parameter is missing, empty, repeated or wrong, or the request is not valid.",
+    400: "A parameter is missing, empty, repeated, wrong or unknown, or the request is not valid.",
     401: "The token is missing or wrong.",
     403: "The Host, the Origin, a path or a registry is not allowed, or a registry refuses the credentials.",
     404: "What the request names is not there.",
@@ -77,7 +77,9 @@ The daemon over one store of container images, and the OCI distribution API over
 Whoever asks carries the token, where the daemon has one. A part of a path that is the name of a repository may have
 slashes, and they are sent as they are. An error is one line of text, or with `Accept: application/json` a problem
 document (RFC 9457); below /v2/ it is the error document of the distribution API. A path that is not described here is
-answered by 404, and a method that is not by 405 with `Allow`. A record may get further keys."""
+answered by 404, and a method that is not by 405 with `Allow`. A parameter that is not described is refused, but not
+below /v2/, where no token is needed, and by /ping and /images/load: there it is passed over. A record may get further
+keys."""
 
 
 def describe_api(endpoints: EndpointTable, *, version: str) -> Mapping[str, object]:

@@ -1,14 +1,16 @@
 """The parameters of a request: the query string, decoded once, and the only rules about what may be missing.
 
 A parameter that an endpoint asks for stands in the query at most once, is not empty unless it says so, and is UTF-8.
-Whatever else stands there is ignored.
+Where an endpoint says so, nothing else stands there: what is misspelt would be passed over, and all be done without it.
 """
 
+from collections.abc import Collection
 from urllib.parse import parse_qsl
 
 from minibox_server.responses import RequestError
 
 _FIELDS = 100
+_SHOWN_CHARACTERS = 100
 
 
 class Parameters:
@@ -36,6 +38,13 @@ class Parameters:
     def has(self, name: str) -> bool:
         """Whether the parameter stands there, were it empty."""
         return name in self._values
+
+    def check_known(self, names: Collection[str]) -> None:
+        """Refuse a parameter that is none of these."""
+        for name in self._values:
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise RequestError(400, f"parameter {name[:_SHOWN_CHARACTERS]} is unknown; known here: {known}")
 
     def all(self, name: str) -> list[str]:
         """Return the values of a parameter that may stand there several times."""

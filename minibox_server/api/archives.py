@@ -121,6 +121,7 @@ class ArchiveEndpoints:
                 what="Bring the images of an archive into the store: of a file, or of the body.",
                 call=self.load,
                 query=LoadQuery,
+                passes_others=True,  # it has one parameter, and says "missing path" where that is misspelt
                 body=Body(
                     what="the archive, of any form that the store reads, compressed or not",
                     media_types=ARCHIVE_TYPES,

@@ -69,6 +69,7 @@ class SystemEndpoints:
                 path="/ping",
                 what="Say that the daemon runs.",
                 call=self.ping,
+                passes_others=True,
                 answers=(Answer(what="Daemon is running"),),
                 tag="system",
             ),

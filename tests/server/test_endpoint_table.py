@@ -16,6 +16,7 @@ from starlette.types import Message
 import minibox_server
 from minibox_server.app import create_app
 from minibox_server.declarations import PASSED_OVER_BYTES, Endpoint, EndpointTable, parameters_of
+from minibox_server.responses import is_distribution
 from minibox_server.settings import Settings
 from tests.server.clients import BASE_URL, TOKEN
 
@@ -239,6 +240,27 @@ def test_s25_how_much_is_listed_at_once_is_not_for_the_client_to_say(app: Starle
         response = client.get(target_of(each), params={"n": n}, headers=AUTHORIZED)
         assert response.status_code in (200, 400, 404)
         assert len(response.content) < 1000
+
+
+def test_a_parameter_that_an_endpoint_does_not_have_is_refused_before_anything_is_done(
+    app: Starlette, tmp_path: Path
+) -> None:
+    client = client_of(app)
+    for each in closed(app):
+        if is_distribution(each.path) or each.path in ("/ping", "/images/load"):
+            continue
+        known = parameters_of(each.query)
+        needed = "".join(f"{name}=x&" for name, (_, is_needed) in known.items() if is_needed)
+        for query, name in (("DRY_RUN=1", "DRY_RUN"), ("%0A[pull]+Done%FF", "\\x0a[pull] Done\\udcff")):
+            response = client.request(each.method, f"{target_of(each)}?{needed}{query}", headers=AUTHORIZED)
+            assert response.status_code == 400, f"{each.method} {each.path}"
+            assert response.text == f"parameter {name} is unknown; known here: {', '.join(known) or 'none'}\n"
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("path", ["/v2/?ns=docker.io", "/ui?a=1", "/ui/main.js?a=1", "/healthz?verbose", "/readyz?t=1"])
+def test_clients_of_the_distribution_and_of_what_is_open_may_say_more(app: Starlette, path: str) -> None:
+    assert client_of(app).get(path, headers=AUTHORIZED).status_code == 200
 
 
 def test_requests_above_the_most_at_once_are_told_to_come_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_server.declarations import DIGEST, SWITCH, counted, decode_query, parameter
+from minibox_server.declarations import DIGEST, SWITCH, NoQuery, counted, decode_query, parameter
 from minibox_server.distribution.ranges import ByteRange, RangeNotSatisfiable, parse_range
 from minibox_server.parameters import Parameters
 from minibox_server.responses import RequestError
@@ -54,6 +54,21 @@ def test_a_parameter_that_is_not_utf8_is_named(query: bytes) -> None:
 
 def test_what_nobody_asks_for_is_ignored() -> None:
     assert Parameters(b"image=a&x=1&x=2&y=%ff&z").required("image") == "a"
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [(b"X=1", "X"), (b"x=1&y", "y"), (b"x=1&x%20=1", "x "), (b"=1", ""), (b"%ff=1", "\udcff"), (b"y" * 999, "y" * 100)],
+)
+def test_a_parameter_that_is_not_declared_is_refused_and_those_that_are_declared_are_named(
+    query: bytes, name: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_query(Switched, query)
+    assert (caught.value.status, caught.value.sentence) == (400, f"parameter {name} is unknown; known here: x")
+    with pytest.raises(RequestError, match="known here: none"):
+        decode_query(NoQuery, query)
+    assert decode_query(Switched, query, may_have_others=True).x is (b"x=1" in query)
 
 
 def test_a_query_of_very_many_parameters_is_refused() -> None:
