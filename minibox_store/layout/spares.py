@@ -23,22 +23,24 @@ def replacing_file_by(spare: str | None, path: str, *, mode: int, durable: bool)
         return
     temporary = _files.temporary_path(path)
     with _files.opened_directory(os.path.dirname(path)) if durable else nullcontext() as directory:
-        opened = _moving.open_to_extend(spare)
+        _files.rename_file(spare, temporary)
         try:
-            _files.rename_file(spare, temporary)
-            if durable:  # its own name must not come back with what it becomes
-                _files.sync_directory(os.path.dirname(spare))
-            _files.truncate_file(opened)
-            yield opened
-            _files.set_mode(opened, mode)
-            if durable:
-                _files.sync_file(opened)
-            _files.rename_file(temporary, path)
+            # Not before it is ours alone: another process may put its listing in the place of ours at any time.
+            opened = _moving.open_to_extend(temporary)
+            try:
+                if durable:  # its own name must not come back with what it becomes
+                    _files.sync_directory(os.path.dirname(spare))
+                _files.truncate_file(opened)
+                yield opened
+                _files.set_mode(opened, mode)
+                if durable:
+                    _files.sync_file(opened)
+                _files.rename_file(temporary, path)
+            finally:
+                os.close(opened)
         except BaseException:
             with suppress(OSError):  # what went wrong first is what is told
                 _files.discard_file(temporary)
             raise
-        finally:
-            os.close(opened)
         if directory is not None:
             _files.sync_file(directory)
