@@ -243,7 +243,7 @@ def test_names_are_taken_away_where_there_is_no_room_for_a_file_and_the_last_is_
     put(root, IMAGE, "two:1", "three:1", "four:1")
     (root / "listing.cache").write_bytes(b"a help")
     with replaced_os() as system:
-        system.fail("open", number, path=".tmp")
+        system.refuse_new_files(number)
         for name in ("two:1", "three:1"):
             Store(root).remove(name)
             check_invariants(root, history_behind=True)
@@ -253,6 +253,18 @@ def test_names_are_taken_away_where_there_is_no_room_for_a_file_and_the_last_is_
     assert not (root / "listing.cache").exists(), "it is of the least use"
     assert [image.name for image in open_store(root).undo()] == ["three:1"]
     check_invariants(root)
+
+
+def test_the_listing_that_another_process_leaves_at_that_moment_does_not_become_index_json(root: Path) -> None:
+    put(root, IMAGE, "two:1")
+    (root / "listing.cache").write_bytes(b"a help")
+    (root.parent / "other").write_bytes(b"another's help")
+    with replaced_os() as system:
+        system.refuse_new_files(errno.ENOSPC)
+        system.before("replace", lambda: (root.parent / "other").replace(root / "listing.cache"), path="listing.cache")
+        Store(root).remove("two:1")
+    check_invariants(root, history_behind=True)
+    assert set(read_names(root)) == {"app:1"}
 
 
 @pytest.mark.parametrize("kind", ["the newest", "linked", "a folder"])
@@ -268,7 +280,7 @@ def test_what_is_no_old_generation_or_is_somebodys_backup_too_is_not_given_up(ro
                 path.mkdir()
     before = snapshot(root)
     with replaced_os() as system:
-        system.fail("open", errno.ENOSPC, path=".tmp")
+        system.refuse_new_files(errno.ENOSPC)
         with pytest.raises(StoreFull, match="no space left"):
             Store(root).remove("two:1")
     assert snapshot(root) == before
@@ -281,7 +293,7 @@ def test_a_process_may_die_as_it_gives_a_generation_up(tmp_path: Path) -> None:
 
     def work(root: Path, position: int) -> None:
         with replaced_os() as system:
-            system.fail("open", errno.ENOSPC, path=".tmp")
+            system.refuse_new_files(errno.ENOSPC)
             system.die_at(position, torn=bool(position % 2))
             Store(root).remove("three:1")
 

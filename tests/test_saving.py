@@ -473,6 +473,15 @@ def test_no_more_images_are_saved_than_are_loaded_again(tmp_path: Path) -> None:
     assert len(Store(tmp_path / "loaded", durability="none", limits=limits).load(tmp_path / "a.tar")) == 3
 
 
+def test_what_a_store_of_wider_limits_holds_it_saves_too(tmp_path: Path) -> None:
+    image = build_image(annotations={str(number): "" for number in range(Limits().document_values)})
+    write_layout(tmp_path / "store", {"app:1": image})
+    limits = Limits(document_values=1 << 20)
+    Store(tmp_path / "store", durability="none", limits=limits).save("app:1", tmp_path / "a.tar")
+    loaded = Store(tmp_path / "loaded", durability="none", limits=limits).load(tmp_path / "a.tar")
+    assert [str(each.digest) for each in loaded] == [image.digest]
+
+
 # ---- what another tool has written into the store
 
 

@@ -129,8 +129,8 @@ class History(Value):
 
     @contextmanager
     def _writing(self, number: int, content: bytes, spare: str | None = None) -> Iterator[None]:
-        path = self._path(number)
-        with replacing_file_by(spare, path, mode=_MODE, durable=self.durable) as opened:
+        path, root = self._path(number), self.paths.root
+        with replacing_file_by(spare, path, folder=root, mode=_MODE, durable=self.durable) as opened:
             _moving.write_all(opened, content)
             if self.durable:
                 _files.sync_file(opened)

@@ -80,9 +80,9 @@ def _spares(history: History) -> Iterator[str]:
 
 @contextmanager
 def _replacing(history: History, present: bytes | None, content: bytes, spare: str | None = None) -> Iterator[None]:
-    path, durable = history.paths.index, history.durable
+    path, root, durable = history.paths.index, history.paths.root, history.durable
     try:
-        with replacing_file_by(spare, path, mode=FILE_MODE, durable=durable) as opened:
+        with replacing_file_by(spare, path, folder=root, mode=FILE_MODE, durable=durable) as opened:
             _moving.write_all(opened, content)
             if durable:
                 _files.sync_file(opened)

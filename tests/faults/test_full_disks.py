@@ -191,6 +191,19 @@ def test_on_a_full_disk_names_are_taken_away_and_a_prune_works_and_what_finds_no
     check_well(root, **{"small:1": SMALL})
 
 
+def test_on_a_full_disk_one_name_after_another_is_taken_away(disk: Path) -> None:
+    root = make_store(disk)
+    for number in range(10):
+        put(root, SMALL, f"going:{number}")
+    for number in range(5):
+        fill(disk / "filler")
+        Store(root).remove(f"going:{number}")
+        check_invariants(root, history_behind=True)
+    (disk / "filler").unlink()
+    put(root, SMALL, "small:1")
+    check_well(root, **dict.fromkeys(["small:1", *(f"going:{number}" for number in range(5, 10))], SMALL))
+
+
 def test_where_no_further_file_fits_not_even_a_link_a_prune_works(tmp_path: Path) -> None:
     require_root()
     with mounted(tmp_path / "disk", "size=4m,nr_inodes=100") as disk:

@@ -156,6 +156,11 @@ class OsProxy:
         """Let the ``position``-th change of all (from 0), whatever it is, fail with an errno."""
         self._order(_changes, _failing(number), skip=position, times=1)
 
+    def refuse_new_files(self, number: int) -> None:
+        """Let no temporary file be made any more; what is there can be opened, as on a full disk."""
+        is_meant = _about("open", ".tmp")
+        self._order(lambda call: is_meant(call) and _changes(call), _failing(number), skip=0, times=1 << 60)
+
     def block(self, name: str, *, path: str = "", target: str = "", skip: int = 0) -> Gate:
         """Let one call wait before the operation until the gate is opened."""
         gate = Gate()
