@@ -1225,8 +1225,9 @@ def test_a_wait_that_would_have_no_end_is_refused(tmp_path: Path, seconds: float
 
 
 def test_a_store_keeps_to_limits_that_are_wider_than_the_usual_ones(tmp_path: Path) -> None:
-    image = build_image(annotations={"long": "x" * (5 << 20)}, config={"history": [{}] * 5000})
-    wide = Limits(document_bytes=16 << 20, history=5000)
+    many = {f"{number}": "" for number in range(70_000)}
+    image = build_image(annotations={"long": "x" * (5 << 20), **many}, config={"history": [{}] * 5000})
+    wide = Limits(document_bytes=16 << 20, document_values=1 << 20, history=5000)
     store = Store(tmp_path / "store", durability="none", limits=wide)
     store.import_image(memory_of({"app:1": image}), "app:1")
     assert not store.images()[0].damaged

@@ -263,8 +263,9 @@ class _Contents:
             raise IncompleteImage(name, (str(wanted.digest),))
 
     def _read(self, descriptor: Descriptor) -> Document:
-        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has.
-        limits = Limits(document_bytes=descriptor.size_bytes)
+        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has. There
+        # are fewer values than bytes.
+        limits = Limits(document_bytes=descriptor.size_bytes, document_values=descriptor.size_bytes)
         content = read_content(self._sources[descriptor.digest][1], descriptor, limits)
         return decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
 
