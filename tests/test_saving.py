@@ -33,6 +33,7 @@ from minibox_store.archive import ArchiveFile, ArchiveForm
 from minibox_store.errors import ContentMismatch, ImageNotFound, IncompleteImage, InvalidDocument, StoreDamaged
 from minibox_store.layout import opening_images
 from tests.support.archives import unpack
+from tests.support.compression import grows_by_less_than
 from tests.support.images import (
     OCI_LAYER,
     BuiltImage,
@@ -471,6 +472,19 @@ def test_no_more_images_are_saved_than_are_loaded_again(tmp_path: Path) -> None:
     assert not (tmp_path / "a.tar").exists()
     store.save(names[:3], tmp_path / "a.tar", format="oci")
     assert len(Store(tmp_path / "loaded", durability="none", limits=limits).load(tmp_path / "a.tar")) == 3
+
+
+@pytest.mark.parametrize("form", ["minibox", "oci"])
+def test_a_save_keeps_the_bytes_of_documents_and_not_their_values(form: ArchiveFormat, tmp_path: Path) -> None:
+    # One character of four bytes makes each of a text take as many: 64 MiB of values in 16 of bytes.
+    text = "x" * (1 << 20) + "\U0001f600"
+    images = [build_image([{"a": b"1"}], salt=str(number), annotations={"long": text}) for number in range(16)]
+    store = store_of(tmp_path / "store", {"app:1": build_index(images)})
+
+    def save() -> None:
+        store.save("app:1", tmp_path / "a.tar", format=form)
+
+    assert grows_by_less_than(48 << 20, save)
 
 
 # ---- what another tool has written into the store
