@@ -23,7 +23,7 @@ from minibox_store.events import (
     ImageCopied,
     RegisteringName,
 )
-from minibox_store.graph import ContentSource, RememberingSource, walk
+from minibox_store.graph import ContentSource, RememberingSource, walk_contents
 from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.listeners import marking_errors
@@ -224,7 +224,7 @@ class _Copy:
     def run(self, root: Descriptor, limits: Limits, parallel: int) -> None:
         leaves = LeavesInTurn(self._copy_leaf) if parallel == 1 else LeavesAtOnce(self._copy_leaf, parallel)
         try:
-            for node in walk(self._source, root, limits=limits):
+            for node in walk_contents(self._source, root, limits=limits):
                 self._cancellation.check()
                 if node.role == "config":
                     self._copy_leaf(node)  # small, and told of before the layers
@@ -352,7 +352,7 @@ def count_blobs(
     """Return how many configs and layers there are below ``roots``, each root with where it is, and how large."""
     sizes: dict[Digest, int] = {}
     for source, root in roots:
-        for node in walk(source, root, limits=limits):
+        for node in walk_contents(source, root, limits=limits):
             cancellation.check()
             if node.content is None:
                 sizes[node.descriptor.digest] = node.descriptor.size_bytes
@@ -370,7 +370,7 @@ def _check_room(
 
     def weighed() -> Iterator[Descriptor]:
         for root in roots:
-            for node in walk(source, root, limits=limits):
+            for node in walk_contents(source, root, limits=limits):
                 cancellation.check()  # the writer may read what it holds of each
                 yield node.descriptor
 

@@ -116,7 +116,7 @@ class RememberingSource:
     def __init__(self, source: BlobSource, limits: Limits = DEFAULT_LIMITS) -> None:
         self._source = source
         self._limits = limits
-        self._room_bytes = 4 * limits.document_bytes
+        self._room_bytes = 2 * limits.document_bytes
         self._contents: dict[Digest, bytes] = {}
 
     def read(self, descriptor: Descriptor) -> bytes:
@@ -215,6 +215,22 @@ def walk(
     return _walk(root, read, limits, set() if seen is None else seen, on_unreadable)
 
 
+def walk_contents(
+    source: BlobSource, root: Descriptor, *, limits: Limits, on_unreadable: UnreadableListener | None = None
+) -> Iterator[Node]:
+    """Do as :func:`walk`, for whoever moves what it yields: documents have their content, and no value.
+
+    So none is in memory while the next one is decoded: a value may take ten times the bytes.
+    """
+
+    def read(node: Node, _: bool) -> _Pending | None:
+        found = read_document(source, node.descriptor, limits, may_be_absent=False)
+        assert found is not None
+        return _Pending(node._replace(content=found[1]), iter(children(found[0])))
+
+    return _walk(root, read, limits, set(), on_unreadable)
+
+
 def walk_documents(source: BlobSource, root: Descriptor, *, limits: Limits, seen: set[Identity]) -> Iterator[Node]:
     """Do as :func:`walk`, absent manifests allowed, for whoever asks no more than what there is.
 
@@ -254,6 +270,7 @@ def _walk(
     on_unreadable: UnreadableListener | None,
 ) -> Iterator[Node]:
     documents = 0
+    opened = None
     stack = [_Pending(None, iter((Node(descriptor=root, role="manifest", position=1, total=1),)))]
     while stack:
         for node in stack[-1].rest:
@@ -280,6 +297,7 @@ def _walk(
             done = stack.pop().node
             if done is not None:
                 yield done
+                done = opened = None  # values that take much are not kept while the next one is read
 
 
 def check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:

@@ -54,7 +54,9 @@ def read_image(
     """
     if not media_types.is_document(root.media_type):
         raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
-    document = decode_document(source.read(root), root.media_type, str(root.digest), limits=limits)
+    document = None
+    if chosen.digest != root.digest:
+        document = decode_document(source.read(root), root.media_type, str(root.digest), limits=limits)
     room = _Room(root, limits)
     manifests = {}
     named = [chosen]
@@ -67,6 +69,8 @@ def read_image(
             named.extend(node.document.manifests)
         elif media_types.is_document(node.descriptor.media_type):
             absent.append(node.descriptor)
+    document = document or node.document  # the last one is what was chosen
+    assert document is not None
     told = [(each, manifests[identity(each)]) for each in named if identity(each) in manifests]
     if len(told) > limits.documents:
         raise InvalidDocument("manifests", f"it names more than {limits.documents} of them", str(root.digest))

@@ -43,7 +43,9 @@ class Limits(Value):
     """The bounds within which one image, and one store, is read.
 
     Sizes are bytes. What passes a bound is refused with an error that names it, never cut short. Each may be lowered
-    and raised; a store whose limits are not the usual ones leaves ``listing.cache`` alone.
+    and raised; a store whose limits are not the usual ones leaves ``listing.cache`` alone. What a store has already is
+    no exception: whatever reads an image that passes a bound stops at it, a prune too, until it is removed by its name,
+    or the bound is raised. It is whole, and stays so.
 
     Attributes:
         document_bytes: a manifest, index or config.

@@ -10,7 +10,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, InvalidArchive, InvalidDocument
-from minibox_store.graph import RememberingSource, walk
+from minibox_store.graph import RememberingSource, walk_contents
 from minibox_store.limits import Limits
 from minibox_store.manifest_choice import manifests_below
 from minibox_store.sentences import and_more
@@ -77,7 +77,7 @@ def find_presence(source: RememberingSource, root: Descriptor, holds: Holds, lim
             raise error
         missing.setdefault(str(descriptor.digest), descriptor)
 
-    for node in walk(source, root, limits=limits, on_unreadable=note_absent):
+    for node in walk_contents(source, root, limits=limits, on_unreadable=note_absent):
         if media_types.is_document(node.descriptor.media_type):
             documents += 1
             document_bytes += node.descriptor.size_bytes

@@ -1,13 +1,17 @@
 """The walk over documents alone, by which a collection marks: it sees, and refuses, what every walk does."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from minibox_store.documents import Descriptor, Identity, identity
-from minibox_store.errors import StoreError
-from minibox_store.graph import walk, walk_documents
+from minibox_store import graph
+from minibox_store.codec import decode_document
+from minibox_store.documents import Descriptor, Identity, Manifest, identity
+from minibox_store.documents import Document as Value
+from minibox_store.errors import BlobNotFound, StoreError
+from minibox_store.graph import walk, walk_contents, walk_documents
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_MANIFEST, is_document
 from minibox_store.protocols import BlobSource
@@ -128,3 +132,37 @@ def test_a_walk_over_documents_yields_them_children_first_and_no_leaf() -> None:
     nodes = list(walk_documents(source, root, limits=DEFAULT_LIMITS, seen=set()))
     expected = [node for node in walk(source, root) if node.document is not None]
     assert [(node.descriptor, node.content) for node in nodes] == [(each.descriptor, each.content) for each in expected]
+
+
+def test_a_walk_of_contents_yields_what_a_walk_does_but_for_values() -> None:
+    source, root = all_there()
+    expected = [node._replace(document=None) for node in walk(source, root)]
+    assert list(walk_contents(source, root, limits=DEFAULT_LIMITS)) == expected
+    source, root = one_never_fetched()
+    with pytest.raises(BlobNotFound):
+        list(walk_contents(source, root, limits=DEFAULT_LIMITS))
+
+
+@pytest.mark.parametrize("is_value_wanted", [True, False])
+def test_no_manifest_is_in_memory_while_another_one_is_decoded(
+    is_value_wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[weakref.ref[Value]] = []
+    living: list[int] = []
+
+    def noting(content: bytes, media_type: str, *rest: str, limits: Limits) -> Value:
+        living.append(sum(isinstance(each(), Manifest) for each in noted))
+        document = decode_document(content, media_type, *rest, limits=limits)
+        noted.append(weakref.ref(document))
+        return document
+
+    monkeypatch.setattr(graph, "decode_document", noting)
+    index = build_index([build_image(salt=str(number)) for number in range(3)])
+    source, root = memory_of({"": index}), root_of(index)
+    if is_value_wanted:
+        for node in walk(source, root):
+            del node
+    else:
+        for node in walk_contents(source, root, limits=DEFAULT_LIMITS):
+            assert node.document is None
+    assert living == [0, 0, 0, 0]

@@ -25,6 +25,8 @@ from minibox_store import (
     Store,
     StoreDamaged,
 )
+from minibox_store.graph import RememberingSource
+from minibox_store.inspecting import read_image
 from tests.support.images import (
     OCI_CONFIG,
     BuiltImage,
@@ -37,7 +39,7 @@ from tests.support.images import (
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
-from tests.support.sources import image_of, memory_of, root_document
+from tests.support.sources import image_of, memory_of, root_document, root_of
 from tests.support.stores import blob, open_store, put, rot
 
 AMD64, ARM64, ARM = (build_image(platform=each, salt="1") for each in ("linux/amd64", "linux/arm64", "linux/arm/v7"))
@@ -57,6 +59,11 @@ def inspected(root: Path, image: BuiltImage, platform: str | None = None) -> Ima
     found = open_store(root).inspect("app:1", platform=None if platform is None else Platform.parse(platform))
     assert snapshot(root) == before
     return found
+
+
+def test_a_manifest_that_is_told_whole_is_decoded_once() -> None:
+    read = read_image(RememberingSource(memory_of({"app:1": AMD64})), root_of(AMD64), root_of(AMD64))
+    assert read.document is read.manifests[0].manifest
 
 
 def history_of(root: Path, image: BuiltImage, platform: str | None = None) -> tuple[HistoryEntry, ...]:

@@ -725,6 +725,19 @@ def test_of_many_images_none_is_read_again_for_a_blob_that_it_does_not_reach(
     assert system.count("open", path="blobs/sha256/") == 1
 
 
+@pytest.mark.parametrize(("long", "reads"), [(100, 0), (100_000, 1)])
+def test_an_image_whose_documents_say_much_is_not_kept_in_memory(
+    repository: LocalRepository, monkeypatch: pytest.MonkeyPatch, long: int, reads: int
+) -> None:
+    monkeypatch.setattr(reaching, "_MOST_BLOBS", 100)
+    image = build_image(annotations={"long": "x" * long})
+    push_image(repository, image, "1")
+    repository.find(Digest.parse(image.config_digest))
+    with replaced_os() as system:
+        repository.find(Digest.parse(image.config_digest))
+    assert system.count("open", path="blobs/sha256/") == reads
+
+
 def test_referrers_are_listed_though_an_image_goes_meanwhile(root: Path, repository: LocalRepository) -> None:
     image, other = build_image(), build_image(salt="other")
     push_image(repository, other, "other")

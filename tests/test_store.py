@@ -55,7 +55,7 @@ from tests.support.sources import (
     root_document,
     root_of,
 )
-from tests.support.stores import blob, layer_of, mounted, open_store, put, remount, require_root, rot
+from tests.support.stores import blob, layer_of, mounted, open_store, put, put_dead, remount, require_root, rot
 
 IMAGE = build_image(salt="image")
 OTHER = build_image(salt="other")
@@ -1225,8 +1225,9 @@ def test_a_wait_that_would_have_no_end_is_refused(tmp_path: Path, seconds: float
 
 
 def test_a_store_keeps_to_limits_that_are_wider_than_the_usual_ones(tmp_path: Path) -> None:
-    image = build_image(annotations={"long": "x" * (5 << 20)}, config={"history": [{}] * 5000})
-    wide = Limits(document_bytes=16 << 20, history=5000)
+    many = {f"{number}": "" for number in range(70_000)}
+    image = build_image(annotations={"long": "x" * (5 << 20), **many}, config={"history": [{}] * 5000})
+    wide = Limits(document_bytes=16 << 20, document_values=1 << 20, history=5000)
     store = Store(tmp_path / "store", durability="none", limits=wide)
     store.import_image(memory_of({"app:1": image}), "app:1")
     assert not store.images()[0].damaged
@@ -1244,3 +1245,19 @@ def test_a_store_keeps_to_limits_that_are_narrower_than_the_usual_ones(tmp_path:
     store = Store(tmp_path / "store", durability="none", limits=Limits(history=5))
     with pytest.raises(InvalidDocument, match="there are more than 5 steps"):
         store.history("app:1")
+
+
+def test_what_a_store_has_beyond_its_limits_stops_a_prune_until_it_is_removed_or_they_are_wider(tmp_path: Path) -> None:
+    big, dead = build_image(annotations={f"{number}": "" for number in range(100)}), build_image([{"a": b"1"}])
+    put(tmp_path, big, "big:1")
+    put_dead(tmp_path, dead)
+    store = Store(tmp_path, durability="none", limits=Limits(document_values=100), settle_seconds=0.0)
+    with pytest.raises(StoreDamaged, match=rf"{big.digest[7:]}: .* more than 100 values \(Limits\.document_values\)"):
+        store.prune()
+    assert [each.kept_aside for each in store.repair().unmended] == [None]
+    assert stored(tmp_path) == {*big.blobs, *dead.blobs}
+    open_store(tmp_path).prune()
+    assert stored(tmp_path) == set(big.blobs)
+    store.remove("big:1")
+    store.prune()
+    assert stored(tmp_path) == set()

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
+import attrs
+
 from minibox_store import media_types
 from minibox_store._moving import CutOff
 from minibox_store._unnamed import holding_folder, replacing_large_file
@@ -233,23 +235,29 @@ class _Contents:
         self._form = form
         self._sources = sources
         self._planned: set[Digest] = set()
-        self._followed: dict[Digest, Document] = {}  # what is a layer here may be a document there: that has children
+        self._followed: set[Digest] = set()  # what is a layer here may be a document there: that has children
+        self._roots: dict[Digest, Document] = {}
         self.members: list[Descriptor] = []
 
     def add_image(self, name: str, root: Descriptor) -> Document:
-        """Add all that lies below ``root``, and return its document.
+        """Add all that lies below ``root``, and return its document, without its annotations.
+
+        Of the others none is kept: an image may have a thousand, of 20 MiB each.
 
         Raises:
             IncompleteImage: when a blob has been neither written nor left out.
         """
+        if root.digest not in self._roots:
+            self._roots[root.digest] = attrs.evolve(self._read(root), annotations={})
         todo = [root]
         while todo:
             wanted = todo.pop()
             self._add(name, wanted)
             if media_types.is_document(wanted.media_type) and wanted.digest not in self._followed:
-                document = self._followed[wanted.digest] = self._read(wanted)
+                self._followed.add(wanted.digest)
+                document = self._roots.get(wanted.digest) or self._read(wanted)
                 todo.extend(child.descriptor for child in reversed(children(document)))
-        return self._followed[root.digest]
+        return self._roots[root.digest]
 
     def _add(self, name: str, wanted: Descriptor) -> None:
         if wanted.digest in self._planned:
@@ -263,7 +271,8 @@ class _Contents:
             raise IncompleteImage(name, (str(wanted.digest),))
 
     def _read(self, descriptor: Descriptor) -> Document:
-        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has.
+        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has. There
+        # are fewer values than bytes.
         limits = Limits(document_bytes=descriptor.size_bytes, document_values=descriptor.size_bytes)
         content = read_content(self._sources[descriptor.digest][1], descriptor, limits)
         return decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)

@@ -297,7 +297,7 @@ def _load(content: bytes, document: str, limit_bytes: int, most_values: int | No
     if len(content) > limit_bytes:
         raise InvalidDocument("", f"it is larger than {limit_bytes} bytes", document)
     if most_values is not None and _has_more_values(content, most_values):
-        raise InvalidDocument("", f"it has more than {most_values} values", document)
+        raise InvalidDocument("", f"it has more than {most_values} values (Limits.document_values)", document)
     try:
         value: object = _DECODER.decode(content.decode("utf-8"))
         if b"\\u" in content and any(found[1] for found in _ESCAPES.finditer(content)):

@@ -93,7 +93,7 @@ def load_archive(
                 if not blobs.holds(root):  # made here: what is put under blobs/ now would stay if this failed
                     writer.stage_blob(ContentStream(source.read(root)), root.size_bytes, root.digest)
                 copy_graph(source, writer, root, limits=limits, cancellation=cancellation)
-        images = {root: describe("", root, writer) for root in roots}  # what fails now changes no name
+        images = {root: describe("", root, source) for root in roots}  # what fails now changes no name
         for name, root in chosen:
             on_event(ManifestChosen(name=name, descriptor=root))
             on_event(RegisteringName(name=name))

@@ -14,7 +14,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import BlobPresent, BlobStored, Event, ImageCopied, ManifestChosen, RegisteringName
-from minibox_store.graph import RememberingSource, walk
+from minibox_store.graph import RememberingSource, walk_contents
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
 from minibox_store.limits import Limits
 from minibox_store.platforms import PlatformChoice, WantedPlatforms, checked_choice
@@ -160,7 +160,7 @@ class Saving:
         form = ArchiveForm(format=format, exclude=exclude)
         with file_errors(self._layout.paths.root), ExitStack() as opened:
             in_order, found = opened.enter_context(self._opened(names, wanted, form))
-            walks = [walk(image, image.chosen, limits=self._limits) for image in in_order]
+            walks = [walk_contents(image, image.chosen, limits=self._limits) for image in in_order]
             blobs = [tuple(node.descriptor for node in each) for each in walks]
             graphs = [(image.name, image.chosen, each, image) for image, each in zip(in_order, blobs, strict=True)]
             return OfferedArchive(graphs, form, found, opened)
@@ -206,7 +206,7 @@ class Saving:
         noting = _NotingStored(on_event)
         with cancellation.interrupting(target), target.open_writer() as writer:
             if isinstance(writer, RoomChecking):
-                walks = [walk(image, image.chosen, limits=self._limits) for image in images]
+                walks = [walk_contents(image, image.chosen, limits=self._limits) for image in images]
                 writer.check_room(node.descriptor for node in chain.from_iterable(walks))
             if on_event is not ignore_events:
                 for image in images:

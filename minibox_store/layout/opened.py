@@ -9,7 +9,7 @@ from minibox_store import _files, _moving, media_types
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument
-from minibox_store.graph import ContentStream, RememberingSource, walk
+from minibox_store.graph import ContentStream, RememberingSource, walk_contents
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.reading import known_referrers
 from minibox_store.layout_index import find_name
@@ -172,7 +172,7 @@ def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None, referre
             roots = (*(each.descriptor for each in image.referrers), image.chosen)
             # What was chosen may be an index that was made for it, which the store does not have.
             walked = layout if choose is None else source
-            for node in chain.from_iterable(walk(walked, root, limits=layout.limits) for root in roots):
+            for node in chain.from_iterable(walk_contents(walked, root, limits=layout.limits) for root in roots):
                 digest = node.descriptor.digest
                 if node.content is not None:
                     image.contents[digest] = node.content

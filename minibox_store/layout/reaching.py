@@ -26,8 +26,9 @@ from minibox_store.outlines import Outline, mark_of, outline_of
 from minibox_store.referring import referrer_of
 from minibox_store.values import Value
 
-# Of so many blobs the descriptors are remembered, some 600 bytes each.
+# Of so many blobs the descriptors are remembered, some 600 bytes each; what documents say of one may be far more.
 _MOST_BLOBS = 50_000
+_BLOB_BYTES = 600
 _MOST_OUTLINE_BYTES = 32 * MEBIBYTE
 _OUTLINE_OWN_BYTES = 400
 # So many are remembered for which there can be no outline, a hundred bytes each.
@@ -46,11 +47,18 @@ class Reach(Value):
         blobs: each blob, the root and documents among them, as what names it describes it.
         referrers: those documents among them that refer to something.
         is_whole: whether every document was there.
+        document_bytes: of its documents together.
     """
 
     blobs: Mapping[Digest, Descriptor]
     referrers: tuple[Referrer, ...]
     is_whole: bool
+    document_bytes: int
+
+    @property
+    def weight(self) -> int:
+        """How many usual blobs take as much memory to be remembered."""
+        return max(len(self.blobs), self.document_bytes // _BLOB_BYTES)
 
 
 class Reaches:
@@ -101,29 +109,31 @@ class Reaches:
         blobs: dict[Digest, Descriptor] = {}
         referrers = []
         is_whole = True
+        document_bytes = 0
         with self._layout.naming_damage():
             for node in walk(self._layout, root, limits=self._layout.limits, allow_absent_manifests=True):
                 # What is named as a document, and by another one as a layer, is a document.
                 if node.descriptor.digest not in blobs or media_types.is_document(node.descriptor.media_type):
                     blobs[node.descriptor.digest] = node.descriptor
+                document_bytes += len(node.content or b"")
                 if node.document is not None:
                     found = referrer_of(node.descriptor, node.document)
                     referrers += [] if found is None else [found]
                 elif media_types.is_document(node.descriptor.media_type):
                     is_whole = False
-        return Reach(blobs=blobs, referrers=tuple(referrers), is_whole=is_whole)
+        return Reach(blobs=blobs, referrers=tuple(referrers), is_whole=is_whole, document_bytes=document_bytes)
 
     def _remember(self, key: Identity, found: Reach) -> None:
         with self._guard:
             marks = outline_of((each.hex for each in found.blobs), (each.subject.hex for each in found.referrers))
             if key[2]:  # the type of a document
                 self._outline(key[0], marks)
-            if key in self._known or len(found.blobs) > _MOST_BLOBS:
+            if key in self._known or found.weight > _MOST_BLOBS:
                 return
             self._known[key] = found
-            self._blobs += len(found.blobs)
+            self._blobs += found.weight
             while self._blobs > _MOST_BLOBS:
-                self._blobs -= len(self._known.popitem(last=False)[1].blobs)
+                self._blobs -= self._known.popitem(last=False)[1].weight
 
     def _outline(self, key: str, outline: Outline) -> None:
         if key in self._outlines:

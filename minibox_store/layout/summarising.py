@@ -46,7 +46,8 @@ def summarise(
     try:
         for node in walk(watched, root, limits=layout.limits, allow_absent_manifests=True):
             reached.add(node)
-            last = node.document
+            last = node.document if node.descriptor is root else None
+            del node  # its value, which the walk should not find in memory when it decodes the next
     except (*_WRONG, OSError) as error:
         watched.note(error, among_others=among_others)
         return ImageSummary(
