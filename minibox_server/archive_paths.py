@@ -106,10 +106,10 @@ class ArchivePaths:
 
     def _check_nearest_folder(self, path: str, named: str) -> None:
         # Whether something exists outside is nobody's business either.
-        while path not in ("", "/"):
+        while path.strip("/"):
             path = os.path.dirname(path)
             try:
-                folder = os.open(path or "/", _FOLDER)
+                folder = os.open(path, _FOLDER)
             except OSError:
                 continue
             with _closing(folder):

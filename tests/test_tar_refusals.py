@@ -87,8 +87,10 @@ REFUSED = {
     "a PAX size that is none": (pax([(b"size", b"0x10")]) + raw_header() + END, "PAX size is no number"),
     "a negative PAX size": (pax([(b"size", b"-1")]) + raw_header() + END, "PAX size is no number"),
     "a PAX uid of 5,000 digits": (pax([(b"uid", b"9" * 5000)]) + raw_header() + END, "PAX uid is no number"),
+    "a PAX uid of 64 bits": (pax([(b"uid", b"9223372036854775808")]) + raw_header() + END, "PAX uid is no number"),
     "a PAX time that is none": (pax([(b"mtime", b"1e9")]) + raw_header() + END, "mtime is no time"),
     "a PAX time of 5,000 digits": (pax([(b"mtime", b"9" * 5000)]) + raw_header() + END, "mtime is no time"),
+    "a PAX time of 64 bits": (pax([(b"mtime", b"9223372036854775808")]) + raw_header() + END, "mtime is no time"),
     "a global path": (pax([(b"path", b"b")], flag=b"g") + raw_header() + END, "global"),
     "a global size": (pax([(b"size", b"0")], flag=b"g") + raw_header() + END, "global"),
     "a global attribute": (pax([(b"SCHILY.xattr.a", b"")], flag=b"g") + raw_header() + END, "global"),
@@ -180,6 +182,7 @@ class TestRefusals:
     def test_limits_are_parameters(self) -> None:
         archive = pax([(b"comment", b"c" * 1000)]) + raw_header(size=100) + padded(b"x" * 100) + END + bytes(2000)
         assert len(read_tar(archive)) == 1
+        assert len(read_tar(archive, TarLimits(extension_headers=1, member_bytes=100, padding_bytes=2000))) == 1
         for limits in (
             TarLimits(extension_bytes=999),
             TarLimits(extension_headers=0),

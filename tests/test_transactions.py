@@ -205,6 +205,42 @@ def test_a_descriptor_that_lies_takes_no_pin_from_the_one_that_tells_the_truth(r
     check_invariants(root)
 
 
+def test_a_descriptor_that_lies_has_no_good_blob_set_aside(root: Path) -> None:
+    put_dead(root, IMAGE)
+    layer = layer_of(IMAGE)
+    with open_layout(root).open_writer() as writer:
+        assert not writer.has_blob(attrs.evolve(layer, size_bytes=layer.size_bytes + 1))
+        write_all(writer, IMAGE)
+        writer.write_name("image:1", root_of(IMAGE))
+    assert not list((root / "quarantine").glob("*"))
+    check_invariants(root)
+
+
+def test_a_descriptor_that_lies_takes_nothing_away_of_what_was_staged(root: Path) -> None:
+    layer = layer_of(IMAGE)
+    with open_layout(root).open_writer() as writer:
+        writer.stage_blob(memory_of({"x": IMAGE}).open_blob(layer), layer.size_bytes)
+        assert not writer.has_blob(attrs.evolve(layer, size_bytes=layer.size_bytes + 1))
+        assert writer.has_blob(layer)
+
+
+def test_what_was_found_by_its_size_and_then_set_aside_as_wrong_is_not_brought_back(root: Path) -> None:
+    put_dead(root, IMAGE)
+    layer = layer_of(IMAGE)
+    rot(blob(root, str(layer.digest)))
+
+    def copy_while_it_is_set_aside() -> None:
+        with open_layout(root).open_writer() as writer:
+            write_all(writer, IMAGE)
+            blob(root, str(layer.digest)).unlink()
+            writer.write_name("image:1", root_of(IMAGE))
+
+    with pytest.raises(BlobNotFound, match=str(layer.digest)):
+        copy_while_it_is_set_aside()
+    assert "image:1" not in read_names(root)
+    check_invariants(root)
+
+
 def test_a_blob_that_a_prune_took_just_before_it_was_pinned_is_back_at_the_commit(root: Path) -> None:
     put_dead(root, IMAGE)
     layer = layer_of(IMAGE)

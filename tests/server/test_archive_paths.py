@@ -170,6 +170,12 @@ def test_a_prefix_may_itself_be_a_link(place: Place) -> None:
         assert file.read() == b"in.tar"
 
 
+def test_the_root_may_be_a_prefix(place: Place) -> None:
+    everywhere = ArchivePaths(("/",), str(place.data_root))
+    with everywhere.open_archive(str(place.outside / "out.tar")) as file:
+        assert file.read() == b"out.tar"
+
+
 def test_without_any_prefix_nothing_is_allowed(place: Place) -> None:
     paths = ArchivePaths((), str(place.data_root))
     with pytest.raises(RequestError) as caught, paths.open_archive(str(place.allowed / "in.tar")):

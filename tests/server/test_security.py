@@ -26,6 +26,7 @@ NO_CREDENTIALS = [
     {"Authorization": f"Bearer {TOKEN[:-1]}"},
     {"Authorization": f"Bearer {TOKEN.upper()}"},
     {"Authorization": f"Bearer {TOKEN} {TOKEN}"},
+    {"Authorization": "Digest " + base64.b64encode(f"user:{TOKEN}".encode()).decode()},
     {"X-API-Token": ""},
     {"X-API-Token": f"Bearer {TOKEN}"},
     {"Cookie": f"token={TOKEN}"},
@@ -206,7 +207,7 @@ def test_s20_a_page_of_this_daemon_may_ask(tmp_path: Path, host: str, origin: st
     [
         *("http://evil.example", "null", "", "http://127.0.0.1:8081", "http://127.0.0.1", "https://127.0.0.1"),
         *("http://localhost:8080", "file://", "127.0.0.1:8080", "http://127.0.0.1:8080/", "http://127.0.0.1:8080@evil"),
-        *("ftp://127.0.0.1:8080", "http://127.0.0.1:8080 http://evil.example"),
+        *("ftp://127.0.0.1:8080", "http://127.0.0.1:8080 http://evil.example", "http://127.0.0.1:99999"),
     ],
 )
 def test_s20_another_origin_is_refused(tmp_path: Path, origin: str) -> None:
