@@ -131,6 +131,7 @@ def test_a_mount_that_has_become_the_root_of_its_server_is_read_as_before(tmp_pa
                 with open(f"/{form}", "rb") as file:
                     assert os.pread(file.fileno(), 4096, 19 * MEBIBYTE) == content[19 * MEBIBYTE :][:4096]
 
+    require_root()
     require_peer("pivot_root")
     assert run_alone(read_all) == 0
 

@@ -23,6 +23,7 @@ from tests.support.served_trees import (
     require_fuse,
     wait_for,
 )
+from tests.support.stores import require_root
 
 LATENCY = Path("/dev/cpu_dma_latency")
 NOBODY = 65534
@@ -91,6 +92,7 @@ def test_a_mount_that_has_become_the_root_of_its_server_answers_as_before(at: Pa
             assert sum(ask(Path("/"), 0, 30)) == 30 * len(b"content")
 
     require_fuse()
+    require_root()
     require_peer("pivot_root")
     assert run_alone(ask_all) == 0
 

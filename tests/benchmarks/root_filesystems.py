@@ -24,8 +24,10 @@ NAME = "latest"
 
 _GZIP = 16 + zlib.MAX_WBITS
 _USUAL_LEVEL = 6
-# How far the files that were chosen may run ahead of their part of all bytes.
+# How far the files that were chosen may run ahead of their part of all bytes; which part of all, where those are few:
+# large files would leave no room for the others.
 _AHEAD_BYTES = 4 * 1024 * 1024
+_AHEAD_PART = 16
 # Which part of all files one directory may have: a machine with all manuals has more than ten thousand in one.
 _LARGEST_PART = 10
 
@@ -61,6 +63,7 @@ def choose_files(count: int, total_bytes: int, *, with_usr: bool = True, scatter
     """
     chosen: list[Chosen] = []
     taken_bytes = 0
+    ahead_bytes = min(_AHEAD_BYTES, total_bytes // _AHEAD_PART)
     for _, folder in sorted(_installed_files(with_usr, scattered).items()):
         files = [
             Chosen(name=name, path=path, size_bytes=size)
@@ -68,7 +71,7 @@ def choose_files(count: int, total_bytes: int, *, with_usr: bool = True, scatter
             if (size := _size_of(path)) is not None
         ]
         size_bytes = sum(file.size_bytes for file in files)
-        allowed_bytes = min(total_bytes * (len(chosen) + len(files)) // count + _AHEAD_BYTES, total_bytes)
+        allowed_bytes = min(total_bytes * (len(chosen) + len(files)) // count + ahead_bytes, total_bytes)
         if len(files) > count // _LARGEST_PART or taken_bytes + size_bytes > allowed_bytes:
             continue
         chosen += files

@@ -19,7 +19,7 @@ from minibox_store import Digest, Store
 from minibox_store.tar import Member, MemberKind
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.derived import UNFINISHED, base_layer, extracted, file_index, hex_of, plant_tree, write_sidecar
-from tests.support.forks import run_forked
+from tests.support.forks import run_alone, run_forked
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, random_layer
 from tests.support.invariants import (
     check_invariants,
@@ -426,6 +426,17 @@ def check_store(verb: Verb, folder: Path, before: dict[str, str], after: dict[st
     check_trees(root, place=place)
     for name in verb.names if verb.unpacks else ():
         assert files_of(store.base_layer(name)) == TREES[after[name]], place
+    if verb.unpacks or verb.prepare is make_derived:
+        # Who is not root may not look into others, which may have the trees mounted.
+        assert run_alone(partial(check_collected, verb, folder, after, place=place)) == 0, place
+    else:
+        check_collected(verb, folder, after, place=place)
+
+
+def check_collected(verb: Verb, folder: Path, after: dict[str, str], *, place: str) -> None:
+    """Collect, and check that all that is named is left, and nothing else."""
+    root = folder / "store"
+    store = open_at(folder, "none")
     report = store.prune()
     assert report.errors == (), place
     assert list((root / "ingest" / "partial").iterdir()) == [], place

@@ -20,13 +20,13 @@ from tests.support.foreign_copies import skopeo_copying, skopeo_rewriting
 from tests.support.forks import run_forked
 from tests.support.images import build_image, build_layer
 from tests.support.invariants import check_invariants, generations, reachable, read_names, stored
-from tests.support.layouts import blob_path, write_layout
+from tests.support.layouts import write_layout
 from tests.support.ledgers import check_whole
 from tests.support.os_proxy import Gate, replaced_os
 from tests.support.scripted_registry import Answer, Request, ScriptedRegistry, blob_headers, blob_target, serve_image
 from tests.support.snapshots import snapshot
 from tests.support.sources import memory_of
-from tests.support.stores import put, put_dead
+from tests.support.stores import blob, put, put_dead
 from tests.support.trials import drawing, trial_seconds
 from tests.support.waiting import sparing_later_files
 
@@ -234,9 +234,10 @@ def changed(names: dict[str, str], action: str) -> dict[str, str]:
 @pytest.mark.parametrize("file", ["index.json", "oci-layout", "the manifest"])
 def test_a_file_that_skopeo_is_writing_is_waited_for(root: Path, file: str, action: str) -> None:
     put(root, FOREIGN, "foreign:1")
+    blob(root, FOREIGN.digest).chmod(0o644)  # as skopeo has written it: over one of ours it may write as root alone
     source = root.parent / "source"
     write_layout(source, {"foreign:1": FOREIGN})
-    path = blob_path(root, FOREIGN.digest) if file == "the manifest" else root / file
+    path = blob(root, FOREIGN.digest) if file == "the manifest" else root / file
     before = read_names(root)
     with skopeo_rewriting(root.parent / "skopeo", path, f"oci:{source}:foreign:1", f"oci:{root}:foreign:1"):
         ACTIONS[action](Store(root, durability="none", settle_seconds=60.0))
@@ -249,7 +250,7 @@ def test_a_file_that_skopeo_is_writing_is_waited_for(root: Path, file: str, acti
 
 
 def test_a_manifest_that_is_written_in_place_again_and_again_is_read_whole_each_time(root: Path) -> None:
-    path, content = blob_path(root, OURS.digest), OURS.blobs[OURS.digest]
+    path, content = blob(root, OURS.digest), OURS.blobs[OURS.digest]
     path.chmod(0o600)
     stopped = threading.Event()
 

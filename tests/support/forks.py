@@ -4,6 +4,7 @@ import ctypes
 import os
 import select
 import signal
+import struct
 import tempfile
 import time
 import traceback
@@ -23,6 +24,8 @@ _NOT_PERMITTED = 98
 _NOBODY = 65534
 _PARENT_DEATH_SIGNAL = 1
 _NEW_NAMESPACES = 0x20000000 | 0x00020000  # CLONE_NEWPID | CLONE_NEWNS
+_NEW_USERS = 0x10000000  # CLONE_NEWUSER
+_CAPABILITY_VERSION = 0x20080522
 _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
 
 
@@ -88,8 +91,11 @@ def forked(function: Callable[[Callable[[], None]], None]) -> Iterator[int]:
 def run_alone(function: Callable[[], None], *, timeout_seconds: float = _WAIT_SECONDS) -> int:
     """Do as :func:`run_forked`, in a process that sees no others: not even those that it might not look into.
 
+    Who is not root is the same user there, and may do no more than elsewhere.
+
     Where that is not permitted the test is skipped; where MINIBOX_REQUIRE_PEERS is 1 it fails.
     """
+    uid, gid = os.geteuid(), os.getegid()
 
     def begin() -> None:
         os._exit(_end_of(_fork(function_alone)))
@@ -97,10 +103,16 @@ def run_alone(function: Callable[[], None], *, timeout_seconds: float = _WAIT_SE
     def function_alone() -> None:
         if _libc().mount(b"proc", b"/proc", b"proc", 0, None):
             os._exit(_NOT_PERMITTED)
+        if uid:
+            _give_up_capabilities()
         function()
 
     def separate() -> None:
-        if _libc().unshare(_NEW_NAMESPACES) or _libc().mount(b"none", b"/", None, _PRIVATE, None):
+        if _libc().unshare(_NEW_NAMESPACES | (_NEW_USERS if uid else 0)):
+            os._exit(_NOT_PERMITTED)
+        if uid:
+            _be_as_outside(uid, gid)
+        if _libc().mount(b"none", b"/", None, _PRIVATE, None):
             os._exit(_NOT_PERMITTED)
         begin()
 
@@ -133,6 +145,17 @@ def not_possible(reason: str) -> None:
 
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _be_as_outside(uid: int, gid: int) -> None:
+    """Have the same user and group in a new namespace of users as outside."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        Path("/proc/self", name).write_text(text)
+
+
+def _give_up_capabilities() -> None:
+    """Let the first process of a namespace of users pass no mode of a file, as outside."""
+    assert _libc().capset(struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)) == 0
 
 
 def _end_of(pid: int) -> int:
