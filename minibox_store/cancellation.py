@@ -26,8 +26,9 @@ class Cancellation:
         signal.signal(signal.SIGINT, lambda *_: cancellation.cancel())
 
     Guarantees: an operation that has not committed yet ends with :class:`Cancelled` within about one second,
-    also when it waits for a registry that sends nothing; what had committed stays. Only the wait for a lock that
-    another process holds is not cut short: it ends with the store's own ``lock_timeout_seconds``.
+    also when it waits for a registry that sends nothing; what had committed stays. Only two waits are not cut short:
+    that for a lock that another process holds, which ends with the store's own ``lock_timeout_seconds``, and one inside
+    a file object of the program's own, such as ``gzip.open`` over a pipe.
     """
 
     def __init__(self) -> None:
