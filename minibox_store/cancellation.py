@@ -1,12 +1,12 @@
 """Ending from outside what another thread is doing, also where it waits for somebody who sends nothing."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import attrs
 
 from minibox_store.errors import Cancelled
+from minibox_store.latch import Latch
 from minibox_store.protocols import Interruptible
 from minibox_store.values import Value
 
@@ -21,44 +21,42 @@ class _Entry(Value):
 class Cancellation:
     """Lets one thread end what others are doing: hand it to an operation, and call :meth:`cancel` at any time.
 
-    A handler of signals is no thread: it runs in the midst of what the main thread does, which may hold just what
-    :meth:`cancel` needs, and both would wait for ever. It leaves that to one:
+    A handler of signals may call it, too, in the midst of what the main thread does:
 
-        signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=cancellation.cancel).start())
+        signal.signal(signal.SIGINT, lambda *_: cancellation.cancel())
 
     Guarantees: an operation that has not committed yet ends with :class:`Cancelled` within about one second,
-    also when it waits for a registry that sends nothing; what had committed stays. Only the wait for a lock that
-    another process holds is not cut short: it ends with the store's own ``lock_timeout_seconds``.
+    also when it waits for a registry that sends nothing; what had committed stays. Only two waits are not cut short:
+    that for a lock that another process holds, which ends with the store's own ``lock_timeout_seconds``, and one inside
+    a file object of the program's own, such as ``gzip.open`` over a pipe.
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._open: set[_Entry | None] = set()
+        # They have no lock, for which a handler of signals might wait: whatever is done to either is one step.
+        self._cancelled = Latch()
+        self._open: set[_Entry] = set()
 
     def cancel(self) -> None:
-        """Cancel. A second call does nothing."""
-        with self._lock:
-            if self._event.is_set():
-                return  # also where what is interrupted cancels in its turn
-            self._event.set()
-            blocked = [entry.source for entry in self._open if entry]
-        for source in blocked:
-            source.interrupt()
+        """Cancel. A second call does nothing. From any thread, and from a handler of signals."""
+        if self._cancelled.is_set():
+            return  # also where what is interrupted cancels in its turn
+        self._cancelled.set()
+        for entry in self._open.copy():
+            entry.source.interrupt()
 
     @property
     def is_cancelled(self) -> bool:
         """Whether :meth:`cancel` has been called."""
-        return self._event.is_set()
+        return self._cancelled.is_set()
 
     def check(self) -> None:
         """Raise :class:`Cancelled` if it has been cancelled."""
-        if self._event.is_set():
+        if self._cancelled.is_set():
             raise Cancelled
 
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""
-        if self._event.wait(seconds):
+        if self._cancelled.wait(seconds):
             raise Cancelled
 
     @contextmanager
@@ -66,15 +64,15 @@ class Cancellation:
         """Interrupt ``source`` when a cancel comes in this block; every error after that is :class:`Cancelled`."""
         # Each block has an entry of its own: one inside another must not end the outer one's protection.
         entry = _Entry(source) if isinstance(source, Interruptible) else None
-        with self._lock:
-            self._open |= {entry} if entry else set()
+        if entry is not None:
+            self._open.add(entry)
         try:
-            self.check()
+            self.check()  # after that: a cancel meanwhile has found the one or is found here
             yield
         except Exception as error:
             if self.is_cancelled and not isinstance(error, Cancelled):
                 raise Cancelled from error
             raise
         finally:
-            with self._lock:
+            if entry is not None:
                 self._open.discard(entry)

@@ -177,7 +177,10 @@ class Interruptible(Protocol):
     """A source whose reads, or a target or writer whose writes, may block for long."""
 
     def interrupt(self) -> None:
-        """End at once, with an error, everything that blocks now and whatever comes later. From any thread."""
+        """End at once, with an error, everything that blocks now and whatever comes later.
+
+        From any thread; and from a handler of signals, which may interrupt what this very object does just then.
+        """
 
 
 @runtime_checkable

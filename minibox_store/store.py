@@ -211,7 +211,8 @@ class Store(
             checked_by: what must hold of each image, as for :meth:`import_image`; ``require_digest`` is of the
                 archive's name. It is asked once the archive was read, and before anything of it is in the store.
             on_event: called for each step of progress, from several threads.
-            cancellation: ends it when it is cancelled.
+            cancellation: ends it when it is cancelled, also where a pipe or a socket gives nothing; but not while
+                another file does so, such as ``gzip.open`` over a pipe: the pipe itself may be compressed, too.
 
         Raises:
             PolicyRefused: when ``checked_by`` does not let one in.

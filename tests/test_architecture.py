@@ -29,7 +29,7 @@ VALUES = {
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("filters", "selection", "selecting", "manifest_choice", "policies", "offers", "referring", "repositories"),
-    *("image_map", "blob_sizes", "weighing", "wholeness", "staging", "leaves", "cancellation"),
+    *("image_map", "blob_sizes", "weighing", "wholeness", "staging", "leaves", "cancellation", "latch"),
     *("decompressing", "output_bounds"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}

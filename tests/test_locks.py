@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from tests.support.pushes import push_image
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 from tests.support.sources import RecordingSource, descriptors_of, memory_of
+from tests.support.steps import Steps
 from tests.support.stores import blob, layer_of, open_layout, open_store, put, put_dead, rot
 from tests.support.waiting import SOON_SECONDS
 
@@ -477,57 +477,29 @@ def test_a_prune_that_has_removed_something_tells_it_and_who_kept_it_from_the_re
 # ---- signals
 
 
-class _Interrupt:
-    """Raises KeyboardInterrupt at the nth step of the interpreter in some modules, as a signal's handler may.
+def _is_interrupted(work: Callable[[], object], at: int, steps: Steps) -> bool:
+    """Do something; return whether an interrupt came at its nth step, as a signal's handler may raise it."""
 
-    Of a module it may be one function: ``/uploads.py:append``.
-    """
+    def interrupt(number: int, _: FrameType) -> None:
+        if number == at:
+            raise KeyboardInterrupt
 
-    def __init__(self, at: int, *modules: str) -> None:
-        self.steps = 0
-        self._at = at
-        self._modules = modules
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> "_Interrupt | None":
-        where = f"{frame.f_code.co_filename}:{frame.f_code.co_name}"
-        if event == "call" and (not any(each in where for each in self._modules) or _is_last_of(frame)):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            self.steps += 1
-            if self.steps == self._at:
-                raise KeyboardInterrupt
-        return self
-
-
-def _is_last_of(frame: FrameType) -> bool:
-    """Whether an object is being thrown away: what a handler raises then, Python itself passes over."""
-    back = frame.f_back
-    return "__del__" in (frame.f_code.co_name, back and back.f_code.co_name)
-
-
-def _is_interrupted(work: Callable[[], object], interrupt: _Interrupt) -> bool:
-    """Do something; return whether the interrupt came meanwhile."""
-    before = sys.gettrace()
     try:
-        sys.settrace(interrupt)
-        work()
+        steps.run(work, interrupt)
     except KeyboardInterrupt:
         return True
-    finally:
-        sys.settrace(before)
     return False
 
 
 def _interrupt_everywhere(work: Callable[[], object], check: Callable[[], object], *modules: str) -> None:
     """Do something, interrupted at each step of some modules, and find nothing locked behind it."""
-    counting = _Interrupt(-1, *modules)
-    assert not _is_interrupted(work, counting)
+    steps = Steps(*modules)
+    count = steps.run(work)
     interrupted = 0
-    for at in range(1, counting.steps):
-        interrupted += _is_interrupted(work, _Interrupt(at, *modules))
+    for at in range(1, count):
+        interrupted += _is_interrupted(work, at, steps)
         if found := check():
-            pytest.fail(f"at step {at} of {counting.steps}: {found}")
+            pytest.fail(f"at step {at} of {count}: {found}")
     assert interrupted > 100
 
 

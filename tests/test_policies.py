@@ -25,7 +25,7 @@ from minibox_store import (
     Reference,
     Store,
 )
-from minibox_store.offers import check_reference
+from minibox_store.offers import check_node, check_reference
 from tests.support.images import BuiltImage, build_image, build_index, digest_of
 from tests.support.invariants import check_invariants, read_names, stored
 from tests.support.layouts import blob_path
@@ -479,3 +479,31 @@ def test_S27_an_archive_is_let_in_by_the_bytes_that_are_stored(root: Path) -> No
     assert (str(loaded.digest), loaded.name) == (INDEX.digest, NAME)
     assert hook.contents == {digest: INDEX.blobs[digest] for digest in INDEX.document_digests}
     assert hook.offers[0].name == NAME
+
+
+def test_an_image_of_an_archive_is_walked_once_and_each_of_its_names_is_decided_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def counting(*arguments: Any) -> None:
+        counted.append(arguments[-1])
+        check_node(*arguments)
+
+    monkeypatch.setattr("minibox_store.offers.check_node", counting)
+    names = ["app:1", "app:2", "app:3"]
+    source = open_store(root / "source")
+    source.import_image(memory_of(dict.fromkeys(names, INDEX)), names[0])
+    for name in names[1:]:
+        source.tag(names[0], name)
+    source.save(names, root / "app.tar", format="oci")
+    hook = Hook()
+    open_store(root / "loaded").load(root / "app.tar", checked_by=Policy(verify=hook))
+    assert counted == ["app:1"] * len(INDEX.blobs)
+    assert [offer.name for offer in hook.offers] == names
+    assert {offer.documents for offer in hook.offers} == {hook.offers[0].documents}
+    with pytest.raises(PolicyRefused) as caught:
+        open_store(root / "refused").load(
+            root / "app.tar", checked_by=Policy(verify=lambda offer: offer.name != "app:2")
+        )
+    assert (caught.value.name, read_names(root / "refused")) == ("app:2", {})

@@ -126,6 +126,28 @@ def test_connecting_is_interrupted() -> None:
         assert_interrupted(repository, lambda: repository.resolve("1"), lambda: time.sleep(0.2))
 
 
+class HandledNetwork(SystemNetwork):
+    """A network in which a handler of signals runs as soon as a socket has begun to connect."""
+
+    def __init__(self) -> None:
+        self.handler: Callable[[], None] = lambda: None
+
+    def begin_connect(self, opened: socket.socket, address: Address) -> None:
+        """Begin to connect the socket, and let the handler run."""
+        super().begin_connect(opened, address)
+        self.handler()
+
+
+def test_a_connection_that_just_begins_is_interrupted_by_a_handler_of_signals() -> None:
+    network = HandledNetwork()
+    with full_listener() as port, open_patient(f"127.0.0.1:{port}/team/app:1", network=network) as repository:
+        network.handler = repository.interrupt
+        begun = time.monotonic()
+        with pytest.raises(RegistryError, match="interrupted"):
+            repository.resolve("1")
+        assert time.monotonic() < begun + SOON_SECONDS
+
+
 class SilentNetwork(SystemNetwork):
     """A network whose servers of names do not answer until ``answers`` is set."""
 

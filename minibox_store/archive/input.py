@@ -5,13 +5,15 @@ come through here. They may be compressed as a whole, by gzip, zstd or xz, once.
 """
 
 import io
+import math
 import os
 import select
 import stat
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from minibox_store import _moving
 from minibox_store.decompressing import (
@@ -25,6 +27,9 @@ from minibox_store.errors import Cancelled, InvalidArchive, InvalidArgument, Sto
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.output_bounds import OutputBounds
 from minibox_store.protocols import BlobStream, FileRange
+
+if TYPE_CHECKING:
+    import socket
 
 _WHAT = "the archive"
 _POLL_MILLISECONDS = 200
@@ -81,7 +86,7 @@ class ArchiveInput:
         return self._stream.readinto(buffer)
 
     def interrupt(self) -> None:
-        """End, with an error, a read that waits for a pipe, now and later. From any thread."""
+        """End, with an error, a read that waits for a pipe or a socket, now and later. From any thread."""
         self._callers.interrupt()
 
     def seekable(self) -> bool:
@@ -187,11 +192,12 @@ class _CallersStream:
             self._into = file.readinto1  # what is there: of a pipe, the rest of a buffer may be long in coming
         elif isinstance(file, _ReadableInto):
             self._into = file.readinto
-        self._waiting = _waiting_for(file)
+        self._peer = _peer_of(file)
+        self._waiting = _waiting_for(file, self._peer)
         self._is_interrupted = False
 
     def interrupt(self) -> None:
-        """End, with an error, the wait for a pipe, now and later."""
+        """End, with an error, the wait for a pipe or a socket, now and later."""
         self._is_interrupted = True
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -217,8 +223,14 @@ class _CallersStream:
 
     def _wait(self) -> None:
         # What the file has read ahead may wait too: nothing is whole before the end of a pipe has come.
-        while self._waiting is not None and not self._is_interrupted and not self._waiting.poll(_POLL_MILLISECONDS):
-            pass
+        seconds = None if self._peer is None else self._peer.gettimeout()
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        while self._waiting is not None and not self._is_interrupted:
+            left_milliseconds = max(0.0, (until - time.monotonic()) * 1000)
+            if self._waiting.poll(min(_POLL_MILLISECONDS, left_milliseconds)):
+                break
+            if not left_milliseconds:
+                raise TimeoutError("timed out")  # as the socket says it
         if self._is_interrupted:
             raise Cancelled
 
@@ -269,20 +281,39 @@ def _compression_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
+def _raw_of(file: Archive | BinaryIO) -> object:
+    # This very type, and below of the others too: what is derived from them may give other bytes than lie there.
+    return file.raw if type(file) is io.BufferedReader else file
+
+
 def _descriptor_of(file: Archive | BinaryIO) -> io.FileIO | None:
-    # These very types: what is derived from them may give other bytes than lie there.
-    raw = file.raw if type(file) is io.BufferedReader else file
+    raw = _raw_of(file)
     return raw if type(raw) is io.FileIO else None
 
 
-def _waiting_for(file: Archive | BinaryIO) -> "select.poll | None":
+def _peer_of(file: Archive | BinaryIO) -> "socket.socket | None":
+    """Return the socket that a file reads from; None where that is none, or TLS holds some of what came."""
+    if "socket" not in sys.modules:  # nobody has one
+        return None
+    import socket
+
+    raw = _raw_of(file)
+    peer = getattr(raw, "_sock", None) if type(raw) is socket.SocketIO and raw.readable() else None
+    return peer if type(peer) is socket.socket and peer.fileno() >= 0 else None
+
+
+def _waiting_for(file: Archive | BinaryIO, peer: "socket.socket | None") -> "select.poll | None":
     """Return what tells whether a pipe, or the like, has something to give; None for what never waits, or others."""
-    raw = _descriptor_of(file)
-    if raw is None or stat.S_ISREG(os.fstat(raw.fileno()).st_mode) or not os.get_blocking(raw.fileno()):
+    if peer is not None:
+        source, may_wait = peer.fileno(), peer.gettimeout() != 0
+    elif (raw := _descriptor_of(file)) is not None:
+        source = raw.fileno()
+        may_wait = not stat.S_ISREG(os.fstat(source).st_mode) and os.get_blocking(source)
+    else:
         return None
     waiting = select.poll()
-    waiting.register(raw.fileno(), select.POLLIN)
-    return waiting
+    waiting.register(source, select.POLLIN)
+    return waiting if may_wait else None
 
 
 def _regular_file(file: Archive | BinaryIO) -> FileRange | None:

@@ -9,7 +9,6 @@ import os
 import select
 import stat
 import sys
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from minibox_store import _files, _moving
 from minibox_store._room import check_room
 from minibox_store.digest import Verifier
 from minibox_store.errors import Cancelled, InvalidArgument, MissingLibrary, StoreFull, StoreUnavailable
+from minibox_store.latch import Latch
 from minibox_store.protocols import BlobStream
 
 _POLL_MILLISECONDS = 100
@@ -157,7 +157,7 @@ class PipeSink(_Stream):
         most_bytes: how much is written at once.
     """
 
-    def __init__(self, descriptor: int, name: str, interrupted: threading.Event, most_bytes: int) -> None:
+    def __init__(self, descriptor: int, name: str, interrupted: Latch, most_bytes: int) -> None:
         self._descriptor = descriptor
         self._name = name
         self._interrupted = interrupted
@@ -231,7 +231,7 @@ class ZstdSink(_Stream):
 
 
 @contextmanager
-def opened_sink(file: BinaryIO, interrupted: threading.Event) -> Iterator[Sink]:
+def opened_sink(file: BinaryIO, interrupted: Latch) -> Iterator[Sink]:
     """Give the way into what a program has open; it is not closed. A write to a pipe ends once ``interrupted`` is set.
 
     Raises:

@@ -25,6 +25,7 @@ from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Document, children
 from minibox_store.errors import ContentMismatch, IncompleteImage, InvalidPath
 from minibox_store.graph import read_content
+from minibox_store.latch import Latch
 from minibox_store.limits import Limits
 from minibox_store.protocols import BlobSource, BlobStream, RangeStream
 from minibox_store.tar import END_OF_ARCHIVE
@@ -84,7 +85,7 @@ class ArchiveStream:
     def __init__(self, file: BinaryIO, *, form: ArchiveForm = _PLAIN) -> None:
         self._file = file
         self._form = form
-        self._interrupted = threading.Event()
+        self._interrupted = Latch()
 
     def interrupt(self) -> None:
         """End a write to a pipe that waits for its reader, and every later one."""

@@ -95,7 +95,15 @@ def tell_made(chosen: "ChosenImage", on_event: EventListener) -> None:
         on_event(IndexMade(original=chosen.made_from, descriptor=chosen.root, platforms=platforms))
 
 
-def check_policy(source: RememberingSource, resolved: Descriptor, root: Descriptor, wish: Wish, limits: Limits) -> None:
+def check_policy(
+    source: RememberingSource,
+    resolved: Descriptor,
+    root: Descriptor,
+    wish: Wish,
+    limits: Limits,
+    *,
+    walked: dict[Descriptor, tuple[Descriptor, ...]] | None = None,
+) -> None:
     """Return if the policy, where there is one, lets in what lies at ``root``; its documents are read for that.
 
     Args:
@@ -104,6 +112,8 @@ def check_policy(source: RememberingSource, resolved: Descriptor, root: Descript
         root: what of it would be stored.
         wish: what is asked for, and the policy.
         limits: how deep and how large the graph may be.
+        walked: the documents of each root whose blobs this policy has let in, under whatever name; what is walked now
+            is added.
 
     Raises:
         PolicyRefused: when it does not.
@@ -114,16 +124,19 @@ def check_policy(source: RememberingSource, resolved: Descriptor, root: Descript
         return
     from minibox_store.offers import OfferedImage, SeenNodes, check_node, check_offer, check_resolved
 
-    seen = SeenNodes()
+    walked = {} if walked is None else walked
     check_resolved(policy, resolved, wish.digest, wish.name)
-    for node in walk(source, root, limits=limits):
-        check_node(policy, seen, node, wish.name)
+    if root not in walked:
+        seen = SeenNodes()
+        for node in walk(source, root, limits=limits):
+            check_node(policy, seen, node, wish.name)
+        walked[root] = tuple(seen.documents)
     offer = OfferedImage(
         name=wish.name,
         reference=wish.reference,
         resolved=resolved,
         root=root,
-        documents=tuple(seen.documents),
+        documents=walked[root],
         read=source.read,
     )
     check_offer(policy, offer)

@@ -145,6 +145,7 @@ class _Choice:
         self._limits = limits
         self._on_event = on_event
         self._chosen: dict[Descriptor, Descriptor] = {}
+        self._walked: dict[Descriptor, tuple[Descriptor, ...]] = {}
         self._totals = DocumentTotals(limits)
 
     def admit(self, name: str, image: ArchivedImage) -> Descriptor:
@@ -159,7 +160,7 @@ class _Choice:
         chosen = self._chosen.get(image.root)
         if chosen is None:
             chosen = self._chosen[image.root] = self._choose(name, image.root)
-        check_policy(self._source, image.root, chosen, wish, self._limits)
+        check_policy(self._source, image.root, chosen, wish, self._limits, walked=self._walked)
         return chosen
 
     def _choose(self, name: str, root: Descriptor) -> Descriptor:

@@ -4,11 +4,11 @@ One thread unpacks; what moves the blobs is the copy, as ever. Whichever of the 
 told is what went wrong first.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from queue import SimpleQueue
 
 import attrs
 
@@ -216,30 +216,30 @@ class _Unpacking(Value):
 
 
 class _Arrivals:
-    """Which blobs have come; and whether there is any sense in waiting for more."""
+    """Which blobs have come; and whether there is any sense in waiting for more. One thread waits.
+
+    They come through a queue, and no lock: a handler of signals, too, may interrupt, whatever it has interrupted.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._come: set[Digest] = set()
+        self._coming: SimpleQueue[Digest | None] = SimpleQueue()
+        self._come: set[Digest | None] = set()
         self.is_over = False
 
     def add(self, digest: Digest) -> None:
-        with self._changed:
-            self._come.add(digest)
-            self._changed.notify_all()
+        self._coming.put(digest)
 
     def interrupt(self) -> None:
-        with self._changed:
-            self.is_over = True
-            self._changed.notify_all()
+        self.is_over = True
+        self._coming.put(None)
 
     def check(self) -> None:
         if self.is_over:
             raise Cancelled
 
     def wait_for(self, digest: Digest) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.is_over or digest in self._come)
+        while not self.is_over and digest not in self._come:
+            self._come.add(self._coming.get())
         self.check()
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import attrs
 
+from minibox_store.latch import Latch
 from minibox_store.registry.addresses import is_private, literal_address, restricted_class
 from minibox_store.registry.failures import AddressBlocked, AddressRefused, LineInterrupted, ProxyFailed
 from minibox_store.registry.urls import Origin
@@ -62,16 +63,18 @@ class OpenLines:
     """Every socket that is open, so that any thread can end what happens on all of them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A handler of signals interrupts in the midst of what the main thread does under it.
+        self._lock = threading.RLock()
         self._handles: set[socket.socket] = set()
-        self._interrupted = threading.Event()
+        self._interrupted = Latch()
 
     def begin(self, opened: socket.socket, connect: Callable[[], None]) -> socket.socket:
         """Begin to connect a socket, and return a handle on it, to be given to :meth:`remove`.
 
         It is a duplicate, since TLS takes the socket itself away: shutting it down shuts down the connection, and
         no number of a closed socket, which may be somebody else's by then, is ever shut down. It is known before
-        anything can interrupt, since a shutdown has no effect on a socket that has not begun to connect.
+        another thread can interrupt, since a shutdown has no effect on a socket that has not begun to connect. A
+        handler of signals can before: whoever has the handle looks whether all is over.
 
         Raises:
             LineInterrupted: when all is over already.
@@ -264,6 +267,7 @@ class Dialler:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handle = self._lines.begin(opened, lambda: self._network.begin_connect(opened, address))
             try:
+                self._lines.check()
                 _finish_connect(opened, timeout_seconds)
                 self._lines.check()
             except BaseException:

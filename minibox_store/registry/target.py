@@ -59,7 +59,6 @@ class RepositoryTarget:
         self._open_repository = open_repository
         self._find_mounts = find_mounts
         self._chunk_bytes = chunk_bytes
-        self._guard = threading.Lock()
         self._opened: set[WritableRepository] = set()
         self._is_interrupted = False
 
@@ -73,25 +72,22 @@ class RepositoryTarget:
             RegistryError: when the registry cannot be reached, or refuses.
         """
         with self._open_repository() as repository:
-            with self._guard:
-                self._opened.add(repository)
-                if self._is_interrupted:
-                    repository.interrupt()
+            self._opened.add(repository)
+            if self._is_interrupted:  # after that: an interrupt meanwhile has found the one or is found here
+                repository.interrupt()
             try:
                 repository.settle()
                 writer = RepositoryWriter(repository, self._find_mounts, self._chunk_bytes)
                 yield writer
                 writer.finish()
             finally:
-                with self._guard:
-                    self._opened.discard(repository)
+                self._opened.discard(repository)
 
     def interrupt(self) -> None:
         """End at once, with an error, whatever is sent or waited for, now or later. From any thread."""
-        with self._guard:
-            self._is_interrupted = True
-            for repository in self._opened:
-                repository.interrupt()
+        self._is_interrupted = True
+        for repository in self._opened.copy():
+            repository.interrupt()
 
 
 class RepositoryWriter:
