@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minibox_store._files import NO_SPACE
-from minibox_store.errors import InvalidPath, StoreError, StoreFull, StoreUnavailable
+from minibox_store.errors import InvalidArgument, InvalidPath, StoreError, StoreFull, StoreUnavailable
 from minibox_store.listeners import is_of_listener
 
 _NO_FAULT_OF_A_PATH = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -58,9 +58,17 @@ def path_errors(path: str) -> Iterator[None]:
         raise InvalidPath(path, (error.strerror or str(error)).lower()) from error
 
 
-def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Return where a path that the caller gave leads to from the working directory, as that is now."""
-    name = os.fspath(path)
-    with path_errors(name):
-        os.fsencode(name)
-        return os.path.abspath(name)
+def path_text(name: str, path: str | os.PathLike[str]) -> str:
+    """Return the path that an argument, called ``name``, has, if it has one that is a text."""
+    found: object = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(found, str):
+        raise InvalidArgument(name, path, "it is no path, or its path is no text")
+    return found
+
+
+def absolute_path(path: str | os.PathLike[str], name: str = "path") -> str:
+    """Return where the path that an argument has leads to from the working directory, as that is now."""
+    found = path_text(name, path)
+    with path_errors(found):
+        os.fsencode(found)
+        return os.path.abspath(found)

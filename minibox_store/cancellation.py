@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import attrs
 
 from minibox_store.errors import Cancelled
+from minibox_store.kinds import check_kind
 from minibox_store.latch import Latch
 from minibox_store.protocols import Interruptible
 from minibox_store.values import Value
@@ -76,3 +77,15 @@ class Cancellation:
         finally:
             if entry is not None:
                 self._open.discard(entry)
+
+
+def checked_cancellation(cancellation: Cancellation | None) -> Cancellation:
+    """Return what an operation is cancelled by; where it was given None, what nobody ever cancels.
+
+    Raises:
+        InvalidArgument: for anything else, such as an event of ``threading``.
+    """
+    if cancellation is None:
+        return Cancellation()
+    check_kind("cancellation", cancellation, Cancellation)
+    return cancellation

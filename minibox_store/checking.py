@@ -11,14 +11,13 @@ from contextlib import closing
 from itertools import chain
 from queue import SimpleQueue
 
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, ObservedSource, ignore_events
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Node, identity
 from minibox_store.errors import (
     BlobNotFound,
     ContentMismatch,
-    InvalidArgument,
     InvalidDocument,
     StoreDamaged,
     StoreError,
@@ -26,6 +25,7 @@ from minibox_store.errors import (
 from minibox_store.events import BlobsCounted
 from minibox_store.graph import is_of_the_blob
 from minibox_store.image_map import ImageMap
+from minibox_store.kinds import check_count
 from minibox_store.limits import MEBIBYTE
 from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource
@@ -64,9 +64,8 @@ def check_images(
 
     Guarantees: a document that cannot be read hides nothing but what it alone leads to. No thread is left behind.
     """
-    if parallel < 1:
-        raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-    cancellation = cancellation or Cancellation()
+    check_count("parallel", parallel, "at least one blob has to be read")
+    cancellation = checked_cancellation(cancellation)
     told: set[tuple[Digest, FindingKind]] = set()
     with cancellation.interrupting(source):
         documents: list[_Met] = []

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Node
 from minibox_store.errors import Cancelled, InvalidArgument
@@ -24,6 +24,7 @@ from minibox_store.events import (
     RegisteringName,
 )
 from minibox_store.graph import ContentSource, RememberingSource, walk_contents
+from minibox_store.kinds import check_count, each_of
 from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.listeners import marking_errors
@@ -62,8 +63,18 @@ def ignore_events(event: Event) -> None:
 
 
 def heard(on_event: EventListener) -> EventListener:
-    """Return a listener whose errors are told from those of the operation that it listens to."""
-    return on_event if on_event is ignore_events else marking_errors(on_event)
+    """Return a listener whose errors are told from those of the operation that it listens to.
+
+    Raises:
+        InvalidArgument: for what cannot be called.
+    """
+    return on_event if on_event is ignore_events else marking_errors(_checked_listener(on_event))
+
+
+def _checked_listener(on_event: EventListener) -> EventListener:
+    if not callable(on_event):
+        raise InvalidArgument("on_event", on_event, "it is nothing that can be called with an event")
+    return on_event
 
 
 class _ObservedStream:
@@ -283,7 +294,7 @@ def copy_graph(
 
     Guarantees: idempotent; each document is written after its children.
     """
-    cancellation = cancellation or Cancellation()
+    cancellation = checked_cancellation(cancellation)
     with cancellation.interrupting(source), cancellation.interrupting(writer):
         _Copy(source, writer, on_event, cancellation).run(root, limits, parallel)
 
@@ -309,14 +320,16 @@ def copy_image(
     ``when_whole`` is called when the target holds all of it, before a name is written: what fails then changes none.
 
     Raises:
-        InvalidArgument: when there are ``referrers``, and the target keeps none.
+        InvalidArgument: when there are ``referrers``, and the target keeps none; for one name in the place of several,
+            and whatever else is none of these.
         Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
         StoreFull: before a byte has moved, when the target has not the room for what it lacks.
 
     Guarantees: atomic as to names; copying twice leaves what copying once does.
     """
-    names, referrers = tuple(names), tuple(referrers)
-    cancellation = cancellation or Cancellation()
+    names, referrers = each_of("names", names, str), each_of("referrers", referrers, Descriptor)
+    check_count("parallel", parallel, "at least one layer has to move")
+    on_event, cancellation = _checked_listener(on_event), checked_cancellation(cancellation)
     # Each document is walked twice, and crosses the wire once.
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.

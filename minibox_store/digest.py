@@ -8,6 +8,7 @@ import hashlib
 import attrs
 
 from minibox_store.errors import ContentMismatch, InvalidDigest
+from minibox_store.kinds import check_kind
 from minibox_store.values import Value
 
 HEX_LENGTHS = {"sha256": 64, "sha512": 128}  # of each algorithm that there is
@@ -56,6 +57,8 @@ class Digest(Value):
         >>> Digest.parse("sha256:" + "ab" * 32).hex[:4]
         'abab'
         """
+        if not isinstance(text, str):
+            raise InvalidDigest(repr(text), "it is no text")
         algorithm, colon, encoded = text.partition(":")
         if not colon:
             raise InvalidDigest(text, "it has no colon")
@@ -68,6 +71,15 @@ class Digest(Value):
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+def check_digest(digest: Digest, name: str = "digest") -> None:
+    """Return if an argument is a digest: the text of one equals none, and nothing would be found by it.
+
+    Raises:
+        InvalidArgument: when it is not.
+    """
+    check_kind(name, digest, Digest, ": Digest.parse reads one")
 
 
 class Verifier:

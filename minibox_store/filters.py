@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from minibox_store.errors import InvalidFilter
+from minibox_store.kinds import check_kind, each_of
 from minibox_store.values import Value
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -37,8 +38,12 @@ _NO_TIME = "it is less than nothing, or longer than all time"
 
 
 def _rounded(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidFilter(f"older_than={seconds}", "it is no number of seconds")
     # Nothing is written with a minus before it: what is less than nothing is refused.
-    return None if seconds is None else round(float(seconds), 3) + 0.0
+    return round(float(seconds), 3) + 0.0
 
 
 @attrs.frozen(repr=False)
@@ -47,12 +52,16 @@ class Label(Value):
 
     Raises:
         InvalidFilter: on construction, for a key that is empty, or has a ``=``, behind which a value would begin.
+        InvalidArgument: on construction, for a key or a value that is no text: no config has such a label.
     """
 
     key: str
     value: str | None = None
 
     def __attrs_post_init__(self) -> None:
+        check_kind("key", self.key, str)
+        if self.value is not None:
+            check_kind("value", self.value, str)
         if not self.key:
             raise InvalidFilter(f"label={self}", "the label has no name")
         if "=" in self.key:
@@ -66,8 +75,12 @@ class Label(Value):
         return self.key if self.value is None else f"{self.key}={self.value}"
 
 
-def _each(labels: Iterable[Label]) -> tuple[Label, ...]:
-    return tuple(labels)
+def _with(labels: Iterable[Label]) -> tuple[Label, ...]:
+    return each_of("labels", labels, Label)
+
+
+def _without(labels: Iterable[Label]) -> tuple[Label, ...]:
+    return each_of("without_labels", labels, Label)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -85,16 +98,19 @@ class ImageFilter(Value):
 
     Raises:
         InvalidFilter: on construction, for one without a condition (which would mean all), or with an impossible one.
+        InvalidArgument: on construction, for a ``reference`` that is no text, and for labels that are none.
     """
 
     reference: str | None = None
     older_than_seconds: float | None = attrs.field(default=None, converter=_rounded)
-    labels: tuple[Label, ...] = attrs.field(default=(), converter=_each)
-    without_labels: tuple[Label, ...] = attrs.field(default=(), converter=_each)
+    labels: tuple[Label, ...] = attrs.field(default=(), converter=_with)
+    without_labels: tuple[Label, ...] = attrs.field(default=(), converter=_without)
     keep_last: int | None = None
     max_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.reference is not None:
+            check_kind("reference", self.reference, str)
         if not self.conditions():
             raise InvalidFilter("", "it has no condition, and would mean every image")
         seconds = self.older_than_seconds
@@ -115,13 +131,14 @@ class ImageFilter(Value):
 
         Raises:
             InvalidFilter: for a condition that is none, one that stands twice where it may not, or none at all.
+            InvalidArgument: for a condition that is no text, such as a list of them.
 
         >>> ImageFilter.parse("older_than=30d", "label!=keep").older_than_seconds
         2592000.0
         """
         found: dict[str, object] = {}
         labels: dict[str, list[Label]] = {"labels": [], "without_labels": []}
-        for condition in conditions:
+        for condition in each_of("conditions", conditions, str):
             key, equals, text = condition.partition("=")
             if not equals:
                 raise InvalidFilter(condition, "it is not written key=value")
@@ -158,6 +175,15 @@ class ImageFilter(Value):
         if self.max_bytes is not None:
             found.append(f"max_bytes={self.max_bytes}")
         return tuple(found)
+
+
+def check_filter(chosen_by: ImageFilter) -> None:
+    """Return if an argument is a filter, and not the text of one.
+
+    Raises:
+        InvalidArgument: when it is not.
+    """
+    check_kind("chosen_by", chosen_by, ImageFilter, ": ImageFilter.parse reads one")
 
 
 def _label(condition: str, text: str) -> Label:

@@ -5,6 +5,7 @@ Spec: OCI distribution-spec 1.1 asks registries to accept manifests of at least 
 
 import attrs
 
+from minibox_store.kinds import check_count, check_kind, check_seconds
 from minibox_store.values import Value
 
 KIBIBYTE = 1024
@@ -14,8 +15,26 @@ MAX_BASE_LAYER_BYTES = 64 * 1024  # what stands beside a root filesystem
 MAX_LISTING_BYTES = 64 * MEBIBYTE  # what is kept of some 300,000 images, without outlines, between two listings
 
 
+class _Bounds(Value):
+    """What has bounds alone: whole numbers and times of 0 and more, and bounds within them."""
+
+    __slots__ = ()
+
+    def __attrs_post_init__(self) -> None:
+        # Found here, and not as the first thing is held against it, which is in the midst of a pull.
+        fields: tuple[attrs.Attribute[object], ...] = getattr(type(self), "__attrs_attrs__", ())
+        for field in fields:
+            value = getattr(self, field.name)
+            if field.name == "tar":
+                check_kind("tar", value, TarLimits)
+            elif isinstance(field.default, float):
+                check_seconds(field.name, value)
+            else:
+                check_count(field.name, value, "it is less than nothing", least=0)
+
+
 @attrs.frozen(kw_only=True, repr=False)
-class TarLimits(Value):
+class TarLimits(_Bounds):
     """How much a reader of a tar takes from an archive that nobody vouches for.
 
     How many members are too many is for who reads them to say.
@@ -39,7 +58,7 @@ DEFAULT_TAR_LIMITS = TarLimits()
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class Limits(Value):
+class Limits(_Bounds):
     """The bounds within which one image, and one store, is read.
 
     Sizes are bytes. What passes a bound is refused with an error that names it, never cut short. Each may be lowered
@@ -73,6 +92,9 @@ class Limits(Value):
             that no manifest there needs.
         asked_seconds: how long a blob is kept that a client of a repository asked for, and was told is there, once
             nothing is pushed to that repository any more; never longer than ``pushed_seconds``.
+
+    Raises:
+        InvalidArgument: on construction, for what is no number, and for less than nothing.
     """
 
     document_bytes: int = 4 * MEBIBYTE
@@ -101,7 +123,7 @@ DEFAULT_LIMITS = Limits()
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class UnpackLimits(Value):
+class UnpackLimits(_Bounds):
     """The bounds within which one layer is decompressed and unpacked, whoever made it.
 
     Attributes:

@@ -9,11 +9,12 @@ runs on what.
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidPlatform
+from minibox_store.kinds import check_kind, each_of
 from minibox_store.values import Value
 
 _TEXT_LENGTH = 256
@@ -84,6 +85,8 @@ class Platform(Value):
         >>> Platform.parse("linux/arm/v7").variant
         'v7'
         """
+        if not isinstance(text, str):
+            raise InvalidPlatform(repr(text), "it is no text")
         if len(text) > _TEXT_LENGTH:
             raise InvalidPlatform(text[:80] + "...", f"it is longer than {_TEXT_LENGTH} characters")
         match = _PLATFORM.fullmatch(text)
@@ -140,6 +143,7 @@ WantedPlatforms = Platform | tuple[Platform, ...] | Literal["all"] | None
 # Of an archive, also those that it has, whatever else its index names.
 ArchivePlatformChoice = PlatformChoice | Literal["present"]
 ArchivedPlatforms = WantedPlatforms | Literal["present"]
+_Platform = TypeVar("_Platform", Platform, Platform | None)
 
 
 def checked_choice(platform: PlatformChoice) -> WantedPlatforms:
@@ -152,7 +156,7 @@ def checked_choice(platform: PlatformChoice) -> WantedPlatforms:
     True
     """
     if platform is None or isinstance(platform, Platform):
-        return platform
+        return checked_platform(platform)
     if isinstance(platform, str):
         if platform == "all":
             return "all"
@@ -161,7 +165,21 @@ def checked_choice(platform: PlatformChoice) -> WantedPlatforms:
     wanted = tuple([each for each in platform if isinstance(each, Platform)]) if isinstance(platform, Sequence) else ()
     if not wanted or len(wanted) != len(platform):
         raise InvalidArgument("platform", platform, "it is no Platform, and no sequence of one or more of them")
-    return wanted
+    return tuple(map(checked_platform, wanted))
+
+
+def checked_platform(platform: _Platform) -> _Platform:
+    """Return the one platform that is wanted of an image, or None, if it is one.
+
+    Raises:
+        InvalidArgument: for anything else, such as the text of one, and for one whose fields are no texts.
+    """
+    if platform is not None:
+        check_kind("platform", platform, Platform, ": Platform.parse reads one")
+        texts = (platform.os, platform.architecture, platform.variant or "", platform.os_version or "")
+        each_of("platform", texts, str)
+        each_of("os_features", platform.os_features, str)
+    return platform
 
 
 def describe_choice(platform: WantedPlatforms) -> str:

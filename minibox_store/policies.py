@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidReference
+from minibox_store.kinds import check_switches, each_of
 from minibox_store.reference import Reference
 from minibox_store.values import Value
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def _kept(places: Sequence[str] | None) -> Sequence[str] | None:
-    """Return what nobody can change any more; a text is told of later."""
-    return places if places is None or isinstance(places, str) else tuple(places)
+    """Return what nobody can change any more."""
+    return None if places is None else each_of("allow_registries", places, str)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -33,7 +34,8 @@ class Policy(Value):
             and refuses by anything else that it returns or raises.
 
     Raises:
-        InvalidArgument: on construction, for what is no host or part of one, and for a negative bound.
+        InvalidArgument: on construction, for what is no host or part of one, a negative bound, and whatever else is
+            none of these.
     """
 
     allow_registries: Sequence[str] | None = attrs.field(default=None, converter=_kept)
@@ -43,14 +45,15 @@ class Policy(Value):
     verify: "Callable[[OfferedImage], object] | None" = None
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.allow_registries, str):
-            raise InvalidArgument("allow_registries", self.allow_registries, "it is a text, and no sequence of them")
         for place in self.allow_registries or ():
             split_place(place)
         for name in ("max_image_bytes", "max_layers"):
             bound = getattr(self, name)
             if bound is not None and (type(bound) is not int or bound < 0):
                 raise InvalidArgument(name, bound, "it is no number of 0 or more")
+        check_switches(require_digest=self.require_digest)
+        if self.verify is not None and not callable(self.verify):
+            raise InvalidArgument("verify", self.verify, "it is nothing that can be called with an image")
 
 
 def split_place(place: str) -> tuple[str, str]:
@@ -59,8 +62,6 @@ def split_place(place: str) -> tuple[str, str]:
     Raises:
         InvalidArgument: when none can.
     """
-    if not isinstance(place, str):
-        raise InvalidArgument("allow_registries", place, "it is no text")
     host, slash, path = place.partition("/")
     try:
         # What is allowed is what some reference can name, in the spelling that it has there.

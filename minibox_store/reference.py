@@ -27,7 +27,7 @@ import re
 
 import attrs
 
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.errors import InvalidDigest, InvalidReference
 from minibox_store.values import Value
 
@@ -73,6 +73,7 @@ class Reference(Value):
     Raises:
         InvalidReference: on construction, when a field breaks the grammar or is not in its canonical spelling, or
             when there is neither a tag nor a digest.
+        InvalidArgument: on construction, for a digest that is none, such as the text of one.
     """
 
     domain: str
@@ -81,6 +82,8 @@ class Reference(Value):
     digest: Digest | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.digest is not None:
+            check_digest(self.digest)
         problem = (
             _problem_of_name(self.domain, self.repository)
             or _problem_of_canonical_name(self.domain, self.repository)
@@ -103,6 +106,8 @@ class Reference(Value):
         >>> Reference.parse("localhost:5000/app").domain
         'localhost:5000'
         """
+        if not isinstance(text, str):
+            raise InvalidReference(repr(text), "it is no text")
         if len(text) > _TEXT_LENGTH:
             raise InvalidReference(_shown(text), f"it is longer than {_TEXT_LENGTH} characters")
         if _IDENTIFIER.fullmatch(text):
@@ -197,7 +202,7 @@ def check_image_name(text: str) -> str:
     """
     problem = _problem_of_image_name(text)
     if problem is not None:
-        raise InvalidReference(_shown(text), problem)
+        raise InvalidReference(_shown(str(text)), problem)
     return text
 
 
@@ -232,6 +237,8 @@ def _is_domain(first_segment: str) -> bool:
 
 
 def _problem_of_name(domain: str, repository: str) -> str | None:
+    if not isinstance(domain, str) or not isinstance(repository, str):
+        return "its domain or its repository is no text"
     if len(domain) + 1 + len(repository) > _NAME_LENGTH:
         return f"domain and repository together are longer than {_NAME_LENGTH} characters"
     if _DOMAIN.fullmatch(domain) is None:
@@ -264,6 +271,8 @@ def _problem_of_canonical_name(domain: str, repository: str) -> str | None:
 def _problem_of_tag(tag: str | None, *, has_digest: bool) -> str | None:
     if tag is None:
         return None if has_digest else "it has neither a tag nor a digest"
+    if not isinstance(tag, str):
+        return "the tag is no text"
     if not tag:
         return "the tag is empty"
     if _TAG.fullmatch(tag) is None:
@@ -275,6 +284,8 @@ def _problem_of_tag(tag: str | None, *, has_digest: bool) -> str | None:
 
 
 def _problem_of_image_name(text: str) -> str | None:
+    if not isinstance(text, str):
+        return "it is no text"
     if not text:
         return "it is empty"
     if len(text) > _IMAGE_NAME_LENGTH:

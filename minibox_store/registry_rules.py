@@ -21,6 +21,7 @@ from typing import Literal
 import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidReference, RegistryBlocked
+from minibox_store.kinds import check_kind, check_switches, each_of
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API, Reference
 from minibox_store.values import Value
 
@@ -42,11 +43,19 @@ _VISIBLE = re.compile(r"[!-~]+")
 
 
 def _mirrors(values: "Iterable[Mirror]") -> "tuple[Mirror, ...]":
-    return tuple(values)
+    return each_of("mirrors", values, Mirror)
 
 
-def _texts(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
+def _realms(values: Iterable[str]) -> tuple[str, ...]:
+    return each_of("realms", values, str)
+
+
+def _rules(values: "Iterable[RegistryRule]") -> "tuple[RegistryRule, ...]":
+    return each_of("rules", values, RegistryRule)
+
+
+def _allowed(values: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else each_of("allowed", values, str)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -74,7 +83,7 @@ class Mirror(Value):
         _check_place("location", self.location)
         _check_choice("credentials", self.credentials, _WHOSE_CREDENTIALS)
         _check_choice("pull", self.pull, _ASKED_FOR)
-        _check_switch("insecure", self.insecure)
+        check_switches(insecure=self.insecure)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -99,7 +108,7 @@ class RegistryRule(Value):
     mirrors: tuple[Mirror, ...] = attrs.field(default=(), converter=_mirrors)
     insecure: bool = False
     blocked: bool = False
-    realms: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    realms: tuple[str, ...] = attrs.field(default=(), converter=_realms)
 
     def __attrs_post_init__(self) -> None:
         if self.location is not None:
@@ -110,8 +119,7 @@ class RegistryRule(Value):
             _check_prefix("prefix", self.prefix)
         for realm in self.realms:
             _check_realm(realm)
-        _check_switch("insecure", self.insecure)
-        _check_switch("blocked", self.blocked)
+        check_switches(insecure=self.insecure, blocked=self.blocked)
 
     @property
     def covers(self) -> str:
@@ -161,19 +169,18 @@ class RegistryRules(Value):
             registries, their mirrors, token servers, and hosts that they redirect to. None where nothing is said.
 
     Raises:
-        InvalidArgument: on construction, when two rules have the same prefix, what is allowed is no prefix, or
-            ``private_addresses`` is none of these.
+        InvalidArgument: on construction, when two rules have the same prefix, and for a value that is none of these.
     """
 
-    rules: tuple[RegistryRule, ...] = ()
-    allowed: tuple[str, ...] | None = attrs.field(default=None, converter=attrs.converters.optional(_texts))
+    rules: tuple[RegistryRule, ...] = attrs.field(default=(), converter=_rules)
+    allowed: tuple[str, ...] | None = attrs.field(default=None, converter=_allowed)
     private_addresses: bool | None = None
 
     def __attrs_post_init__(self) -> None:
         for prefix in self.allowed or ():
             _check_prefix("allowed", prefix)
         if self.private_addresses is not None:
-            _check_switch("private_addresses", self.private_addresses)
+            check_switches(private_addresses=self.private_addresses)
         seen: set[str] = set()
         for rule in self.rules:
             if rule.covers.lower() in seen:
@@ -242,6 +249,7 @@ class RegistryRules(Value):
         return RegistryPlace(reference=reference, insecure=rule.insecure, realms=rule.realms)
 
     def _allowed(self, reference: Reference) -> RegistryRule | None:
+        check_kind("reference", reference, Reference, ": Reference.parse reads one")
         if self.allowed is not None and not any(
             RegistryRule(prefix=prefix).fit(reference.domain, reference.repository) for prefix in self.allowed
         ):
@@ -269,13 +277,8 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InvalidArgument(name, value, f"it is none of {', '.join(allowed)}")
 
 
-def _check_switch(name: str, value: bool) -> None:
-    # Of a text or a number that came out of a configuration nobody knows whether "false" or 0 were meant.
-    if type(value) is not bool:
-        raise InvalidArgument(name, value, "it is neither True nor False")
-
-
 def _check_place(name: str, text: str) -> None:
+    check_kind(name, text, str)
     host, slash, path = text.partition("/")
     problem = _problem_of_host(host)
     if problem is None and slash:
@@ -285,7 +288,7 @@ def _check_place(name: str, text: str) -> None:
 
 
 def _check_prefix(name: str, text: str) -> None:
-    if text.startswith(_WILDCARD):
+    if isinstance(text, str) and text.startswith(_WILDCARD):
         _check_wildcard(name, text)
     else:
         _check_place(name, text)

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from minibox_store import media_types
-from minibox_store.cancellation import Cancellation
-from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, ignore_events
+from minibox_store.cancellation import Cancellation, checked_cancellation
+from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.events import ChoosingPlatform, ManifestChosen, ReferrerFound, ResolvingName
+from minibox_store.face.arguments import known_client
 from minibox_store.face.sending import check_sending, naming, tags_to_write
 from minibox_store.graph import RememberingSource
+from minibox_store.kinds import check_kind
 from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
@@ -57,6 +59,7 @@ def copy(
 
     Raises:
         InvalidReference: for a text that is no reference, or a target with the digest of something else.
+        InvalidArgument: for a platform, or anything else, that none may be.
         PlatformNotFound: when the image is not offered for the platform.
         ContentMismatch, InvalidDocument: when the source sends something else than it announced.
         RegistryError: when either registry refuses, fails, or cannot be reached.
@@ -67,9 +70,10 @@ def copy(
     """
     from minibox_store.registry import RepositoryTarget
 
-    check_sending(platform, parallel, chunk_bytes)
+    check_sending(platform, parallel, chunk_bytes, referrers=referrers)
     origin, place = Reference.parse(source), Reference.parse(target)
-    client, cancellation = client or _client(), cancellation or Cancellation()
+    on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
+    client = known_client(client)
 
     def find_mounts(digest: Digest) -> Sequence[str]:
         return (origin.repository,) if origin.domain == place.domain else ()
@@ -131,7 +135,10 @@ def referrers(
     Spec: OCI distribution-spec 1.1, "Listing Referrers".
     """
     parsed = Reference.parse(reference)
-    with (client or _client()).open_repository(parsed) as opened, (cancellation or Cancellation()).interrupting(opened):
+    if artifact_type is not None:
+        check_kind("artifact_type", artifact_type, str)
+    cancellation = checked_cancellation(cancellation)
+    with known_client(client).open_repository(parsed) as opened, cancellation.interrupting(opened):
         subject = opened.resolve(str(parsed.digest or parsed.tag))
         source = RememberingSource(opened, DEFAULT_LIMITS)
         return tuple(find_referrers(source, opened, subject, artifact_type=artifact_type))
@@ -157,7 +164,7 @@ def tags(
     from minibox_store.registry.catalog import iter_tags
 
     parsed = Reference.parse(repository)
-    with _session((client or _client()).open_origin(parsed), cancellation) as opened:
+    with _session(known_client(client).open_origin(parsed), cancellation) as opened:
         return tuple(iter_tags(opened.transport, parsed.repository))
 
 
@@ -177,7 +184,7 @@ def catalog(
     """
     from minibox_store.registry.catalog import iter_repositories
 
-    with _session((client or _client()).open_registry(registry), cancellation) as opened:
+    with _session(known_client(client).open_registry(registry), cancellation) as opened:
         return tuple(iter_repositories(opened.transport))
 
 
@@ -199,18 +206,12 @@ def delete(reference: str, *, client: "RegistryClient | None" = None, cancellati
         Cancelled: when ``cancellation`` was cancelled.
     """
     parsed = Reference.parse(reference)
-    with _session((client or _client()).open_origin(parsed, access="pull,delete"), cancellation) as opened:
+    with _session(known_client(client).open_origin(parsed, access="pull,delete"), cancellation) as opened:
         opened.delete(str(parsed.digest or parsed.tag))
-
-
-def _client() -> "RegistryClient":
-    from minibox_store.registry import RegistryClient
-
-    return RegistryClient.for_machine()
 
 
 @contextmanager
 def _session(repository: "WritableRepository", cancellation: Cancellation | None) -> Iterator["WritableRepository"]:
-    with repository, (cancellation or Cancellation()).interrupting(repository):
+    with repository, checked_cancellation(cancellation).interrupting(repository):
         repository.settle()
         yield repository

@@ -6,12 +6,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from minibox_store._file_errors import file_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArgument
-from minibox_store.face.arguments import Durability, absolute_root, checked_seconds, is_durable
+from minibox_store.face.arguments import Durability, absolute_root, is_durable
 from minibox_store.face.examining import ExaminedStore
 from minibox_store.face.fetching import Fetching
 from minibox_store.face.filesystems import Filesystems
@@ -25,6 +25,7 @@ from minibox_store.face.receiving import Receiving
 from minibox_store.face.saving import Saving
 from minibox_store.face.upkeep import Upkeep
 from minibox_store.graph import read_content
+from minibox_store.kinds import check_kind, check_seconds, check_switches
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -81,12 +82,16 @@ class Store(
         settle_seconds: float = 1.0,
         private_addresses: bool = True,
     ) -> None:
+        check_seconds("lock_timeout_seconds", lock_timeout_seconds)
+        check_seconds("settle_seconds", settle_seconds)
+        check_kind("limits", limits, Limits)
+        check_switches(private_addresses=private_addresses)
         self._layout = Layout(
             absolute_root(root),
             durable=is_durable(durability),
-            lock_timeout_seconds=checked_seconds("lock_timeout_seconds", lock_timeout_seconds),
+            lock_timeout_seconds=lock_timeout_seconds,
             limits=limits,
-            settle_seconds=checked_seconds("settle_seconds", settle_seconds),
+            settle_seconds=settle_seconds,
         )
         self._listing = Listing(self._layout)
         self._limits = limits
@@ -146,7 +151,9 @@ class Store(
 
         Raises:
             ImageNotFound, BlobNotFound: when there is no such image, or no such blob in it.
+            InvalidArgument: for anything but a Digest, such as the text of one.
         """
+        check_digest(digest)
         with file_errors(self.root):
             return self._find_part(self._layout.resolve(name), digest)
 
@@ -234,6 +241,7 @@ class Store(
         """
         from minibox_store.face.loading import ArchiveWish, load_archive
 
+        check_switches(complete_from_store=complete_from_store)
         wish = ArchiveWish(
             names=names,
             platforms="present" if platform == "present" else checked_choice(platform),
@@ -248,5 +256,5 @@ class Store(
                 describe=self._listing.image,
                 limits=self._limits,
                 on_event=heard(on_event),
-                cancellation=cancellation or Cancellation(),
+                cancellation=checked_cancellation(cancellation),
             )

@@ -24,7 +24,7 @@ MOST_LINES = 400
 # The parts of minibox_store, by layer. A new module is not part of the program until it has its place here.
 VALUES = {
     *("errors", "digest", "media_types", "reference", "platforms", "documents", "events", "reports", "values"),
-    *("limits", "outlines", "registry_rules", "listeners", "sentences", "lazy"),
+    *("limits", "outlines", "registry_rules", "listeners", "sentences", "lazy", "kinds"),
 }
 CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),

@@ -27,6 +27,7 @@ from minibox_store.codec.archive_tables import encode_docker_images, encode_repo
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Index, LayoutEntry, LayoutIndex
 from minibox_store.errors import InvalidArgument, InvalidReference
+from minibox_store.kinds import each_of
 from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, NAME_ANNOTATION
 from minibox_store.reference import Reference
 from minibox_store.values import Value
@@ -38,13 +39,7 @@ _SHOWN_PLATFORMS = 8
 
 
 def _checked_digests(exclude: Iterable[Digest]) -> frozenset[Digest]:
-    if not isinstance(exclude, Iterable):
-        raise InvalidArgument("exclude", exclude, "it is no collection of digests")
-    digests = tuple(exclude)
-    for each in digests:
-        if not isinstance(each, Digest):
-            raise InvalidArgument("exclude", each, "it is no Digest")
-    return frozenset(digests)
+    return frozenset(each_of("exclude", exclude, Digest))
 
 
 @attrs.frozen(kw_only=True, repr=False)

@@ -17,6 +17,7 @@ from minibox_store.archive.layout_plan import ArchivePlan, PlannedMember
 from minibox_store.archive.writing import ArchiveMembers
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidArgument
+from minibox_store.kinds import check_count
 from minibox_store.protocols import BlobSource, FileRange, RangeStream
 from minibox_store.reports.images import Image
 from minibox_store.tar import END_OF_ARCHIVE
@@ -66,10 +67,12 @@ class OfferedArchive:
         file were verified when they were stored; a file that has become shorter since must not pass for a whole one.
 
         Raises:
-            InvalidArgument: for a place that is not in the archive.
+            InvalidArgument: for a place that is not in the archive, and for less than nothing.
         """
         if not 0 <= offset <= self.size_bytes:
             raise InvalidArgument("offset", offset, f"the archive has {self.size_bytes} bytes")
+        if size_bytes is not None:
+            check_count("size_bytes", size_bytes, "it is less than nothing", least=0)
         rest = self.size_bytes - offset if size_bytes is None else min(size_bytes, self.size_bytes - offset)
         return self._pieces(offset, rest)
 

@@ -3,11 +3,14 @@
 Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md.
 """
 
+import attrs
+
 from minibox_store import media_types
 from minibox_store.codec.strict import dump, kind_of, load_object, structure
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Index, Manifest
 from minibox_store.errors import InvalidDocument
+from minibox_store.kinds import each_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
 
@@ -107,7 +110,7 @@ def descriptor_object(descriptor: Descriptor) -> dict[str, object]:
     if descriptor.artifact_type is not None:
         value["artifactType"] = descriptor.artifact_type
     if descriptor.urls:
-        value["urls"] = list(descriptor.urls)
+        value["urls"] = list(each_of("urls", descriptor.urls, str))
     return value
 
 
@@ -119,12 +122,16 @@ def platform_object(platform: Platform) -> dict[str, object]:
     if platform.os_version is not None:
         value["os.version"] = platform.os_version
     if platform.os_features:
-        value["os.features"] = list(platform.os_features)
+        value["os.features"] = list(each_of("os_features", platform.os_features, str))
     return value
 
 
 def encode_document(document: Document) -> bytes:
-    """Return the bytes of a manifest or index that is made here. Equal documents give equal bytes."""
+    """Return the bytes of a manifest or index that is made here. Equal documents give equal bytes.
+
+    Raises:
+        InvalidDocument: for a document that nobody could read, such as one with a text for a size.
+    """
     value: dict[str, object] = {"schemaVersion": 2, "mediaType": document.media_type}
     if document.artifact_type is not None:
         value["artifactType"] = document.artifact_type
@@ -137,4 +144,7 @@ def encode_document(document: Document) -> bytes:
         value["subject"] = descriptor_object(document.subject)
     if document.annotations:
         value["annotations"] = dict(sorted(document.annotations.items()))
-    return dump(value)
+    content = dump(value)
+    whole = attrs.evolve(DEFAULT_LIMITS, document_bytes=len(content), document_values=len(content))
+    decode_document(content, document.media_type, "document", limits=whole)
+    return content

@@ -12,6 +12,7 @@ from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidReference
 from minibox_store.events import ChoosingPlatform, IndexMade, ManifestChosen
 from minibox_store.graph import RememberingSource, walk
+from minibox_store.kinds import check_kind
 from minibox_store.limits import Limits
 from minibox_store.platforms import Platform, WantedPlatforms
 from minibox_store.policies import Policy
@@ -45,8 +46,10 @@ class Wish(Value):
 
         Raises:
             PolicyRefused: when it may not.
+            InvalidArgument: when the policy is none.
         """
         if self.policy is not None:
+            check_kind("checked_by", self.policy, Policy)
             from minibox_store.offers import check_reference
 
             check_reference(self.policy, self.reference, self.digest, self.name)

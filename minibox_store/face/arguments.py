@@ -1,10 +1,16 @@
 """What the arguments of a store's calls may be: each is refused before anything begins, in a sentence that names it."""
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from minibox_store._file_errors import absolute_path
+from minibox_store._file_errors import absolute_path, path_text
 from minibox_store.errors import InvalidArgument, InvalidPath
+from minibox_store.kinds import check_secret
+from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.protocols import BlobSource
+
+if TYPE_CHECKING:
+    from minibox_store.registry import RegistryClient
 
 Durability = Literal["full", "none"]
 Verify = Literal["size", "content"]
@@ -32,18 +38,27 @@ def check_pull_policy(policy: PullPolicy) -> PullPolicy:
     return policy
 
 
-def checked_seconds(name: str, seconds: float) -> float:
-    """Return a time to wait, called ``name``, if it is one: a wait for what is no number would have no end."""
-    if not seconds >= 0:
-        raise InvalidArgument(name, seconds, "it is no time, or less than nothing")
-    return seconds
+def known_client(
+    client: "RegistryClient | None", *, limits: Limits = DEFAULT_LIMITS, private_addresses: bool = True
+) -> "RegistryClient":
+    """Return how registries are spoken to; where that is None, as the machine is set up for."""
+    from minibox_store.registry import RegistryClient
+
+    if client is None:
+        return RegistryClient.for_machine(limits=limits, private_addresses=private_addresses)
+    check_secret("client", client, RegistryClient)
+    return client
+
+
+def check_source(name: str, source: BlobSource) -> None:
+    """Return if blobs can be read from what an argument, called ``name``, is."""
+    if not callable(getattr(source, "open_blob", None)):
+        raise InvalidArgument(name, source, "it is no source: it has no open_blob")
 
 
 def absolute_root(root: str | os.PathLike[str]) -> str:
     """Return the absolute path of a store's folder."""
-    path = os.fspath(root)
-    if not isinstance(path, str):
-        raise InvalidArgument("root", root, "it is no text")
+    path = path_text("root", root)
     if not path:
         raise InvalidPath(path, "a store's folder needs a name")
     return absolute_path(path)

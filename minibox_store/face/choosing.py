@@ -9,8 +9,8 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_document, decode_labels
 from minibox_store.documents import Descriptor, LayoutIndex, Manifest
-from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidArgument, StoreBusy
-from minibox_store.filters import ImageFilter
+from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.filters import ImageFilter, check_filter
 from minibox_store.graph import read_content
 from minibox_store.layout import Layout
 from minibox_store.layout.activity import NameTimes
@@ -64,8 +64,7 @@ def choose(layout: Layout, chosen_by: ImageFilter, check: Callable[[], None] = l
         IncompleteImage, StoreDamaged: when what the filter asks about cannot be read: nobody knows what it means then.
         StoreBusy: when images are removed and collected all the time.
     """
-    if not isinstance(chosen_by, ImageFilter):
-        raise InvalidArgument("chosen_by", chosen_by, "it is no ImageFilter: ImageFilter.parse reads one")
+    check_filter(chosen_by)
     for _ in range(_ATTEMPTS):
         index = layout.read_index()
         times = layout.activity.times(index)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.documents import Descriptor, HistoryEntry, Referrer
-from minibox_store.errors import BlobNotFound, InvalidArgument
+from minibox_store.errors import BlobNotFound
+from minibox_store.kinds import check_count, check_kind
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import nameless
-from minibox_store.platforms import Platform
+from minibox_store.platforms import Platform, checked_platform
 from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class ExaminedStore:
 
         Spec: OCI image-spec 1.1, manifest.md, image-index.md, config.md.
         """
+        checked_platform(platform)
         from minibox_store.inspecting import describe_manifests
         from minibox_store.manifest_choice import select_manifest
         from minibox_store.reports.inspection import ImageDetails
@@ -90,6 +92,7 @@ class ExaminedStore:
 
         Spec: OCI image-spec 1.1, config.md, "history".
         """
+        checked_platform(platform)
         from minibox_store.inspecting import describe_manifest
         from minibox_store.manifest_choice import choose_manifest
 
@@ -118,6 +121,8 @@ class ExaminedStore:
 
         Spec: OCI image-spec 1.1, manifest.md, "subject".
         """
+        if artifact_type is not None:
+            check_kind("artifact_type", artifact_type, str)
         from minibox_store.graph import RememberingSource
         from minibox_store.layout.reading import known_referrers, reading_again
         from minibox_store.referring import gather_referrers
@@ -207,8 +212,7 @@ class ExaminedStore:
             InvalidArgument: for anything but a Digest, such as the text of one.
             IncompleteImage, StoreDamaged: when a root or a document cannot be read, as the answer might lack a way.
         """
-        if not isinstance(digest, Digest):
-            raise InvalidArgument("digest", digest, "it is no Digest: Digest.parse reads one")
+        check_digest(digest)
         from minibox_store.layout.inventory import map_images
 
         with file_errors(self._layout.paths.root):
@@ -226,8 +230,7 @@ class ExaminedStore:
             IncompleteImage, StoreDamaged: when a root or a document cannot be read.
             InvalidArgument: for less than no blobs.
         """
-        if most_blobs < 0:
-            raise InvalidArgument("most_blobs", most_blobs, "it is less than nothing")
+        check_count("most_blobs", most_blobs, "it is less than nothing", least=0)
         from minibox_store.layout.inventory import weigh_images
 
         with file_errors(self._layout.paths.root):

@@ -12,12 +12,13 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store._file_errors import file_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, copy_graph, heard, ignore_events
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound
 from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName, ResolvingName
+from minibox_store.face.arguments import known_client
 from minibox_store.graph import ContentSource, RememberingSource, read_document, walk
 from minibox_store.layout import Layout, Listing, Transaction, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name, provenance_of, with_name
@@ -113,6 +114,7 @@ class Fetching:
         Guarantees: what has come is verified, and stays as long as the image does. Where that went meanwhile it has a
             name of its own: the repository and its digest.
         """
+        check_digest(digest)
         with file_errors(self._layout.paths.root):
             name, root = find_name(self._layout.read_index(), name)
             part = self._find_part(root, digest)
@@ -158,10 +160,8 @@ class Fetching:
         cancellation: Cancellation | None,
     ) -> Iterator["_Asked"]:
         """Open the repository of a reference for the block."""
-        from minibox_store.registry import RegistryClient
-
-        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
-        cancellation = cancellation or Cancellation()
+        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
+        cancellation = checked_cancellation(cancellation)
         with (
             file_errors(self._layout.paths.root),
             client.handing_on(via).open_repository(reference, on_event=on_event) as repository,

@@ -4,11 +4,12 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store._file_errors import file_errors, path_errors, path_text
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.documents import Descriptor
 from minibox_store.events import UnpackingLayer
+from minibox_store.kinds import check_kind, check_switches
 from minibox_store.layout import Layout
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.platforms import Platform
@@ -56,6 +57,7 @@ class Filesystems:
             InvalidDocument: when it is no image of files, or its config and its layers do not belong together.
             InvalidArchive: when a layer cannot be unpacked, or passes a limit.
             ContentMismatch: when a layer is not what the image's config promises.
+            InvalidArgument: for a policy, a platform, or anything else, that none may be; nothing is made then.
             InvalidPath: when something else is where the tree should go, or it cannot be made there.
             StoreFull: when the tree does not fit.
             MissingLibrary: for zstd where nothing installed reads it.
@@ -72,9 +74,12 @@ class Filesystems:
         from minibox_store.face.opened_layers import opening_layers
         from minibox_store.rootfs.unpacking import growing_tree, unpack_layers
 
-        cancellation = cancellation or Cancellation()
-        path = os.fspath(directory)
-        with file_errors(self._layout.paths.root), opening_layers(self._layout, name, platform) as (_, plan, layers):
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
+        check_kind("policy", policy, UnpackPolicy)
+        check_switches(replace=replace)
+        path = path_text("directory", directory)
+        opening = opening_layers(self._layout, name, platform, limits)
+        with file_errors(self._layout.paths.root), opening as (_, plan, layers):
             with path_errors(path):
                 path = os.path.abspath(path)
                 with growing_tree(path, replace=replace, durable=self._layout.durable) as root:
@@ -83,7 +88,7 @@ class Filesystems:
                         layers,
                         policy=policy,
                         limits=limits,
-                        on_layer=partial(_tell, heard(on_event), len(plan.layers)),
+                        on_layer=partial(_tell, on_event, len(plan.layers)),
                         check=cancellation.check,
                     )
                     cancellation.check()
@@ -136,9 +141,9 @@ class Filesystems:
         from minibox_store.layout.living import living_folder
         from minibox_store.rootfs.layer_trees import LayerTrees, lower_directories
 
-        cancellation = cancellation or Cancellation()
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
         root = self._layout.paths.root
-        with file_errors(root), opening_layers(self._layout, name, platform) as (_, _, layers):
+        with file_errors(root), opening_layers(self._layout, name, platform, limits) as (_, _, layers):
             self._layout.prepare_folders()
             trees = LayerTrees(
                 folder=os.path.join(root, "extracted"),
@@ -148,7 +153,7 @@ class Filesystems:
             paths = []
             for position, layer in enumerate(layers, 1):
                 cancellation.check()
-                tell = partial(_tell, heard(on_event), len(layers), position, layer.descriptor)
+                tell = partial(_tell, on_event, len(layers), position, layer.descriptor)
                 paths.append(trees.find_or_make(layer, limits=limits, check=cancellation.check, on_begin=tell))
             return lower_directories(paths)
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
+from minibox_store.kinds import check_kind
 from minibox_store.layout import Layout, Listing
 from minibox_store.reports.images import Image
 
@@ -53,6 +54,7 @@ class Generations:
         Raises:
             StoreDamaged: when index.json cannot be read.
         """
+        check_kind("position", position, str)
         from minibox_store.layout.changes import find_state
 
         with file_errors(self._layout.paths.root):
@@ -81,6 +83,9 @@ class Generations:
             StoreDamaged: when index.json cannot be read.
         """
         from minibox_store.layout.changes import read_changes
+        from minibox_store.reports.store_changes import StoreState
+
+        check_kind("since", since, StoreState, ": state returns one")
 
         with file_errors(self._layout.paths.root):
             return read_changes(self._layout, since)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import attrs
 
 from minibox_store import media_types
-from minibox_store._file_errors import path_errors
+from minibox_store._file_errors import path_errors, path_text
 from minibox_store._files import open_regular
 from minibox_store._room import check_room
 from minibox_store.archive import ArchivedImage, ArchiveReader, read_images
@@ -33,6 +33,7 @@ from minibox_store.errors import (
 from minibox_store.events import ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.face.admitting import Wish, check_policy, digest_in, tell_made
 from minibox_store.graph import ContentStream, RememberingSource
+from minibox_store.kinds import check_kind
 from minibox_store.layout import Layout, Transaction
 from minibox_store.limits import Limits
 from minibox_store.listeners import is_of_listener, marking_errors
@@ -73,6 +74,8 @@ def load_archive(
     """
     if wish.names is not None and not callable(wish.names):
         raise InvalidArgument("names", wish.names, "it is nothing that can be asked for a name")
+    if wish.policy is not None:
+        check_kind("checked_by", wish.policy, Policy)
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
         # All of it is kept until it is known what is needed. What comes through a pipe is weighed member by member.
@@ -224,9 +227,7 @@ def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(file, str | os.PathLike):
         yield file
         return
-    path: object = os.fspath(file)
-    if not isinstance(path, str):
-        raise InvalidArgument("file", file, "its path is no text")
+    path = path_text("file", file)
     with path_errors(path):
         descriptor = open_regular(path, follow_links=True)
     with open(descriptor, "rb", buffering=0) as archive:

@@ -4,12 +4,13 @@ import os
 from typing import TYPE_CHECKING
 
 from minibox_store import _files
-from minibox_store._file_errors import file_errors
+from minibox_store._file_errors import file_errors, path_text
 from minibox_store.digest import Digest
+from minibox_store.kinds import check_kind
 from minibox_store.layout import Layout
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
-from minibox_store.platforms import Platform
+from minibox_store.platforms import Platform, checked_platform
 
 if TYPE_CHECKING:
     from minibox_store.rootfs.mounting import Mount
@@ -56,6 +57,9 @@ class MountedImages:
         from minibox_store.rootfs.mounting import mount_image
 
         layout = self._layout
+        check_kind("limits", limits, UnpackLimits)
+        checked_platform(platform)
+        where = None if directory is None else path_text("directory", directory)
         with file_errors(layout.paths.root):
             name, _ = find_name(layout.read_index(), name)
             image = StoredImage(
@@ -66,7 +70,7 @@ class MountedImages:
                 unpack_limits=limits,
                 settle_seconds=layout.settle_seconds,
             )
-            where = None if directory is None else os.path.abspath(os.fspath(directory))
+            where = None if where is None else os.path.abspath(where)
             mount = mount_image(where, entry=StoredImage.__module__, image=image, place=self._place_for_mount)
             layout.activity.note_used(name)
             return mount

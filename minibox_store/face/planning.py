@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.events import ResolvingName
+from minibox_store.face.arguments import known_client
 from minibox_store.layout import Layout
 from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
@@ -57,15 +58,14 @@ class Planning:
         """
         from minibox_store.face.admitting import Wish
         from minibox_store.face.making_plans import plan_copy
-        from minibox_store.registry import RegistryClient
 
         parsed, wanted = Reference.parse(reference), checked_choice(platform)
         wish = Wish(name=reference, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
         wish.check()
-        on_event, cancellation = heard(on_event), cancellation or Cancellation()
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
         with file_errors(self._layout.paths.root):
             self._layout.read_index()  # one that cannot be read stops the pull, too
-        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
+        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed, on_event=on_event) as repository,

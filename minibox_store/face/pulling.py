@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store._file_errors import file_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.documents import Descriptor, Referrer
-from minibox_store.errors import InvalidArgument
 from minibox_store.events import ImagePresent, NothingToUnpack, ReferrerFound, ResolvingName
-from minibox_store.face.arguments import PullPolicy, Verify, check_pull_policy, is_content
+from minibox_store.face.arguments import PullPolicy, Verify, check_pull_policy, check_source, is_content, known_client
 from minibox_store.graph import RememberingSource
+from minibox_store.kinds import check_count, check_switches
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
@@ -113,20 +113,19 @@ class Pulling:
         """
         from minibox_store.face.admitting import Wish
         from minibox_store.face.pull_policies import find_held, resolve_newer
-        from minibox_store.registry import RegistryClient
 
-        if parallel < 1:
-            raise InvalidArgument("parallel", parallel, "at least one layer has to move")
-        if ranges is not None and ranges < 1:
-            raise InvalidArgument("ranges", ranges, "at least one has to be fetched")
+        check_count("parallel", parallel, "at least one layer has to move")
+        if ranges is not None:
+            check_count("ranges", ranges, "at least one has to be fetched")
+        check_switches(referrers=referrers, unpack=unpack)
         check_pull_policy(policy)
         verify_content, wanted = is_content(verify), checked_choice(platform)
         parsed = Reference.parse(reference)
         name = check_image_name(reference if name is None else name)
         wish = Wish(name=name, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
         wish.check()
-        on_event, cancellation = heard(on_event), cancellation or Cancellation()
-        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
+        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed, on_event=on_event) as repository,
@@ -193,6 +192,7 @@ class Pulling:
             NotFound: when the source has no such image, not for a platform, or lacks a part of it.
             ContentMismatch, InvalidDocument: when its bytes are not what they should be.
             InvalidReference: when an image may not have this name.
+            InvalidArgument: for a source, a platform, or anything else, that none may be.
             PolicyRefused: when ``checked_by`` does not let it in.
             StoreFull: when what is missing does not fit; nothing has been read but documents then.
             Cancelled: when ``cancellation`` was cancelled.
@@ -203,7 +203,8 @@ class Pulling:
         as_name = check_image_name(name if as_name is None else as_name)
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
         wish.check()
-        on_event, cancellation = heard(on_event), cancellation or Cancellation()
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
+        check_source("source", source)
         with file_errors(self._layout.paths.root), cancellation.interrupting(source):
             root = source.resolve(name)
             target = TransactionTarget(self._layout, verify_content=verify_content)

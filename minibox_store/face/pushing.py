@@ -7,12 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, InvalidDigest, StoreDamaged, StoreError
 from minibox_store.events import ManifestChosen, ReferrerFound
+from minibox_store.face.arguments import known_client
 from minibox_store.face.sending import check_sending, naming, tags_to_write
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout, OpenedImage, opening_image
@@ -79,12 +80,12 @@ class Pushing:
         Guarantees: the tag is written last, in one step. A push that fails leaves it as it was, unless only the answer
             to that step was lost.
         """
-        from minibox_store.registry import RegistryClient, RepositoryTarget
+        from minibox_store.registry import RepositoryTarget
 
-        check_sending(platform, parallel, chunk_bytes)
-        on_event = heard(on_event)
+        check_sending(platform, parallel, chunk_bytes, referrers=referrers)
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
         parsed = Reference.parse(name if reference is None else reference)
-        client = client or RegistryClient.for_machine(limits=self._limits, private_addresses=self._private_addresses)
+        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
         choose = None if platform is None else partial(self._choose, platform)
         with (
             file_errors(self._layout.paths.root),

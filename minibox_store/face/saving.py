@@ -7,8 +7,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, overload
 
-from minibox_store._file_errors import file_errors, path_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store._file_errors import file_errors, path_errors, path_text
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, copy_graph, count_blobs, heard, ignore_events
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
@@ -120,6 +120,7 @@ class Saving:
 
         wanted = checked_choice(platform)
         names = _checked_names(name)
+        on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
         form = ArchiveForm(format=format, exclude=exclude, compress=compress)
         target = _target(file, dir_fd, form, durable=self._layout.durable)
         with (
@@ -127,7 +128,7 @@ class Saving:
             self._opened(names, wanted, form) as (in_order, found),
             _naming_path(file),
         ):
-            self._write(in_order, target, heard(on_event), cancellation or Cancellation())
+            self._write(in_order, target, on_event, cancellation)
         return found[0] if isinstance(name, str) else found
 
     def open_archive(
@@ -279,10 +280,7 @@ def _target(file: _File, dir_fd: int | None, form: "ArchiveForm", *, durable: bo
     from minibox_store.archive import ArchiveFile, ArchiveStream
 
     if isinstance(file, str | os.PathLike):
-        path: object = os.fspath(file)
-        if not isinstance(path, str):
-            raise InvalidArgument("file", file, "its path is no text")
-        return ArchiveFile(path, dir_fd=dir_fd, durable=durable, form=form)
+        return ArchiveFile(path_text("file", file), dir_fd=dir_fd, durable=durable, form=form)
     if dir_fd is not None:
         raise InvalidArgument("dir_fd", dir_fd, "only a path can be relative to it")
     return ArchiveStream(file, form=form)

@@ -4,24 +4,24 @@ import attrs
 
 from minibox_store.copying import EventListener
 from minibox_store.documents import Descriptor
-from minibox_store.errors import InvalidArgument, InvalidReference
+from minibox_store.errors import InvalidReference
 from minibox_store.events import Event, ImageCopied, RegisteringName
-from minibox_store.platforms import Platform
+from minibox_store.kinds import check_count, check_switches
+from minibox_store.platforms import Platform, checked_platform
 from minibox_store.reference import Reference
 
 
-def check_sending(platform: Platform | None, parallel: int, chunk_bytes: int | None) -> None:
+def check_sending(platform: Platform | None, parallel: int, chunk_bytes: int | None, *, referrers: bool) -> None:
     """Return if blobs can be sent so.
 
     Raises:
         InvalidArgument: when they cannot.
     """
-    if platform is not None and not isinstance(platform, Platform):
-        raise InvalidArgument("platform", platform, "it is no Platform; None sends all that there is")
-    if parallel < 1:
-        raise InvalidArgument("parallel", parallel, "at least one layer has to move")
-    if chunk_bytes is not None and chunk_bytes < 1:
-        raise InvalidArgument("chunk_bytes", chunk_bytes, "at least one byte has to go in a request")
+    checked_platform(platform)
+    check_count("parallel", parallel, "at least one layer has to move")
+    if chunk_bytes is not None:
+        check_count("chunk_bytes", chunk_bytes, "at least one byte has to go in a request")
+    check_switches(referrers=referrers)
 
 
 def tags_to_write(target: Reference, root: Descriptor) -> tuple[str, ...]:

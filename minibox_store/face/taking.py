@@ -12,7 +12,7 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.codec import decode_document, describe_document
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.documents import Descriptor, LayoutIndex, children
 from minibox_store.errors import (
     BlobNotFound,
@@ -62,6 +62,8 @@ def read_offered(content: bytes, media_type: str | None, digest: Digest | None, 
         InvalidDocument: when it is none, or another one than it is said to be.
         ContentMismatch: when it has another digest.
     """
+    if digest is not None:
+        check_digest(digest)
     said = media_type or describe_document(content, limits=limits).media_type
     document = decode_document(content, said, limits=limits)
     actual = Digest.of(content, "sha256" if digest is None else digest.algorithm)

@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
-from minibox_store.cancellation import Cancellation
+from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
-from minibox_store.errors import InvalidArgument
+from minibox_store.face.arguments import check_source, known_client
+from minibox_store.kinds import check_count, check_seconds, check_switches, several
 from minibox_store.layout import Layout
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ class Upkeep:
         from minibox_store.layout.sweeping import Sweep
         from minibox_store.rootfs.sweeping import sweep_trees
 
-        if not keep_newer_than_seconds >= 0:
-            raise InvalidArgument("keep_newer_than_seconds", keep_newer_than_seconds, "it is less than nothing")
+        check_seconds("keep_newer_than_seconds", keep_newer_than_seconds)
+        check_switches(build_cache=build_cache, dry_run=dry_run)
+        if chosen_by is not None:
+            from minibox_store.filters import check_filter
+
+            check_filter(chosen_by)
         with file_errors(self._layout.paths.root):
             sweep = Sweep(
                 self._layout,
@@ -79,7 +84,7 @@ class Upkeep:
                 dry_run=dry_run,
                 keep_newer_than_seconds=keep_newer_than_seconds,
                 sweep_trees=sweep_trees,
-                watch=WatchedCollection(heard(on_event), cancellation or Cancellation()),
+                watch=WatchedCollection(heard(on_event), checked_cancellation(cancellation)),
             )
             if chosen_by is None or not self._layout.is_there():
                 return sweep.run()
@@ -121,16 +126,17 @@ class Upkeep:
         """
         from minibox_store.face.repairing import repair
         from minibox_store.reference import Reference
-        from minibox_store.registry import RegistryClient
 
-        if parallel < 1:
-            raise InvalidArgument("parallel", parallel, "at least one blob has to be read")
-        opened = [] if client is None else [client]
+        check_count("parallel", parallel, "at least one blob has to be read")
+        sources = several("sources", sources)
+        for each in sources:
+            check_source("sources", each)
+        opened = [] if client is None else [known_client(client)]
 
         def open_origin(origin: str) -> "AbstractContextManager[BlobSource]":
             if not opened:  # whatever is wrong with how the machine is set up for registries, the rest is mended
                 limits, private = self._layout.limits, self._private_addresses
-                opened.append(RegistryClient.for_machine(limits=limits, private_addresses=private))
+                opened.append(known_client(None, limits=limits, private_addresses=private))
             return opened[0].open_repository(Reference.parse(origin))
 
         with file_errors(self._layout.paths.root):
@@ -140,5 +146,5 @@ class Upkeep:
                 sources=sources,
                 parallel=parallel,
                 on_event=heard(on_event),
-                cancellation=cancellation or Cancellation(),
+                cancellation=checked_cancellation(cancellation),
             )

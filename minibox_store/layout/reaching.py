@@ -14,7 +14,7 @@ import attrs
 
 from minibox_store import media_types
 from minibox_store.codec import decode_document
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.documents import Descriptor, Identity, Referrer, identity
 from minibox_store.errors import NotFound, StoreDamaged
 from minibox_store.graph import walk, walk_documents
@@ -79,11 +79,13 @@ class Reaches:
 
     def reaching(self, roots: Iterable[Descriptor], digest: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known not to reach a blob."""
+        check_digest(digest)
         mark = mark_of(digest)
         return (root for root, outline in self._outlined(roots) if outline is None or mark in outline.blobs)
 
     def referring(self, roots: Iterable[Descriptor], subject: Digest) -> Iterator[Descriptor]:
         """Yield those roots that are not known to reach nothing which refers to a manifest or index."""
+        check_digest(subject)
         mark = mark_of(subject)
         return (root for root, outline in self._outlined(roots) if outline is None or mark in outline.subjects)
 

@@ -24,7 +24,7 @@ import attrs
 
 from minibox_store import _files, _locks, _moving
 from minibox_store._room import check_room
-from minibox_store.digest import Digest
+from minibox_store.digest import Digest, check_digest
 from minibox_store.errors import ContentMismatch, StoreBusy
 from minibox_store.protocols import BlobStream
 from minibox_store.reports.pushes import UploadNotFound, UploadOutOfOrder
@@ -147,6 +147,7 @@ class Uploads:
             ContentMismatch: when it has another digest; it is removed then, for it grows to no other end.
             StoreBusy: when another one adds to it all the time.
         """
+        check_digest(digest)
         # Nothing is written: what has become a blob as its process died is read-only, and its owner may be no root.
         with self._locked(identifier, repository, open_upload=_files.open_regular) as (opened, path):
             actual = Digest(digest.algorithm, self._hasher(identifier, opened, digest.algorithm).hexdigest())

@@ -15,7 +15,8 @@ from typing import Protocol
 import attrs
 
 from minibox_store._file_errors import absolute_path
-from minibox_store.errors import InvalidPath
+from minibox_store.errors import InvalidArgument, InvalidPath
+from minibox_store.kinds import check_kind, several
 from minibox_store.values import Value
 
 _AUTHORITY = ".crt"
@@ -24,11 +25,15 @@ _KEY = ".key"
 
 
 def _absolute(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(absolute_path, paths))
+    return tuple([absolute_path(each, "authorities") for each in several("authorities", paths)])
 
 
 def _absolute_pair(paths: tuple[str, str] | None) -> tuple[str, str] | None:
-    return None if paths is None else (absolute_path(paths[0]), absolute_path(paths[1]))
+    if paths is None:
+        return None
+    if not isinstance(paths, tuple) or len(paths) != 2:
+        raise InvalidArgument("client", paths, "it is no pair of a certificate and its key")
+    return absolute_path(paths[0], "client"), absolute_path(paths[1], "client")
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -43,6 +48,7 @@ class Certificates(Value):
 
     Raises:
         InvalidPath: on construction, for what no path can be.
+        InvalidArgument: on construction, for one path in the place of several, and whatever else is none of these.
     """
 
     authorities: tuple[str, ...] = attrs.field(default=(), converter=_absolute)
@@ -66,6 +72,18 @@ class KnownCertificates(Value):
 
     known: Mapping[str, Certificates] = attrs.field(factory=dict)
 
+    @classmethod
+    def of(cls, known: Mapping[str, Certificates] | None) -> "KnownCertificates":
+        """Return those of a mapping; none where it is None.
+
+        Raises:
+            InvalidArgument: for what is no mapping of them.
+        """
+        for host, each in (known or {}).items():
+            check_kind("certificates", host, str)
+            check_kind("certificates", each, Certificates)
+        return cls(dict(known or {}))
+
     def find(self, host: str, /) -> Certificates | None:
         """Return those for exactly this host and port, in whatever case they are written."""
         return next((found for name, found in self.known.items() if name.lower() == host.lower()), None)
@@ -75,7 +93,7 @@ class CertificateFolders:
     """Folders like ``/etc/docker/certs.d``, in the order in which they are searched; none needs to be there."""
 
     def __init__(self, *folders: str | os.PathLike[str]) -> None:
-        self.folders = tuple(absolute_path(folder) for folder in folders)
+        self.folders = tuple(absolute_path(folder, "folders") for folder in folders)
 
     def find(self, host: str, /) -> Certificates | None:
         """Return what the first folder for ``host[:port]`` holds; one that may not be looked into is passed over.

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 
+from minibox_store.errors import InvalidArgument
 from minibox_store.events import Event
+from minibox_store.kinds import check_kind, check_seconds, check_secret, each_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.listeners import marking_errors
 from minibox_store.reference import Reference
@@ -34,7 +36,7 @@ from minibox_store.registry.sessions import FindCredentials, Session
 from minibox_store.registry.tokens import TokenCache
 from minibox_store.registry.transport import Transport
 from minibox_store.registry.trust import Trust
-from minibox_store.registry.urls import Origin
+from minibox_store.registry.urls import InvalidUrl, Origin
 from minibox_store.registry_rules import RegistryPlace, RegistryRule, RegistryRules
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ _MIRROR_ATTEMPTS = 2
 _MIRROR_WAIT_SECONDS = 1.0
 _MIRROR_CONNECT_SECONDS = 5.0
 _MIRROR_SILENCE_SECONDS = 30.0
+_LONGEST_SECONDS = 1e9  # of what a socket can wait for; some thirty years
 
 
 class RegistryClient:
@@ -81,8 +84,9 @@ class RegistryClient:
         network: how names become addresses and connections.
 
     Raises:
-        ValueError: on construction, when a token server is neither a host nor a URL.
-        InvalidArgument: on construction, when two rules have the same prefix, or for a text in the place of several.
+        InvalidArgument: on construction, when two rules have the same prefix, a token server is neither a host nor a
+            URL, for a text in the place of several, and for whatever else is none of these; of credentials it shows
+            nothing.
         InvalidPath: on construction, when ``ca_file`` is no path, or is relative and the working directory is gone.
     """
 
@@ -106,18 +110,26 @@ class RegistryClient:
         limits: Limits = DEFAULT_LIMITS,
         network: Network | None = None,
     ) -> None:
-        self._credentials: CredentialsSource
         if credentials is None or isinstance(credentials, Mapping):
-            self._credentials = KnownCredentials(dict(credentials or {}))
-        else:
-            self._credentials = credentials
+            credentials = KnownCredentials.of("credentials", credentials)
         if certificates is None or isinstance(certificates, Mapping):
-            certificates = KnownCertificates(dict(certificates or {}))
-        self._rules = registries if isinstance(registries, RegistryRules) else RegistryRules(tuple(registries))
-        self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=insecure)
-        self._proxy_rules = ProxyRules(proxies or Proxies())
+            certificates = KnownCertificates.of(certificates)
+        if not isinstance(registries, RegistryRules):
+            registries = RegistryRules(each_of("registries", registries, RegistryRule))
+        proxies = Proxies() if proxies is None else proxies
+        _check_source("credentials", credentials)
+        _check_source("certificates", certificates)
+        check_secret("proxies", proxies, Proxies)
+        check_kind("realms", {} if realms is None else realms, Mapping)
+        check_kind("limits", limits, Limits)
+        check_seconds("connect_seconds", connect_seconds, most=_LONGEST_SECONDS)
+        check_seconds("silence_seconds", silence_seconds, most=_LONGEST_SECONDS)
+        self._credentials = credentials
+        self._rules = registries
         self._schemes = Schemes.of(plain_http, https, insecure)
-        self._realms = {domain: token_origins(domain, named, self._schemes) for domain, named in (realms or {}).items()}
+        self._trust = Trust(ca_file=ca_file, certificates=certificates, insecure=self._schemes.insecure)
+        self._proxy_rules = ProxyRules(proxies)
+        self._realms = {domain: self._named_realms(domain, named) for domain, named in (realms or {}).items()}
         self._connect_seconds = connect_seconds
         self._silence_seconds = silence_seconds
         self._policy = RetryPolicy(
@@ -128,6 +140,12 @@ class RegistryClient:
         self._headers: dict[str, str] = {}
         self._cache = TokenCache()
         self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
+
+    def _named_realms(self, domain: str, named: Iterable[str]) -> frozenset[Origin]:
+        try:
+            return token_origins(domain, each_of("realms", named, str), self._schemes)
+        except InvalidUrl as error:
+            raise InvalidArgument("realms", named, str(error)) from None
 
     @classmethod
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS, private_addresses: bool = True) -> Self:
@@ -167,10 +185,14 @@ class RegistryClient:
         Args:
             via: pseudonyms of programs, each a token of HTTP; the first one is the nearest to who wants it.
 
+        Raises:
+            InvalidArgument: for one text in the place of several.
+
         Spec: RFC 9110, section 7.6.3.
         """
         client = copy.copy(self)
-        client._headers = {"Via": ", ".join(f"1.1 {each}" for each in via)} if via else {}
+        named = [f"1.1 {each}" for each in each_of("via", via, str)]
+        client._headers = {"Via": ", ".join(named)} if named else {}
         return client
 
     def open_repository(
@@ -233,9 +255,11 @@ class RegistryClient:
         Raises:
             InvalidReference: when ``registry`` is none.
             RegistryBlocked: when a rule blocks all of it.
+            InvalidArgument: for credentials that are none; it shows nothing of them.
             AuthenticationRefused: when the registry, or its token server, refuses them.
             RegistryError: when it cannot be reached or fails.
         """
+        check_secret("credentials", credentials, Credentials)
         # No repository is asked for; and tokens that other credentials got before would prove nothing.
         anything = Reference(domain=registry, repository="any/repository", tag="any")
         place = self._rules.registry_place(registry)
@@ -347,6 +371,12 @@ class RegistryClient:
             private_addresses=self._rules.private_addresses is not False,
         )
         return session, pool
+
+
+def _check_source(name: str, source: object) -> None:
+    # A text has a find too; and what is no source may be a secret.
+    if isinstance(source, str | bytes) or not callable(getattr(source, "find", None)):
+        raise InvalidArgument(name, "***", f"it is {type(source).__name__}, and neither a mapping nor a source of them")
 
 
 def _take_no_notice(event: Event) -> None:

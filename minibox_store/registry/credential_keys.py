@@ -83,9 +83,9 @@ def parse_registry(text: str) -> str:
     >>> parse_registry("https://index.docker.io/v1/"), parse_registry("localhost:5000")
     ('docker.io', 'localhost:5000')
     """
-    place = place_of(text)
+    place = place_of(text) if isinstance(text, str) else None
     if place is None or "/" in place:
-        raise InvalidReference(text, "it is no registry: a host with an optional port")
+        raise InvalidReference(str(text), "it is no registry: a host with an optional port")
     if place in hosts_of(DOCKER_HUB):
         return DOCKER_HUB
     return Reference(domain=place, repository="any/repository", tag="any").domain

@@ -8,6 +8,8 @@ from typing import Protocol
 import attrs
 
 from minibox_store.codec.auth_files import TOKEN_USER
+from minibox_store.errors import InvalidArgument
+from minibox_store.kinds import check_secret
 from minibox_store.registry.credential_keys import matching_keys
 from minibox_store.values import Value, masked
 
@@ -26,6 +28,7 @@ class Credentials(Value):
     Raises:
         ValueError: on construction, when the user name has a colon, which Basic authentication cannot carry, or a text
             has a lone surrogate, which is how a byte that is no UTF-8 comes from the environment.
+        InvalidArgument: on construction, for what is no text; it shows nothing of it.
 
     Spec: RFC 7617, section 2; Docker Registry v2 authentication, "Token authentication using OAuth2".
     """
@@ -35,10 +38,13 @@ class Credentials(Value):
     identity_token: str | None = attrs.field(repr=masked, default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
+        texts = {"username": self.username, "password": self.password, "identity_token": self.identity_token or ""}
+        for name, text in texts.items():
+            check_secret(name, text, str)
         if ":" in self.username:
             raise ValueError("a user name must have no colon")
         # Found before they are encoded: the error that this would raise has the whole text in it.
-        if any(map(_SURROGATE.search, (self.username, self.password, self.identity_token or ""))):
+        if any(map(_SURROGATE.search, texts.values())):
             raise ValueError("a user name or a secret has a character that is none")
 
     @property
@@ -81,6 +87,19 @@ class KnownCredentials(Value):
     """Credentials that the program has itself, by registry or ``registry/path``."""
 
     known: Mapping[str, Credentials] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, name: str, known: Mapping[str, Credentials] | None) -> "KnownCredentials":
+        """Return those of the mapping that is the argument ``name``; none where it is None.
+
+        Raises:
+            InvalidArgument: for what is no such mapping; it shows nothing of it.
+        """
+        found = {} if known is None else known
+        check_secret(name, found, Mapping)
+        if not all(isinstance(key, str) and isinstance(each, Credentials) for key, each in found.items()):
+            raise InvalidArgument(name, masked(found), "it is no mapping of registries to Credentials")
+        return cls(dict(found))
 
     def find(self, registry: str, repository: str, check_interrupted: Callable[[], None], /) -> Credentials | None:
         """Return those of the longest key that fits; nothing is waited for."""

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 
 import attrs
 
-from minibox_store.errors import InvalidArgument, InvalidReference
+from minibox_store.errors import InvalidReference
+from minibox_store.kinds import each_of
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API
 from minibox_store.registry.urls import InvalidUrl, Origin, Url
 from minibox_store.values import Value
@@ -44,13 +45,12 @@ class Schemes(Value):
         """Return the schemes for these hosts, in whatever case they are written.
 
         Raises:
-            InvalidArgument: for a text in the place of a collection of them.
+            InvalidArgument: for a text in the place of a collection of them, and what else is none of texts.
         """
         named = {"plain_http": plain_http, "https": https, "insecure": insecure}
-        for name, hosts in named.items():
-            if isinstance(hosts, str):
-                raise InvalidArgument(name, hosts, "it is a text, and no collection of them")
-        return cls(**{name: frozenset(host.lower() for host in hosts) for name, hosts in named.items()})
+        return cls(
+            **{name: frozenset(host.lower() for host in each_of(name, hosts, str)) for name, hosts in named.items()}
+        )
 
     def origin(self, authority: str) -> Origin:
         """Return the origin of ``host[:port]``.

@@ -16,6 +16,7 @@ from minibox_store._locks import release, try_lock
 from minibox_store._moving import write_all
 from minibox_store.codec.auth_files import AuthEntry, decode_auth_file, encode_auth_file
 from minibox_store.errors import InvalidArgument, StoreBusy
+from minibox_store.kinds import check_secret
 from minibox_store.reference import DOCKER_HUB
 from minibox_store.registry.client import RegistryClient
 from minibox_store.registry.credential_keys import (
@@ -60,8 +61,10 @@ def login(
         go before. A registry that lets everybody in proves nothing, and takes them.
     """
     domain = parse_registry(registry)
-    (client or RegistryClient.for_machine()).check_credentials(domain, credentials)
-    machine = machine or MachineCredentials()
+    machine = _known(machine)
+    client = RegistryClient.for_machine() if client is None else client
+    check_secret("client", client, RegistryClient)
+    client.check_credentials(domain, credentials)
     token = credentials.refresh_token
     password = credentials.password if token is None else ""
     entry = AuthEntry(username=credentials.username, password=password, identity_token=token)
@@ -94,8 +97,7 @@ def logout(registry: str, *, machine: MachineCredentials | None = None) -> bool:
         InvalidDocument, InvalidPath: when ``config.json`` is none, or cannot be read or written.
         CredentialHelperFailed: when a helper is to forget them and fails.
     """
-    domain = parse_registry(registry)
-    machine = machine or MachineCredentials()
+    domain, machine = parse_registry(registry), _known(machine)
     found: list[bool] = []
 
     def written(content: bytes, path: str) -> bytes:
@@ -109,6 +111,12 @@ def logout(registry: str, *, machine: MachineCredentials | None = None) -> bool:
     if machine.paths.docker is not None and os.path.exists(machine.paths.docker):
         _change(machine, written)
     return any(found)
+
+
+def _known(machine: MachineCredentials | None) -> MachineCredentials:
+    machine = MachineCredentials() if machine is None else machine
+    check_secret("machine", machine, MachineCredentials)
+    return machine
 
 
 def _change(machine: MachineCredentials, written: Callable[[bytes, str], bytes]) -> None:

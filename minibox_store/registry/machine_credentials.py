@@ -23,6 +23,7 @@ from minibox_store._file_errors import path_errors
 from minibox_store._files import read_whole
 from minibox_store.codec.auth_files import AUTH_FILE_BYTES, AuthEntry, AuthFile, decode_auth_file
 from minibox_store.errors import InvalidDocument, InvalidPath
+from minibox_store.kinds import each_of
 from minibox_store.registry.credential_keys import hosts_of, matching_keys, place_of, server_names
 from minibox_store.registry.credential_programs import PROGRAM_PATH, CredentialPrograms
 from minibox_store.registry.credentials import Credentials, KnownCredentials
@@ -37,6 +38,9 @@ class MachineCredentials:
         environment: the variables that say where files lie, and that helpers see; those of this process where it is
             None.
         program_path: the folders in which credential helpers are looked for, and nowhere else.
+
+    Raises:
+        InvalidArgument: on construction, for a text in the place of several folders, and credentials that are none.
     """
 
     def __init__(
@@ -47,9 +51,9 @@ class MachineCredentials:
         program_path: Sequence[str] = PROGRAM_PATH,
     ) -> None:
         environment = process_environment() if environment is None else environment
-        self._explicit = KnownCredentials(dict(explicit or {}))
+        self._explicit = KnownCredentials.of("explicit", explicit)
         self.paths = auth_paths(environment)
-        self.programs = CredentialPrograms(environment, program_path)
+        self.programs = CredentialPrograms(environment, each_of("program_path", program_path, str))
 
     def find(self, registry: str, repository: str, check_interrupted: Callable[[], None], /) -> Credentials | None:
         """Return what is known for a repository, None where nothing is.

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import attrs
 
 from minibox_store.errors import InvalidArgument
+from minibox_store.kinds import check_kind
 from minibox_store.registry.addresses import literal_address
 from minibox_store.registry.failures import RETRIED_STATUSES, LineCut, ProxyFailed
 from minibox_store.registry.hosts import is_loopback_host
@@ -65,7 +66,7 @@ def _shown(text: str | None) -> str:
 
 
 def _or_none(text: str | None) -> str | None:
-    return text or None
+    return None if text == "" else text
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -79,7 +80,8 @@ class Proxies(Value):
         no_proxy: which hosts are reached without, separated by commas or spaces.
 
     Raises:
-        InvalidArgument: on construction, for a proxy that is none of these; it shows nothing of the text.
+        InvalidArgument: on construction, for a proxy that is none of these, of which it shows nothing, and for a
+            ``no_proxy`` that is no text.
     """
 
     http: str | None = attrs.field(default=None, converter=_or_none, repr=_shown)
@@ -89,10 +91,13 @@ class Proxies(Value):
     def __attrs_post_init__(self) -> None:
         for scheme, text in (("http", self.http), ("https", self.https)):
             try:
+                if text is not None and not isinstance(text, str):
+                    raise InvalidUrl("it is no text")
                 if text is not None:
                     _parse_proxy(text)
             except InvalidUrl as error:
                 raise InvalidArgument(f"proxy for {scheme}", "***", str(error)) from None
+        check_kind("no_proxy", self.no_proxy, str, ", with commas between the hosts")
 
 
 class ProxyRules:

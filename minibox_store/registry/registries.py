@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Mapping
 
-from minibox_store._file_errors import path_errors
+from minibox_store._file_errors import path_errors, path_text
 from minibox_store._files import read_whole
 from minibox_store.errors import InvalidDocument
 from minibox_store.registry.environment import process_environment, registries_path
@@ -33,7 +33,7 @@ def read_registries_file(path: str | os.PathLike[str]) -> RegistryRules:
     """
     from minibox_store.codec.registries_file import REGISTRIES_FILE_BYTES, decode_registries_file  # and so TOML
 
-    name = os.fspath(path)
+    name = path_text("path", path)
     with path_errors(name):
         try:
             content = read_whole(os.path.realpath(name), REGISTRIES_FILE_BYTES)

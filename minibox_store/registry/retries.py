@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import attrs
 
+from minibox_store.kinds import check_count, check_seconds
 from minibox_store.registry.failures import Failure
 from minibox_store.values import Value
 
@@ -29,6 +30,9 @@ class RetryPolicy(Value):
         longest_back_off_seconds: where that ends.
         longest_wait_seconds: of a pause that the registry asks for.
         patience_seconds: after the first failure; only one more try is begun later than that.
+
+    Raises:
+        InvalidArgument: on construction, for what is no whole number, or no time.
     """
 
     attempts: int = 5
@@ -36,6 +40,11 @@ class RetryPolicy(Value):
     longest_back_off_seconds: float = 5.0
     longest_wait_seconds: float = 10.0
     patience_seconds: float = 30.0
+
+    def __attrs_post_init__(self) -> None:
+        check_count("attempts", self.attempts, "each thing has to be tried once")
+        check_seconds("back_off_seconds", self.back_off_seconds)
+        check_seconds("longest_wait_seconds", self.longest_wait_seconds)
 
 
 class Attempts:

@@ -39,15 +39,15 @@ class Trust:
     Args:
         ca_file: authorities that are trusted everywhere.
         certificates: what there is for single hosts.
-        insecure: registries, as references name them, whose certificate is not checked.
+        insecure: registries, as references name them in lower case, whose certificate is not checked.
     """
 
     def __init__(
         self, *, ca_file: str | os.PathLike[str] | None, certificates: CertificatesSource, insecure: Collection[str]
     ) -> None:
-        self._ca_file = None if ca_file is None else absolute_path(ca_file)
+        self._ca_file = None if ca_file is None else absolute_path(ca_file, "ca_file")
         self._certificates = certificates
-        self._insecure = frozenset(host.lower() for host in insecure)
+        self._insecure = frozenset(insecure)
         self._lock = threading.Lock()
         self._made: dict[_Terms, ssl.SSLContext] = {}
 

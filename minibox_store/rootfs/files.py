@@ -16,6 +16,7 @@ from typing import Self
 from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath, PathNotFound, StoreUnavailable
+from minibox_store.kinds import check_kind
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
 from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
@@ -113,8 +114,9 @@ class ImageFiles:
         Raises:
             PathNotFound, InvalidPath: as :meth:`listdir`.
         """
+        found = self._find_directory(path)
         start = "/" + path.strip("/")
-        for below, node in self.walk_nodes(self._find_directory(path)):
+        for below, node in self.walk_nodes(found):
             yield start.rstrip("/") + below if below else start, node.status
 
     def read_link(self, path: str) -> str:
@@ -164,6 +166,7 @@ class ImageFiles:
 
     def find(self, path: str, *, follow_links: bool = False) -> FileNode:
         """Return what is at a path; raises as :meth:`stat`."""
+        check_kind("path", path, str)
         way = [self._view.root]
         rest = path.split("/")[::-1]
         links = 0

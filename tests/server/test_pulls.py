@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -16,7 +15,7 @@ from minibox_server.api.operations import Operations
 from minibox_server.api.pulls import Pull, PullAnswer, pull_call
 from minibox_server.transfers import ThreadTransfers
 from minibox_server.workers import Workers
-from minibox_store import LINUX_AMD64, Store
+from minibox_store import LINUX_AMD64, Image, Store
 from tests.server.clients import client_of
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import (
@@ -360,12 +359,15 @@ def test_a_platform_from_an_index_cannot_write_a_line_of_its_own(tmp_path: Path,
 
 
 def test_an_unexpected_error_is_logged_and_ends_the_stream(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    no_name: Any = None
+    class Surprising(Store):
+        def pull(self, *_: object, **__: object) -> Image:
+            raise TypeError
+
     operations = Operations(Workers())
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        pulled = Pull(name=no_name, platform=LINUX_AMD64, unpack=False)
-        call = pull_call(ThreadTransfers(Store(tmp_path / "data")), operations, pulled)
+        pulled = Pull(name="app:1", platform=LINUX_AMD64, unpack=False)
+        call = pull_call(ThreadTransfers(Surprising(tmp_path / "data")), operations, pulled)
         running = operations.join(doing="pull", limiter=anyio.CapacityLimiter(1), call=call)
         await PullAnswer(running)(scope, receive, send)
 
