@@ -61,13 +61,13 @@ def each_of(name: str, values: Iterable[_Kind], kind: type[_Kind]) -> tuple[_Kin
 
 
 def check_switches(**switches: bool) -> None:
-    """Return if each argument is True or False, or the number that equals one of these.
+    """Return if each argument is True or False.
 
     Raises:
-        InvalidArgument: for anything else: of a text nobody knows whether "false" was meant.
+        InvalidArgument: for anything else: of a text, or a number, nobody knows whether "false", or 0, was meant.
     """
     for name, value in switches.items():
-        if not isinstance(value, int) or value not in (True, False):
+        if type(value) is not bool:
             raise InvalidArgument(name, value, "it is neither True nor False")
 
 
