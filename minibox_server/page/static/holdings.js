@@ -1,6 +1,6 @@
 // What the store holds, as last asked: its images, and whose its bytes are. Who shows it is told when it changes.
 
-import { ask, follow, newest, Refused } from "./api.js";
+import { ask, follow, Refused } from "./api.js";
 
 const SOON_MS = 150;
 const AGAIN_MS = 5000;
@@ -10,9 +10,8 @@ export const holdings = { images: null, usage: null, problem: null };
 
 const listeners = new Set();
 const usages = new WeakMap();
-const beginAsking = newest();
 let timer = null;
-let told = null;
+let asked = 0;
 
 /** Call `listener` at every change; return what ends that. */
 export function onHoldings(listener) {
@@ -26,7 +25,8 @@ export function refresh() {
 }
 
 async function askAnew(options) {
-  const isNewest = beginAsking();
+  asked += 1;
+  const number = asked;
   const news = { problem: null };
   try {
     const usage = ask("system/df", options).catch(withoutUsage);
@@ -34,12 +34,9 @@ async function askAnew(options) {
   } catch (error) {
     news.problem = error.message;
   }
-  if (!isNewest()) return;
+  // What was asked later is newer, whenever it comes.
+  if (number !== asked) return;
   Object.assign(holdings, news);
-  // What is the same stays where it is: somebody may be about to press it.
-  const text = JSON.stringify(holdings);
-  if (text === told) return;
-  told = text;
   for (const listener of listeners) listener();
 }
 
@@ -61,11 +58,9 @@ export async function keepFresh() {
     const controller = new AbortController();
     const hide = () => document.hidden && controller.abort();
     document.addEventListener("visibilitychange", hide);
-    // What has happened before it begins nobody tells.
-    const options = { method: "GET", signal: controller.signal, isQuiet: true, onBegun: refreshSoon };
     try {
-      for await (const event of follow("events", options)) {
-        if (["image", "prune", "missed"].includes(event.event)) refreshSoon();
+      for await (const event of follow("events", { method: "GET", signal: controller.signal, isQuiet: true })) {
+        if (event.event === "image" || event.event === "prune") refreshSoon();
       }
     } catch (error) {
       if (error instanceof Refused && error.status === 404) return;

@@ -14,11 +14,9 @@ const main = document.getElementById("main");
 let endView = () => {};
 
 function show(isFirst) {
-  const [, asked, rest] = location.hash.match(/^#\/([a-z]+)(?:\/(.*))?$/) ?? [null, "images", null];
+  const [, name, rest] = location.hash.match(/^#\/([a-z]+)(?:\/(.*))?$/) ?? [null, "images", null];
   const views = { images: imagesView, space: spaceView, image: () => imageView(decode(rest ?? "")) };
-  // Every object has more than was put into it.
-  const name = Object.hasOwn(views, asked) ? asked : "images";
-  const { title, view, end } = views[name]();
+  const { title, view, end } = (views[name] ?? imagesView)();
   endView();
   endView = end ?? (() => {});
   replace(main, view);
