@@ -188,7 +188,7 @@ def test_rules_and_hosts_that_come_one_by_one_are_kept() -> None:
         client = quick_client(insecure=hosts)  # tried with TLS first, and so found to be insecure
         assert minibox_store.tags(f"{registry.host}/team/app", client=client) == ("1",)
     with pytest.raises(InvalidArgument, match="reference 'registry"):
-        RegistryClient().open_repository(host)  # type: ignore[arg-type]
+        RegistryClient().open_repository(host)  # type: ignore[arg-type]  # which is what the test is about
 
 
 def test_nothing_is_sent_with_what_are_no_credentials(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_nothing_is_sent_with_what_are_no_credentials(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument, match=rf"invalid {name} '\*\*\*'"):
             Credentials(**{"username": "alice", name: value})
     with pytest.raises(InvalidArgument, match=r"invalid proxies '\*\*\*'"):
-        RegistryClient(proxies=f"http://alice:{SECRET}@proxy")  # type: ignore[arg-type]
+        RegistryClient(proxies=f"http://alice:{SECRET}@proxy")  # type: ignore[arg-type]  # where Proxies belong
     with UploadRegistry() as registry:
         for options in ({"credentials": odd[0]}, {"machine": tmp_path}, {"client": registry.host}):
             given: dict[str, Any] = {"credentials": Credentials("a", "b"), "client": quick_client(), **options}

@@ -63,6 +63,9 @@ class SystemEndpoints:
 
     def all(self) -> list[Endpoint]:
         """Return each endpoint."""
+        return [*self._of_what_is_there(), *self._of_what_changes_it()]
+
+    def _of_what_is_there(self) -> list[Endpoint]:
         return [
             Endpoint(
                 method="GET",
@@ -71,19 +74,6 @@ class SystemEndpoints:
                 call=self.ping,
                 passes_others=True,
                 answers=(Answer(what="Daemon is running"),),
-                tag="system",
-            ),
-            Endpoint(
-                method="POST",
-                path="/system/prune",
-                what="Remove what no image needs, or say what that would be.",
-                call=self.prune,
-                query=PruneQuery,
-                answers=(
-                    Answer(what="what was removed", media_type="application/json", schema=PRUNE_SCHEMA),
-                    *told_as_it_goes_on(PRUNE_SCHEMA),
-                ),
-                refusals=(409, 507),
                 tag="system",
             ),
             Endpoint(
@@ -113,6 +103,23 @@ class SystemEndpoints:
                     Answer(what="what was found", media_type="application/json", schema=FINDINGS_SCHEMA),
                     *told_as_it_goes_on(FINDINGS_SCHEMA),
                 ),
+                tag="system",
+            ),
+        ]
+
+    def _of_what_changes_it(self) -> list[Endpoint]:
+        return [
+            Endpoint(
+                method="POST",
+                path="/system/prune",
+                what="Remove what no image needs, or say what that would be.",
+                call=self.prune,
+                query=PruneQuery,
+                answers=(
+                    Answer(what="what was removed", media_type="application/json", schema=PRUNE_SCHEMA),
+                    *told_as_it_goes_on(PRUNE_SCHEMA),
+                ),
+                refusals=(409, 507),
                 tag="system",
             ),
             Endpoint(

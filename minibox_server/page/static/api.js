@@ -8,6 +8,19 @@ let token = null;
 let asking = null;
 let askForToken = async () => null;
 
+/**
+ * Return what is called when something is asked for that is asked for again and again. It returns what says, when the
+ * answer is there, whether nothing was asked for later: what was asked later is newer, whenever it comes.
+ */
+export function newest() {
+  let last = 0;
+  return () => {
+    last += 1;
+    const number = last;
+    return () => number === last;
+  };
+}
+
 /** What went wrong, as one sentence; `status` is 0 where no answer came. */
 export class Refused extends Error {
   constructor(status, sentence) {
@@ -66,9 +79,13 @@ export async function send(path, options = {}) {
   }
 }
 
-/** Ask, and yield each event of the answer but the last, whose fields are returned; an error at its end is thrown. */
-export async function* follow(path, { method = "POST", query, signal, isQuiet } = {}) {
+/**
+ * Ask, and yield each event of the answer but the last, whose fields are returned; an error at its end is thrown.
+ * `onBegun` is called when the answer has begun.
+ */
+export async function* follow(path, { method = "POST", query, signal, isQuiet, onBegun = () => {} } = {}) {
   const response = await send(path, { method, query, signal, isQuiet, accept: STREAM });
+  onBegun();
   // Where there is nothing to be told on the way, the answer is what the last event would be.
   if (isWhole(response.headers.get("Content-Type"))) return response.json();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

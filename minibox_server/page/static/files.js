@@ -14,6 +14,8 @@ export function filesPanel(image, platform, signal) {
     replace(place, make("p", { class: "quiet", role: "status" }, READING));
     try {
       const directory = await ask("images/files", { query: { image, path, platform }, signal });
+      // Another manifest of the image is looked at meanwhile, or another image has its name.
+      if (!place.isConnected) return;
       const way = wayTo(path, open);
       replace(place, way, tableOf(directory, path, open));
       way.lastChild.focus();

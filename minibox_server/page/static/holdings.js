@@ -1,6 +1,6 @@
 // What the store holds, as last asked: its images, and whose its bytes are. Who shows it is told when it changes.
 
-import { ask, follow, Refused } from "./api.js";
+import { ask, follow, newest, Refused } from "./api.js";
 
 const SOON_MS = 150;
 const AGAIN_MS = 5000;
@@ -10,8 +10,9 @@ export const holdings = { images: null, usage: null, problem: null };
 
 const listeners = new Set();
 const usages = new WeakMap();
+const beginAsking = newest();
 let timer = null;
-let asked = 0;
+let told = null;
 
 /** Call `listener` at every change; return what ends that. */
 export function onHoldings(listener) {
@@ -25,8 +26,7 @@ export function refresh() {
 }
 
 async function askAnew(options) {
-  asked += 1;
-  const number = asked;
+  const isNewest = beginAsking();
   const news = { problem: null };
   try {
     const usage = ask("system/df", options).catch(withoutUsage);
@@ -34,9 +34,12 @@ async function askAnew(options) {
   } catch (error) {
     news.problem = error.message;
   }
-  // What was asked later is newer, whenever it comes.
-  if (number !== asked) return;
+  if (!isNewest()) return;
   Object.assign(holdings, news);
+  // What is the same stays where it is: somebody may be about to press it.
+  const text = JSON.stringify(holdings);
+  if (text === told) return;
+  told = text;
   for (const listener of listeners) listener();
 }
 
@@ -51,6 +54,7 @@ export function usageOf(name) {
 
 /** Refresh whenever the store changes, by whomever, as long as the page is seen. */
 export async function keepFresh() {
+  let onBegun;
   for (;;) {
     await untilSeen();
     await untilKnown();
@@ -58,9 +62,10 @@ export async function keepFresh() {
     const controller = new AbortController();
     const hide = () => document.hidden && controller.abort();
     document.addEventListener("visibilitychange", hide);
+    const options = { method: "GET", signal: controller.signal, isQuiet: true, onBegun };
     try {
-      for await (const event of follow("events", { method: "GET", signal: controller.signal, isQuiet: true })) {
-        if (event.event === "image" || event.event === "prune") refreshSoon();
+      for await (const event of follow("events", options)) {
+        if (["image", "prune", "missed"].includes(event.event)) refreshSoon();
       }
     } catch (error) {
       if (error instanceof Refused && error.status === 404) return;
@@ -69,6 +74,7 @@ export async function keepFresh() {
       document.removeEventListener("visibilitychange", hide);
     }
     refreshSoon();
+    onBegun = refreshSoon; // what has happened since this stream ended the next one does not tell
   }
 }
 

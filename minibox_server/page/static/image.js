@@ -1,6 +1,6 @@
 // The view of one image: what it is, how it was made, how it is run, and which files are in it.
 
-import { ask } from "./api.js";
+import { ask, newest } from "./api.js";
 import { removeImage, saveImage, tagImage } from "./actions.js";
 import { button, facts, field, make, notice, replace } from "./dom.js";
 import { filesPanel } from "./files.js";
@@ -13,16 +13,19 @@ export function imageView(name) {
   const controller = new AbortController();
   const { signal } = controller;
   let seen = null;
+  const beginAsking = newest();
   const load = async () => {
+    const isNewest = beginAsking();
     try {
       const image = await ask("images/inspect", { query: { image: name }, signal });
+      if (!isNewest()) return;
       // What has not changed stays as it is, and so do the focus and the place in it.
       const text = JSON.stringify([image, usageOf(name)]);
       if (text === seen) return;
       seen = text;
       replace(body, parts(name, image, signal));
     } catch (error) {
-      if (signal.aborted) return;
+      if (signal.aborted || !isNewest()) return;
       seen = null;
       replace(body, notice(error.message, load));
     }

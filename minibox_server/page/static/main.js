@@ -14,9 +14,11 @@ const main = document.getElementById("main");
 let endView = () => {};
 
 function show(isFirst) {
-  const [, name, rest] = location.hash.match(/^#\/([a-z]+)(?:\/(.*))?$/) ?? [null, "images", null];
+  const [, asked, rest] = location.hash.match(/^#\/([a-z]+)(?:\/(.*))?$/) ?? [null, "images", null];
   const views = { images: imagesView, space: spaceView, image: () => imageView(decode(rest ?? "")) };
-  const { title, view, end } = (views[name] ?? imagesView)();
+  // Every object has more than was put into it.
+  const name = Object.hasOwn(views, asked) ? asked : "images";
+  const { title, view, end } = views[name]();
   endView();
   endView = end ?? (() => {});
   replace(main, view);

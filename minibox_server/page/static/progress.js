@@ -21,7 +21,7 @@ export class Progress {
       resolved: () => { this.digest = event.digest; },
       blob: () => this.#takeBlob(event),
       progress: () => {
-        this.ahead = null;
+        if (event.phase !== "waiting") this.ahead = null;
         this.phase = event.phase;
         this.doneBytes = event.done_bytes;
         this.totalBytes = event.total_bytes;

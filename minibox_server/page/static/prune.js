@@ -1,6 +1,6 @@
 // Prune: the plan is shown first, with the reason and the bytes of each thing, and only then may it be done.
 
-import { ask, follow } from "./api.js";
+import { ask, follow, newest } from "./api.js";
 import * as dialogs from "./dialogs.js";
 import { button, make, replace, table } from "./dom.js";
 import { refresh } from "./holdings.js";
@@ -36,9 +36,17 @@ async function prune() {
   const place = make("div", {});
   const showAnew = () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message)));
   const withCache = make("input", { type: "checkbox", onchange: showAnew });
-  const showPlan = async () => replace(place, planOf(await ask("system/prune", {
-    method: "POST", query: { dry_run: true, build_cache: withCache.checked },
-  })));
+  const beginAsking = newest();
+  const showPlan = async () => {
+    const isNewest = beginAsking();
+    try {
+      const query = { dry_run: true, build_cache: withCache.checked };
+      const plan = await ask("system/prune", { method: "POST", query });
+      if (isNewest()) replace(place, planOf(plan));
+    } catch (error) {
+      if (isNewest()) throw error;
+    }
+  };
   await showPlan();
   const agreed = await dialogs.ask({
     title: "What a prune would remove",

@@ -1,0 +1,161 @@
+"""What the page makes of answers that come late, and of addresses and changes that it was not told of."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import APIResponse, Browser, Page, Route, expect
+
+from tests.support.browser import watched_page
+from tests.support.daemon import Daemon
+from tests.support.images import build_image, build_index
+from tests.support.stores import put, put_dead
+from tests.ui.conftest import APP, WORKER
+
+_HIDE = """
+(isHidden) => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => isHidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+}
+"""
+# Each sentence that somebody who cannot see the page is told.
+_HEAR = """
+() => {
+  window.heard = [];
+  const told = document.getElementById("told");
+  new MutationObserver(() => window.heard.push(told.textContent)).observe(told, { childList: true });
+}
+"""
+# How many are ahead, after each of these events.
+_TAKE = """
+async (events) => {
+  const { Progress } = await import(new URL("ui/progress.js", document.baseURI).href);
+  const progress = new Progress();
+  return events.map((event) => { progress.take(event); return progress.ahead; });
+}
+"""
+# What is asked for now, and answered, shows that the page has had its time with what came before.
+_ROUND_TRIP = "fetch('ping').then((answer) => answer.text())"
+# A stream that has ended is not asked for again, and so neither is what it could have told of.
+_NEVER_AGAIN = """
+const later = window.setTimeout;
+window.setTimeout = (call, milliseconds) => (milliseconds < 1000 ? later(call, milliseconds) : 0);
+"""
+
+
+@pytest.fixture
+def page(browser: Browser, daemon: Daemon) -> Iterator[Page]:
+    """The page over a store that has app:1, whatever it had before; it breaks no rule while the test runs."""
+    put(daemon.data_root, APP, "app:1")
+    daemon.post("/system/prune")
+    with watched_page(browser) as (page, watch):
+        page.goto(f"http://{daemon.host}/ui")
+        expect(page.get_by_role("link", name="app:1", exact=True)).to_be_visible()
+        yield page
+        assert not watch.violations
+        assert not watch.errors
+
+
+def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[], None]:
+    """Do what asks for an address, and hold the answer back; return what gives it to the page.
+
+    Others that are asked for meanwhile pass.
+    """
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    def release() -> None:
+        route, answer = held[0]
+        with page.expect_event("requestfinished", lambda request: request == route.request):
+            route.fulfill(response=answer)
+        page.evaluate(_ROUND_TRIP)
+
+    page.route(address, hold)
+    act()
+    while not held:
+        page.wait_for_timeout(20)
+    return release
+
+
+def test_an_older_answer_about_an_image_does_not_take_the_place_of_a_newer_one(page: Page, daemon: Daemon) -> None:
+    release = hold_next(page, "**/images/inspect*", page.get_by_role("link", name="app:1", exact=True).click)
+    put(daemon.data_root, WORKER, "app:1")
+    expect(page.get_by_text(WORKER.digest).first).to_be_visible()
+    release()
+    expect(page.get_by_text(APP.digest)).to_have_count(0)
+    expect(page.get_by_text(WORKER.digest).first).to_be_visible()
+
+
+def test_an_older_plan_does_not_take_the_place_of_a_newer_one(page: Page, daemon: Daemon) -> None:
+    page.get_by_role("link", name="Space", exact=True).click()
+    page.get_by_role("button", name="Show the plan").click()
+    dialog = page.get_by_role("dialog")
+    nothing = "Nothing: every blob is needed."
+    expect(dialog).to_contain_text(nothing)
+    release = hold_next(page, "**/system/prune*", dialog.get_by_role("checkbox").check)
+    put_dead(daemon.data_root, build_image(salt="dead"))
+    dialog.get_by_role("checkbox").uncheck()
+    expect(dialog).not_to_contain_text(nothing)
+    release()
+    expect(dialog).not_to_contain_text(nothing)
+
+
+def test_files_that_are_not_looked_at_any_more_are_not_told_of(page: Page, daemon: Daemon) -> None:
+    many = [build_image([{f"{number}": b"" for number in range(count)}], salt=str(count)) for count in (2, 3)]
+    put(daemon.data_root, build_index(many), "both:1")
+    page.get_by_role("link", name="both:1").click()
+    look = page.get_by_role("button", name="Look into it")
+    page.evaluate(_HEAR)
+    release = hold_next(page, "**/images/files*", look.click)
+    page.get_by_label("Platform").select_option(index=1)
+    release()
+    look.click()
+    expect(page.get_by_role("cell", name="0", exact=True).first).to_be_visible()
+    assert len(page.evaluate("window.heard")) == 1
+
+
+@pytest.mark.parametrize("view", ["constructor", "constructor/x", "nothing", "toString", "__proto__", "Images"])
+def test_a_view_that_there_is_not_is_the_one_of_the_images(page: Page, view: str) -> None:
+    page.goto(page.url.partition("#")[0] + f"#/{view}")
+    expect(page.get_by_role("heading", name="Images", exact=True)).to_be_focused()
+    expect(page).to_have_title("Images · minibox")
+    expect(page.get_by_role("navigation").get_by_role("link", name="Images")).to_have_attribute("aria-current", "page")
+
+
+def test_what_has_changed_while_nobody_looked_is_seen_by_who_looks_again(page: Page, daemon: Daemon) -> None:
+    with page.expect_response("**/images"):
+        page.evaluate(_HIDE, True)
+    put(daemon.data_root, WORKER, "unseen:1")
+    page.evaluate(_HIDE, False)
+    expect(page.get_by_role("link", name="unseen:1")).to_be_visible()
+    daemon.post("/images/remove", image="unseen:1")
+    expect(page.get_by_role("link", name="unseen:1")).to_have_count(0)
+
+
+def test_what_is_the_same_stays_where_it_is(page: Page) -> None:
+    page.evaluate("document.querySelector('.image').dataset.mark = 'it'")
+    for is_hidden in (True, False):
+        with page.expect_response("**/images"):
+            page.evaluate(_HIDE, is_hidden)
+    page.evaluate(_ROUND_TRIP)
+    expect(page.locator(".image[data-mark]")).to_have_count(1)
+
+
+def test_what_was_missed_is_asked_for_anew(page: Page, daemon: Daemon) -> None:
+    def tell(route: Route) -> None:
+        put(daemon.data_root, WORKER, "missed:1")
+        route.fulfill(content_type="application/x-ndjson", body='{"event":"missed"}\n')
+
+    page.route("**/events", tell)
+    page.add_init_script(_NEVER_AGAIN)
+    page.reload()
+    expect(page.get_by_role("link", name="missed:1")).to_be_visible()
+
+
+def test_who_waits_is_said_to_wait_until_its_bytes_move(page: Page) -> None:
+    waiting, moving = ({"event": "progress", "phase": each, "done_bytes": 0} for each in ("waiting", "moving"))
+    assert page.evaluate(_TAKE, [waiting, {"event": "waiting", "ahead": 1}, waiting, moving]) == [None, 1, 1, None]
