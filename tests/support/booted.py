@@ -115,7 +115,8 @@ class Machine:
         """
         entering = [require_peer("nsenter"), "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid"]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin", "HOME": "/root", "LANG": "C.UTF-8"}
-        return run_peer([*entering, "--cgroup", "--root", "--wd=/", *command], environment, timeout_seconds)
+        # "--wd=/" would be the root outside: a program that asks for its working folder finds none there.
+        return run_peer([*entering, "--cgroup", "--root", "--wd", *command], environment, timeout_seconds)
 
     def systemctl(self, *arguments: str) -> str:
         """Run systemctl, and return what it says."""
