@@ -102,7 +102,7 @@ def _place(
     generations = layout.history.generations()
     for place, generation in enumerate(generations):
         said = layout.history.content(generation)
-        if said == content and content is not None:
+        if said == content:
             # The generation's own time: index.json may have been touched.
             return _content(generation.number, content, index, generation.path), generations[place + 1 :]
         if generation.number <= newest or _position(_mark(said), generation.number) == since:
