@@ -74,7 +74,7 @@ class Generations:
                 state = changes.state
 
         Each step in between is told where the contents of index.json are among the last ten, and this library wrote
-        them; what another tool wrote and overwrote may not be. Where the names are what they were, nothing is told.
+        them, also where a name stands for what it stood for again; what another tool wrote and overwrote may not be.
 
         Args:
             since: a state of this store.

@@ -17,7 +17,8 @@ class StoreState(Value):
     """What the names of a store stand for at one time.
 
     Attributes:
-        position: of the content of index.json: a short text of visible ASCII characters, the same for the same content.
+        position: which content index.json has, and where in its history: a short text of visible ASCII characters, the
+            same as long as nothing changes, and another one where a content comes again.
         names: what each name stands for.
         pruned_at: when the last collection that has ended had begun, in seconds since the epoch; None where there was
             none, or nobody can tell.

@@ -1,14 +1,15 @@
 """What the page makes of answers that come late, and of addresses and changes that it was not told of."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
-from playwright.sync_api import APIResponse, Browser, Page, Route, expect
+from playwright.sync_api import APIResponse, Browser, Page, Request, Route, expect
 
 from tests.support.browser import watched_page
 from tests.support.daemon import Daemon
 from tests.support.images import build_image, build_index
-from tests.support.stores import put, put_dead
+from tests.support.stores import open_store, put, put_dead
 from tests.ui.conftest import APP, WORKER
 
 _HIDE = """
@@ -35,10 +36,16 @@ async (events) => {
 """
 # What is asked for now, and answered, shows that the page has had its time with what came before.
 _ROUND_TRIP = "fetch('ping').then((answer) => answer.text())"
-# A stream that has ended is not asked for again, and so neither is what it could have told of.
-_NEVER_AGAIN = """
-const later = window.setTimeout;
-window.setTimeout = (call, milliseconds) => (milliseconds < 1000 ? later(call, milliseconds) : 0);
+# The page's stream of events has what a test puts into it, and nothing else.
+_TELL_EVENTS = """
+const fetchOthers = window.fetch;
+window.fetch = (address, options) => {
+  if (!address.endsWith("/events")) return fetchOthers(address, options);
+  const lines = new TransformStream();
+  const writer = lines.writable.getWriter();
+  window.tellEvent = (event) => { writer.write(new TextEncoder().encode(`${JSON.stringify(event)}\\n`)); };
+  return Promise.resolve(new Response(lines.readable, { headers: { "Content-Type": "application/x-ndjson" } }));
+};
 """
 
 
@@ -146,14 +153,45 @@ def test_what_is_the_same_stays_where_it_is(page: Page) -> None:
 
 
 def test_what_was_missed_is_asked_for_anew(page: Page, daemon: Daemon) -> None:
-    def tell(route: Route) -> None:
-        put(daemon.data_root, WORKER, "missed:1")
-        route.fulfill(content_type="application/x-ndjson", body='{"event":"missed"}\n')
-
-    page.route("**/events", tell)
-    page.add_init_script(_NEVER_AGAIN)
-    page.reload()
+    page.add_init_script(_TELL_EVENTS)
+    lists = count(1)
+    # The second one is asked for when the stream has begun.
+    with page.expect_response(lambda answer: answer.url.endswith("/images") and next(lists) == 2):
+        page.reload()
+    put(daemon.data_root, WORKER, "missed:1")
+    page.evaluate("window.tellEvent({ event: 'missed' })")
     expect(page.get_by_role("link", name="missed:1")).to_be_visible()
+
+
+def test_what_has_changed_between_the_list_and_the_beginning_of_the_stream_is_seen(page: Page, daemon: Daemon) -> None:
+    def begin(route: Route) -> None:
+        put(daemon.data_root, WORKER, "between:1")
+        route.continue_()
+
+    page.route("**/events", begin)
+    page.reload()
+    expect(page.get_by_role("link", name="between:1")).to_be_visible()
+
+
+def test_what_is_gone_when_the_list_comes_is_not_shown_for_good(page: Page, daemon: Daemon) -> None:
+    lists: list[Request] = []
+
+    def answer(route: Route) -> None:
+        lists.append(route.request)
+        if len(lists) != 2:
+            route.continue_()
+            return
+        put(daemon.data_root, WORKER, "gone:1")
+        response = route.fetch()
+        open_store(daemon.data_root).remove("gone:1")
+        assert '"gone:1"' in response.text()
+        route.fulfill(response=response)
+
+    page.route("**/images", answer)
+    with page.expect_event("requestfinished", lambda request: request in lists[1:2]):
+        page.reload()
+    page.evaluate(_ROUND_TRIP)
+    expect(page.get_by_role("link", name="gone:1")).to_have_count(0)
 
 
 def test_who_waits_is_said_to_wait_until_its_bytes_move(page: Page) -> None:

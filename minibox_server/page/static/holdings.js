@@ -54,7 +54,6 @@ export function usageOf(name) {
 
 /** Refresh whenever the store changes, by whomever, as long as the page is seen. */
 export async function keepFresh() {
-  let onBegun;
   for (;;) {
     await untilSeen();
     await untilKnown();
@@ -62,7 +61,8 @@ export async function keepFresh() {
     const controller = new AbortController();
     const hide = () => document.hidden && controller.abort();
     document.addEventListener("visibilitychange", hide);
-    const options = { method: "GET", signal: controller.signal, isQuiet: true, onBegun };
+    // A stream tells what happens from its beginning on, and the list is of before.
+    const options = { method: "GET", signal: controller.signal, isQuiet: true, onBegun: refreshSoon };
     try {
       for await (const event of follow("events", options)) {
         if (["image", "prune", "missed"].includes(event.event)) refreshSoon();
@@ -74,7 +74,6 @@ export async function keepFresh() {
       document.removeEventListener("visibilitychange", hide);
     }
     refreshSoon();
-    onBegun = refreshSoon; // what has happened since this stream ended the next one does not tell
   }
 }
 
