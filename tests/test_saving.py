@@ -17,7 +17,6 @@ from minibox_store import (
     BlobStored,
     Digest,
     Event,
-    ImageCopied,
     InvalidArchive,
     InvalidArgument,
     Limits,
@@ -28,6 +27,7 @@ from minibox_store import (
     Store,
     _files,
     parse_digests,
+    render_line,
 )
 from minibox_store.archive import ArchiveFile, ArchiveForm
 from minibox_store.errors import ContentMismatch, ImageNotFound, IncompleteImage, InvalidDocument, StoreDamaged
@@ -368,7 +368,7 @@ def test_what_the_other_side_has_is_left_out_but_no_document(form: ArchiveFormat
     assert files == kept
     present = {str(each.descriptor.digest) for each in events if isinstance(each, BlobPresent)}
     assert present == FIRST.blobs.keys() - set(FIRST.document_digests)
-    assert ImageCopied(name="app:1") in events
+    assert render_line(events[-1], doing="save") == "[save] successfully saved app:1"
 
 
 def test_a_thin_archive_travels_from_what_one_store_has_to_what_the_other_lacks(tmp_path: Path) -> None:
