@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from minibox_store._file_errors import file_errors, path_errors, path_text
@@ -197,8 +198,8 @@ class Saving:
         return select_image(source, root, wanted, name, self._limits).root
 
     def _reached(self, image: OpenedImage) -> Iterator[Descriptor]:
-        for node in walk_contents(image, image.chosen, limits=self._limits):
-            yield node.descriptor
+        # No loop, whose variable would keep what a document has while the next one is read.
+        return map(attrgetter("descriptor"), walk_contents(image, image.chosen, limits=self._limits))
 
     def _write(
         self,
