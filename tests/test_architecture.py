@@ -27,21 +27,10 @@ VALUES = {
     *("limits", "outlines", "registry_rules", "listeners", "sentences", "lazy", "kinds"),
 }
 CORE = {
-    *(
-        "codec",
-        "tar",
-        "protocols",
-        "forwarding",
-        "layout_index",
-        "graph",
-        "copying",
-        "collecting",
-        "checking",
-        "inspecting",
-    ),
+    *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("filters", "selection", "selecting", "manifest_choice", "policies", "offers", "referring", "repositories"),
     *("image_map", "blob_sizes", "weighing", "wholeness", "staging", "leaves", "cancellation", "latch"),
-    *("decompressing", "output_bounds"),
+    *("decompressing", "output_bounds", "forwarding"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {
