@@ -23,6 +23,7 @@ from minibox_store.events import (
     ImageCopied,
     RegisteringName,
 )
+from minibox_store.forwarding import ForwardingSource
 from minibox_store.graph import ContentSource, RememberingSource, walk_contents
 from minibox_store.kinds import check_count, each_of
 from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
@@ -31,12 +32,10 @@ from minibox_store.listeners import marking_errors
 from minibox_store.protocols import (
     BlobSource,
     BlobStream,
-    Distrusting,
     FileRange,
     ImageTarget,
     ImageWriter,
     Interruptible,
-    RangedSource,
     RangeStream,
     ReferrerWriter,
     RoomChecking,
@@ -106,7 +105,7 @@ class _ObservedRangeStream(_ObservedStream):
         return found
 
 
-class ObservedSource:
+class ObservedSource(ForwardingSource):
     """A source of one blob whose bytes are counted, and stop when the work is cancelled or has failed elsewhere.
 
     Args:
@@ -120,7 +119,7 @@ class ObservedSource:
     def __init__(
         self, source: BlobSource, node: Node, on_event: EventListener, stopped: Callable[[], bool], pause: Waiting
     ) -> None:
-        self._source = source
+        super().__init__(source)
         self._node = node
         self._on_event = on_event
         self._stopped = stopped
@@ -178,7 +177,7 @@ class ObservedSource:
         self.check()
         is_again = self.was_opened
         self.started(offset)
-        stream = self._source.open_blob(descriptor, offset)
+        stream = super().open_blob(descriptor, offset)
         with self._guard:
             self._done_bytes = offset
             if is_again:
@@ -189,9 +188,7 @@ class ObservedSource:
     def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
         """Return some bytes of the blob, observed, where the source gives them."""
         self.check()
-        stream = None
-        if isinstance(self._source, RangedSource):
-            stream = self._source.open_range(descriptor, offset, size_bytes)
+        stream = super().open_range(descriptor, offset, size_bytes)
         if stream is None:
             return None
         if not self.was_opened:
@@ -202,12 +199,7 @@ class ObservedSource:
     def distrust(self, descriptor: Descriptor, /) -> bool:
         """Pass on that the bytes were wrong; return whether there is another place to be asked for them."""
         self.check()
-        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
-
-    def interrupt(self) -> None:
-        """Interrupt the source, where it can block."""
-        if isinstance(self._source, Interruptible):
-            self._source.interrupt()
+        return super().distrust(descriptor)
 
     def wait(self, seconds: float) -> None:
         """Return after ``seconds``, or raise :class:`Cancelled` as soon as it is cancelled."""

@@ -3,12 +3,14 @@
 Text from outside (a registry, an archive, a parameter) never breaks a line.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Referrer, Role
+from minibox_store.errors import InvalidArgument
 from minibox_store.platforms import Platform
 from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.sentences import one_line
@@ -17,6 +19,24 @@ from minibox_store.values import Value
 _SHOWN_PLATFORMS = 20
 _PLATFORM_LENGTH = 100
 _TYPE_LENGTH = 100
+
+# What tells of events.
+Operation = Literal["pull", "import", "fetch", "load", "push", "copy", "save", "unpack", "verify", "repair", "prune"]
+# What each does with a blob, and has done with an image at its end.
+_VERBS: Mapping[Operation, tuple[str, str]] = {
+    "pull": ("pulling", "pulled"),
+    "import": ("importing", "imported"),
+    "fetch": ("fetching", "fetched"),
+    "load": ("loading", "loaded"),
+    "push": ("pushing", "pushed"),
+    "copy": ("copying", "copied"),
+    "save": ("saving", "saved"),
+    "unpack": ("unpacking", "unpacked"),
+    "verify": ("reading", "verified"),
+    "repair": ("reading", "repaired"),
+    "prune": ("removing", "pruned"),
+}
+_INTO_STORE = ("pull", "import", "fetch", "load")
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -247,36 +267,25 @@ Event = (
 )
 
 
-def render_line(event: Event, *, doing: Literal["pull", "push"] = "pull") -> str | None:
+def render_line(event: Event, *, doing: Operation = "pull") -> str | None:
     """Return the line (no newline) for ``event``, as the daemon's pull prints it; None where it prints none.
 
-    A push, and a copy between registries, has lines of its own; so has what it does otherwise than a pull.
-
     Args:
-        event: what is told of.
-        doing: whose words the line has, and which word stands in brackets before them. There are those of a
-            ``"pull"`` and of a ``"push"`` alone: of what a load or a save tells, a pull's are not all true.
+        event: what is told of, which does not say itself what it is a part of.
+        doing: what is done: the word that stands in brackets before the line, and whose words the line has. A copy
+            between registries is a ``"copy"``.
+
+    Raises:
+        InvalidArgument: when ``doing`` is no operation that tells of events.
     """
-    text = _push_text(event) if doing == "push" else None
-    text = _text(event) if text is None else text
+    verbs = _VERBS.get(doing)
+    if verbs is None:
+        raise InvalidArgument("doing", doing, "there are " + ", ".join(_VERBS))
+    text = _text(event, *verbs, is_into_store=doing in _INTO_STORE)
     return None if text is None else f"[{doing}] " + one_line(text)
 
 
-def _push_text(event: Event) -> str | None:
-    match event:
-        case BlobStarted() | BlobPresent():
-            place, short = _place_and_digest(event)
-            if isinstance(event, BlobPresent):
-                return f"{event.role}{place} ({short}) is already there"
-            return f"pushing {event.role}{place} ({short})..."
-        case RegisteringName(name=name):
-            return f"writing {name}..."
-        case ImageCopied(name=name):
-            return f"successfully pushed {name}"
-    return None
-
-
-def _text(event: Event) -> str | None:
+def _text(event: Event, moving: str, moved: str, *, is_into_store: bool) -> str | None:
     match event:
         case ResolvingName(name=name):
             return f"fetching {name} manifest..."
@@ -296,30 +305,25 @@ def _text(event: Event) -> str | None:
         case ReferrerFound(referrer=referrer):
             kind = (referrer.artifact_type or "unknown")[:_TYPE_LENGTH]
             return f"referrer: {referrer.descriptor.digest.hex[:12]} ({kind})"
-        case BlobStarted() | BlobPresent():
-            return _blob_text(event)
+        case BlobStarted(role=role):
+            place, short = _place_and_digest(event)
+            return f"{moving} {role}{place} " + (f"({short})..." if role == "layer" else f"{short}...")
+        case BlobPresent(role=role):
+            place, short = _place_and_digest(event)
+            return f"{role}{place} ({short}) is already " + ("here" if is_into_store else "there")
         case UnpackingLayer(position=position, total=total):
             return f"extracting layer {position}/{total}..."
         case NothingToUnpack(name=name):
             return f"{name} has no root filesystem, nothing is unpacked"
         case RegisteringName(name=name):
-            return f"registering {name} in index.json..."
+            return f"registering {name} in index.json..." if is_into_store else f"writing {name}..."
         case ImageCopied(name=name):
-            return f"successfully pulled {name}"
+            return f"successfully {moved} {name}"
         case ImagePresent(name=name):
             return f"{name} is already here"
         case RegistryWarning(host=host, text=text):
             return f"warning from {host}: {text}"
     return None
-
-
-def _blob_text(event: BlobStarted | BlobPresent) -> str | None:
-    place, short = _place_and_digest(event)
-    if isinstance(event, BlobPresent):
-        return f"{event.role}{place} ({short}) is already here"
-    if event.role == "layer":
-        return f"pulling layer{place} ({short})..."
-    return f"pulling {event.role}{place} {short}..."
 
 
 def _place_and_digest(event: BlobStarted | BlobPresent) -> tuple[str, str]:

@@ -12,8 +12,9 @@ from minibox_store.codec import decode_document, decode_links
 from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, Document, Identity, Links, Manifest, Node, children, identity
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreError
+from minibox_store.forwarding import ForwardingSource
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible, RangedSource
+from minibox_store.protocols import BlobSource, BlobStream
 
 
 class Seen(Protocol):
@@ -110,11 +111,11 @@ def read_content(source: BlobSource, descriptor: Descriptor, limits: Limits = DE
     return bytes(content[:filled])
 
 
-class RememberingSource:
+class RememberingSource(ForwardingSource):
     """A source that keeps the documents it has read, so that each crosses the wire once."""
 
     def __init__(self, source: BlobSource, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._source = source
+        super().__init__(source)
         self._limits = limits
         self._room_bytes = 2 * limits.document_bytes
         self._contents: dict[Digest, bytes] = {}
@@ -144,13 +145,7 @@ class RememberingSource:
         content = self._contents.get(descriptor.digest)
         if content is not None:
             return ContentStream(content, offset)
-        return self._source.open_blob(descriptor, offset)
-
-    def open_range(self, descriptor: Descriptor, offset: int, size_bytes: int, /) -> BlobStream | None:
-        """Return some bytes of the blob, where the source behind gives them."""
-        return (
-            self._source.open_range(descriptor, offset, size_bytes) if isinstance(self._source, RangedSource) else None
-        )
+        return super().open_blob(descriptor, offset)
 
     def _read_right(self, descriptor: Descriptor) -> bytes:
         for _ in range(_MOST_PLACES):
@@ -160,15 +155,6 @@ class RememberingSource:
                 if not self.distrust(descriptor):
                     raise
         return read_content(self._source, descriptor, self._limits)
-
-    def distrust(self, descriptor: Descriptor, /) -> bool:
-        """Pass on that the bytes were wrong; return whether there is another place to be asked for them."""
-        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
-
-    def interrupt(self) -> None:
-        """Interrupt the source behind, where it can block."""
-        if isinstance(self._source, Interruptible):
-            self._source.interrupt()
 
 
 class _Pending(NamedTuple):

@@ -30,7 +30,7 @@ CORE = {
     *("codec", "tar", "protocols", "layout_index", "graph", "copying", "collecting", "checking", "inspecting"),
     *("filters", "selection", "selecting", "manifest_choice", "policies", "offers", "referring", "repositories"),
     *("image_map", "blob_sizes", "weighing", "wholeness", "staging", "leaves", "cancellation", "latch"),
-    *("decompressing", "output_bounds"),
+    *("decompressing", "output_bounds", "forwarding"),
 }
 ENDS = {"memory", "layout", "registry", "archive", "rootfs"}
 FILE_PARTS = {

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
+from minibox_store.errors import InvalidArgument
 from minibox_store.events import (
     BlobAdvanced,
     BlobPresent,
@@ -21,6 +22,7 @@ from minibox_store.events import (
     ManifestChosen,
     MirrorFailed,
     NothingToUnpack,
+    Operation,
     PruneAdvanced,
     RateLimitSeen,
     RegisteringName,
@@ -103,6 +105,32 @@ LINES: list[tuple[Event, str | None]] = [
 @pytest.mark.parametrize(("event", "line"), LINES)
 def test_the_lines_of_a_pull_are_those_of_the_contract_byte_for_byte(event: Event, line: str | None) -> None:
     assert render_line(event) == line
+
+
+@pytest.mark.parametrize(
+    ("doing", "lines"),
+    [
+        ("load", ["loading layer 2/2 (8ca4688f4f35)...", "registering a in index.json...", "successfully loaded a"]),
+        ("push", ["pushing layer 2/2 (8ca4688f4f35)...", "writing a...", "successfully pushed a"]),
+        ("save", ["saving layer 2/2 (8ca4688f4f35)...", "writing a...", "successfully saved a"]),
+    ],
+)
+def test_a_line_has_the_words_of_what_is_done(doing: Operation, lines: list[str]) -> None:
+    events: list[Event] = [started("layer", 2, 2), RegisteringName(name="a"), ImageCopied(name="a")]
+    assert [render_line(event, doing=doing) for event in events] == [f"[{doing}] {line}" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("doing", "where"), [("pull", "here"), ("import", "here"), ("push", "there"), ("save", "there")]
+)
+def test_a_blob_is_there_where_the_bytes_go(doing: Operation, where: str) -> None:
+    event = BlobPresent(descriptor=leaf("8ca4688f4f35"), role="config", position=1, total=1)
+    assert render_line(event, doing=doing) == f"[{doing}] config (8ca4688f4f35) is already {where}"
+
+
+def test_what_no_operation_is_called_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="doing"):
+        render_line(ImageCopied(name="a"), doing="a\n[pull] Done")  # type: ignore[arg-type]
 
 
 def test_an_index_of_thousands_of_platforms_is_told_in_a_short_line() -> None:

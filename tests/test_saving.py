@@ -17,7 +17,6 @@ from minibox_store import (
     BlobStored,
     Digest,
     Event,
-    ImageCopied,
     InvalidArchive,
     InvalidArgument,
     Limits,
@@ -27,9 +26,13 @@ from minibox_store import (
     RegistryError,
     Store,
     _files,
+    graph,
     parse_digests,
+    render_line,
 )
 from minibox_store.archive import ArchiveFile, ArchiveForm
+from minibox_store.codec import decode_document
+from minibox_store.documents import Document
 from minibox_store.errors import ContentMismatch, ImageNotFound, IncompleteImage, InvalidDocument, StoreDamaged
 from minibox_store.layout import opening_images
 from tests.support.archives import unpack
@@ -368,7 +371,7 @@ def test_what_the_other_side_has_is_left_out_but_no_document(form: ArchiveFormat
     assert files == kept
     present = {str(each.descriptor.digest) for each in events if isinstance(each, BlobPresent)}
     assert present == FIRST.blobs.keys() - set(FIRST.document_digests)
-    assert ImageCopied(name="app:1") in events
+    assert render_line(events[-1], doing="save") == "[save] successfully saved app:1"
 
 
 def test_a_thin_archive_travels_from_what_one_store_has_to_what_the_other_lacks(tmp_path: Path) -> None:
@@ -460,6 +463,43 @@ def test_what_many_names_stand_for_is_in_memory_once(tmp_path: Path) -> None:
         assert first.contents.keys() == second.contents.keys() == {Digest.parse(document)}
         assert first.contents[Digest.parse(document)] is second.contents[Digest.parse(document)]
         assert third.contents.keys().isdisjoint(first.contents)
+
+
+@pytest.mark.parametrize("platform", [None, LINUX_AMD64, "all"])
+def test_an_image_of_many_names_is_walked_as_often_as_one_of_a_single_name(
+    platform: PlatformChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"app:{number}" for number in range(1, 9)]
+    store = store_of(tmp_path / "store", dict.fromkeys(names, INDEX))
+    read: list[str] = []
+
+    def decode(content: bytes, media_type: str, name: str, **options: Any) -> Document:
+        read.append(name)
+        return decode_document(content, media_type, name, **options)
+
+    def save(names: list[str]) -> list[str]:
+        read.clear()
+        store.save(names, tmp_path / "a.tar", format="oci", platform=platform)
+        return read.copy()
+
+    def offer(names: list[str]) -> list[str]:
+        read.clear()
+        store.open_archive(names, format="oci", platform=platform).close()
+        return read.copy()
+
+    monkeypatch.setattr(graph, "decode_document", decode)
+    assert save(names) == save(names[:1])
+    assert offer(names) == offer(names[:1])
+
+
+def test_of_each_name_what_its_own_entry_says_is_told(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", {"app:1": FIRST, "app:2": FIRST})
+    path = tmp_path / "store" / "index.json"
+    index = json.loads(path.read_bytes())
+    index["manifests"][1]["annotations"]["team"] = "second"
+    path.write_text(json.dumps(index))
+    saved = store.save(["app:1", "app:2"], tmp_path / "a.tar", format="oci")
+    assert [each.descriptor.annotations for each in saved] == [{}, {"team": "second"}]
 
 
 def test_no_more_images_are_saved_than_are_loaded_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minibox_server.api.feeds import SERVER_SENT, Form, accepted_form, encode_event
-from minibox_server.api.progress import Progress
+from minibox_server.api.progress import Doing, Progress
 from minibox_server.api.running import Call, Failure, Listener, ProgressingCall, Result, Running
 from minibox_server.api.turns import Turns
 from minibox_server.responses import RequestError, describe, error_response
@@ -55,7 +55,7 @@ class Operations:
         self,
         request: Request,
         *,
-        doing: str,
+        doing: Doing,
         limiter: anyio.CapacityLimiter,
         call: Call,
         plain: Callable[[Result], Response],
@@ -86,7 +86,7 @@ class Operations:
             return plain(await listener.result())
 
     def join(
-        self, *, doing: str, limiter: anyio.CapacityLimiter, call: ProgressingCall, key: Hashable | None = None
+        self, *, doing: Doing, limiter: anyio.CapacityLimiter, call: ProgressingCall, key: Hashable | None = None
     ) -> "Running":
         """Return the operation that runs under this key, or one that is begun now.
 

@@ -23,7 +23,6 @@ from minibox_store import (
     Digest,
     Event,
     EventListener,
-    ImageCopied,
     ImagePresent,
     IndexMade,
     ManifestChosen,
@@ -41,6 +40,7 @@ from minibox_store import (
 
 # What is said of a key; None where nothing is to be said of it any more.
 News = tuple[Hashable, Mapping[str, object] | None]
+Doing = Literal["pull", "fetch", "load", "push", "save", "verify", "repair", "prune"]
 Phase = Literal["started", "moving", "present", "stored", "unpacking"]
 OverallPhase = Literal["waiting", "moving", "unpacking", "registering", "marking", "removing"]
 
@@ -54,8 +54,6 @@ _BEFORE_RESOLVED = (
 )
 # What is told in a form of its own.
 _NO_MESSAGE = (ResolvingName, ManifestChosen, BlobStarted, BlobPresent, UnpackingLayer)
-# What is said of these in the words of a pull, and is not so elsewhere.
-_WORDS_OF = {RegisteringName: ("pull", "push", "load"), ImageCopied: ("pull", "push")}
 
 # An image has no more parts; a check, or an archive, may have any number, of which those that are done are forgotten.
 _MOST_BLOBS = 4096
@@ -101,7 +99,7 @@ class Progress:
         is_resolved: whether it is known what the operation is about, or it does more than finding that out.
     """
 
-    def __init__(self, doing: str, on_news: Callable[[bool], None]) -> None:
+    def __init__(self, doing: Doing, on_news: Callable[[bool], None]) -> None:
         self.is_resolved = False
         self._doing = doing
         self._on_news = on_news
@@ -182,11 +180,9 @@ class Progress:
         return news
 
     def _line(self, event: Event) -> str | None:
-        if self._doing not in _WORDS_OF.get(type(event), (self._doing,)):
-            return None
         if self._doing != "pull" and isinstance(event, _NO_MESSAGE):
             return None  # of a pull alone all is told as text, too
-        return render_line(event, doing="push" if self._doing == "push" else "pull")
+        return render_line(event, doing=self._doing)
 
     def _tell_line(self, line: str, *, is_message: bool) -> None:
         self._lines.append(line)
@@ -247,7 +243,7 @@ class Progress:
             case UnpackingLayer():
                 self._change(event.descriptor.digest, "unpacking")
             case RegisteringName():
-                if self._doing in _WORDS_OF[RegisteringName]:  # a save lays all of its bytes down behind that
+                if self._doing != "save":  # which lays all of its bytes down behind that
                     self._phase = "registering"
 
     def _advance(self, event: BlobAdvanced | UnpackAdvanced) -> None:

@@ -12,7 +12,7 @@ import anyio
 from starlette.types import Receive
 
 from minibox_server.api.feeds import Feed, Lines
-from minibox_server.api.progress import Progress
+from minibox_server.api.progress import Doing, Progress
 from minibox_server.responses import RequestError
 from minibox_server.workers import Workers
 from minibox_store import Cancellation, Cancelled, EventListener, StoreError
@@ -40,7 +40,7 @@ class Running:
         is_over: whether it has ended, or nobody wants it any more.
     """
 
-    def __init__(self, doing: str) -> None:
+    def __init__(self, doing: Doing) -> None:
         self.doing = doing
         self.progress = Progress(doing, self._on_news)
         self.feed = Feed()

@@ -10,6 +10,7 @@ from minibox_server.api.event_schemas import told_as_it_goes_on
 from minibox_server.api.feeds import accepted_form
 from minibox_server.api.long_answers import LongAnswer
 from minibox_server.api.operations import Operations
+from minibox_server.api.progress import Doing
 from minibox_server.api.running import Call, Result
 from minibox_server.api.store_descriptions import (
     FINDINGS_SCHEMA,
@@ -192,7 +193,7 @@ class SystemEndpoints:
 
         return await self._answer(request, "repair", call, key="repair")
 
-    async def _answer(self, request: Request, doing: str, call: Call, *, key: str | None) -> Response:
+    async def _answer(self, request: Request, doing: Doing, call: Call, *, key: str | None) -> Response:
         return await self._operations.answer(
             request, doing=doing, limiter=self._workers.changing, call=call, plain=JSONResponse, key=key
         )

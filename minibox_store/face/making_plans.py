@@ -10,10 +10,11 @@ from minibox_store.copying import EventListener
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Manifest, Node
 from minibox_store.face.admitting import Wish, choose_incoming
+from minibox_store.forwarding import ForwardingSource
 from minibox_store.graph import RememberingSource, walk
 from minibox_store.layout import Layout
 from minibox_store.platforms import Platform, describe_choice
-from minibox_store.protocols import BlobSource, BlobStream, Distrusting
+from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.reports.plans import PlannedBlob, PlannedManifest, PullPlan
 from minibox_store.selecting import ChosenImage
 
@@ -60,11 +61,11 @@ def plan_copy(
     )
 
 
-class _AskedSource:
+class _AskedSource(ForwardingSource):
     """A source that keeps in mind what it was asked for: what the reference stands for, to begin with."""
 
     def __init__(self, source: BlobSource, resolved: Descriptor) -> None:
-        self._source = source
+        super().__init__(source)
         self.digests = {resolved.digest}
         self.requests = self.manifest_requests = 1
         self.size_bytes = resolved.size_bytes
@@ -76,10 +77,7 @@ class _AskedSource:
             self.requests += 1
             self.manifest_requests += media_types.is_document(descriptor.media_type)
             self.size_bytes += descriptor.size_bytes
-        return self._source.open_blob(descriptor, offset)
-
-    def distrust(self, descriptor: Descriptor, /) -> bool:
-        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
+        return super().open_blob(descriptor, offset)
 
 
 def _plan_blob(layout: Layout, node: Node, asked: _AskedSource, *, is_made: bool) -> PlannedBlob:

@@ -15,11 +15,12 @@ from minibox_store.cancellation import Cancellation
 from minibox_store.copying import EventListener, ObservedSource
 from minibox_store.documents import Descriptor, Node, Role
 from minibox_store.errors import ContentMismatch, RegistryError, StoreError
+from minibox_store.forwarding import ForwardingSource
 from minibox_store.layout import Layout
 from minibox_store.layout.quarantine import find_right_one
 from minibox_store.layout.transaction import Transaction
 from minibox_store.listeners import is_of_listener
-from minibox_store.protocols import BlobSource, BlobStream, Distrusting, Interruptible
+from minibox_store.protocols import BlobSource, BlobStream
 from minibox_store.sentences import one_line
 
 OpenOrigin = Callable[[str], AbstractContextManager[BlobSource]]
@@ -105,15 +106,16 @@ class Refetcher:
         """Return what was wrong with a source; None where the store has the blob now."""
         if self._failures[origin] >= _FAILURES:
             return "it was not reached before"
-        asked = _AskedSource(lambda: self._open(origin))
-        observed = ObservedSource(
-            asked, node, self._on_event, lambda: self._cancellation.is_cancelled, self._cancellation
-        )
+        asked = None
         try:
+            asked = _AskedSource(self._open(origin))
+            observed = ObservedSource(
+                asked, node, self._on_event, lambda: self._cancellation.is_cancelled, self._cancellation
+            )
             with self._cancellation.interrupting(asked):
                 self._writer.write_blob(node.descriptor, observed)
         except (StoreError, OSError) as error:
-            is_of_source = error is asked.trouble or isinstance(error, ContentMismatch)
+            is_of_source = asked is None or error is asked.trouble or isinstance(error, ContentMismatch)
             if is_of_listener(error) or not is_of_source:
                 raise
             is_unreached = isinstance(error, RegistryError) and error.status is None
@@ -129,29 +131,19 @@ def _role_of(descriptor: Descriptor) -> Role:
     return "config" if media_types.is_config(descriptor.media_type) else "layer"
 
 
-class _AskedSource:
-    """A source whose own trouble is told apart from that of the store that its bytes go to."""
+class _AskedSource(ForwardingSource):
+    """A source whose own trouble is told apart from that of the store that its bytes go to.
 
-    def __init__(self, open_source: Callable[[], BlobSource]) -> None:
-        self._open_source = open_source
-        self._source: BlobSource | None = None
-        self._is_interrupted = False
+    What becomes of a range is no trouble: one stream has the last word.
+    """
+
+    def __init__(self, source: BlobSource) -> None:
+        super().__init__(source)
         self.trouble: Exception | None = None
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         with self.noting():
-            self._source = self._open_source()
-            if self._is_interrupted:
-                self.interrupt()
-            return _AskedStream(self._source.open_blob(descriptor, offset), self)
-
-    def distrust(self, descriptor: Descriptor, /) -> bool:
-        return isinstance(self._source, Distrusting) and self._source.distrust(descriptor)
-
-    def interrupt(self) -> None:
-        self._is_interrupted = True
-        if isinstance(self._source, Interruptible):
-            self._source.interrupt()
+            return _AskedStream(super().open_blob(descriptor, offset), self)
 
     @contextmanager
     def noting(self) -> Iterator[None]:

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from minibox_store._file_errors import file_errors, path_errors, path_text
 from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, copy_graph, count_blobs, heard, ignore_events
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Identity, identity
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import BlobPresent, BlobStored, Event, ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.graph import RememberingSource, walk_contents
@@ -161,9 +162,8 @@ class Saving:
         form = ArchiveForm(format=format, exclude=exclude)
         with file_errors(self._layout.paths.root), ExitStack() as opened:
             in_order, found = opened.enter_context(self._opened(names, wanted, form))
-            walks = [walk_contents(image, image.chosen, limits=self._limits) for image in in_order]
-            blobs = [tuple(node.descriptor for node in each) for each in walks]
-            graphs = [(image.name, image.chosen, each, image) for image, each in zip(in_order, blobs, strict=True)]
+            blobs = {each: [*self._reached(image)] for each, image in _by_root(in_order).items()}
+            graphs = [(image.name, image.chosen, blobs[identity(image.chosen)], image) for image in in_order]
             return OfferedArchive(graphs, form, found, opened)
 
     @contextmanager
@@ -177,8 +177,8 @@ class Saving:
             distinct = {image.name: image for image in reversed(images)}
             _check_count(form, [*distinct], self._limits)
             self._layout.activity.note_used(*distinct)
-            found = [self._listing.image(each.name, distinct[each.name].chosen, distinct[each.name]) for each in images]
-            yield [image for _, image in sorted(distinct.items())], tuple(found)
+            told = self._listing.opened_images((name, image.chosen, image) for name, image in distinct.items())
+            yield [image for _, image in sorted(distinct.items())], tuple(told[each.name] for each in images)
 
     def have(self) -> bytes:
         """Return the digests of all blobs that the store holds, as JSON: what an archive for it need not have.
@@ -197,6 +197,10 @@ class Saving:
 
         return select_image(source, root, wanted, name, self._limits).root
 
+    def _reached(self, image: OpenedImage) -> Iterator[Descriptor]:
+        # No loop, whose variable would keep what a document has while the next one is read.
+        return map(attrgetter("descriptor"), walk_contents(image, image.chosen, limits=self._limits))
+
     def _write(
         self,
         images: Sequence[OpenedImage],
@@ -205,16 +209,16 @@ class Saving:
         cancellation: Cancellation,
     ) -> None:
         noting = _NotingStored(on_event)
+        walked = _by_root(images).values()
         with cancellation.interrupting(target), target.open_writer() as writer:
             if isinstance(writer, RoomChecking):
-                walks = [walk_contents(image, image.chosen, limits=self._limits) for image in images]
-                writer.check_room(node.descriptor for node in chain.from_iterable(walks))
+                writer.check_room(chain.from_iterable(map(self._reached, walked)))
             if on_event is not ignore_events:
                 for image in images:
                     on_event(ManifestChosen(name=image.name, descriptor=image.chosen))
-                roots = ((image, image.chosen) for image in images)
+                roots = ((image, image.chosen) for image in walked)
                 on_event(count_blobs(roots, self._limits, cancellation))
-            for image in images:
+            for image in walked:
                 # In turn: a writer of an archive takes note of each blob, and moves them all in their order at the end.
                 copy_graph(
                     image,
@@ -255,6 +259,11 @@ class _NotingStored:
         """Tell it of each blob, once."""
         for event in self._noted.values():
             self._on_event(event)
+
+
+def _by_root(images: Iterable[OpenedImage]) -> dict[Identity, OpenedImage]:
+    """Return one image for each root: what has many names is walked once."""
+    return {identity(image.chosen): image for image in images}
 
 
 def _checked_names(name: str | Sequence[str]) -> tuple[str, ...]:

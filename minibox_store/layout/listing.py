@@ -6,6 +6,7 @@ is each change of a document that was found to be wrong. Two things are seen wit
 us read one which it did not let us read before. What documents say is kept by digest, and forgotten with it.
 """
 
+from collections.abc import Iterable
 from operator import itemgetter
 
 import attrs
@@ -97,6 +98,17 @@ class Listing:
         """Return one image whose entry is at hand, read from ``source`` if that has it open."""
         summary = None if source is not None else self._known(self._listed.summaries.get(_key(descriptor)))
         return _image(name, descriptor, summary or summarise(self._layout, descriptor, source))
+
+    def opened_images(self, opened: Iterable[tuple[str, Descriptor, BlobSource]]) -> dict[str, Image]:
+        """Return images by their names, each with its entry and whoever has it open; of each root one is read."""
+        summaries: Summaries = {}
+        found = {}
+        for name, descriptor, source in opened:
+            key = _key(descriptor)
+            if key not in summaries:
+                summaries[key] = summarise(self._layout, descriptor, source)
+            found[name] = _image(name, descriptor, summaries[key])
+        return found
 
     def _is_current(self, listed: _Listed, glance: Glance) -> bool:
         if listed.glance is not None and listed.glance.covers(glance):

@@ -3,21 +3,26 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from itertools import chain
+
+import attrs
 
 from minibox_store import _files, _moving, media_types
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Referrer
+from minibox_store.documents import Descriptor, Identity, Referrer, identity
 from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument
 from minibox_store.graph import ContentStream, RememberingSource, walk_contents
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.reading import known_referrers
 from minibox_store.layout_index import find_name
+from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobStream
 from minibox_store.referring import gather_referrers
 
 _ATTEMPTS = 5
 
+_Key = tuple[Identity, Platform | None, bool]
 Choice = Callable[[RememberingSource, Descriptor, str], Descriptor]
 
 
@@ -69,6 +74,14 @@ class OpenedImage:
         if replaced is not None:
             os.close(replaced)
 
+    def called(self, name: str, root: Descriptor) -> "OpenedImage":
+        """Return the same as the image of another name, whose entry differs in what is said about it alone."""
+        image = copy(self)
+        image.name, image.root = name, root
+        if self.chosen.digest == self.root.digest:
+            image.chosen = attrs.evolve(root, platform=self.chosen.platform)
+        return image
+
     def close(self) -> None:
         """Close every file."""
         while self.files:
@@ -93,7 +106,7 @@ def opening_image(
         IncompleteImage: when a blob is missing, and the name still stands for the same image.
         StoreDamaged: when a document or a file is not what its descriptor says.
     """
-    image = _open(layout, name, choose, referrers, {})
+    image = _open(layout, name, choose, referrers, {}, {})
     try:
         yield image
     finally:
@@ -114,8 +127,11 @@ def opening_images(
     contents: dict[Digest, bytes] = {}
     with ExitStack() as stack:
         images = []
+        opened: dict[_Key, OpenedImage] = {}
         for name in names:
-            images.append(_open(layout, name, choose, False, shared))
+            images.append(_open(layout, name, choose, False, shared, opened))
+            if opened.setdefault(_key(images[-1].root), images[-1]) is not images[-1]:
+                continue  # it is the same as of another name
             stack.callback(images[-1].close)
             shared.update(images[-1].files)
             own = images[-1].contents
@@ -125,13 +141,21 @@ def opening_images(
 
 
 def _open(
-    layout: Layout, name: str, choose: Choice | None, referrers: bool, shared: Mapping[Digest, int]
+    layout: Layout,
+    name: str,
+    choose: Choice | None,
+    referrers: bool,
+    shared: Mapping[Digest, int],
+    opened: Mapping[_Key, OpenedImage],
 ) -> OpenedImage:
     missing: list[Digest] = []
     last_root = None
     for _ in range(_ATTEMPTS):
         # The name may have been removed or moved, and a collection come by, since the index was read the last time.
         image = OpenedImage(*find_name(layout.read_index(), name))
+        known = opened.get(_key(image.root))
+        if known is not None:
+            return known.called(image.name, image.root)
         _check_is_image(image.root)
         image.shared = shared
         if missing and last_root == image.root.digest and not _have_come(layout, missing):
@@ -146,6 +170,11 @@ def _open(
         image.close()
         last_root = image.root.digest
     raise IncompleteImage(image.name, tuple(str(digest) for digest in missing))
+
+
+def _key(root: Descriptor) -> _Key:
+    """Return all of an entry that what is chosen of its image goes by."""
+    return identity(root), root.platform, root.is_attestation
 
 
 def _check_is_image(root: Descriptor) -> None:

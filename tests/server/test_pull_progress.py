@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from minibox_server.api.progress import Progress
+from minibox_server.api.progress import Doing, Progress
 from minibox_server.app import create_app
 from minibox_server.settings import Settings
 from minibox_store import (
@@ -29,6 +29,7 @@ from minibox_store import (
     Digest,
     Event,
     EventListener,
+    ImageCopied,
     ManifestChosen,
     RegisteringName,
     RegistryWarning,
@@ -112,7 +113,7 @@ def hold_layer(registry: ScriptedRegistry, image: BuiltImage, repository: str = 
     return release
 
 
-def states_of(doing: str, run: Callable[[EventListener], object]) -> list[dict[str, Any]]:
+def states_of(doing: Doing, run: Callable[[EventListener], object]) -> list[dict[str, Any]]:
     """Return what is told of an operation, were each of its events a tick of the clock."""
     states: list[dict[str, Any]] = []
     progress = Progress(doing, lambda _: None)
@@ -158,6 +159,13 @@ def test_of_a_layer_that_is_left_out_of_a_push_and_sent_after_all_that_is_anothe
         reference = registry.reference("team/app", "1")
         push = partial(store.push, "app:1", reference, client=quick_client())
         check_blobs(states_of("push", lambda listen: push(on_event=listen)), image)
+
+
+@pytest.mark.parametrize(("doing", "done"), [("pull", "pulled"), ("load", "loaded"), ("save", "saved")])
+def test_a_message_has_the_words_of_its_operation(doing: Doing, done: str) -> None:
+    progress = Progress(doing, lambda _: None)
+    progress.on_event(ImageCopied(name="app:1"))
+    assert [told for _, told in progress.take_urgent()] == [{"event": "message", "text": f"successfully {done} app:1"}]
 
 
 @pytest.mark.parametrize("accept", [NDJSON, SSE])
