@@ -33,6 +33,7 @@ class Steps:
             return trace
 
         before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # CPython 3.12 tells of opcodes only if one was asked for by then
         try:
             sys.settrace(trace)  # type: ignore[arg-type]  # it takes any callable of three
             work()
