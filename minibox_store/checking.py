@@ -119,9 +119,10 @@ class _Reading:
 
     def run(self, parallel: int) -> Generator[_Met, None, None]:
         """Yield each blob that cannot be read, or is another, as soon as that is known."""
-        pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="minibox-check")
+        count = min(parallel, len(self._leaves))  # whoever is one more would have nothing to read, and a buffer
+        pool = ThreadPoolExecutor(max_workers=max(count, 1), thread_name_prefix="minibox-check")
         try:
-            readers = [pool.submit(self._read_on) for _ in range(parallel)]
+            readers = [pool.submit(self._read_on) for _ in range(count)]
             for _ in readers:
                 while (met := self._met.get()) is not None:
                     yield met

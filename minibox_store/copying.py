@@ -25,10 +25,10 @@ from minibox_store.events import (
 )
 from minibox_store.forwarding import ForwardingSource
 from minibox_store.graph import ContentSource, RememberingSource, walk_contents
-from minibox_store.kinds import check_count, each_of
+from minibox_store.kinds import check_count, check_kind, check_method, each_of
 from minibox_store.leaves import LeavesAtOnce, LeavesInTurn
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
-from minibox_store.listeners import marking_errors
+from minibox_store.listeners import checked_listener, marking_errors
 from minibox_store.protocols import (
     BlobSource,
     BlobStream,
@@ -67,13 +67,7 @@ def heard(on_event: EventListener) -> EventListener:
     Raises:
         InvalidArgument: for what cannot be called.
     """
-    return on_event if on_event is ignore_events else marking_errors(_checked_listener(on_event))
-
-
-def _checked_listener(on_event: EventListener) -> EventListener:
-    if not callable(on_event):
-        raise InvalidArgument("on_event", on_event, "it is nothing that can be called with an event")
-    return on_event
+    return on_event if on_event is ignore_events else marking_errors(checked_listener(on_event))
 
 
 class _ObservedStream:
@@ -320,8 +314,12 @@ def copy_image(
     Guarantees: atomic as to names; copying twice leaves what copying once does.
     """
     names, referrers = each_of("names", names, str), each_of("referrers", referrers, Descriptor)
+    check_kind("root", root, Descriptor)
+    check_kind("limits", limits, Limits)
     check_count("parallel", parallel, "at least one layer has to move")
-    on_event, cancellation = _checked_listener(on_event), checked_cancellation(cancellation)
+    check_method("source", source, "open_blob")
+    check_method("target", target, "open_writer")
+    on_event, cancellation = checked_listener(on_event), checked_cancellation(cancellation)
     # Each document is walked twice, and crosses the wire once.
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
     # Around the whole of it: a target may read from the source until it commits.

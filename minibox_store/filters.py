@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from minibox_store.errors import InvalidFilter
-from minibox_store.kinds import check_kind, each_of
+from minibox_store.kinds import check_kind, each_of, is_whole
 from minibox_store.values import Value
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -120,7 +120,7 @@ class ImageFilter(Value):
             ("keep_last", self.keep_last, _COUNT_BOUND),
             ("max_bytes", self.max_bytes, _BYTES_BOUND),
         ):
-            if number is not None and (type(number) is not int or not 0 <= number < bound):
+            if number is not None and (not is_whole(number) or not 0 <= number < bound):
                 raise InvalidFilter(f"{key}={number}", f"it is no whole number from 0 to {bound - 1}")
         if self.reference == "":
             raise InvalidFilter("reference=", "an empty pattern matches no name")

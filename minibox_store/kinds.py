@@ -25,6 +25,16 @@ def check_kind(name: str, value: object, kind: type, hint: str = "") -> None:
         raise InvalidArgument(name, value, f"it is no {_WORDS.get(kind, kind.__name__)}{hint}")
 
 
+def check_method(name: str, value: object, method: str) -> None:
+    """Return if an argument has a method, such as all that is read from.
+
+    Raises:
+        InvalidArgument: when it has none.
+    """
+    if not callable(getattr(value, method, None)):
+        raise InvalidArgument(name, value, f"it has no {method}")
+
+
 def check_secret(name: str, value: object, kind: type) -> None:
     """Return if an argument is a ``kind``; of another value, which may be a secret, nothing is shown.
 
@@ -71,13 +81,18 @@ def check_switches(**switches: bool) -> None:
             raise InvalidArgument(name, value, "it is neither True nor False")
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, such as a member of an ``IntEnum``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: int, problem: str, *, least: int = 1) -> None:
     """Return if an argument is a whole number of at least ``least``; ``problem`` says what one less would mean.
 
     Raises:
         InvalidArgument: when it is not.
     """
-    if type(value) is not int:
+    if not is_whole(value):
         raise InvalidArgument(name, value, "it is no whole number")
     if value < least:
         raise InvalidArgument(name, value, problem)

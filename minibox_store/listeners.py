@@ -8,9 +8,23 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from minibox_store.errors import InvalidArgument
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_Listener = TypeVar("_Listener")
 _MARK = "_minibox_store_listener"
+
+
+def checked_listener(on_event: _Listener) -> _Listener:
+    """Return what is to be told of events.
+
+    Raises:
+        InvalidArgument: for what cannot be called.
+    """
+    if not callable(on_event):
+        raise InvalidArgument("on_event", on_event, "it is nothing that can be called with an event")
+    return on_event
 
 
 def marking_errors(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from minibox_store.errors import InvalidArgument, InvalidReference
-from minibox_store.kinds import check_switches, each_of
+from minibox_store.kinds import check_count, check_switches, each_of
 from minibox_store.reference import Reference
 from minibox_store.values import Value
 
@@ -49,8 +49,8 @@ class Policy(Value):
             split_place(place)
         for name in ("max_image_bytes", "max_layers"):
             bound = getattr(self, name)
-            if bound is not None and (type(bound) is not int or bound < 0):
-                raise InvalidArgument(name, bound, "it is no number of 0 or more")
+            if bound is not None:
+                check_count(name, bound, "it is less than nothing", least=0)
         check_switches(require_digest=self.require_digest)
         if self.verify is not None and not callable(self.verify):
             raise InvalidArgument("verify", self.verify, "it is nothing that can be called with an image")

@@ -121,6 +121,8 @@ def check_repository_name(text: str, tag: str | None = None) -> str:
     Raises:
         InvalidReference: when not.
     """
+    if not isinstance(text, str):
+        raise InvalidReference(repr(text), "it is no text")
     try:
         Reference(domain=_REGISTRY, repository=text, tag="latest" if tag is None else tag)
     except InvalidReference as error:  # which names a registry that nobody has named

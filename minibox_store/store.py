@@ -25,7 +25,7 @@ from minibox_store.face.receiving import Receiving
 from minibox_store.face.saving import Saving
 from minibox_store.face.upkeep import Upkeep
 from minibox_store.graph import read_content
-from minibox_store.kinds import check_kind, check_seconds, check_switches
+from minibox_store.kinds import check_count, check_kind, check_seconds, check_switches
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
@@ -162,10 +162,13 @@ class Store(
 
         Raises:
             BlobNotFound: when the store does not hold it.
-            InvalidArgument: for an offset that is negative, or behind the blob's end.
+            InvalidArgument: for an offset that is negative, or behind the blob's end, and what is no descriptor.
         """
-        if not 0 <= offset <= descriptor.size_bytes:
-            raise InvalidArgument("offset", offset, f"the blob has {descriptor.size_bytes} bytes")
+        check_kind("descriptor", descriptor, Descriptor)
+        problem = f"the blob has {descriptor.size_bytes} bytes"
+        check_count("offset", offset, problem, least=0)
+        if offset > descriptor.size_bytes:
+            raise InvalidArgument("offset", offset, problem)
         with file_errors(self.root):
             return self._layout.open_blob(descriptor, offset)
 
@@ -174,7 +177,9 @@ class Store(
 
         Raises:
             BlobNotFound: when the store does not hold it.
+            InvalidArgument: for what is no descriptor.
         """
+        check_kind("descriptor", descriptor, Descriptor)
         with file_errors(self.root), self._layout.naming_damage():
             return read_content(self._layout, descriptor, self._limits)
 

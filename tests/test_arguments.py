@@ -1,6 +1,7 @@
 """Arguments of the wrong kind: each is refused in a sentence that names it, and nothing has begun by then."""
 
 import threading
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from minibox_store import (
     copy_image,
     encode_document,
     login,
+    parse_digests,
     read_registries_file,
 )
 from minibox_store.errors import InvalidArgument, InvalidDocument, InvalidInput, RegistryBlocked
@@ -53,6 +55,10 @@ ODD_PLATFORM = Platform(**_ODD)
 
 # What is made, an argument of that, and what it may not be. What else it needs stands in _NEEDED.
 VALUES: list[tuple[Any, str, Any]] = [
+    *((Credentials, "username", each) for each in ("alice:bob", "\udcff")),
+    (Credentials, "password", "\udcff"),
+    (MachineCredentials, "environment", 5),
+    *((Policy, "max_layers", each) for each in ("5", True, -1)),
     *((RegistryRule, "mirrors", each) for each in ("b.example", ["b.example"], None)),
     *((RegistryRule, "realms", each) for each in ("authserver", [5])),
     *((RegistryRule, "location", each) for each in (5, Path("b.example"))),
@@ -93,6 +99,7 @@ VALUES: list[tuple[Any, str, Any]] = [
 ]
 _NEEDED: dict[Any, dict[str, Any]] = {
     RegistryRule: {"prefix": "quay.io"},
+    Credentials: {"username": "alice"},
     Label: {"key": "a"},
     Reference: {"domain": "quay.io", "repository": "a", "tag": "1"},
     Store: {"root": "store"},
@@ -126,6 +133,9 @@ CALLS: list[tuple[str, str, Any]] = [
     *(("unpack", "directory", each) for each in (None, b"out")),
     ("mount", "directory", b"out"),
     ("save", "exclude", ""),
+    *(("save", "dir_fd", each) for each in (1.5, "5", -1)),
+    *((name, "descriptor", each) for name in ("open_blob", "read_document") for each in (None, TEXT, ROOT.digest)),
+    *(("open_blob", "offset", each) for each in (None, "5", 1.5, -1)),
     *(("find_blob", "digest", each) for each in (TEXT, None)),
     *(("fetch_part", "digest", each) for each in (TEXT, None)),
     *(("fetch", "via", each) for each in ("daemon", None)),
@@ -138,6 +148,7 @@ CALLS: list[tuple[str, str, Any]] = [
 _NAMED = ("inspect", "history", "unpack", "rootfs", "open_files", "mount", "find_blob", "fetch_part", "referrers")
 _GIVEN: dict[str, dict[str, Any]] = {
     **{call: {"name": "app:1"} for call in (*_NAMED, "push", "import_image", "save")},
+    "open_blob": {"descriptor": ROOT},
     **{call: {"reference": "registry.example.org/app:1"} for call in ("pull", "fetch", "plan_pull")},
 }
 
@@ -217,13 +228,40 @@ def test_nothing_is_sent_with_what_are_no_credentials(tmp_path: Path) -> None:
         assert registry.requests == []
 
 
+def test_what_cannot_be_told_of_events_is_told_before_a_registry_is_asked() -> None:
+    client, reference = RegistryClient(), Reference.parse("quay.io/app:1")
+    odd: Any = 5
+    calls: list[Any] = [
+        lambda: client.open_repository(reference, on_event=odd),
+        lambda: client.open_origin(reference, on_event=odd),
+        lambda: client.open_registry("quay.io", on_event=odd),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument, match="invalid on_event 5"):
+            call()
+    with pytest.raises(InvalidArgument, match="invalid access 'push'"):
+        client.open_origin(reference, access="push")  # type: ignore[arg-type]  # which is what the test is about
+
+
+def test_a_member_of_an_enumeration_of_numbers_is_a_number(store: Store) -> None:
+    class Some(IntEnum):
+        TWO = 2
+
+    assert store.verify(parallel=Some.TWO) == ()
+    assert Limits(layers=Some.TWO).layers == 2
+    assert Policy(max_layers=Some.TWO).max_layers == 2
+    assert ImageFilter(keep_last=Some.TWO) == ImageFilter(keep_last=2)
+
+
 def test_one_name_in_the_place_of_several_is_none() -> None:
     target = MemoryImages()
     odd: dict[str, Any] = {"names": "app:1", "parallel": NAN, "on_event": None, "cancellation": False}
+    odd |= {"source": "store", "target": memory_of({}).names, "root": "app:1", "limits": None}
     for name, value in odd.items():
-        given: dict[str, Any] = {"names": ["app:1"], name: value}
+        right = {"source": memory_of({"app:1": IMAGE}), "target": target, "root": ROOT, "names": ["app:1"]}
+        given: dict[str, Any] = {**right, name: value}
         with pytest.raises(InvalidArgument, match=f"invalid {name} "):
-            copy_image(memory_of({"app:1": IMAGE}), target, ROOT, **given)
+            copy_image(**given)
     assert (target.names, target.blobs) == ({}, {})
     with pytest.raises(InvalidArgument, match="invalid via "):
         RegistryClient().handing_on("daemon")
@@ -232,7 +270,8 @@ def test_one_name_in_the_place_of_several_is_none() -> None:
 @pytest.mark.parametrize("text", [None, 5, b"app", Path("app"), ["app"]])
 def test_what_is_no_text_is_no_name_no_reference_and_no_digest(store: Store, text: Any) -> None:
     parsers = (Reference.parse, Digest.parse, Platform.parse, ImageFilter.parse, minibox_store.check_image_name)
-    for read in (*parsers, minibox_store.tags, minibox_store.catalog, minibox_store.delete, store.check_allowed):
+    remote = (minibox_store.tags, minibox_store.catalog, minibox_store.delete)
+    for read in (*parsers, *remote, store.check_allowed, store.repository):
         with pytest.raises(InvalidInput, match="no text"):
             read(text)
     with pytest.raises(InvalidInput, match="no text"):
@@ -259,8 +298,14 @@ def test_the_text_of_a_digest_is_looked_for_in_no_repository(store: Store) -> No
         with pytest.raises(InvalidArgument, match="invalid digest 'sha256"):
             call(text)
     assert repository.upload(upload.id) == upload  # one with another digest would be gone
-    with store.open_archive("app:1") as archive, pytest.raises(InvalidArgument, match="size_bytes"):
-        archive.read(0, -1)
+    with store.open_archive("app:1") as archive:
+        for name, place in {"size_bytes": (0, -1), "offset": (1.5, 1)}.items():
+            with pytest.raises(InvalidArgument, match=f"invalid {name} "):
+                archive.read(*place)  # type: ignore[arg-type]  # which is what the test is about
+    with store.open_files("app:1") as files, pytest.raises(InvalidArgument, match="invalid limit_bytes "):
+        files.read_bytes("/a", limit_bytes=None)  # type: ignore[arg-type]  # which is what the test is about
+    with pytest.raises(InvalidArgument, match="invalid content "):
+        parse_digests(f'["{TEXT}"]')  # type: ignore[arg-type]  # which is what the test is about
 
 
 @pytest.mark.parametrize("path", [None, 5, b"a"])

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -626,6 +627,22 @@ def test_nothing_can_be_checked_by_nobody(root: Path, parallel: int) -> None:
     for call in (open_store(root).verify, open_store(root).repair):
         with pytest.raises(InvalidArgument, match=f"invalid parallel {parallel}"):
             call(parallel=parallel)
+
+
+def test_no_more_read_than_there_are_blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *call: Any, **named: Any) -> Any:
+            begun.append(call)
+            return super().submit(*call, **named)
+
+    monkeypatch.setattr("minibox_store.checking.ThreadPoolExecutor", Counting)
+    assert open_store(tmp_path).verify(parallel=1000) == ()
+    assert begun == []
+    put(tmp_path, IMAGE, "app:1")
+    assert open_store(tmp_path).verify(parallel=1000) == ()
+    assert len(begun) == len({*IMAGE.layer_digests, IMAGE.config_digest})
 
 
 def test_the_largest_blobs_are_told_one_by_one_with_who_needs_them(root: Path) -> None:

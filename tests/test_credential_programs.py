@@ -204,11 +204,12 @@ def test_a_helper_that_reads_nothing_and_one_that_takes_a_large_secret_are_no_tr
     assert helper.secrets()["quay.io"] == ["a", "p" * 1_000_000]
 
 
-def test_who_waits_for_a_helper_can_be_called_away_within_a_second(home: Home) -> None:
+@pytest.mark.parametrize("closing", ["", "os.close(1); "], ids=["silent", "without-output"])
+def test_who_waits_for_a_helper_can_be_called_away_within_a_second(home: Home, closing: str) -> None:
     class CalledAway(StoreError):
         pass
 
-    home.add_helper("x", trouble="import time; time.sleep(100)")
+    home.add_helper("x", trouble=f"{closing}import time; time.sleep(100)")
     over = threading.Event()
     timer = threading.Timer(0.5, over.set)
     timer.start()

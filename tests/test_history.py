@@ -242,6 +242,7 @@ def test_names_are_taken_away_where_there_is_no_room_for_a_file_and_the_last_is_
 ) -> None:
     put(root, IMAGE, "two:1", "three:1", "four:1")
     (root / "listing.cache").write_bytes(b"a help")
+    (root / "listing.cache").chmod(0o600)
     with replaced_os() as system:
         system.refuse_new_files(number)
         for name in ("two:1", "three:1"):
@@ -251,6 +252,7 @@ def test_names_are_taken_away_where_there_is_no_room_for_a_file_and_the_last_is_
             Store(root).tag("app:1", "five:1")
     assert set(read_names(root)) == {"app:1", "four:1"}
     assert not (root / "listing.cache").exists(), "it is of the least use"
+    assert stat.S_IMODE((root / "index.json").stat().st_mode) == 0o644, "whatever the spare file's was"
     assert [image.name for image in open_store(root).undo()] == ["three:1"]
     check_invariants(root)
 

@@ -325,6 +325,15 @@ def test_a_header_of_nothing_but_quotes_costs_no_more_than_its_length() -> None:
     assert time.thread_time() - started < 1
 
 
+def test_what_a_registry_warns_of_is_told_also_where_no_repository_is_asked() -> None:
+    events: list[Event] = []
+    with ScriptedRegistry() as registry:
+        registry.allow("GET", "/v2/", Answer(headers={"Warning": '299 - "closing soon"'}))
+        with quick_client().open_registry(registry.host, on_event=events.append) as opened:
+            opened.check_access()
+        assert events == [RegistryWarning(host=registry.host, text="closing soon")]
+
+
 def test_a_warning_is_told_once_and_on_one_line() -> None:
     again = [("Warning", '299 - "this tag\x1b[2J goes away"'), ("Warning", '299 - "so does this"')]
     with ScriptedRegistry() as registry:

@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import re
+import socket
 import stat
 import sys
 import tempfile
@@ -402,6 +403,77 @@ def test_a_cancel_ends_a_save_to_a_pipe_that_nobody_empties(
         assert not saving.is_alive()
         assert os.get_blocking(file.fileno())
     assert [type(error) for error in caught] == [Cancelled]
+
+
+@contextmanager
+def peers(buffering: int, timeout_seconds: float | None = None) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    """Give a socket, and a file that writes to it."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.settimeout(timeout_seconds)
+        file: Any = here.makefile("wb", buffering=buffering)
+        here.close()  # which the file outlives
+        yield there, file
+        file.close()
+
+
+@pytest.mark.parametrize("buffering", [0, 8192])
+@pytest.mark.parametrize("timeout_seconds", [None, 100.0])
+def test_a_socket_is_given_the_very_archive(
+    buffering: int, timeout_seconds: float | None, store: Store, expected: bytes
+) -> None:
+    received = bytearray()
+    with peers(buffering, timeout_seconds) as (there, file):
+
+        def read() -> None:
+            while piece := there.recv(1 << 16):
+                received.extend(piece)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        file.write(b"before")
+        store.save(NAME, file, format="oci")
+        file.write(b"behind")
+        file.close()
+        reader.join(30)
+    assert bytes(received) == b"before" + expected + b"behind"
+
+
+@pytest.mark.parametrize("buffering", [0, 8192])
+@pytest.mark.parametrize("timeout_seconds", [None, 100.0])
+def test_a_cancel_ends_a_save_to_a_socket_that_nobody_reads_from(
+    buffering: int, timeout_seconds: float | None, store: Store
+) -> None:
+    cancellation = Cancellation()
+    caught: list[BaseException] = []
+    with peers(buffering, timeout_seconds) as (_, file):
+
+        def save() -> None:
+            try:
+                store.save(NAME, file, cancellation=cancellation)
+            except BaseException as error:  # noqa: BLE001  # whatever it is, the test looks at it
+                caught.append(error)
+
+        saving = threading.Thread(target=save, daemon=True)
+        saving.start()
+        deadline = time.monotonic() + 30
+        while not _is_full(file):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        cancellation.cancel()
+        saving.join(SOON_SECONDS)
+        assert not saving.is_alive()
+    assert [type(error) for error in caught] == [Cancelled]
+
+
+@pytest.mark.parametrize("buffering", [0, 8192])
+def test_what_is_wrong_with_a_socket_is_told(buffering: int, store: Store) -> None:
+    with peers(buffering, 0.1) as (_, file), pytest.raises(StoreUnavailable, match="timed out"):
+        store.save(NAME, file)
+    with peers(buffering) as (there, file):
+        there.close()
+        with pytest.raises(StoreUnavailable, match="whoever read from it has closed it"):
+            store.save(NAME, file)
 
 
 def _is_full(file: BinaryIO) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from minibox_store import _moving
+from minibox_store.archive.sockets import socket_of
 from minibox_store.decompressing import (
     BEGINNING_BYTES,
     INPUT_BYTES,
@@ -292,14 +293,10 @@ def _descriptor_of(file: Archive | BinaryIO) -> io.FileIO | None:
 
 
 def _peer_of(file: Archive | BinaryIO) -> "socket.socket | None":
-    """Return the socket that a file reads from; None where that is none, or TLS holds some of what came."""
-    if "socket" not in sys.modules:  # nobody has one
-        return None
-    import socket
-
+    """Return the socket that a file reads from, if it does."""
     raw = _raw_of(file)
-    peer = getattr(raw, "_sock", None) if type(raw) is socket.SocketIO and raw.readable() else None
-    return peer if type(peer) is socket.socket and peer.fileno() >= 0 else None
+    peer = socket_of(raw)
+    return peer if isinstance(raw, io.RawIOBase) and raw.readable() else None
 
 
 def _waiting_for(file: Archive | BinaryIO, peer: "socket.socket | None") -> "select.poll | None":

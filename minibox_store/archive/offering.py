@@ -69,8 +69,10 @@ class OfferedArchive:
         Raises:
             InvalidArgument: for a place that is not in the archive, and for less than nothing.
         """
-        if not 0 <= offset <= self.size_bytes:
-            raise InvalidArgument("offset", offset, f"the archive has {self.size_bytes} bytes")
+        problem = f"the archive has {self.size_bytes} bytes"
+        check_count("offset", offset, problem, least=0)
+        if offset > self.size_bytes:
+            raise InvalidArgument("offset", offset, problem)
         if size_bytes is not None:
             check_count("size_bytes", size_bytes, "it is less than nothing", least=0)
         rest = self.size_bytes - offset if size_bytes is None else min(size_bytes, self.size_bytes - offset)

@@ -5,21 +5,27 @@ What goes wrong at a program's own file says so; its buffer is flushed, and it i
 
 import errno
 import io
+import math
 import os
 import select
 import stat
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from minibox_store import _files, _moving
 from minibox_store._room import check_room
+from minibox_store.archive.sockets import socket_of
 from minibox_store.digest import Verifier
 from minibox_store.errors import Cancelled, InvalidArgument, MissingLibrary, StoreFull, StoreUnavailable
 from minibox_store.latch import Latch
 from minibox_store.protocols import BlobStream
+
+if TYPE_CHECKING:
+    import socket
 
 _POLL_MILLISECONDS = 100
 _ZSTD_LEVEL = 3
@@ -177,6 +183,45 @@ class PipeSink(_Stream):
                 rest = rest[os.write(self._descriptor, rest[: self._most_bytes]) :]
 
 
+class SocketSink(_Stream):
+    """A plain socket: whoever waits for its peer is not kept there by a cancel.
+
+    Args:
+        peer: the caller's, with the caller's time limit.
+        name: how errors call it.
+        interrupted: ends a write that waits, once it is set.
+    """
+
+    def __init__(self, peer: "socket.socket", name: str, interrupted: Latch) -> None:
+        from socket import MSG_DONTWAIT  # the module is there already: somebody has a socket
+
+        self._peer = peer
+        self._name = name
+        self._interrupted = interrupted
+        self._flags = MSG_DONTWAIT
+        self._poll = select.poll()
+        self._poll.register(peer.fileno(), select.POLLOUT)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Write all of ``data``, as it is taken."""
+        rest = memoryview(data)
+        while rest:
+            with file_errors_of(self._name), suppress(BlockingIOError):
+                self._wait()
+                rest = rest[self._peer.send(rest[: _moving.BUFFER_BYTES], self._flags) :]
+
+    def _wait(self) -> None:
+        seconds = self._peer.gettimeout()
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        while not self._interrupted.is_set():
+            left_milliseconds = max(0.0, (until - time.monotonic()) * 1000)
+            if self._poll.poll(min(_POLL_MILLISECONDS, left_milliseconds)):
+                return
+            if not left_milliseconds:
+                raise TimeoutError("timed out")  # as the socket says it
+        raise Cancelled
+
+
 class ZstdSink(_Stream):
     """Compresses what comes, and passes it on.
 
@@ -232,7 +277,9 @@ class ZstdSink(_Stream):
 
 @contextmanager
 def opened_sink(file: BinaryIO, interrupted: Latch) -> Iterator[Sink]:
-    """Give the way into what a program has open; it is not closed. A write to a pipe ends once ``interrupted`` is set.
+    """Give the way into what a program has open; it is not closed.
+
+    A write to a pipe, or to a plain socket, ends once ``interrupted`` is set.
 
     Raises:
         InvalidArgument: when bytes cannot be written to it.
@@ -242,13 +289,25 @@ def opened_sink(file: BinaryIO, interrupted: Latch) -> Iterator[Sink]:
         raise InvalidArgument("file", file, "it is neither a path nor a file that bytes can be written to")
     pipe = _own_way(file)
     if pipe is None:
-        yield StreamSink(file)
+        peer = _peer_of(file)
+        yield StreamSink(file) if peer is None else SocketSink(peer, _name_of(file), interrupted)
         return
     try:
         descriptor, most_bytes = pipe
         yield PipeSink(descriptor, _name_of(file), interrupted, most_bytes)
     finally:
         os.close(pipe[0])
+
+
+def _peer_of(file: BinaryIO) -> "socket.socket | None":
+    """Return the socket that ``file`` writes to; None where that is none, or does not wait."""
+    raw = file.raw if type(file) is io.BufferedWriter else file
+    peer = socket_of(raw)
+    if peer is None or peer.gettimeout() == 0 or not isinstance(raw, io.RawIOBase) or not raw.writable():
+        return None
+    with file_errors_of(_name_of(file)):
+        file.flush()
+    return peer
 
 
 def _own_way(file: BinaryIO) -> tuple[int, int] | None:

@@ -88,7 +88,7 @@ class ArchiveStream:
         self._interrupted = Latch()
 
     def interrupt(self) -> None:
-        """End a write to a pipe that waits for its reader, and every later one."""
+        """End a write to a pipe or a socket that waits for its reader, and every later one."""
         self._interrupted.set()
 
     @contextmanager

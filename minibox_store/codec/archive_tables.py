@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from minibox_store.codec.archive_files import DockerImage
 from minibox_store.codec.strict import dump, load_array
 from minibox_store.digest import Digest
-from minibox_store.errors import InvalidDigest, InvalidDocument
+from minibox_store.errors import InvalidArgument, InvalidDigest, InvalidDocument
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 
 _DIGESTS = "list of digests"
@@ -44,10 +44,13 @@ def parse_digests(content: bytes, *, limits: Limits = DEFAULT_LIMITS) -> frozens
 
     Raises:
         InvalidDocument: when it is anything else, or larger.
+        InvalidArgument: for a text in the place of its bytes.
 
     >>> [each.algorithm for each in parse_digests(b'["sha256:' + b"ab" * 32 + b'"]')]
     ['sha256']
     """
+    if isinstance(content, str):
+        raise InvalidArgument("content", content, "it is a text, and no bytes")
     values = load_array(content, _DIGESTS, limits.index_bytes)
     return frozenset([_digest(value, position) for position, value in enumerate(values)])
 

@@ -7,7 +7,6 @@ from minibox_store._file_errors import absolute_path, path_text
 from minibox_store.errors import InvalidArgument, InvalidPath
 from minibox_store.kinds import check_secret
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.protocols import BlobSource
 
 if TYPE_CHECKING:
     from minibox_store.registry import RegistryClient
@@ -48,12 +47,6 @@ def known_client(
         return RegistryClient.for_machine(limits=limits, private_addresses=private_addresses)
     check_secret("client", client, RegistryClient)
     return client
-
-
-def check_source(name: str, source: BlobSource) -> None:
-    """Return if blobs can be read from what an argument, called ``name``, is."""
-    if not callable(getattr(source, "open_blob", None)):
-        raise InvalidArgument(name, source, "it is no source: it has no open_blob")
 
 
 def absolute_root(root: str | os.PathLike[str]) -> str:

@@ -10,9 +10,9 @@ from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
 from minibox_store.documents import Descriptor, Referrer
 from minibox_store.events import ImagePresent, NothingToUnpack, ReferrerFound, ResolvingName
-from minibox_store.face.arguments import PullPolicy, Verify, check_pull_policy, check_source, is_content, known_client
+from minibox_store.face.arguments import PullPolicy, Verify, check_pull_policy, is_content, known_client
 from minibox_store.graph import RememberingSource
-from minibox_store.kinds import check_count, check_switches
+from minibox_store.kinds import check_count, check_method, check_switches
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
 from minibox_store.limits import Limits
@@ -204,7 +204,7 @@ class Pulling:
         wish = Wish(name=as_name, platforms=wanted, policy=checked_by, digest=digest_in(name))
         wish.check()
         on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
-        check_source("source", source)
+        check_method("source", source, "open_blob")
         with file_errors(self._layout.paths.root), cancellation.interrupting(source):
             root = source.resolve(name)
             target = TransactionTarget(self._layout, verify_content=verify_content)

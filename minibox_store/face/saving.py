@@ -16,6 +16,7 @@ from minibox_store.documents import Descriptor, Identity, identity
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import BlobPresent, BlobStored, Event, ImageCopied, ManifestChosen, RegisteringName
 from minibox_store.graph import RememberingSource, walk_contents
+from minibox_store.kinds import check_count
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
 from minibox_store.limits import Limits
 from minibox_store.platforms import PlatformChoice, WantedPlatforms, checked_choice
@@ -289,6 +290,8 @@ def _target(file: _File, dir_fd: int | None, form: "ArchiveForm", *, durable: bo
     from minibox_store.archive import ArchiveFile, ArchiveStream
 
     if isinstance(file, str | os.PathLike):
+        if dir_fd is not None:
+            check_count("dir_fd", dir_fd, "it is no open directory", least=0)
         return ArchiveFile(path_text("file", file), dir_fd=dir_fd, durable=durable, form=form)
     if dir_fd is not None:
         raise InvalidArgument("dir_fd", dir_fd, "only a path can be relative to it")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
-from minibox_store.face.arguments import check_source, known_client
-from minibox_store.kinds import check_count, check_seconds, check_switches, several
+from minibox_store.face.arguments import known_client
+from minibox_store.kinds import check_count, check_method, check_seconds, check_switches, several
 from minibox_store.layout import Layout
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Upkeep:
         check_count("parallel", parallel, "at least one blob has to be read")
         sources = several("sources", sources)
         for each in sources:
-            check_source("sources", each)
+            check_method("sources", each, "open_blob")
         opened = [] if client is None else [known_client(client)]
 
         def open_origin(origin: str) -> "AbstractContextManager[BlobSource]":

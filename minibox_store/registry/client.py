@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import attrs
 
@@ -16,7 +16,7 @@ from minibox_store.errors import InvalidArgument
 from minibox_store.events import Event
 from minibox_store.kinds import check_kind, check_seconds, check_secret, each_of
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.listeners import marking_errors
+from minibox_store.listeners import checked_listener, marking_errors
 from minibox_store.reference import Reference
 from minibox_store.registry.certificates import (
     CertificateFolders,
@@ -209,7 +209,9 @@ class RegistryClient:
         Raises:
             InvalidReference: when its domain cannot be contacted.
             RegistryBlocked: when a rule blocks it.
+            InvalidArgument: for an ``on_event`` that cannot be called.
         """
+        _check_listener(on_event)
         *mirrors, home = self._rules.places(reference)
         if not mirrors:
             return self._open_place(home, "pull", on_event)
@@ -234,20 +236,26 @@ class RegistryClient:
         Raises:
             InvalidReference: when its domain cannot be contacted.
             RegistryBlocked: when a rule blocks it.
+            InvalidArgument: for an ``access`` that there is not, and an ``on_event`` that cannot be called.
         """
+        if access not in get_args(Access):
+            raise InvalidArgument("access", access, f"it is none of {', '.join(get_args(Access))}")
+        _check_listener(on_event)
         return self._open_place(self._rules.named_place(reference), access, on_event)
 
-    def open_registry(self, registry: str, *, on_event: Callable[[Event], None] | None = None) -> WritableRepository:
+    def open_registry(self, registry: str, *, on_event: OnEvent | None = None) -> WritableRepository:
         """Return a session by which the registry may be asked for its repositories, to be closed.
 
         Raises:
             InvalidReference: when ``registry`` is none.
             RegistryBlocked: when a rule blocks all of it.
+            InvalidArgument: for an ``on_event`` that cannot be called.
         """
+        _check_listener(on_event)
         anything = Reference(domain=registry, repository="any/repository", tag="any")
         find = partial(self._credentials.find, registry, anything.repository)
         place = self._rules.registry_place(registry)
-        return self._towards(place)._open(anything, "registry:catalog:*", find, self._cache)
+        return self._towards(place)._open(anything, "registry:catalog:*", find, self._cache, on_event)
 
     def check_credentials(self, registry: str, credentials: Credentials) -> None:
         """See that a registry takes these credentials, whatever others the client has.
@@ -377,6 +385,11 @@ def _check_source(name: str, source: object) -> None:
     # A text has a find too; and what is no source may be a secret.
     if isinstance(source, str | bytes) or not callable(getattr(source, "find", None)):
         raise InvalidArgument(name, "***", f"it is {type(source).__name__}, and neither a mapping nor a source of them")
+
+
+def _check_listener(on_event: OnEvent | None) -> None:
+    if on_event is not None:
+        checked_listener(on_event)
 
 
 def _take_no_notice(event: Event) -> None:

@@ -114,8 +114,8 @@ class CredentialPrograms:
         with _ended(process):
             try:
                 answer = _exchange(process, given, deadline, check_interrupted)
-                return process.wait(max(0.0, deadline - time.monotonic())), answer
-            except (TimeoutError, subprocess.TimeoutExpired):
+                return _status_of(process, deadline, check_interrupted), answer
+            except TimeoutError:
                 problem = f"{action} did not end within {self._timeout_seconds:g} s"
             except OverflowError:
                 problem = f"its answer is larger than {HELPER_ANSWER_BYTES} bytes"
@@ -198,6 +198,21 @@ def _exchange(
                     return bytes(answer)
             elif has_ended:
                 return bytes(answer)
+
+
+def _status_of(process: "subprocess.Popen[bytes]", deadline: float, check_interrupted: Callable[[], None]) -> int:
+    """Return how a program ends that has closed its output, or has ended.
+
+    Raises:
+        TimeoutError: when the deadline comes first.
+    """
+    while True:
+        check_interrupted()
+        left = max(0.0, deadline - time.monotonic())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, _POLL_SECONDS))
+        if not left:
+            raise TimeoutError
 
 
 def _written(pipe: int, rest: memoryview | None) -> memoryview | None:

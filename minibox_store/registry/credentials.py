@@ -26,9 +26,9 @@ class Credentials(Value):
         identity_token: a refresh token, which a token server changes for tokens of single scopes.
 
     Raises:
-        ValueError: on construction, when the user name has a colon, which Basic authentication cannot carry, or a text
-            has a lone surrogate, which is how a byte that is no UTF-8 comes from the environment.
-        InvalidArgument: on construction, for what is no text; it shows nothing of it.
+        InvalidArgument: on construction, for a user name with a colon, which Basic authentication cannot carry, for a
+            text with a lone surrogate, which is how a byte that is no UTF-8 comes from the environment, and for what
+            is no text; it shows nothing of it.
 
     Spec: RFC 7617, section 2; Docker Registry v2 authentication, "Token authentication using OAuth2".
     """
@@ -42,10 +42,11 @@ class Credentials(Value):
         for name, text in texts.items():
             check_secret(name, text, str)
         if ":" in self.username:
-            raise ValueError("a user name must have no colon")
+            raise InvalidArgument("username", masked(self.username), "a user name must have no colon")
         # Found before they are encoded: the error that this would raise has the whole text in it.
-        if any(map(_SURROGATE.search, texts.values())):
-            raise ValueError("a user name or a secret has a character that is none")
+        for name, text in texts.items():
+            if _SURROGATE.search(text):
+                raise InvalidArgument(name, masked(text), "it has a character that is none")
 
     @property
     def refresh_token(self) -> str | None:

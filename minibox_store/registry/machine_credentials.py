@@ -23,7 +23,7 @@ from minibox_store._file_errors import path_errors
 from minibox_store._files import read_whole
 from minibox_store.codec.auth_files import AUTH_FILE_BYTES, AuthEntry, AuthFile, decode_auth_file
 from minibox_store.errors import InvalidDocument, InvalidPath
-from minibox_store.kinds import each_of
+from minibox_store.kinds import check_secret, each_of
 from minibox_store.registry.credential_keys import hosts_of, matching_keys, place_of, server_names
 from minibox_store.registry.credential_programs import PROGRAM_PATH, CredentialPrograms
 from minibox_store.registry.credentials import Credentials, KnownCredentials
@@ -51,6 +51,7 @@ class MachineCredentials:
         program_path: Sequence[str] = PROGRAM_PATH,
     ) -> None:
         environment = process_environment() if environment is None else environment
+        check_secret("environment", environment, Mapping)
         self._explicit = KnownCredentials.of("explicit", explicit)
         self.paths = auth_paths(environment)
         self.programs = CredentialPrograms(environment, each_of("program_path", program_path, str))

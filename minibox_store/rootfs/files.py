@@ -16,7 +16,7 @@ from typing import Self
 from minibox_store._file_errors import file_errors
 from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath, PathNotFound, StoreUnavailable
-from minibox_store.kinds import check_kind
+from minibox_store.kinds import check_count, check_kind
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
 from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
@@ -146,7 +146,9 @@ class ImageFiles:
         Raises:
             PathNotFound, InvalidPath: as :meth:`open`; and when it is larger than ``limit_bytes``.
             ContentMismatch: when the blob has changed since it was stored.
+            InvalidArgument: for a limit that is no number of bytes.
         """
+        check_count("limit_bytes", limit_bytes, "it is less than nothing", least=0)
         node = self._find_regular(path)
         if node.status.size_bytes > limit_bytes:
             raise InvalidPath(path, f"in the image it has {node.status.size_bytes} bytes, more than {limit_bytes}")
