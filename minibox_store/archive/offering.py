@@ -126,14 +126,9 @@ class OfferedArchive:
             if isinstance(stream, RangeStream):
                 yield member.data_offset, stream.next_range(member.size_bytes)
                 return
-            # A document, which was read when the image was opened.
-            content = bytearray(member.size_bytes)
-            view, filled = memoryview(content), 0
-            while count := stream.readinto(view[filled:]):
-                filled += count
-            yield member.data_offset, bytes(content)
         finally:
             stream.close()
+        yield member.data_offset, self._members.read_document(member.descriptor)
 
 
 def _identity(plan: ArchivePlan) -> str:

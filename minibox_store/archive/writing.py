@@ -8,7 +8,7 @@ are files.
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
@@ -150,6 +150,12 @@ class ArchiveMembers:
         """Return the bytes of a blob that has been written; the caller closes them."""
         return self._sources[descriptor.digest][1].open_blob(descriptor)
 
+    def read_document(self, descriptor: Descriptor) -> bytes:
+        """Return the verified bytes of a document that has been written."""
+        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has.
+        limits = Limits(document_bytes=descriptor.size_bytes)
+        return read_content(self._sources[descriptor.digest][1], descriptor, limits)
+
     def plan(self) -> ArchivePlan:
         """Return where everything will lie.
 
@@ -160,7 +166,7 @@ class ArchiveMembers:
         if not self._names:
             raise IncompleteImage("", ("a name",))
         images = []
-        contents = _Contents(self._form, self._sources)
+        contents = _Contents(self._form, self._sources, self.read_document)
         for name, root in sorted(self._names.items()):
             images.append(WrittenImage(name=name, root=root, document=contents.add_image(name, root)))
         controls = control_members(self._form, images)
@@ -232,9 +238,15 @@ class _Contents:
         members: what will be written, as it was written here.
     """
 
-    def __init__(self, form: ArchiveForm, sources: dict[Digest, tuple[Descriptor, BlobSource]]) -> None:
+    def __init__(
+        self,
+        form: ArchiveForm,
+        sources: dict[Digest, tuple[Descriptor, BlobSource]],
+        read: Callable[[Descriptor], bytes],
+    ) -> None:
         self._form = form
         self._sources = sources
+        self._read_document = read
         self._planned: set[Digest] = set()
         self._followed: set[Digest] = set()  # what is a layer here may be a document there: that has children
         self._roots: dict[Digest, Document] = {}
@@ -256,9 +268,13 @@ class _Contents:
             self._add(name, wanted)
             if media_types.is_document(wanted.media_type) and wanted.digest not in self._followed:
                 self._followed.add(wanted.digest)
-                document = self._roots.get(wanted.digest) or self._read(wanted)
-                todo.extend(child.descriptor for child in reversed(children(document)))
+                # None is given a name: the last one should not be in memory while the next one is decoded.
+                todo.extend(reversed(self._below(wanted)))
         return self._roots[root.digest]
+
+    def _below(self, wanted: Descriptor) -> list[Descriptor]:
+        document = self._roots.get(wanted.digest) or self._read(wanted)
+        return [child.descriptor for child in children(document)]
 
     def _add(self, name: str, wanted: Descriptor) -> None:
         if wanted.digest in self._planned:
@@ -272,10 +288,8 @@ class _Contents:
             raise IncompleteImage(name, (str(wanted.digest),))
 
     def _read(self, descriptor: Descriptor) -> Document:
-        # Whoever wrote it here had walked it, within limits of his own; so the bound is what it said that it has. There
-        # are fewer values than bytes.
-        limits = Limits(document_bytes=descriptor.size_bytes, document_values=descriptor.size_bytes)
-        content = read_content(self._sources[descriptor.digest][1], descriptor, limits)
+        limits = Limits(document_bytes=descriptor.size_bytes, document_values=descriptor.size_bytes)  # fewer than bytes
+        content = self._read_document(descriptor)
         return decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
 
 

@@ -16,11 +16,14 @@ from minibox_store.graph import ContentStream, RememberingSource, walk_contents
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.reading import known_referrers
 from minibox_store.layout_index import find_name
+from minibox_store.limits import MEBIBYTE
 from minibox_store.platforms import Platform
 from minibox_store.protocols import BlobStream
 from minibox_store.referring import gather_referrers
 
 _ATTEMPTS = 5
+# As many bytes of documents are kept as no real image has; of further ones the files, from which they are read again.
+_MOST_KEPT_BYTES = MEBIBYTE
 
 _Key = tuple[Identity, Platform | None, bool]
 Choice = Callable[[RememberingSource, Descriptor, str], Descriptor]
@@ -35,7 +38,7 @@ class OpenedImage:
         chosen: that of the manifest or index at or below it whose blobs are open.
         referrers: what refers to that, and to what it reaches, and in turn to these, whose blobs are open too; nothing
             where it was not asked for.
-        contents: of its documents.
+        contents: of its documents, as far as they are kept.
         files: the open files of its other blobs, which are closed with it.
         shared: those of other images, which have them open for as long as this one is.
     """
@@ -60,6 +63,9 @@ class OpenedImage:
         file = self.files.get(digest, self.shared.get(digest))
         if file is None:
             raise BlobNotFound(str(digest))
+        if media_types.is_document(descriptor.media_type) and self.has_open(descriptor):
+            # Not a part of a file, which whoever sends it need not verify: somebody may have written to it since.
+            return ContentStream(_moving.read_beginning(file, descriptor.size_bytes), offset)
         return _moving.FileStream(file, offset, descriptor.size_bytes - offset, owns_descriptor=False)
 
     def has_open(self, descriptor: Descriptor) -> bool:
@@ -88,6 +94,21 @@ class OpenedImage:
             os.close(self.files.popitem()[1])
 
 
+class _Kept:
+    """The documents that are kept in memory of all images that are opened together, equal ones once."""
+
+    def __init__(self) -> None:
+        self._contents: dict[Digest, bytes] = {}
+        self._room_bytes = _MOST_KEPT_BYTES
+
+    def keep(self, digest: Digest, content: bytes) -> bytes | None:
+        """Return the one copy of a document that is kept; None where there is no room for it."""
+        if digest not in self._contents and len(content) <= self._room_bytes:
+            self._room_bytes -= len(content)
+            self._contents[digest] = content
+        return self._contents.get(digest)
+
+
 @contextmanager
 def opening_image(
     layout: Layout, name: str, choose: Choice | None = None, *, referrers: bool = False
@@ -106,7 +127,7 @@ def opening_image(
         IncompleteImage: when a blob is missing, and the name still stands for the same image.
         StoreDamaged: when a document or a file is not what its descriptor says.
     """
-    image = _open(layout, name, choose, referrers, {}, {})
+    image = _open(layout, name, choose, referrers, {}, _Kept(), {})
     try:
         yield image
     finally:
@@ -124,19 +145,16 @@ def opening_images(
             cannot be opened.
     """
     shared: dict[Digest, int] = {}
-    contents: dict[Digest, bytes] = {}
+    kept = _Kept()
     with ExitStack() as stack:
         images = []
         opened: dict[_Key, OpenedImage] = {}
         for name in names:
-            images.append(_open(layout, name, choose, False, shared, opened))
+            images.append(_open(layout, name, choose, False, shared, kept, opened))
             if opened.setdefault(_key(images[-1].root), images[-1]) is not images[-1]:
                 continue  # it is the same as of another name
             stack.callback(images[-1].close)
             shared.update(images[-1].files)
-            own = images[-1].contents
-            # Equal by their digests, and kept once: an image may have very many names.
-            images[-1].contents = {digest: contents.setdefault(digest, own[digest]) for digest in own}
         yield tuple(images)
 
 
@@ -146,6 +164,7 @@ def _open(
     choose: Choice | None,
     referrers: bool,
     shared: Mapping[Digest, int],
+    kept: _Kept,
     opened: Mapping[_Key, OpenedImage],
 ) -> OpenedImage:
     missing: list[Digest] = []
@@ -161,7 +180,7 @@ def _open(
         if missing and last_root == image.root.digest and not _have_come(layout, missing):
             break
         try:
-            missing = _open_all(layout, image, choose, referrers)
+            missing = _open_all(layout, image, choose, referrers, kept)
         except BaseException:
             image.close()
             raise
@@ -187,7 +206,7 @@ def _have_come(layout: Layout, missing: list[Digest]) -> bool:
     return all(_files.exists(layout.paths.blob(digest)) for digest in missing)
 
 
-def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None, referrers: bool) -> list[Digest]:
+def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None, referrers: bool, kept: _Kept) -> list[Digest]:
     """Open every blob; return those that are missing."""
     missing = []
     with layout.naming_damage():
@@ -204,7 +223,7 @@ def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None, referre
             for node in chain.from_iterable(walk_contents(walked, root, limits=layout.limits) for root in roots):
                 digest = node.descriptor.digest
                 if node.content is not None:
-                    image.contents[digest] = node.content
+                    _open_document(layout, image, node.descriptor, node.content, kept)
                 elif not image.has_open(node.descriptor):
                     try:
                         image.keep_open(digest, layout.open_file(node.descriptor))
@@ -213,3 +232,14 @@ def _open_all(layout: Layout, image: OpenedImage, choose: Choice | None, referre
         except BlobNotFound as error:
             missing.append(Digest.parse(error.digest))
     return missing
+
+
+def _open_document(layout: Layout, image: OpenedImage, descriptor: Descriptor, content: bytes, kept: _Kept) -> None:
+    found = kept.keep(descriptor.digest, content)
+    if found is None and not image.has_open(descriptor):
+        try:
+            image.keep_open(descriptor.digest, layout.open_file(descriptor))
+        except BlobNotFound:
+            found = content  # it was made for what was chosen; or somebody takes it away just now
+    if found is not None:
+        image.contents[descriptor.digest] = found
