@@ -259,6 +259,18 @@ def test_copying_a_graph_names_nothing() -> None:
     assert target.names == {}
 
 
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_leaf_that_is_copied_by_itself_is_there_or_its_error_is_raised(parallel: int) -> None:
+    image = build_image()
+    layer = next(each for each in descriptors_of(image) if str(each.digest) == image.layer_digests[0])
+    source = memory_of({"": image})
+    with MemoryImages().open_writer() as writer:
+        with pytest.raises(BlobNotFound):
+            copy_graph(LackingSource(source, {layer.digest}), writer, layer, parallel=parallel)
+        copy_graph(source, writer, layer, parallel=parallel)
+        assert writer.has_blob(layer)
+
+
 def test_no_more_leaves_move_at_once_than_was_asked_for() -> None:
     class Slow(LyingSource):
         def open_blob(self, descriptor: Descriptor, offset: int = 0) -> Any:
