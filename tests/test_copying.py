@@ -727,6 +727,23 @@ def test_a_cancel_ends_the_staging(tmp_path: Path, in_files: bool) -> None:
         blob.stream.close()
 
 
+def test_a_cancel_ends_the_staging_in_the_middle_of_a_blob() -> None:
+    cancellation, content = Cancellation(), bytes(1000)
+    stream = PiecewiseStream(content, step_bytes=1)
+    blob = ArchivedBlob(descriptor=descriptor_for(content, ""), stream=stream, position=1)
+    advanced: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BlobAdvanced):
+            advanced.append(event.done_bytes)
+            cancellation.cancel()
+
+    with MemoryImages().open_writer() as writer, pytest.raises(Cancelled):
+        stage_blobs([blob], writer, on_event=listen, cancellation=cancellation)
+    assert advanced == [1]
+    assert stream.closed_times == 1
+
+
 @pytest.mark.parametrize("root", ["missing", "corrupted"])
 def test_an_image_whose_root_cannot_be_read_is_not_begun(target: ImageTarget, root: str, tmp_path: Path) -> None:
     image = build_image()

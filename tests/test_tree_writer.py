@@ -637,17 +637,23 @@ def test_overlay_whiteouts_are_devices_and_marks(tree: Path) -> None:
             *(file("d/.wh.gone"), file("o/.wh..wh..opq"), file("o/in"), file("own", b"1"), file(".wh.own")),
             *(file(".wh.e"), file("e/f"), file("g/f"), file(".wh.g"), file(".wh.h"), folder("h"), file(".wh.i")),
             *(file("i", b"2"), file("j"), folder("j"), link("l", "d"), file("l/.wh.x"), device("z", 0, 0)),
+            *(device("tty", 5, 0), device("odd", 0, 5)),
         ],
         form="overlay",
     )
     found = read_tree(tree)
-    devices = {path for path, entry in found.items() if entry.kind == "character device"}
-    assert devices == {"d/gone"}
-    assert found["d/gone"].device == (0, 0)
+    devices = {path: entry.device for path, entry in found.items() if entry.kind == "character device"}
+    assert devices == {"d/gone": (0, 0), "tty": (5, 0), "odd": (0, 5)}
     opaque = {path for path, entry in found.items() if entry.xattrs.get("trusted.overlay.opaque") == b"y"}
     assert opaque == {"o", "e", "g", "h", "j"}
     assert (listing(tree)["own"], listing(tree)["i"]) == ("1", "2")
     assert done.left_out_count == 1
+
+
+def test_what_overlayfs_takes_for_a_whiteout_is_a_device_in_a_tree_of_all_layers(tree: Path) -> None:
+    require_root()
+    assert apply(tree, [device("z", 0, 0)]).left_out_count == 0
+    assert read_tree(tree)["z"].device == (0, 0)
 
 
 def test_overlay_whiteouts_go_where_nothing_lower_shows(tree: Path) -> None:
