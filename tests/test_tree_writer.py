@@ -450,6 +450,11 @@ def test_S13_a_hard_link_through_a_link_stays_inside(tree: Path) -> None:
     assert os.lstat(tree / "x").st_ino == os.lstat(tree / "to").st_ino
 
 
+def test_a_hard_link_to_a_file_of_its_own_name_in_another_directory_is_made(tree: Path) -> None:
+    apply(tree, [folder("a"), folder("b"), file("a/f", b"1"), hard_link("b/f", "a/f")])
+    assert os.path.samefile(tree / "a" / "f", tree / "b" / "f")
+
+
 def test_hard_links_to_directories_to_nothing_and_to_themselves(tree: Path) -> None:
     for number, bad in enumerate(["d", "/", ".", "missing", "d/missing", "x"]):
         with pytest.raises(InvalidArchive, match=r"hard link|not there"):
