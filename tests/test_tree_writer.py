@@ -737,6 +737,18 @@ def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick
     assert run_forked(work) == 0
 
 
+def test_the_check_ends_the_work_between_two_members(tree: Path) -> None:
+    calls = iter([None, None])
+
+    def check() -> None:
+        if next(calls, InterruptedError):
+            raise InterruptedError
+
+    with writing(tree, check=check) as writer, pytest.raises(InterruptedError):
+        writer.apply_layer(io.BytesIO(tar_of([folder("a"), folder("b"), folder("c")])))
+    assert sorted(os.listdir(tree)) == ["a", "b"]
+
+
 def test_the_check_ends_the_work_between_two_pieces_of_one_file(tree: Path) -> None:
     calls = 0
 
