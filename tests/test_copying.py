@@ -259,6 +259,18 @@ def test_copying_a_graph_names_nothing() -> None:
     assert target.names == {}
 
 
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_leaf_that_is_copied_by_itself_is_there_or_its_error_is_raised(parallel: int) -> None:
+    image = build_image()
+    layer = next(each for each in descriptors_of(image) if str(each.digest) == image.layer_digests[0])
+    source = memory_of({"": image})
+    with MemoryImages().open_writer() as writer:
+        with pytest.raises(BlobNotFound):
+            copy_graph(LackingSource(source, {layer.digest}), writer, layer, parallel=parallel)
+        copy_graph(source, writer, layer, parallel=parallel)
+        assert writer.has_blob(layer)
+
+
 def test_no_more_leaves_move_at_once_than_was_asked_for() -> None:
     class Slow(LyingSource):
         def open_blob(self, descriptor: Descriptor, offset: int = 0) -> Any:
@@ -713,6 +725,23 @@ def test_a_cancel_ends_the_staging(tmp_path: Path, in_files: bool) -> None:
         assert len(writer.staged) < 10
     for blob in blobs:
         blob.stream.close()
+
+
+def test_a_cancel_ends_the_staging_in_the_middle_of_a_blob() -> None:
+    cancellation, content = Cancellation(), bytes(1000)
+    stream = PiecewiseStream(content, step_bytes=1)
+    blob = ArchivedBlob(descriptor=descriptor_for(content, ""), stream=stream, position=1)
+    advanced: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, BlobAdvanced):
+            advanced.append(event.done_bytes)
+            cancellation.cancel()
+
+    with MemoryImages().open_writer() as writer, pytest.raises(Cancelled):
+        stage_blobs([blob], writer, on_event=listen, cancellation=cancellation)
+    assert advanced == [1]
+    assert stream.closed_times == 1
 
 
 @pytest.mark.parametrize("root", ["missing", "corrupted"])

@@ -86,6 +86,16 @@ def test_of_an_index_of_which_no_platform_is_there_it_is_said_too(store: Store) 
         assert refused(store, nothing, platform=platform).startswith("invalid archive: it lacks sha256:")
 
 
+def test_what_is_missing_and_is_for_no_known_platform_is_none_of_the_platforms_that_are_missing(store: Store) -> None:
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    entries = [INDEX.document()["manifests"][0], ARM64.root, {**RISCV.root, "platform": unknown}]
+    content = encode_document({"schemaVersion": 2, "mediaType": INDEX.media_type, "manifests": entries})
+    root = {"mediaType": INDEX.media_type, "digest": digest_of(content), "size": len(content)}
+    image = BuiltImage(root=root, blobs={**AMD64.blobs, digest_of(content): content}, media_types={})
+    sentence = refused(store, pack(oci_members([entry_of(image, NAME)], image)))
+    assert sentence == f"invalid archive: it lacks {ARM64.digest} and 1 more, which its manifest names"
+
+
 def test_S26_a_sentence_about_many_odd_platforms_stays_one(store: Store) -> None:
     entries = [
         {**AMD64.root, "digest": f"sha256:{number:064x}", "platform": {"os": "x" * 5000 + "\n", "architecture": "y"}}

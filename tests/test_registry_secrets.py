@@ -120,6 +120,27 @@ def test_s28_no_secret_reaches_a_log_or_an_error(script: str, caplog: pytest.Log
     assert not [secret for secret in PLANTED if secret in shown], shown
 
 
+@pytest.mark.parametrize("header", ["Content-Type", "Docker-Content-Digest"])
+def test_s28_an_accepted_answer_that_repeats_the_password_which_only_the_token_server_was_sent_is_not_quoted(
+    header: str,
+) -> None:
+    target = manifest_target("team/app", "1")
+    told = Answer(body=IMAGE.blobs[IMAGE.digest], headers={"Content-Type": IMAGE.media_type, header: f"x/{PASSWORD}"})
+    with ScriptedRegistry() as registry, TokenServer() as tokens:
+        registry.allow(
+            "GET", target, unauthorized(tokens.challenge(service="x", scope=SCOPE)), forbids=["Authorization"]
+        )
+        registry.allow("GET", target, told, requires={"Authorization": f"Bearer {TOKEN}"})
+        tokens.expect_token(TOKEN, service="x", scope=SCOPE, credentials=("alice", PASSWORD))
+        alice, realms = {registry.host: Credentials("alice", PASSWORD)}, {registry.host: [tokens.host]}
+        with (
+            open_repository(registry.reference("team/app", "1"), credentials=alice, realms=realms) as repository,
+            pytest.raises(StoreError, match="x/") as caught,
+        ):
+            repository.resolve("1")
+    assert PASSWORD not in told_by(caught.value)
+
+
 def test_s28_a_signed_query_of_the_registry_itself_is_shown_no_more_than_that_of_another_host() -> None:
     told, signed = list[Event](), f"/signed?X-Amz-Signature={SIGNATURE}"
 

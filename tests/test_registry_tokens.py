@@ -1,7 +1,7 @@
 """Tokens are fetched where the registry says, shared, renewed in time; credentials are told to nobody else."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -9,8 +9,11 @@ import pytest
 
 from minibox_store.digest import Digest
 from minibox_store.errors import AuthenticationRefused, RateLimited, RegistryError
+from minibox_store.limits import Limits
 from minibox_store.reference import Reference
 from minibox_store.registry import Credentials, RegistryRepository
+from minibox_store.registry.tokens import Authorizer, Grant, TokenCache, TokenQuestion
+from minibox_store.registry.urls import Origin, Url
 from tests.support.images import build_image
 from tests.support.registries import open_repository, quick_client
 from tests.support.scripted_registry import (
@@ -35,6 +38,7 @@ REPOSITORY = "team/app"
 SCOPE = pull_scope(REPOSITORY)
 MANIFEST = manifest_target(REPOSITORY, "1")
 ALICE = Credentials("alice", "pass-word-1")
+HOME = Origin("https", "registry.test", 443)
 
 
 @contextmanager
@@ -156,12 +160,13 @@ def test_without_credentials_a_basic_challenge_is_a_refusal() -> None:
 def test_wrong_credentials_are_sent_once() -> None:
     with ScriptedRegistry() as registry:
         registry.expect("GET", MANIFEST, unauthorized('Basic realm="x"'), forbids=["Authorization"])
-        registry.expect("GET", MANIFEST, unauthorized('Basic realm="x"'), requires={"Authorization": ALICE.basic})
-        with (
-            open_here(registry, credentials={registry.host: ALICE}) as repository,
-            pytest.raises(AuthenticationRefused),
-        ):
-            repository.resolve("1")
+        for _ in range(2):  # once for each thing that is asked
+            registry.expect("GET", MANIFEST, unauthorized('Basic realm="x"'), requires={"Authorization": ALICE.basic})
+        with open_here(registry, credentials={registry.host: ALICE}) as repository:
+            for _ in range(2):
+                with pytest.raises(AuthenticationRefused):
+                    repository.resolve("1")
+        assert len(registry.requests) == 3
 
 
 @pytest.mark.parametrize("header", ["", "Negotiate", "Bearer service=x", 'Bearer realm=""', '"'])
@@ -374,12 +379,79 @@ def test_a_bad_request_with_an_old_token_is_tried_with_a_new_one(clock: Clock) -
 
 
 def test_a_bad_request_with_a_young_token_is_an_error() -> None:
+    good = {"Authorization": "Bearer good-token"}
     with registry_with_tokens() as (registry, tokens, _):
-        bad = registry_error(400, "NAME_INVALID")
-        registry.expect("GET", MANIFEST, bad, requires={"Authorization": "Bearer good-token"})
+        registry.expect("GET", MANIFEST, document_answer(IMAGE), requires=good)
+        registry.expect("GET", MANIFEST, registry_error(400, "NAME_INVALID"), requires=good)
         tokens.expect_token("good-token", service="registry", scope=SCOPE)
-        with (
-            open_repository(registry.reference(REPOSITORY, "1"), plain_http=[registry.host]) as repository,
-            pytest.raises(RegistryError, match="NAME_INVALID"),
-        ):
+        with open_repository(registry.reference(REPOSITORY, "1"), plain_http=[registry.host]) as repository:
             repository.resolve("1")
+            with pytest.raises(RegistryError, match="NAME_INVALID"):
+                repository.resolve("1")
+        assert len(tokens.requests) == 1
+
+
+# What threads of one session know of each other's tokens
+
+
+def authorizer_over(cache: TokenCache, check_interrupted: Callable[[], None] = lambda: None) -> Authorizer:
+    """One that has no credentials, and asks nobody."""
+
+    def fetch(url: Url, authorization: str | None, form: bytes | None) -> bytes:
+        raise AssertionError("a token was fetched")
+
+    return Authorizer(
+        registry=HOME,
+        scope=SCOPE,
+        find_credentials=lambda: None,
+        realms=frozenset(),
+        cache=cache,
+        fetch=fetch,
+        check_interrupted=check_interrupted,
+        limits=Limits(),
+    )
+
+
+def test_who_waits_while_another_thread_renews_the_token_takes_it_and_asks_for_none(clock: Clock) -> None:
+    cache, is_waited_for = TokenCache(), threading.Event()
+    slot = cache.slot(HOME, SCOPE)
+    slot.source = TokenQuestion(realm=Url.parse("https://token.test/"), service=None, scopes=(SCOPE,))
+    slot.grant = Grant("Bearer old", clock.now - 60, 60)
+    with ThreadPoolExecutor(1) as pool:
+        with slot.lock:
+            waiting = pool.submit(authorizer_over(cache, is_waited_for.set).authorization)
+            assert is_waited_for.wait(60)
+            slot.grant = Grant("Bearer new", clock.now, 60)
+        assert waiting.result() == "Bearer new"
+
+
+@pytest.mark.parametrize(
+    ("refused", "age_seconds", "has_source", "is_worn"),
+    [
+        ("Bearer old", 0, True, True),  # another thread has renewed it since
+        ("Bearer mine", 29, True, False),
+        ("Bearer mine", 31, True, True),
+        ("Bearer mine", 31, False, False),
+        (None, 31, True, False),
+    ],
+)
+def test_what_was_refused_may_have_been_too_old_if_it_is_another_or_half_over(
+    refused: str | None, age_seconds: int, has_source: bool, is_worn: bool, clock: Clock
+) -> None:
+    cache = TokenCache()
+    slot = cache.slot(HOME, SCOPE)
+    slot.grant = Grant("Bearer mine", clock.now - age_seconds, 60)
+    if has_source:
+        slot.source = TokenQuestion(realm=Url.parse("https://token.test/"), service=None, scopes=())
+    assert authorizer_over(cache).is_worn(refused) is is_worn
+
+
+def test_what_is_secret_about_a_grant_is_all_of_it_that_is_not_empty() -> None:
+    def secrets_of(authorization: str) -> tuple[str, ...]:
+        return Grant(authorization, 0, 60).secrets
+
+    assert secrets_of("Bearer a-token") == ("a-token",)
+    alice = Credentials("alice", "pass-word-1").basic
+    assert secrets_of(alice) == (alice.removeprefix("Basic "), "pass-word-1")
+    nobody = Credentials("alice", "").basic
+    assert secrets_of(nobody) == (nobody.removeprefix("Basic "),)

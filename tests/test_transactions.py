@@ -1118,6 +1118,18 @@ def test_a_wrong_blob_is_replaced_in_one_step(root: Path) -> None:
     assert not any(missing), "for a moment the name led nowhere"
 
 
+def test_no_image_is_named_whose_blob_is_wrong_again_as_soon_as_the_wrong_one_is_set_aside(root: Path) -> None:
+    put(root, IMAGE, "image:1")
+    path = blob(root, IMAGE.digest)
+    path.unlink()
+    path.mkdir()  # a folder has no second name: for a moment nothing is in its place
+    with replaced_os() as system:
+        system.after("replace", path.mkdir, target="/quarantine/", times=9)
+        with pytest.raises(BlobNotFound):
+            copy_into(open_layout(root), IMAGE, "new:1")
+    assert "new:1" not in read_names(root)
+
+
 # Load
 
 

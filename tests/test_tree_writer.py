@@ -450,6 +450,11 @@ def test_S13_a_hard_link_through_a_link_stays_inside(tree: Path) -> None:
     assert os.lstat(tree / "x").st_ino == os.lstat(tree / "to").st_ino
 
 
+def test_a_hard_link_to_a_file_of_its_own_name_in_another_directory_is_made(tree: Path) -> None:
+    apply(tree, [folder("a"), folder("b"), file("a/f", b"1"), hard_link("b/f", "a/f")])
+    assert os.path.samefile(tree / "a" / "f", tree / "b" / "f")
+
+
 def test_hard_links_to_directories_to_nothing_and_to_themselves(tree: Path) -> None:
     for number, bad in enumerate(["d", "/", ".", "missing", "d/missing", "x"]):
         with pytest.raises(InvalidArchive, match=r"hard link|not there"):
@@ -637,17 +642,23 @@ def test_overlay_whiteouts_are_devices_and_marks(tree: Path) -> None:
             *(file("d/.wh.gone"), file("o/.wh..wh..opq"), file("o/in"), file("own", b"1"), file(".wh.own")),
             *(file(".wh.e"), file("e/f"), file("g/f"), file(".wh.g"), file(".wh.h"), folder("h"), file(".wh.i")),
             *(file("i", b"2"), file("j"), folder("j"), link("l", "d"), file("l/.wh.x"), device("z", 0, 0)),
+            *(device("tty", 5, 0), device("odd", 0, 5)),
         ],
         form="overlay",
     )
     found = read_tree(tree)
-    devices = {path for path, entry in found.items() if entry.kind == "character device"}
-    assert devices == {"d/gone"}
-    assert found["d/gone"].device == (0, 0)
+    devices = {path: entry.device for path, entry in found.items() if entry.kind == "character device"}
+    assert devices == {"d/gone": (0, 0), "tty": (5, 0), "odd": (0, 5)}
     opaque = {path for path, entry in found.items() if entry.xattrs.get("trusted.overlay.opaque") == b"y"}
     assert opaque == {"o", "e", "g", "h", "j"}
     assert (listing(tree)["own"], listing(tree)["i"]) == ("1", "2")
     assert done.left_out_count == 1
+
+
+def test_what_overlayfs_takes_for_a_whiteout_is_a_device_in_a_tree_of_all_layers(tree: Path) -> None:
+    require_root()
+    assert apply(tree, [device("z", 0, 0)]).left_out_count == 0
+    assert read_tree(tree)["z"].device == (0, 0)
 
 
 def test_overlay_whiteouts_go_where_nothing_lower_shows(tree: Path) -> None:
@@ -724,6 +735,18 @@ def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick
             assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100 * 1024 * 1024
 
     assert run_forked(work) == 0
+
+
+def test_the_check_ends_the_work_between_two_members(tree: Path) -> None:
+    calls = iter([None, None])
+
+    def check() -> None:
+        if next(calls, InterruptedError):
+            raise InterruptedError
+
+    with writing(tree, check=check) as writer, pytest.raises(InterruptedError):
+        writer.apply_layer(io.BytesIO(tar_of([folder("a"), folder("b"), folder("c")])))
+    assert sorted(os.listdir(tree)) == ["a", "b"]
 
 
 def test_the_check_ends_the_work_between_two_pieces_of_one_file(tree: Path) -> None:

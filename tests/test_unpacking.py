@@ -5,7 +5,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -36,6 +36,7 @@ from minibox_store.rootfs.unpacking import growing_tree
 from tests.support.forks import run_forked
 from tests.support.hard_layers import image_of, member
 from tests.support.images import OCI_LAYER, Layer, build_image, build_index, digest_of
+from tests.support.invariants import open_files
 from tests.support.layer_trees import file, folder, hard_link, layer_of, link, listing, tar_of
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
@@ -51,10 +52,11 @@ TREE = {"etc": "d", "etc/b": "22", "etc/c": "333", "l": "-> etc", "d": "333"}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A store with one image of two layers."""
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store with one image of two layers. Whatever a test does, it leaves nothing open, there or beside it."""
     put(tmp_path / "store", IMAGE, "a:1")
-    return open_store(tmp_path / "store")
+    yield open_store(tmp_path / "store")
+    assert not [path for path in open_files(tmp_path.parent) if path.startswith(os.fspath(tmp_path))]
 
 
 def temporaries(around: Path) -> list[str]:
@@ -102,6 +104,12 @@ def test_a_directory_with_something_in_it_is_replaced_when_that_is_asked_for(sto
     store.unpack("a:1", old, replace=True)
     assert listing(old) == TREE
     assert temporaries(tmp_path) == []
+
+
+def test_a_directory_with_something_in_it_is_refused_before_anything_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "out" / "mine").mkdir(parents=True)
+    with pytest.raises(InvalidPath, match="not empty"), growing_tree(str(tmp_path / "out")):
+        raise AssertionError("it was begun")
 
 
 def test_what_fills_the_place_meanwhile_is_not_replaced(store: Store, tmp_path: Path) -> None:
@@ -270,6 +278,7 @@ def test_limits_hold(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InvalidArchive, match="larger than 1000 bytes"):
         store.unpack("a:1", tmp_path / "out", limits=UnpackLimits(output_bytes=1000))
     assert os.listdir(tmp_path) == ["store"]
+    store.unpack("a:1", tmp_path / "out", limits=UnpackLimits(entries=7))
 
 
 @pytest.mark.parametrize("at", [1, 2])

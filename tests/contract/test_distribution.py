@@ -364,6 +364,13 @@ def test_push_chunks_the_last_one_may_come_with_the_end(registry: DistributionCl
     assert registry.get(f"/v2/{repository}/blobs/{digest_of(BOTH)}").body == BOTH
 
 
+def test_push_chunks_one_may_be_a_single_byte(registry: DistributionClient, repository: str) -> None:
+    location = registry.target_of(registry.patch(registry.start_upload(repository), BOTH[:-1], 0))
+    answer = registry.patch(location, BOTH[-1:], len(BOTH) - 1)
+    assert (answer.status, answer.headers["range"]) == (202, f"0-{len(BOTH) - 1}")
+    assert registry.close_upload(registry.target_of(answer), digest_of(BOTH)).status == 201
+
+
 def test_push_chunks_one_without_a_range_goes_to_the_end_as_docker_sends_it(
     registry: DistributionClient, repository: str
 ) -> None:
@@ -505,6 +512,10 @@ def test_push_mount_without_from_mounts_the_blob_or_begins_an_upload(
     if answer.status == 202:
         answer = registry.close_upload(registry.target_of(answer), digest, BOTH)
     assert registry.get(registry.target_of(answer)).body == BOTH
+
+
+def test_push_mount_of_nothing_begins_an_upload(registry: DistributionClient, repository: str) -> None:
+    assert registry.post_upload(repository, **{"from": registry.new_repository()}).status == 202
 
 
 @pytest.mark.parametrize("digest", ["sha256:abc", "md5:" + "0" * 32, "latest"])

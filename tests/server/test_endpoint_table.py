@@ -10,15 +10,18 @@ from urllib.parse import unquote
 
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.testclient import TestClient
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 import minibox_server
 from minibox_server.app import create_app
 from minibox_server.declarations import PASSED_OVER_BYTES, Endpoint, EndpointTable, parameters_of
+from minibox_server.guard import Guard
 from minibox_server.responses import is_distribution
 from minibox_server.settings import Settings
 from tests.server.clients import BASE_URL, TOKEN
+from tests.support.asgi import asking
 
 # What may be asked without a token, and nothing else: an endpoint that becomes open has to be put down here.
 OPEN = {
@@ -272,3 +275,24 @@ def test_requests_above_the_most_at_once_are_told_to_come_again(tmp_path: Path) 
             assert response.headers["retry-after"] == "1"
     # Who may not ask is not told more.
     assert full.get("/images").status_code == 401
+
+
+def test_as_many_requests_as_may_be_are_answered_at_once_and_one_that_has_ended_makes_room() -> None:
+    async def run() -> None:
+        goes_on = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await goes_on.wait()
+            await Response()(scope, receive, send)
+
+        guard = Guard(app, Settings(max_requests=2), EndpointTable([]))
+        async with asking(guard, "GET", "/a") as first, asking(guard, "GET", "/b") as second:
+            async with asking(guard, "GET", "/c") as refused:
+                assert (await refused.end()).status == 503
+            goes_on.set()
+            assert [(await each.end()).status for each in (first, second)] == [200, 200]
+        for _ in range(3):
+            async with asking(guard, "GET", "/d") as again:
+                assert (await again.end()).status == 200
+
+    asyncio.run(run())

@@ -1,5 +1,6 @@
 """The log of the daemon: one line a request, the id that the answer carries too, and no secret."""
 
+import asyncio
 import base64
 import io
 import json
@@ -17,11 +18,13 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minibox_server.declarations import Answer, Endpoint, EndpointTable
 from minibox_server.guard import Guard
 from minibox_server.logs import JsonFormatter, TextFormatter, logging_settings
 from minibox_server.settings import Settings
+from minibox_server.zero_copy import EXTENSION as ZERO_COPY
 from tests.server.clients import BASE_URL, TOKEN, client_of
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import build_image
@@ -172,6 +175,82 @@ def test_the_settings_of_both_forms_are_taken_by_the_logging_library() -> None:
         [handler] = logging.getLogger("tests.a_logger_of_its_own").handlers
         assert isinstance(handler.formatter, JsonFormatter if log_format == "json" else TextFormatter)
         logging.getLogger("tests.a_logger_of_its_own").removeHandler(handler)
+
+
+# ---- how a request ended
+
+GONE: Message = {"type": "http.disconnect"}
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+def told_of(app: ASGIApp, *incoming: Message) -> tuple[dict[str, Any], list[Message]]:
+    """Return what the log tells of one request to an application, and what was sent to the client."""
+    sent: list[Message] = []
+    messages = iter(incoming)
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"5")]
+    scope = {"type": "http", "method": "POST", "path": "/it", "query_string": b"", "headers": headers}
+    endpoints = EndpointTable([])
+    with written(JsonFormatter()) as text:
+        asyncio.run(Guard(app, Settings(), endpoints)({**scope, "scheme": "http"}, receive, send))
+    (line,) = lines_of(text)
+    return line, sent
+
+
+def answering(*pieces: Message, then_listens: bool = False) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        for piece in (START, *pieces):
+            await send({**piece})
+        if then_listens:
+            await receive()
+
+    return app
+
+
+BODY: Message = {"type": "http.request", "body": b"12345"}
+WHOLE: Message = {"type": "http.response.body", "body": b"123"}
+PART: Message = {**WHOLE, "more_body": True}
+BY_THE_KERNEL: Message = {"type": ZERO_COPY, "count": 7}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "bytes_out", "ended_early"),
+    [
+        ((WHOLE,), 3, False),
+        ((PART, WHOLE), 6, False),
+        ((PART,), 3, True),
+        ((), 0, True),
+        ((BY_THE_KERNEL,), 7, False),
+        (({**BY_THE_KERNEL, "more_body": True},), 7, True),
+    ],
+)
+@pytest.mark.parametrize("then_leaves", [False, True])
+def test_an_answer_ended_early_if_its_last_piece_was_not_sent_before_the_client_went(
+    pieces: tuple[Message, ...], bytes_out: int, ended_early: bool, then_leaves: bool
+) -> None:
+    line, _ = told_of(answering(*pieces, then_listens=then_leaves), BODY, GONE)
+    assert (line["bytes_in"], line["bytes_out"], line["ended_early"]) == (5, bytes_out, ended_early)
+
+
+def test_an_answer_to_a_client_that_had_gone_ended_early() -> None:
+    line, _ = told_of(answering(WHOLE), GONE)
+    assert (line["status"], line["ended_early"]) == (200, True)
+
+
+def test_who_waits_for_an_answer_as_the_daemon_ends_is_told_to_come_again() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise asyncio.CancelledError
+
+    line, (start, body) = told_of(app, BODY)
+    assert (line["status"], start["status"], b"shutting down" in body["body"]) == (503, 503, True)
+    assert (b"retry-after", b"5") in start["headers"]
 
 
 # ---- the daemon as it runs
