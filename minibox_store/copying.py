@@ -229,7 +229,10 @@ class _Copy:
                     leaves.move(node)
                 else:
                     leaves.settle()
-                    self._writer.write_blob(node.descriptor, ContentSource(node.content))
+                    document = ContentSource(node.content, self._source)
+                    self._writer.write_blob(node.descriptor, document)
+                    document.let_go()
+                del node  # what it has should not be in memory while the next document is decoded
             leaves.settle()
         except BaseException:
             self._failed.set()
@@ -359,6 +362,7 @@ def count_blobs(
             cancellation.check()
             if node.content is None:
                 sizes[node.descriptor.digest] = node.descriptor.size_bytes
+            del node  # with what it has
     return BlobsCounted(count=len(sizes), size_bytes=sum(sizes.values()))
 
 
@@ -376,6 +380,7 @@ def _check_room(
             for node in walk_contents(source, root, limits=limits):
                 cancellation.check()  # the writer may read what it holds of each
                 yield node.descriptor
+                del node  # with what it has
 
     if isinstance(writer, RoomChecking):
         writer.check_room(weighed())

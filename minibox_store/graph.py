@@ -35,6 +35,8 @@ LinksListener = Callable[[Descriptor, bytes, Links], None]
 _NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # So often a source of several places may have been wrong before it is asked for a document no more.
 _MOST_PLACES = 16
+# A document that is larger is read once more, rather than kept while something else is done.
+_LARGE_BYTES = 512 * 1024
 
 
 def is_of_the_blob(error: OSError) -> bool:
@@ -74,14 +76,28 @@ class ContentStream:
 
 
 class ContentSource:
-    """The one blob whose bytes are at hand, as a source."""
+    """The one blob whose bytes are at hand, as a source.
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    Args:
+        content: the bytes.
+        behind: where they are read again, by whoever wants them once they were let go.
+    """
+
+    def __init__(self, content: bytes, behind: BlobSource | None = None) -> None:
+        self._content: bytes | None = content
+        self._behind = behind
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         """Return the bytes from ``offset`` on."""
-        return ContentStream(self._content, offset)
+        if self._content is not None:
+            return ContentStream(self._content, offset)
+        assert self._behind is not None
+        return self._behind.open_blob(descriptor, offset)
+
+    def let_go(self) -> None:
+        """Keep no large document in memory for a writer that reads it much later, if it can be read again."""
+        if self._behind is not None and self._content is not None and len(self._content) > _LARGE_BYTES:
+            self._content = None
 
 
 def read_content(source: BlobSource, descriptor: Descriptor, limits: Limits = DEFAULT_LIMITS) -> bytes:
