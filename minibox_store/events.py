@@ -278,7 +278,7 @@ def render_line(event: Event, *, doing: Operation = "pull") -> str | None:
     Raises:
         InvalidArgument: when ``doing`` is no operation that tells of events.
     """
-    verbs = _VERBS.get(doing)
+    verbs = _VERBS.get(doing) if isinstance(doing, str) else None
     if verbs is None:
         raise InvalidArgument("doing", doing, "there are " + ", ".join(_VERBS))
     text = _text(event, *verbs, is_into_store=doing in _INTO_STORE)

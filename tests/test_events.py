@@ -1,5 +1,7 @@
 """Progress as the daemon prints it: the lines of HTTP.md, each of them one line whatever stands in it."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,9 +130,10 @@ def test_a_blob_is_there_where_the_bytes_go(doing: Operation, where: str) -> Non
     assert render_line(event, doing=doing) == f"[{doing}] config (8ca4688f4f35) is already {where}"
 
 
-def test_what_no_operation_is_called_is_refused() -> None:
+@pytest.mark.parametrize("doing", ["a\n[pull] Done", None, ["pull"]])
+def test_what_no_operation_is_called_is_refused(doing: Any) -> None:
     with pytest.raises(InvalidArgument, match="doing"):
-        render_line(ImageCopied(name="a"), doing="a\n[pull] Done")  # type: ignore[arg-type]
+        render_line(ImageCopied(name="a"), doing=doing)
 
 
 def test_an_index_of_thousands_of_platforms_is_told_in_a_short_line() -> None:
