@@ -25,10 +25,11 @@ from tests.support.forks import run_alone, run_forked
 from tests.support.hard_layers import CASES, folder, image_of, layer_of, member
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.peers import require_peer
-from tests.support.served_trees import is_mounted, is_running, mount_point, mounted_as_root, require_fuse, wait_for
+from tests.support.served_trees import is_mounted, is_running, mount_point, mounted_as_root, require_fuse
 from tests.support.stores import blob, open_store, put, require_root, rot
 from tests.support.tars import END
 from tests.support.trees import assert_same_tree, read_tree
+from tests.support.waiting import wait_for
 
 NAME = "mounted:1"
 MEBIBYTE = 1024 * 1024

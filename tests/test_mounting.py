@@ -47,8 +47,8 @@ from tests.support.served_trees import (
     mounts_at,
     require_fuse,
     small_tree,
-    wait_for,
 )
+from tests.support.waiting import wait_for
 
 NOBODY = 65534
 NOT_POSSIBLE = 97

@@ -21,9 +21,9 @@ from tests.support.served_trees import (
     mounted_as_root,
     regular,
     require_fuse,
-    wait_for,
 )
 from tests.support.stores import require_root
+from tests.support.waiting import wait_for
 
 LATENCY = Path("/dev/cpu_dma_latency")
 NOBODY = 65534

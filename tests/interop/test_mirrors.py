@@ -1,6 +1,7 @@
 """Mirrors as they are run: a pull-through registry of the distribution project, and the rules as skopeo reads them."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.peers import (
     skopeo_command,
     skopeo_environment,
 )
+from tests.support.waiting import wait_for
 
 AMD64 = build_image(platform="linux/amd64")
 INDEX = build_index([build_image(platform="linux/arm64"), AMD64])
@@ -26,6 +28,15 @@ GRAPH = {digest: AMD64.blobs[digest] for digest in (AMD64.digest, AMD64.config_d
 
 def rules_of(home: DockerRegistry, mirror: DockerRegistry) -> list[RegistryRule]:
     return [RegistryRule(prefix=home.host, mirrors=[Mirror(location=mirror.host)])]
+
+
+def has_kept(mirror: DockerRegistry, digests: Iterable[str]) -> bool:
+    """Whether a mirror has everything itself: it goes on keeping a blob when it has sent it."""
+    repository = mirror.storage / "docker/registry/v2/repositories/team/app"
+    places = ("_layers", "_manifests/revisions")
+    return all(
+        any((repository / place / digest.replace(":", "/") / "link").exists() for place in places) for digest in digests
+    )
 
 
 def test_a_pull_through_mirror_serves_what_it_fetched_after_the_registry_is_gone(tmp_path: Path) -> None:
@@ -45,6 +56,7 @@ def test_a_pull_through_mirror_serves_what_it_fetched_after_the_registry_is_gone
             # All that the registry itself was asked for came from the mirror.
             assert "minibox-store/" in mirror.read_log()
             assert "minibox-store/" not in home.read_log()
+            wait_for(lambda: has_kept(mirror, GRAPH), "the mirror does not keep what it has fetched")
             os.kill(home.pid, 15)
             again = Store(tmp_path / "two").pull(reference, client=client)
             assert again.digest == image.digest

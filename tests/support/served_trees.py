@@ -12,8 +12,7 @@ import pickle
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,18 +193,6 @@ def is_running(pid: int) -> bool:
         return " (zombie)" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def wait_for(what: Callable[[], bool], problem: str) -> None:
-    """Return once something holds.
-
-    Raises:
-        AssertionError: when it does not within 10 seconds.
-    """
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, problem
-        time.sleep(0.005)
 
 
 def encoded(value: object) -> bytes:

@@ -1,7 +1,7 @@
 """How long a test waits for what comes at once, or not before the test lets it, and times that no pause changes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -13,9 +13,22 @@ from minibox_store.layout import ages, dead_blobs
 # waited for nothing of that.
 SOON_SECONDS = 20.0
 
+_WAIT_SECONDS = 60.0
 _AGE_SECONDS = 1000.0
 # Longer than any tick of the clock by which a file system notes its times.
 _APART_SECONDS = 0.1
+
+
+def wait_for(what: Callable[[], bool], problem: str = "it has not come") -> None:
+    """Return once something holds.
+
+    Raises:
+        AssertionError: when it does not within a minute.
+    """
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.005)
 
 
 @contextmanager
