@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -83,6 +84,17 @@ def cancel_everywhere(work: Callable[[str, Cancellation], object], is_done: Call
     was_cancelled, handler = is_cancelled("0", None)
     assert not was_cancelled
     return sum(is_cancelled(str(number), place)[0] for number, place in enumerate(handler.places, start=1))
+
+
+def test_a_wait_ends_whose_time_is_over_while_a_handler_of_signals_runs() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: time.sleep(0.6))
+    sending = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        sending.start()
+        assert not Latch().wait(0.4)
+    finally:
+        sending.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_latch_wakes_all_who_wait_and_nobody_before_it_is_set() -> None:
