@@ -309,8 +309,7 @@ def copy_image(
     ``when_whole`` is called when the target holds all of it, before a name is written: what fails then changes none.
 
     Raises:
-        InvalidArgument: when there are ``referrers``, and the target keeps none; for one name in the place of several,
-            and whatever else is none of these.
+        InvalidArgument: when there are ``referrers``, and the target keeps none; for whatever is of another kind.
         Cancelled, StoreError: as :func:`copy_graph`; no name has changed then.
         StoreFull: before a byte has moved, when the target has not the room for what it lacks.
 
@@ -323,9 +322,8 @@ def copy_image(
     check_method("source", source, "open_blob")
     check_method("target", target, "open_writer")
     on_event, cancellation = checked_listener(on_event), checked_cancellation(cancellation)
-    # Each document is walked twice, and crosses the wire once.
+    # Each document is walked twice. A target may read from the source until it commits.
     source = source if isinstance(source, RememberingSource) else RememberingSource(source, limits)
-    # Around the whole of it: a target may read from the source until it commits.
     with cancellation.interrupting(source), cancellation.interrupting(target), target.open_writer() as writer:
         if referrers and not isinstance(writer, ReferrerWriter):
             raise InvalidArgument("referrers", len(referrers), "the target keeps none")
