@@ -103,6 +103,37 @@ def test_who_has_no_token_is_told_so_and_asked_again_when_they_want(browser: Bro
         assert is_clean(watch, daemon)
 
 
+@pytest.mark.parametrize("late", ["system/df", "images"])
+def test_who_said_no_is_not_asked_again_by_an_answer_that_came_late(
+    browser: Browser, daemon: Daemon, late: str
+) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    with watched_page(browser) as (page, watch):
+        page.route(f"**/{late}", hold, times=1)
+        page.goto(f"http://{daemon.host}/ui")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        for _ in range(500):
+            if held:
+                break
+            page.wait_for_timeout(20)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        # It was sent before they said it.
+        (route,) = held
+        with page.expect_request_finished(lambda request: request.url.endswith(late)):
+            route.continue_()
+        expect(page.get_by_role("alert")).to_contain_text("wants a token")
+        page.get_by_role("button", name="Try again").click()
+        page.get_by_label("Token", exact=True).fill(TOKEN)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.get_by_role("link", name="app:1")).to_be_visible()
+        assert is_clean(watch, daemon)
+
+
 def test_an_archive_is_downloaded_with_the_token_in_its_header(
     browser: Browser, daemon: Daemon, tmp_path: Path
 ) -> None:

@@ -1,10 +1,11 @@
 // The only module that talks to the daemon, and the only one that knows the token: it is asked for once, when a request
-// is refused for the lack of it, and lives in this variable until the page is closed. It is in no URL and no storage.
+// is refused for the lack of it, and lives in a variable here until the page is closed. It is in no URL and no storage.
 
 // A refusal is a problem document, whatever is asked for.
 const STREAM = "application/x-ndjson, application/json;q=0.5";
 
-let token = null;
+// What the user last said when they were asked; each answer is another object, though it may have no token either.
+let answer = { token: null };
 let asking = null;
 let askForToken = async () => null;
 
@@ -36,7 +37,7 @@ export function onMissingToken(ask) {
 
 /** Whether a request needs more than an address, so that a plain link would be refused. */
 export function hasToken() {
-  return token !== null;
+  return answer.token !== null;
 }
 
 /** Return the address of an endpoint with its parameters; null and false are left out, true is 1. */
@@ -63,7 +64,7 @@ export async function ask(path, { method = "GET", query, signal, isQuiet } = {})
 export async function send(path, options = {}) {
   const { method = "GET", query, signal, accept = "*/*", headers = {}, isQuiet = false } = options;
   for (;;) {
-    const used = token;
+    const before = answer;
     const response = await reach(address(path, query), {
       method,
       signal,
@@ -75,7 +76,7 @@ export async function send(path, options = {}) {
     if (response.ok) return response;
     const sentence = await sentenceOf(response);
     if (response.status !== 401 || isQuiet) throw new Refused(response.status, sentence);
-    await renewToken(used);
+    await renewToken(before);
   }
 }
 
@@ -167,6 +168,7 @@ function isWhole(type) {
 }
 
 function headersOf(accept) {
+  const { token } = answer;
   return token === null ? { Accept: accept } : { Accept: accept, Authorization: `Bearer ${token}` };
 }
 
@@ -179,13 +181,16 @@ async function reach(url, options) {
   }
 }
 
-async function renewToken(used) {
-  // Several requests may be refused at once; the user is asked once, and those that come late have the new one.
-  if (token !== used) return;
-  asking ??= askForToken(used !== null).finally(() => { asking = null; });
-  const given = await asking;
-  if (given === null) throw new Refused(401, "This daemon wants a token, and none was given.");
-  token = given;
+async function renewToken(before) {
+  // Several requests may be refused at once, some of them late. The user is asked once, and what they say, be it no,
+  // holds for all that were sent before.
+  if (answer === before) {
+    asking ??= askForToken(answer.token !== null)
+      .then((given) => { answer = { token: given }; })
+      .finally(() => { asking = null; });
+    await asking;
+  }
+  if (answer.token === null) throw new Refused(401, "This daemon wants a token, and none was given.");
 }
 
 async function sentenceOf(response) {
