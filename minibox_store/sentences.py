@@ -24,8 +24,17 @@ def beginning(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return the beginning of ``text`` in quotes."""
-    return repr(beginning(text))
+    r"""Return ``text`` in quotes, or its beginning where it is long as it is written there.
+
+    >>> shown("a\udcff"), len(shown("\udcff" * 200))
+    ("'a\\udcff'", 203)
+    """
+    room = SHOWN_CHARACTERS
+    for count, character in enumerate(text):
+        room -= len(repr(character)) - 2
+        if room < 0:
+            return repr(text[:count] + "...")
+    return repr(text)
 
 
 def and_more(items: Sized) -> str:

@@ -208,6 +208,22 @@ def test_text_from_outside_cannot_break_the_line_of_an_error() -> None:
     assert all(str(error).isprintable() for error in quoting)
 
 
+def test_text_from_outside_takes_as_much_room_as_it_does_where_it_is_written() -> None:
+    # Each of these is six characters there.
+    hostile = "\udcff" * 5000
+    quoting = [
+        errors.InvalidReference(hostile, "no form"),
+        errors.InvalidDigest(hostile, "no form"),
+        errors.InvalidPlatform(hostile, "no form"),
+        errors.InvalidFilter(hostile, "no form"),
+        errors.InvalidArchive("a link", hostile),
+        errors.PathNotFound("app:1", hostile),
+        errors.PolicyRefused(hostile, "verify", "no form"),
+    ]
+    assert {len(str(error)) < 300 for error in quoting} == {True}
+    assert all("\\udcff..." in str(error) for error in quoting)
+
+
 def test_an_error_with_a_sentence_of_its_own_keeps_it_when_it_is_pickled() -> None:
     error = errors.StoreError("a sentence")
     assert str(pickle.loads(pickle.dumps(error))) == "a sentence"
