@@ -699,6 +699,16 @@ def test_S24_short_names_do_not_lead_through_many_directories_again_and_again(qu
     assert len(os.listdir(quick_tree)) == 4
 
 
+def test_S24_links_that_lead_nowhere_take_their_time_too(quick_tree: Path) -> None:
+    links: list[Content] = [folder("a"), folder("b"), *(link(f"{name}l", "./" * 1900 + name) for name in "ab")]
+    between = [file(f"{name}l/{number}") for number in range(200) for name in "ab"]
+    with (
+        writing(quick_tree) as writer,
+        pytest.raises(InvalidArchive, match="lead through more directories than any image needs"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of([*links, *between])))
+
+
 def test_S24_links_to_what_is_not_there_make_no_directories_without_end(quick_tree: Path) -> None:
     makers: list[Content] = []
     for number in range(2000):
