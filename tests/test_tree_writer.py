@@ -241,6 +241,11 @@ def test_what_the_file_system_does_not_take_is_told_and_of_much_the_first(tree: 
     assert len(done.left_out) == 32
 
 
+def test_what_is_told_of_a_long_name_is_a_sentence_that_can_be_read(tree: Path) -> None:
+    done = apply(tree, [Member("/".join(["\x01" * 240] * 4), xattrs={"nonsense." + "\x02" * 240: b"1"})])
+    assert [(len(each), each.isprintable()) for each in done.left_out] == [(999, True)]
+
+
 def test_an_attribute_that_is_too_large_for_the_file_system_is_told_and_no_full_disk(tree: Path) -> None:
     require_root()
     large = {"user.large": b"x" * 60_000}
