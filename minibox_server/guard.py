@@ -19,7 +19,7 @@ from minibox_server.responses import DISTRIBUTION_VERSION, RequestError, error_r
 from minibox_server.security import Security, body_too_large, headers_of
 from minibox_server.settings import Settings
 from minibox_server.zero_copy import EXTENSION as ZERO_COPY
-from minibox_store import one_line
+from minibox_store import one_sentence
 
 LOGGER = logging.getLogger("minibox_server")
 
@@ -96,7 +96,7 @@ class _Exchange:
             await self._answer(error)
         except Exception as error:
             LOGGER.exception(
-                "unexpected error in %s %s", one_line(self._scope["method"]), one_line(self._scope["path"])
+                "unexpected error in %s %s", one_sentence(self._scope["method"]), one_sentence(self._scope["path"])
             )
             # An answer that has begun is cut short: whoever reads it sees that it is not whole.
             if self._status is None:

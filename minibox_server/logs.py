@@ -17,7 +17,7 @@ import attrs
 from starlette.types import Scope
 
 from minibox_server.settings import LogFormat
-from minibox_store import one_line
+from minibox_store import one_sentence
 
 Outcome = Literal["done", "failed", "cancelled"]
 
@@ -64,8 +64,8 @@ class RequestRecord:
         ACCESS.info(
             '%s "%s %s" %s %.0f ms%s',
             self.client,
-            one_line(self.method),
-            one_line(self.path),
+            one_sentence(self.method),
+            one_sentence(self.path),
             self.status,
             duration_ms,
             ending,
@@ -76,8 +76,8 @@ class RequestRecord:
         return {
             "message": "request",
             "client": self.client,
-            "method": self.method,
-            "path": self.path,
+            "method": one_sentence(self.method),
+            "path": one_sentence(self.path),
             "route": self.route,
             "status": self.status,
             "bytes_in": self.bytes_in,

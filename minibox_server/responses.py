@@ -38,6 +38,7 @@ from minibox_store import (
     StoreFull,
     StoreUnavailable,
     one_line,
+    one_sentence,
 )
 from minibox_store import ManifestUnknown as RegistryManifestUnknown
 
@@ -133,7 +134,7 @@ def describe(error: Exception, scope: Scope) -> RequestError:
 def error_response(error: Exception, scope: Scope) -> Response:
     """Return the answer to ``error`` in the form that the request of ``scope`` asks for."""
     described = describe(error, scope)
-    sentence = one_line(described.sentence)
+    sentence = one_sentence(described.sentence)
     if is_distribution(scope["path"]):
         code = described.code or _CODES.get(described.status, "UNKNOWN")
         content = {"errors": [{"code": code, "message": sentence}]}

@@ -170,6 +170,7 @@ if TYPE_CHECKING:
     from minibox_store.rootfs.merged import FileNode as FileNode
     from minibox_store.rootfs.mounting import Mount as Mount
     from minibox_store.sentences import one_line as one_line
+    from minibox_store.sentences import one_sentence as one_sentence
     from minibox_store.store import Store as Store
 
 __version__ = "0.1.0"
@@ -315,7 +316,7 @@ _MODULES = {
     "rootfs.files": ("ImageFiles",),
     "rootfs.merged": ("FileNode",),
     "rootfs.mounting": ("Mount",),
-    "sentences": ("one_line",),
+    "sentences": ("one_line", "one_sentence"),
     "store": ("Store",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

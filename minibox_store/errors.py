@@ -12,7 +12,7 @@ from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.sentences import SHOWN_CHARACTERS as _SHOWN_CHARACTERS
 from minibox_store.sentences import SHOWN_ITEMS as _SHOWN_ITEMS
 from minibox_store.sentences import beginning as _beginning
-from minibox_store.sentences import one_line
+from minibox_store.sentences import one_sentence
 from minibox_store.sentences import shown as _shown
 from minibox_store.sentences import since as _since
 
@@ -20,8 +20,8 @@ from minibox_store.sentences import since as _since
 class StoreError(Exception):
     """The root of all errors that this library raises on purpose.
 
-    Guarantees: each subclass has fields, pickles, and gives one sentence as ``str(error)``. Its ``repr`` is that of
-        every exception, from ``args``, which are the fields.
+    Guarantees: each subclass has fields, pickles, and gives one sentence of less than 1,000 characters as
+        ``str(error)``. Its ``repr`` is that of every exception, from ``args``, which are the fields.
     """
 
     @property
@@ -53,7 +53,7 @@ class StoreError(Exception):
 
     def __str__(self) -> str:
         before = f"; before it: {'; '.join(self.asked_before[:_SHOWN_ITEMS])}" if self.asked_before else ""
-        return one_line(self._sentence() + before)
+        return one_sentence(self._sentence() + before)
 
 
 class InvalidInput(StoreError, ValueError):

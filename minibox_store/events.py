@@ -13,7 +13,7 @@ from minibox_store.documents import Descriptor, Referrer, Role
 from minibox_store.errors import InvalidArgument
 from minibox_store.platforms import Platform
 from minibox_store.reports.rate_limits import RateLimit
-from minibox_store.sentences import one_line
+from minibox_store.sentences import one_sentence
 from minibox_store.values import Value
 
 _SHOWN_PLATFORMS = 20
@@ -282,7 +282,7 @@ def render_line(event: Event, *, doing: Operation = "pull") -> str | None:
     if verbs is None:
         raise InvalidArgument("doing", doing, "there are " + ", ".join(_VERBS))
     text = _text(event, *verbs, is_into_store=doing in _INTO_STORE)
-    return None if text is None else f"[{doing}] " + one_line(text)
+    return None if text is None else one_sentence(f"[{doing}] {text}")
 
 
 def _text(event: Event, moving: str, moved: str, *, is_into_store: bool) -> str | None:

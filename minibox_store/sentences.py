@@ -5,6 +5,9 @@ from collections.abc import Sized
 
 SHOWN_CHARACTERS = 200
 SHOWN_ITEMS = 20
+# Of a longer sentence the beginning and the end are left: what is wrong often stands behind what it is wrong with.
+SENTENCE_CHARACTERS = 1000
+_END_CHARACTERS = 400
 
 
 def one_line(text: str) -> str:
@@ -16,6 +19,19 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else _escaped(ord(character)) for character in text)
+
+
+def one_sentence(text: str) -> str:
+    r"""Return ``text`` as :func:`one_line` does, and of more than 999 characters not those in the middle.
+
+    >>> sentence = one_sentence("nothing is at " + "/a" * 5000 + ", nor below it")
+    >>> sentence[:20], sentence[-16:], len(sentence)
+    ('nothing is at /a/a/a', '/a, nor below it', 999)
+    """
+    line = one_line(text)
+    if len(line) < SENTENCE_CHARACTERS:
+        return line
+    return line[: SENTENCE_CHARACTERS - len("...") - 1 - _END_CHARACTERS] + "..." + line[-_END_CHARACTERS:]
 
 
 def beginning(text: str) -> str:

@@ -224,6 +224,19 @@ def test_text_from_outside_takes_as_much_room_as_it_does_where_it_is_written() -
     assert all("\\udcff..." in str(error) for error in quoting)
 
 
+def test_a_sentence_is_bounded_whatever_stands_in_it_and_keeps_its_end() -> None:
+    long = "\x01" * 4000
+    quoting = [
+        errors.InvalidDocument(long, "no form"),
+        errors.RegistryError("GET", long, 404, (), "no form"),
+        errors.StoreDamaged(long, "no form"),
+        errors.PlatformNotFound("app:1", "linux/amd64", (long,) * 20 + ("no form",)),
+        errors.ImageNotFound("app:1").after([long, "no form"]),
+    ]
+    assert all(len(str(error)) == 999 for error in quoting)
+    assert [str(error)[-7:] for error in quoting if "; on offer" not in str(error)] == ["no form"] * 4
+
+
 def test_an_error_with_a_sentence_of_its_own_keeps_it_when_it_is_pickled() -> None:
     error = errors.StoreError("a sentence")
     assert str(pickle.loads(pickle.dumps(error))) == "a sentence"

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from minibox_store.errors import InvalidArchive
 from minibox_store.rootfs.layer_entries import LayerEntry, encode_entries, iter_entries
 from minibox_store.rootfs.merging import Merger
 from minibox_store.tar.member import MemberKind
@@ -56,3 +57,27 @@ def test_S24_what_the_merging_costs_grows_as_the_members_do(shape: str) -> None:
         return [files, [each for file in files for each in (file, LayerEntry("opaque", "d", MemberKind.FILE))]]
 
     assert count_steps(layers(2000)) < 2.2 * count_steps(layers(1000))
+
+
+def _link(path: str, target: str) -> LayerEntry:
+    return LayerEntry("entry", path, MemberKind.SYMLINK, link_target=target)
+
+
+def _file(path: str) -> LayerEntry:
+    return LayerEntry("entry", path, MemberKind.FILE)
+
+
+def test_S24_short_names_do_not_lead_through_many_directories_again_and_again() -> None:
+    there = [LayerEntry("entry", "/".join([name] * 1900), MemberKind.DIRECTORY) for name in "ab"]
+    links = [_link(f"{name}l", "/".join([name] * 1900)) for name in "ab"]
+    between = [_file(f"{name}l/{number}") for number in range(200) for name in "ab"]
+    with pytest.raises(InvalidArchive, match="lead through more directories than any image needs"):
+        Merger(10**9).apply_layer([*there, *links, *between])
+
+
+@pytest.mark.parametrize("target", ["./" * 1900 + "d", "/".join("a" * 1900)])
+def test_S24_links_that_lead_nowhere_or_to_what_is_not_there_are_bounded_too(target: str) -> None:
+    folders = [LayerEntry("entry", f"{number}", MemberKind.DIRECTORY) for number in range(200)]
+    links = [_link(f"{number}/l", target) for number in range(200)]
+    with pytest.raises(InvalidArchive, match="lead through more directories than any image needs"):
+        Merger(10**9).apply_layer([*folders, *links, *[_file(f"{number}/l/f") for number in range(200)]])

@@ -348,16 +348,16 @@ def test_bytes_are_told_in_a_unit_that_can_be_read(size_bytes: int, text: str) -
     assert str(plan).splitlines()[-1] == f"  to fetch: {text} in 1 requests, 1 of them for manifests"
 
 
-def test_text_from_a_registry_cannot_break_a_line_of_a_plan(tmp_path: Path) -> None:
+def test_text_from_a_registry_neither_breaks_a_line_of_a_plan_nor_makes_it_long(tmp_path: Path) -> None:
     image = build_image(platform="linux/amd64")
     listed = build_index([image]).document()["manifests"]
-    listed[0]["platform"] = {"os": "linux", "architecture": "amd64\n[pull] Done", "variant": "\x1b[2J"}
+    listed[0]["platform"] = {"os": "linux", "architecture": "amd64\n[pull] Done", "variant": "\x1b[2J" * 1000}
     index = rewritten(build_index([image]), listed)
     with ScriptedRegistry() as registry:
         reference = Counted(registry, index).reference
         plan = open_store(tmp_path / "none").plan_pull(reference, platform="all", client=quick_client())
     lines = str(plan).split("\n")
-    assert all(line.isprintable() for line in lines)
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
     assert len(lines) == 2 + 1 + len(plan.blobs) + 2
 
 

@@ -345,6 +345,13 @@ def test_a_warning_is_told_once_and_on_one_line() -> None:
         ]
 
 
+def test_a_long_warning_is_a_line_that_is_not_longer_than_others_may_be() -> None:
+    line = render_line(RegistryWarning(host="quay.io", text="\u2028" * 4000))
+    assert line is not None
+    assert len(line) < 1000
+    assert line.startswith("[pull] warning from quay.io: \\u2028")
+
+
 def test_who_warns_of_something_else_each_time_is_not_listened_to_for_ever() -> None:
     with ScriptedRegistry() as registry:
         events = resolve(registry, *[with_headers({"Warning": f'299 - "number {each}"'}) for each in range(40)])

@@ -1,6 +1,7 @@
 """Tokens are fetched where the registry says, shared, renewed in time; credentials are told to nobody else."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from minibox_store.errors import AuthenticationRefused, RateLimited, RegistryErr
 from minibox_store.limits import Limits
 from minibox_store.reference import Reference
 from minibox_store.registry import Credentials, RegistryRepository
-from minibox_store.registry.tokens import Authorizer, Grant, TokenCache, TokenQuestion
+from minibox_store.registry.tokens import Authorizer, Grant, TokenCache, TokenQuestion, asked_scopes
 from minibox_store.registry.urls import Origin, Url
 from tests.support.images import build_image
 from tests.support.registries import open_repository, quick_client
@@ -455,3 +456,11 @@ def test_what_is_secret_about_a_grant_is_all_of_it_that_is_not_empty() -> None:
     assert secrets_of(alice) == (alice.removeprefix("Basic "), "pass-word-1")
     nobody = Credentials("alice", "").basic
     assert secrets_of(nobody) == (nobody.removeprefix("Basic "),)
+
+
+def test_a_challenge_of_very_many_actions_takes_time_linear_in_their_number() -> None:
+    named = ",".join(map(str, range(50_000)))
+    started = time.process_time()
+    [scope] = asked_scopes([f"repository:app:{named}", "repository:app:7,pull"], ["repository:app:pull,push"])
+    assert time.process_time() - started < 2.0
+    assert scope == f"repository:app:{named},pull,push"

@@ -241,6 +241,11 @@ def test_what_the_file_system_does_not_take_is_told_and_of_much_the_first(tree: 
     assert len(done.left_out) == 32
 
 
+def test_what_is_told_of_a_long_name_is_a_sentence_that_can_be_read(tree: Path) -> None:
+    done = apply(tree, [Member("/".join(["\x01" * 240] * 4), xattrs={"nonsense." + "\x02" * 240: b"1"})])
+    assert [(len(each), each.isprintable()) for each in done.left_out] == [(999, True)]
+
+
 def test_an_attribute_that_is_too_large_for_the_file_system_is_told_and_no_full_disk(tree: Path) -> None:
     require_root()
     large = {"user.large": b"x" * 60_000}
@@ -697,6 +702,16 @@ def test_S24_short_names_do_not_lead_through_many_directories_again_and_again(qu
     ):
         writer.apply_layer(io.BytesIO(tar_of([*_far("a"), *_far("b"), *between])))
     assert len(os.listdir(quick_tree)) == 4
+
+
+def test_S24_links_that_lead_nowhere_take_their_time_too(quick_tree: Path) -> None:
+    links: list[Content] = [folder("a"), folder("b"), *(link(f"{name}l", "./" * 1900 + name) for name in "ab")]
+    between = [file(f"{name}l/{number}") for number in range(200) for name in "ab"]
+    with (
+        writing(quick_tree) as writer,
+        pytest.raises(InvalidArchive, match="lead through more directories than any image needs"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of([*links, *between])))
 
 
 def test_S24_links_to_what_is_not_there_make_no_directories_without_end(quick_tree: Path) -> None:

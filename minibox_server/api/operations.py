@@ -20,7 +20,7 @@ from minibox_server.api.turns import Turns
 from minibox_server.responses import RequestError, describe, error_response
 from minibox_server.settings import DEFAULT_PULLS
 from minibox_server.workers import Workers
-from minibox_store import Cancellation, EventListener, StoreError, one_line
+from minibox_store import Cancellation, EventListener, StoreError, one_sentence
 
 Observe = Callable[[str], AbstractContextManager[EventListener]]
 
@@ -188,4 +188,4 @@ def describe_failure(error: Failure, scope: Scope) -> Mapping[str, object]:
     """Return the event that ends a stream with what went wrong."""
     described = describe(error, scope)
     title = HTTPStatus(described.status).phrase
-    return {"event": "error", "status": described.status, "title": title, "detail": one_line(described.sentence)}
+    return {"event": "error", "status": described.status, "title": title, "detail": one_sentence(described.sentence)}

@@ -20,7 +20,7 @@ from minibox_store import (
     Platform,
     Store,
     StoreError,
-    one_line,
+    one_sentence,
 )
 
 
@@ -78,7 +78,7 @@ class PullAnswer(Response):
                 await self._tell(listener, send)
                 last = "[pull] Done"
             except (StoreError, RequestError) as error:
-                last = one_line(f"[error] pull failed: {error}")
+                last = one_sentence(f"[error] pull failed: {error}")
             await send({"type": "http.response.body", "body": f"{last}\n".encode(), "more_body": False})
 
     async def _tell(self, listener: Listener, send: Send) -> None:

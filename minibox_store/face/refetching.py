@@ -21,7 +21,7 @@ from minibox_store.layout.quarantine import find_right_one
 from minibox_store.layout.transaction import Transaction
 from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource, BlobStream
-from minibox_store.sentences import one_line
+from minibox_store.sentences import one_sentence
 
 OpenOrigin = Callable[[str], AbstractContextManager[BlobSource]]
 
@@ -94,7 +94,7 @@ class Refetcher:
                 problem = self._fetch_from(origin, node)
                 if problem is None:
                     return origin, tuple(problems)
-                problems.append(one_line(f"{origin}: {problem}"))
+                problems.append(one_sentence(f"{origin}: {problem}"))
         return None, tuple(problems) or ("nobody has noted where it came from",)
 
     def _open(self, origin: str) -> BlobSource:

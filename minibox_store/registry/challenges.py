@@ -12,6 +12,7 @@ Two liberties, for registries in use: an unquoted value reaches to the next comm
 (``scope=repository:a/b:pull``), and what fits nothing is passed over up to the next comma.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -19,6 +20,8 @@ import attrs
 
 from minibox_store.values import Value
 
+# More ways to log in nobody has; each letter of many long headers could be one.
+_MOST_CHALLENGES = 32
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SPACE = re.compile(r"[ \t]*")
 _SEPARATORS = re.compile(r"[ \t,]*")
@@ -41,14 +44,16 @@ class Challenge(Value):
 def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
     """Return the challenges of all ``WWW-Authenticate`` headers of one answer, in order. They are not trusted.
 
-    Never raises; takes time linear in their length. Of a parameter that comes twice the first counts.
+    Never raises; takes time linear in their length. Of a parameter that comes twice the first counts, and what comes
+    behind 32 challenges is left out.
 
     >>> parse_challenges(['Bearer realm="https://a/token", scope=x:y, Basic'])[0].parameters["scope"]
     'x:y'
 
     Spec: RFC 9110, sections 5.6.1, 11.3 and 11.6.1.
     """
-    return tuple(challenge for header in headers for challenge in _Scanner(header).challenges())
+    found = (challenge for header in headers for challenge in _Scanner(header).challenges())
+    return tuple(itertools.islice(found, _MOST_CHALLENGES))
 
 
 class _Scanner:

@@ -123,11 +123,10 @@ def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ..
     """
     if not challenged or all(scope.endswith(":pull") for scope in own):
         return tuple(challenged or own)
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[str, dict[str, None]] = {}
     for scope in (*challenged, *own):
         resource, _, actions = scope.rpartition(":")
-        known = wanted.setdefault(resource, [])
-        known.extend(action for action in actions.split(",") if action not in known)
+        wanted.setdefault(resource, {}).update(dict.fromkeys(actions.split(",")))
     return tuple(f"{resource}:{','.join(actions)}" for resource, actions in wanted.items())
 
 

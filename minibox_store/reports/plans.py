@@ -4,7 +4,7 @@ import attrs
 
 from minibox_store.documents import Descriptor, Role
 from minibox_store.platforms import Platform
-from minibox_store.sentences import one_line
+from minibox_store.sentences import one_sentence
 from minibox_store.values import Value
 
 _UNIT = 1024
@@ -94,7 +94,7 @@ class PullPlan(Value):
         lines.append(f"  present: {_amount(self.present_bytes)} of {_amount(self.size_bytes)}")
         requests = f"{self.requests} requests, {self.manifest_requests} of them for manifests"
         lines.append(f"  to fetch: {_amount(self.fetch_bytes)} in {requests}")
-        return "\n".join(map(one_line, lines))
+        return "\n".join(map(one_sentence, lines))
 
 
 def _state(blob: PlannedBlob) -> str:

@@ -204,9 +204,9 @@ class Directories:
                 raise refusal(f"its path leads through more than {_MOST_LINKS} links", member_name)
             if target.startswith("/"):
                 directory = self.root
-            steps = [part for part in reversed(target.split("/")) if part not in ("", ".")]
-            self.steps += len(steps)
-            rest.extend(steps)
+            steps = target.split("/")
+            self.steps += len(steps)  # those that lead nowhere take their time too
+            rest.extend([part for part in reversed(steps) if part not in ("", ".")])
         return directory, missing
 
     def _read_link(self, directory: Directory, name: str, member_name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS
 from minibox_store.rootfs.layer_entries import LayerEntry
-from minibox_store.rootfs.placing import split
+from minibox_store.rootfs.placing import StepBounds, split
 from minibox_store.tar.member import MemberKind, refusal
 
 MOST_LINKS = 40
@@ -93,6 +93,8 @@ class Merger:
         self._entries = 0
         self._most_extra_bytes = most_extra_bytes
         self._extra_bytes = 0
+        self._bounds = StepBounds()
+        self._steps = 0  # directories that links lead through, and those that were made where no member names them
         self._layer = -1
         self._folder: str | None = None  # where the last member was put, and which directory that is
         self._at = self.root
@@ -109,6 +111,7 @@ class Merger:
             self._count(entry)
             if entry.meaning == "entry":
                 self._put(entry)
+                self._bounds.check(self._steps, entry.path)
                 continue
             self._folder = None
             if entry.meaning == "whiteout":
@@ -122,6 +125,7 @@ class Merger:
         self._entries += 1
         if self._entries > self._most_entries:
             raise InvalidArchive(f"the image has more than {self._most_entries} members")
+        self._bounds.count_member(entry.path.count("/") + 1)
         self._extra_bytes += entry.extra_bytes
         if self._extra_bytes > self._most_extra_bytes:
             most = self._most_extra_bytes
@@ -159,6 +163,7 @@ class Merger:
         """Return the directory that a path leads to, made if missing, and marked as one with things of the layer."""
         if folder != self._folder:
             way, missing = self._follow(folder.split("/"), member)
+            self._steps += len(missing)
             for part in missing:
                 made = way[-1].directory.names[part] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
                 way.append(_Step(part, made))
@@ -196,13 +201,16 @@ class Merger:
                 target = there.entry.link_target
                 if target.startswith("/"):
                     del way[1:]
-                rest += target.split("/")[::-1]
+                steps = target.split("/")[::-1]
+                self._steps += len(steps)
+                rest += steps
             else:
                 raise refusal("something on the way to it is no directory", member)
         return way, missing
 
     def _link_target(self, entry: LayerEntry) -> MergedFile:
         parts = split(entry.link_target, entry.path)
+        self._bounds.count_target(len(parts))
         if not parts:
             raise refusal("it is a hard link to a directory", entry.path)
         way, missing = self._follow(parts[:-1], entry.path)

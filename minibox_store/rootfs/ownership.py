@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 
 from minibox_store.reports.unpacked import UnpackPolicy
-from minibox_store.sentences import one_line
+from minibox_store.sentences import one_sentence
 from minibox_store.tar import Member, MemberKind
 from minibox_store.tar.member import refusal
 
@@ -49,7 +49,7 @@ class LeftOut:
         self.count += 1
         if len(self.sentences) < _MOST_SHOWN:
             shown = name if len(name) <= _SHOWN_CHARACTERS else name[:_SHOWN_CHARACTERS] + "..."
-            self.sentences.append(one_line(f"{shown}: {what}"))
+            self.sentences.append(one_sentence(f"{shown}: {what}"))
 
 
 class Ownership:
@@ -123,7 +123,7 @@ class Ownership:
             if member.kind is MemberKind.FIFO:
                 raise
             # Root of a container seldom makes devices: what it was that this root may not make is to be known.
-            shown = one_line(member.name[:_SHOWN_CHARACTERS])
+            shown = one_sentence(member.name[:_SHOWN_CHARACTERS])
             raise PermissionError(error.errno, f"the device {shown} cannot be made: {error.strerror}") from error
         opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:

@@ -17,6 +17,11 @@ _OPAQUE = ".wh..wh..opq"
 _METADATA = ".wh..wh."  # of AUFS itself: its hard links and orphans
 _LONGEST_NAME_BYTES = 255
 _LONGEST_PATH_BYTES = 4096
+# Links lead a short name through many directories. So many more than in the names themselves may be made and gone
+# through, for each member and for all: no image of files comes near, and with more the work would not be linear.
+_STEPS_PER_MEMBER = 32
+_STEPS_PER_PART = 4
+_STEPS_AT_FIRST = 100_000
 
 
 class Placement(NamedTuple):
@@ -59,6 +64,30 @@ def place(member: Member) -> Placement:
     if hidden in ("", ".", ".."):
         raise refusal("this whiteout names nothing", name)
     return Placement("whiteout", (*parts[:-1], hidden))
+
+
+class StepBounds:
+    """Through how many directories the links up to all members of an image may lead."""
+
+    def __init__(self) -> None:
+        self._most_steps = _STEPS_AT_FIRST
+
+    def count_member(self, parts: int) -> None:
+        """Take note of one more member, and of how many components its path has."""
+        self._most_steps += _STEPS_PER_MEMBER + _STEPS_PER_PART * parts
+
+    def count_target(self, parts: int) -> None:
+        """Take note of how many components the path has that a member is a hard link to."""
+        self._most_steps += _STEPS_PER_PART * parts
+
+    def check(self, steps: int, member_name: str) -> None:
+        """Return if so many steps were not too many.
+
+        Raises:
+            InvalidArchive: when they were.
+        """
+        if steps > self._most_steps:
+            raise refusal("the links up to it lead through more directories than any image needs", member_name)
 
 
 def split(path: str, member_name: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers
 from minibox_store.rootfs.contents import ContentWriter
 from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
 from minibox_store.rootfs.ownership import LeftOut, Ownership, set_overlay_attribute
-from minibox_store.rootfs.placing import place, split
+from minibox_store.rootfs.placing import StepBounds, place, split
 from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
 from minibox_store.tar.member import refusal
@@ -26,11 +26,6 @@ from minibox_store.tar.member import refusal
 Form = Literal["flat", "overlay"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# Links lead a short name through many directories. So many more than in the names themselves may be made and gone
-# through, for each member and for all: no image of files comes near, and with more the work would not be linear.
-_STEPS_PER_MEMBER = 32
-_STEPS_PER_PART = 4
-_STEPS_AT_FIRST = 100_000
 _SHOWN_CHARACTERS = 256  # more than any message shows of a name
 _UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
 
@@ -73,7 +68,7 @@ class TreeWriter:
         self._check = check
         self._entries = 0
         self._attribute_bytes = 0  # of all directories
-        self._most_steps = _STEPS_AT_FIRST
+        self._steps = StepBounds()
         self._way: tuple[str, ...] | None = None  # where the last member was put, and which directory that is
         self._at = self._directories.root
         self._contents = ContentWriter(check, limits.ratio_floor_bytes)
@@ -102,7 +97,7 @@ class TreeWriter:
             if self._entries > self._limits.entries:
                 raise InvalidArchive(f"the layers have more than {self._limits.entries} members, which is the limit")
             meaning, parts = place(member)
-            self._most_steps += _STEPS_PER_MEMBER + _STEPS_PER_PART * len(parts)
+            self._steps.count_member(len(parts))
             try:
                 if meaning == "entry":
                     self._put(member, parts, reader)
@@ -116,8 +111,7 @@ class TreeWriter:
                 if error.errno == errno.ENAMETOOLONG:
                     raise refusal("a name or link in it is longer than one can be here", member.name) from error
                 raise
-            if self._directories.steps > self._most_steps:
-                raise refusal("the links up to it lead through more directories than any image needs", member.name)
+            self._steps.check(self._directories.steps, member.name)
 
     def finish(self) -> UnpackedLayers:
         """Give every directory its owner, mode, attributes and times; return what came of all layers."""
@@ -220,7 +214,7 @@ class TreeWriter:
 
     def _put_hard_link(self, directory: Directory, name: str, member: Member) -> None:
         parts = split(member.link_target, member.name)
-        self._most_steps += _STEPS_PER_PART * len(parts)
+        self._steps.count_target(len(parts))
         where, missing = self._directories.follow(parts[:-1], member.name)
         target = parts[-1] if parts else ""
         if missing or target in (where.whiteouts or ()):

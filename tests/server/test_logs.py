@@ -104,6 +104,16 @@ def test_an_id_that_is_given_twice_is_passed_over(tmp_path: Path) -> None:
 # ---- lines
 
 
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_a_line_is_bounded_however_long_what_was_asked_for_is(tmp_path: Path, formatter: logging.Formatter) -> None:
+    with written(formatter) as text:
+        client_of(tmp_path / "data").request("A" * 20_000, "/" + "b" * 15_000)
+    [line] = text.getvalue().splitlines()
+    assert "AAAA" in line
+    assert "/bbbb" in line
+    assert len(line) < 2500
+
+
 def test_a_line_in_json_says_what_was_asked_and_answered(tmp_path: Path) -> None:
     write_layout(tmp_path / "data", {"app:1": build_image()})
     client = client_of(tmp_path / "data")

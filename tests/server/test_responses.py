@@ -180,6 +180,12 @@ def test_control_characters_are_written_out_in_every_form(path: str, accept: str
     assert text.count("\n") <= 1
 
 
+@pytest.mark.parametrize("path", ["/v2/" + "a" * 15_000, "/" + "a" * 15_000])
+@pytest.mark.parametrize("accept", ["application/json", "text/plain"])
+def test_a_sentence_is_bounded_however_long_what_it_names_is(path: str, accept: str) -> None:
+    assert 900 < len(text_of(HTTPException(404), path=path, accept=accept)) < 1200
+
+
 def test_routing_errors_are_sentences_too() -> None:
     assert text_of(HTTPException(404), path="/a\nb") == "nothing is at /a\\x0ab\n"
     error = HTTPException(405, headers={"Allow": "HEAD, GET"})
