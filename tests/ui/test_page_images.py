@@ -12,7 +12,7 @@ from tests.support.daemon import Daemon
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout, write_layout_files
 from tests.support.stores import put
-from tests.ui.conftest import APP, SLOW, WORKER, SlowRegistry
+from tests.ui.conftest import APP, SLOW, WORKER, SlowRegistry, fill_store, images_of
 
 # A browser that can keep a stream in a file asks its user for the file; the file that it is given here is a real one,
 # of the page's own private file system, where no dialog stands in the way.
@@ -74,19 +74,6 @@ def open_page(browser: Browser, daemon: Daemon) -> Iterator[OpenPage]:
         assert watch.hosts == {daemon.host}
         assert not watch.violations
         assert not watch.errors
-
-
-def fill_store(daemon: Daemon, images: Mapping[str, BuiltImage]) -> None:
-    """Let the store hold these images and nothing else."""
-    for name in images_of(daemon):
-        daemon.post("/images/remove", image=name)
-    daemon.post("/system/prune")
-    for name, image in images.items():
-        put(daemon.data_root, image, name)
-
-
-def images_of(daemon: Daemon) -> dict[str, str]:
-    return {each["name"]: each["digest"] for each in daemon.get("/images").json()}
 
 
 def pull(page: Page, reference: str) -> Locator:
@@ -357,6 +344,10 @@ def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(
     page.reload()
     names = page.locator(".image h2 a")
     expect(names).to_have_count(200)
+    page.get_by_role("button", name="Show 50 more").focus()
+    put(daemon.data_root, APP, "app:1")
+    expect(page.get_by_role("button", name="Show 51 more")).to_be_focused()
+    daemon.post("/images/remove", image="app:1")
     page.get_by_role("button", name="Show 50 more").click()
     expect(names).to_have_count(250)
     expect(focused(page)).to_have_text("many/200:1")

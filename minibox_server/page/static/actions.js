@@ -88,8 +88,6 @@ export async function removeImage(name) {
   if (gone === null) return false;
   tell(`${name} is removed.`);
   await refresh();
-  // The button that had the focus is gone with its row.
-  document.querySelector("h1")?.focus();
   return true;
 }
 
