@@ -1,8 +1,10 @@
 """What the page keeps while the store changes under it, and what it does not do behind its user's back."""
 
+import re
+
 from playwright.sync_api import Page, Route, expect
 
-from tests.support.browser import focused, hold_next
+from tests.support.browser import ROUND_TRIP, focused, hold_next
 from tests.support.daemon import Daemon
 from tests.support.stores import put
 from tests.ui.conftest import WORKER
@@ -105,6 +107,21 @@ def test_who_was_refused_in_a_dialog_is_still_on_its_button(page: Page) -> None:
 # ---- one image
 
 
+def test_who_looks_into_an_image_goes_on_though_others_come_to_share_its_bytes(page: Page, daemon: Daemon) -> None:
+    page.get_by_role("link", name="app:1", exact=True).click()
+    page.get_by_role("button", name="Look into it").click()
+    directory = page.get_by_role("button", name="srv/", exact=True)
+    expect(directory).to_be_visible()
+    page.get_by_role("button", name="Tag", exact=True).focus()
+    # It shares a layer with this one.
+    others = page.get_by_text("of it, with other images")
+    expect(others).to_have_count(0)
+    put(daemon.data_root, WORKER, "worker:1")
+    expect(others).to_be_visible()
+    expect(directory).to_be_visible()
+    expect(page.get_by_role("button", name="Tag", exact=True)).to_be_focused()
+
+
 def test_who_has_gone_on_is_not_taken_to_the_files_that_come(page: Page) -> None:
     page.get_by_role("link", name="app:1", exact=True).click()
     release = hold_next(page, "**/images/files*", page.get_by_role("button", name="Look into it").click)
@@ -112,6 +129,33 @@ def test_who_has_gone_on_is_not_taken_to_the_files_that_come(page: Page) -> None
     release()
     expect(page.get_by_role("button", name="srv/", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Tag", exact=True)).to_be_focused()
+
+
+def test_who_leaves_an_image_that_they_remove_stays_where_they_went(page: Page, daemon: Daemon) -> None:
+    put(daemon.data_root, WORKER, "gone:1")
+    page.get_by_role("link", name="gone:1").click()
+    page.get_by_role("button", name="Remove").click()
+    release = hold_next(page, "**/images", page.get_by_role("dialog").get_by_role("button", name="Remove").click)
+    page.get_by_role("link", name="Space", exact=True).click()
+    release()
+    expect(page.get_by_role("heading", name="Space", exact=True)).to_be_visible()
+    expect(page).to_have_title("Space · minibox")
+
+
+def test_who_looks_into_an_image_goes_on_though_the_daemon_does_not_answer_for_a_while(
+    page: Page, daemon: Daemon
+) -> None:
+    page.get_by_role("link", name="app:1", exact=True).click()
+    page.get_by_role("button", name="Look into it").click()
+    directory = page.get_by_role("button", name="srv/", exact=True)
+    expect(directory).to_be_visible()
+    page.route(re.compile("/(images|images/inspect.*)$"), lambda route: route.abort())
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/images")):
+        put(daemon.data_root, WORKER, "unseen:1")
+    page.evaluate(ROUND_TRIP)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(directory).to_be_visible()
+    page.unroute_all()
 
 
 # ---- answers
