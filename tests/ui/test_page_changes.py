@@ -6,8 +6,9 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.support.browser import ROUND_TRIP, focused, hold_next
 from tests.support.daemon import Daemon
-from tests.support.stores import put
-from tests.ui.conftest import WORKER
+from tests.support.images import build_image, random_layer
+from tests.support.stores import put, put_dead
+from tests.ui.conftest import MEBIBYTE, WORKER
 
 _CUT = "The connection ended before the answer was whole."
 _HALF_A_LINE = '{"event": "message", "text": "one"}\n{"event": "resu'
@@ -156,6 +157,94 @@ def test_who_looks_into_an_image_goes_on_though_the_daemon_does_not_answer_for_a
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(directory).to_be_visible()
     page.unroute_all()
+
+
+# ---- the space
+
+
+def test_what_is_told_of_a_blob_that_is_gone_is_gone_too(page: Page, daemon: Daemon) -> None:
+    put_dead(daemon.data_root, build_image([random_layer(MEBIBYTE, salt="dead")]))
+    open_space(page)
+    page.get_by_role("option", name=re.compile("needed by no image")).first.click()
+    expect(page.locator(".details")).to_contain_text("a prune removes it")
+    page.get_by_role("button", name="Show the plan").focus()
+    daemon.post("/system/prune")
+    expect(page.get_by_role("option", name=re.compile("needed by no image"))).to_have_count(0)
+    expect(page.locator(".details")).to_be_empty()
+
+
+def test_the_table_of_blobs_stays_open_when_others_change_the_store(page: Page, daemon: Daemon) -> None:
+    open_space(page)
+    page.locator("summary").click()
+    table = page.get_by_role("table")
+    expect(table).to_be_visible()
+    put_dead(daemon.data_root, build_image(salt="another"))
+    put(daemon.data_root, WORKER, "another:1")
+    expect(table).to_contain_text(WORKER.layer_digests[1][7:19])
+    expect(table).to_be_visible()
+    expect(page.locator("summary")).to_be_focused()
+
+
+def test_no_prune_is_done_whose_plan_is_not_shown(page: Page) -> None:
+    open_space(page)
+    page.get_by_role("button", name="Show the plan").click()
+    dialog = page.get_by_role("dialog")
+    release = hold_next(page, "**/system/prune*", dialog.get_by_role("checkbox").check)
+    dialog.get_by_role("button", name="Prune").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("plan")
+    release()
+    with page.expect_request("**/system/prune?build_cache=1"):
+        dialog.get_by_role("button", name="Prune").click()
+
+
+def test_a_plan_that_comes_when_its_view_is_left_opens_no_dialog(page: Page) -> None:
+    open_space(page)
+    release = hold_next(page, "**/system/prune*", page.get_by_role("button", name="Show the plan").click)
+    page.get_by_role("link", name="Images", exact=True).click()
+    release()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_what_a_verify_finds_is_there_for_who_comes_back(page: Page) -> None:
+    finding = {"kind": "wrong digest", "path": "blobs/it", "problem": "", "names": ["app:1"], "is_damage": True}
+    held = hold_all(page, "**/system/verify")
+    open_space(page)
+    with page.expect_request("**/system/verify"):
+        page.get_by_role("button", name="Verify every byte").click()
+    page.get_by_role("link", name="Images", exact=True).click()
+    held[0].fulfill(json={"findings": [finding]})
+    expect(page.locator(".work")).to_contain_text("1 finding")
+    open_space(page)
+    expect(page.locator(".findings li")).to_contain_text("blobs/it")
+
+
+def test_a_verify_that_is_cancelled_promises_nothing_to_the_next(page: Page) -> None:
+    hold_all(page, "**/system/verify")
+    open_space(page)
+    page.get_by_role("button", name="Verify every byte").click()
+    page.get_by_role("button", name="Cancel: Verify the store").click()
+    expect(page.locator(".work .line")).to_have_text("Cancelled.")
+
+
+def test_bytes_that_are_not_known_any_more_are_not_told_of(page: Page, daemon: Daemon) -> None:
+    open_space(page)
+    expect(page.locator(".numbers")).to_contain_text("in all blobs")
+    page.route("**/system/df", lambda route: route.fulfill(status=500, body="no"))
+    put(daemon.data_root, WORKER, "unknown:1")
+    expect(page.get_by_role("alert")).to_contain_text("does not say")
+    expect(page.locator(".numbers")).to_be_empty()
+
+
+def test_a_daemon_that_does_not_answer_is_told_of_beside_the_bytes(page: Page, daemon: Daemon) -> None:
+    open_space(page)
+    page.route("**/images", lambda route: route.abort())
+    put(daemon.data_root, WORKER, "unseen:1")
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    expect(page.get_by_role("listbox")).to_be_visible()
+    page.unroute_all()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.get_by_role("heading", name="Space", exact=True)).to_be_focused()
 
 
 # ---- answers

@@ -78,7 +78,7 @@ export class Work extends EventTarget {
 }
 
 /** Start a piece of work, now or when it is its turn, and return it. */
-export function start(title, run, cancelled = "Cancelled. What had arrived is used by the next try.") {
+export function start(title, run, cancelled = "Cancelled.") {
   const work = new Work(title, run, cancelled);
   waiting.push(work);
   onStarted(work);
