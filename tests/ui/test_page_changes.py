@@ -1,10 +1,12 @@
 """What the page keeps while the store changes under it, and what it does not do behind its user's back."""
 
 import re
+from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.support.browser import ROUND_TRIP, focused, hold_next
+from tests.support.browser import ROUND_TRIP, TELL_EVENTS, focused, hold_next
 from tests.support.daemon import Daemon
 from tests.support.images import build_image, random_layer
 from tests.support.stores import put, put_dead
@@ -248,6 +250,58 @@ def test_a_daemon_that_does_not_answer_is_told_of_beside_the_bytes(page: Page, d
 
 
 # ---- answers
+
+
+def test_changes_without_a_pause_are_seen_while_they_go_on(page: Page, daemon: Daemon) -> None:
+    page.add_init_script(TELL_EVENTS)
+    page.reload()
+    page.evaluate(_STREAM_HAS_BEGUN)
+    page.evaluate(_TELL_EVENTS_FOR_EVER)
+    put(daemon.data_root, WORKER, "amidst:1")
+    expect(page.get_by_role("link", name="amidst:1")).to_be_visible()
+
+
+def test_who_gives_the_token_sees_the_list_though_a_change_was_told_of_meanwhile(page: Page) -> None:
+    def refuse(route: Route) -> None:
+        if route.request.header_value("authorization"):
+            route.continue_()
+        else:
+            route.fulfill(status=401, body="Unauthorized\n")
+
+    page.add_init_script(TELL_EVENTS)
+    page.reload()
+    page.evaluate(_STREAM_HAS_BEGUN)
+    page.route(re.compile("/(images|system/df)$"), refuse)
+    page.evaluate("window.tellEvent({ event: 'image' })")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Unauthorized")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/images")):
+        page.evaluate("window.tellEvent({ event: 'image' })")
+    page.evaluate(ROUND_TRIP)
+    page.get_by_label("Token", exact=True).fill("a-token")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(alert).to_have_count(0)
+
+
+@pytest.mark.parametrize("way", ["pull", "load"])
+def test_an_answer_that_ends_amidst_a_line_is_said_to_be_cut_off(page: Page, tmp_path: Path, way: str) -> None:
+    page.route(f"**/images/{way}*", lambda route: route.fulfill(content_type="application/x-ndjson", body=_HALF_A_LINE))
+    if way == "pull":
+        page.get_by_label("Image", exact=True).fill("cut:1")
+        page.get_by_role("button", name="Pull", exact=True).click()
+    else:
+        (tmp_path / "cut.tar").write_bytes(b"x")
+        page.get_by_label("Choose a file").set_input_files(tmp_path / "cut.tar")
+    expect(page.locator(".work .line")).to_have_text(_CUT)
+
+
+def test_a_list_that_is_cut_off_is_said_to_be(page: Page) -> None:
+    page.add_init_script(_CUT_OFF)
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text(_CUT)
 
 
 def test_so_many_images_as_a_store_may_hold_are_shown(page: Page) -> None:
