@@ -49,6 +49,16 @@ window.fetch = (address, options) => {
   return Promise.resolve(new Response(lines.readable, { headers: { "Content-Type": "application/x-ndjson" } }));
 };
 """
+# What the page says of an answer that is cut off.
+CUT = "The connection ended before the answer was whole."
+_CUT_OFF = """
+const fetchAll = window.fetch;
+window.fetch = (address, options) => {
+  if (new URL(address).pathname !== "PATH") return fetchAll(address, options);
+  const body = new ReadableStream({ start: (controller) => controller.error(new TypeError("network error")) });
+  return Promise.resolve(new Response(body, { headers: { "Content-Type": "application/json" } }));
+};
+"""
 
 
 @dataclass(kw_only=True)
@@ -114,6 +124,11 @@ def watched_page(browser: Browser, *, script: str = "", **options: Any) -> Itera
         yield page, watch
     finally:
         context.close()
+
+
+def cut_off(path: str) -> str:
+    """Return the script by which each answer of a path is cut off when it has begun."""
+    return _CUT_OFF.replace("PATH", path)
 
 
 def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[], None]:

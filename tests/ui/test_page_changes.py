@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.support.browser import ROUND_TRIP, TELL_EVENTS, focused, hold_next
+from tests.support.browser import CUT, ROUND_TRIP, TELL_EVENTS, cut_off, focused, hold_next
 from tests.support.daemon import Daemon
 from tests.support.images import build_image, random_layer
 from tests.support.stores import put, put_dead
 from tests.ui.conftest import MEBIBYTE, WORKER
 
-_CUT = "The connection ended before the answer was whole."
 _HALF_A_LINE = '{"event": "message", "text": "one"}\n{"event": "resu'
 _STREAM_HAS_BEGUN = """
 async () => {
@@ -32,15 +31,6 @@ async (count) => {
   end();
   return view.at(-1).querySelectorAll(".image").length;
 }
-"""
-# The answer to the address that ends so is cut off when it has begun.
-_CUT_OFF = """
-const fetchAll = window.fetch;
-window.fetch = (address, options) => {
-  if (!address.endsWith("/images")) return fetchAll(address, options);
-  const body = new ReadableStream({ start: (controller) => controller.error(new TypeError("network error")) });
-  return Promise.resolve(new Response(body, { headers: { "Content-Type": "application/json" } }));
-};
 """
 
 
@@ -218,6 +208,9 @@ def test_what_a_verify_finds_is_there_for_who_comes_back(page: Page) -> None:
     expect(page.locator(".work")).to_contain_text("1 finding")
     open_space(page)
     expect(page.locator(".findings li")).to_contain_text("blobs/it")
+    # As long as they are looked for again, nobody knows whether they still are so.
+    page.get_by_role("button", name="Verify every byte").click()
+    expect(page.locator(".findings li")).to_have_count(0)
 
 
 def test_a_verify_that_is_cancelled_promises_nothing_to_the_next(page: Page) -> None:
@@ -295,13 +288,13 @@ def test_an_answer_that_ends_amidst_a_line_is_said_to_be_cut_off(page: Page, tmp
     else:
         (tmp_path / "cut.tar").write_bytes(b"x")
         page.get_by_label("Choose a file").set_input_files(tmp_path / "cut.tar")
-    expect(page.locator(".work .line")).to_have_text(_CUT)
+    expect(page.locator(".work .line")).to_have_text(CUT)
 
 
 def test_a_list_that_is_cut_off_is_said_to_be(page: Page) -> None:
-    page.add_init_script(_CUT_OFF)
+    page.add_init_script(cut_off("/images"))
     page.reload()
-    expect(page.get_by_role("alert")).to_contain_text(_CUT)
+    expect(page.get_by_role("alert")).to_contain_text(CUT)
 
 
 def test_so_many_images_as_a_store_may_hold_are_shown(page: Page) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browser import NARROW, focused, is_too_wide, keep_screenshot, watched_page
+from tests.support.browser import CUT, NARROW, cut_off, focused, is_too_wide, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
-from tests.support.images import BuiltImage, build_image, build_index
+from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.layouts import write_layout, write_layout_files
 from tests.support.stores import put
-from tests.ui.conftest import APP, SLOW, WORKER, SlowRegistry, fill_store, images_of
+from tests.ui.conftest import APP, MEBIBYTE, SLOW, WORKER, SlowRegistry, fill_store, images_of
 
 # A browser that can keep a stream in a file asks its user for the file; the file that it is given here is a real one,
 # of the page's own private file system, where no dialog stands in the way.
@@ -21,6 +21,10 @@ window.showSaveFilePicker = async ({ suggestedName }) => {
   const folder = await navigator.storage.getDirectory();
   return folder.getFileHandle(suggestedName, { create: true });
 };
+"""
+_REFUSE_THE_FILE = """
+const createWritable = async () => { throw new Error("no room for it"); };
+window.showSaveFilePicker = async () => ({ createWritable });
 """
 _NO_PICKER = "delete window.showSaveFilePicker;"
 
@@ -234,6 +238,27 @@ def test_a_file_that_the_user_chose_gets_the_whole_archive(browser: Browser, dae
         wanted = daemon.get("/images/archive", image=name, format="oci")
         assert size_bytes == len(wanted.body) == int(wanted.headers["content-length"])
         assert not watch.violations
+
+
+def test_a_download_whose_file_is_refused_is_not_fetched_on(browser: Browser, daemon: Daemon) -> None:
+    fill_store(daemon, {"vast:1": build_image([random_layer(32 * MEBIBYTE, salt="vast")])})
+    with watched_page(browser, script=_REFUSE_THE_FILE) as (page, watch):
+        page.goto(f"http://{daemon.host}/ui")
+        row(page, "vast:1").get_by_role("button", name="Download").click()
+        with page.expect_event("requestfailed", lambda request: "/images/archive" in request.url):
+            page.get_by_role("dialog").get_by_role("button", name="Download").click()
+        expect(work(page, "Download vast:1").locator(".line")).to_have_text("no room for it")
+        assert not watch.errors
+
+
+def test_a_download_that_is_cut_off_is_said_to_be(browser: Browser, daemon: Daemon) -> None:
+    fill_store(daemon, {"app:1": APP})
+    with watched_page(browser, script=_GIVE_A_FILE + cut_off("/images/archive")) as (page, watch):
+        page.goto(f"http://{daemon.host}/ui")
+        row(page, "app:1").get_by_role("button", name="Download").click()
+        page.get_by_role("dialog").get_by_role("button", name="Download").click()
+        expect(work(page, "Download app:1").locator(".line")).to_have_text(CUT)
+        assert not watch.errors
 
 
 def test_a_tag_gives_a_further_name_and_a_bad_one_is_refused_where_it_was_typed(

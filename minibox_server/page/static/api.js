@@ -203,7 +203,8 @@ function sentenceIn(text, status) {
   }
 }
 
-function cut(error) {
+/** Return what is thrown where the body of an answer could not be read to its end because of `error`, if of any. */
+export function cut(error) {
   if (error?.name === "AbortError") return error;
   return new Refused(0, "The connection ended before the answer was whole.");
 }

@@ -12,6 +12,7 @@ const findings = make("ul", { class: "findings" });
 /** Return the panel. */
 export function checkPanel() {
   const run = () => start("Verify the store", async (work) => {
+    replace(findings);
     const report = await finish(follow("system/verify", { signal: work.signal }), work);
     const found = report.findings.filter((each) => each.is_damage);
     replace(findings, found.map(item));

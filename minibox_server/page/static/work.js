@@ -66,6 +66,8 @@ export class Work extends EventTarget {
     } catch (error) {
       if (this.signal.aborted) this.#end("cancelled", this.cancelled);
       else this.#end("failed", error.message);
+      // Nobody reads what is still to come.
+      this.#controller.abort();
     }
   }
 
