@@ -20,6 +20,19 @@ async () => {
 """
 # So often that there is never a pause.
 _TELL_EVENTS_FOR_EVER = "setInterval(() => window.tellEvent({ event: 'image' }), 20)"
+# How often a name is looked at until each of so many images has been asked for its bytes.
+_COUNT_LOOKS = """
+async (count) => {
+  const { holdings, usageOf } = await import(new URL("ui/holdings.js", document.baseURI).href);
+  let looks = 0;
+  const image = (number) => ({ own_bytes: number, get name() { looks += 1; return `many/${number}:1`; } });
+  holdings.usage = { images: Array.from({ length: count }, (_, number) => image(number)) };
+  for (let number = 0; number < count; number += 1) {
+    if (usageOf(`many/${number}:1`).own_bytes !== number) return -1;
+  }
+  return usageOf("none:1") === null ? looks : -1;
+}
+"""
 _SHOW_VERY_MANY = """
 async (count) => {
   const load = (name) => import(new URL(`ui/${name}.js`, document.baseURI).href);
@@ -299,3 +312,7 @@ def test_a_list_that_is_cut_off_is_said_to_be(page: Page) -> None:
 
 def test_so_many_images_as_a_store_may_hold_are_shown(page: Page) -> None:
     assert page.evaluate(_SHOW_VERY_MANY, 300_000) == 200
+
+
+def test_the_bytes_of_very_many_images_are_found_without_looking_at_all_for_each(page: Page) -> None:
+    assert 0 < page.evaluate(_COUNT_LOOKS, 2000) <= 4000

@@ -60,7 +60,7 @@ export async function ask(path, { method = "GET", query, signal, isQuiet } = {})
 
 /**
  * Ask, and return the answer, whose body is still to be read; a refusal is thrown. Where the user has asked for nothing
- * (`isQuiet`), they are not asked for the token either; but what they say, where they are being asked, holds for it too.
+ * (`isQuiet`), they are not asked for the token either; where they are being asked, what they say holds for it too.
  */
 export async function send(path, options = {}) {
   const { method = "GET", query, signal, accept = "*/*", headers = {}, isQuiet = false } = options;

@@ -16,7 +16,8 @@ export function checkPanel() {
     const report = await finish(follow("system/verify", { signal: work.signal }), work);
     const found = report.findings.filter((each) => each.is_damage);
     replace(findings, found.map(item));
-    return found.length ? `${count(found.length, "finding")}, listed in the view Space.` : "Every byte is what it should be.";
+    if (!found.length) return "Every byte is what it should be.";
+    return `${count(found.length, "finding")}, listed in the view Space.`;
   });
   return make("section", { class: "card", "aria-labelledby": "verify" },
     make("h2", { id: "verify" }, "Verify"),

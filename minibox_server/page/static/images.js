@@ -72,7 +72,8 @@ function showImages(place, list, found, showAnew) {
     list.children[next].querySelector("a").focus();
   };
   const more = shown.length > looking.most
-    && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore, { class: "more", "data-focus": "more" });
+    && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore,
+      { class: "more", "data-focus": "more" });
   replace(place, problem && notice(problem, refresh), shown.length ? [list, more] : empty);
 }
 
