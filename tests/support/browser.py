@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 
 # It has no types of its own.
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, ViewportSize, sync_playwright
+from playwright.sync_api import (
+    APIResponse,
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Route,
+    ViewportSize,
+    sync_playwright,
+)
 
 from tests.support.peers import require_peer
 
@@ -25,6 +35,30 @@ document.addEventListener("securitypolicyviolation",
 """
 # The server of a test sends no certificate, and no page of it needs more than this machine.
 _ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+
+# What is asked for now, and answered, shows that the page has had its time with what came before.
+ROUND_TRIP = "fetch('ping').then((answer) => answer.text())"
+# The page's stream of events has what a test puts into it, and nothing else.
+TELL_EVENTS = """
+const fetchOthers = window.fetch;
+window.fetch = (address, options) => {
+  if (!address.endsWith("/events")) return fetchOthers(address, options);
+  const lines = new TransformStream();
+  const writer = lines.writable.getWriter();
+  window.tellEvent = (event) => { writer.write(new TextEncoder().encode(`${JSON.stringify(event)}\\n`)); };
+  return Promise.resolve(new Response(lines.readable, { headers: { "Content-Type": "application/x-ndjson" } }));
+};
+"""
+# What the page says of an answer that is cut off.
+CUT = "The connection ended before the answer was whole."
+_CUT_OFF = """
+const fetchAll = window.fetch;
+window.fetch = (address, options) => {
+  if (new URL(address).pathname !== "PATH") return fetchAll(address, options);
+  const body = new ReadableStream({ start: (controller) => controller.error(new TypeError("network error")) });
+  return Promise.resolve(new Response(body, { headers: { "Content-Type": "application/json" } }));
+};
+"""
 
 
 @dataclass(kw_only=True)
@@ -90,6 +124,37 @@ def watched_page(browser: Browser, *, script: str = "", **options: Any) -> Itera
         yield page, watch
     finally:
         context.close()
+
+
+def cut_off(path: str) -> str:
+    """Return the script by which each answer of a path is cut off when it has begun."""
+    return _CUT_OFF.replace("PATH", path)
+
+
+def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[], None]:
+    """Do what asks for an address, and hold the answer back; return what gives it to the page.
+
+    Others that are asked for meanwhile pass.
+    """
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    def release() -> None:
+        route, answer = held[0]
+        with page.expect_event("requestfinished", lambda request: request == route.request):
+            route.fulfill(response=answer)
+        page.evaluate(ROUND_TRIP)
+
+    page.route(address, hold)
+    act()
+    while not held:
+        page.wait_for_timeout(20)
+    return release
 
 
 def serious_findings(page: Page) -> list[str]:

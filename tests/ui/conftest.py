@@ -1,17 +1,18 @@
 """One browser, one daemon and one slow registry for each module: all of them are slow to start."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import chromium
+from tests.support.browser import chromium, watched_page
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.nginx import Nginx, nginx
 from tests.support.peers import docker_registry, push_image
+from tests.support.stores import put
 
 MEBIBYTE = 1024 * 1024
 BYTES_PER_SECOND = 512 * 1024
@@ -55,6 +56,18 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
 
 
+@pytest.fixture
+def page(browser: Browser, daemon: Daemon) -> Iterator[Page]:
+    """The page over a store of app:1 alone; it breaks no rule while the test runs."""
+    fill_store(daemon, {"app:1": APP})
+    with watched_page(browser) as (page, watch):
+        page.goto(f"http://{daemon.host}/ui")
+        expect(page.get_by_role("link", name="app:1", exact=True)).to_be_visible()
+        yield page
+        assert not watch.violations
+        assert not watch.errors
+
+
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlowRegistry]:
     """The slow registry."""
@@ -73,3 +86,17 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 IMAGES: dict[str, BuiltImage] = {"app": APP, "worker": WORKER, "slow": SLOW, "large": LARGE}
+
+
+def fill_store(daemon: Daemon, images: Mapping[str, BuiltImage]) -> None:
+    """Let the store hold these images and nothing else."""
+    for name in images_of(daemon):
+        daemon.post("/images/remove", image=name)
+    daemon.post("/system/prune")
+    for name, image in images.items():
+        put(daemon.data_root, image, name)
+
+
+def images_of(daemon: Daemon) -> dict[str, str]:
+    """Return the digest of each name of the store."""
+    return {each["name"]: each["digest"] for each in daemon.get("/images").json()}

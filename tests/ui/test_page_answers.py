@@ -1,12 +1,11 @@
 """What the page makes of answers that come late, and of addresses and changes that it was not told of."""
 
-from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
-from playwright.sync_api import APIResponse, Browser, Page, Request, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
-from tests.support.browser import watched_page
+from tests.support.browser import ROUND_TRIP, TELL_EVENTS, hold_next
 from tests.support.daemon import Daemon
 from tests.support.images import build_image, build_index
 from tests.support.stores import open_store, put, put_dead
@@ -34,58 +33,6 @@ async (events) => {
   return events.map((event) => { progress.take(event); return progress.ahead; });
 }
 """
-# What is asked for now, and answered, shows that the page has had its time with what came before.
-_ROUND_TRIP = "fetch('ping').then((answer) => answer.text())"
-# The page's stream of events has what a test puts into it, and nothing else.
-_TELL_EVENTS = """
-const fetchOthers = window.fetch;
-window.fetch = (address, options) => {
-  if (!address.endsWith("/events")) return fetchOthers(address, options);
-  const lines = new TransformStream();
-  const writer = lines.writable.getWriter();
-  window.tellEvent = (event) => { writer.write(new TextEncoder().encode(`${JSON.stringify(event)}\\n`)); };
-  return Promise.resolve(new Response(lines.readable, { headers: { "Content-Type": "application/x-ndjson" } }));
-};
-"""
-
-
-@pytest.fixture
-def page(browser: Browser, daemon: Daemon) -> Iterator[Page]:
-    """The page over a store that has app:1, whatever it had before; it breaks no rule while the test runs."""
-    put(daemon.data_root, APP, "app:1")
-    daemon.post("/system/prune")
-    with watched_page(browser) as (page, watch):
-        page.goto(f"http://{daemon.host}/ui")
-        expect(page.get_by_role("link", name="app:1", exact=True)).to_be_visible()
-        yield page
-        assert not watch.violations
-        assert not watch.errors
-
-
-def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[], None]:
-    """Do what asks for an address, and hold the answer back; return what gives it to the page.
-
-    Others that are asked for meanwhile pass.
-    """
-    held: list[tuple[Route, APIResponse]] = []
-
-    def hold(route: Route) -> None:
-        if held:
-            route.continue_()
-        else:
-            held.append((route, route.fetch()))
-
-    def release() -> None:
-        route, answer = held[0]
-        with page.expect_event("requestfinished", lambda request: request == route.request):
-            route.fulfill(response=answer)
-        page.evaluate(_ROUND_TRIP)
-
-    page.route(address, hold)
-    act()
-    while not held:
-        page.wait_for_timeout(20)
-    return release
 
 
 def test_an_older_answer_about_an_image_does_not_take_the_place_of_a_newer_one(page: Page, daemon: Daemon) -> None:
@@ -148,12 +95,12 @@ def test_what_is_the_same_stays_where_it_is(page: Page) -> None:
     for is_hidden in (True, False):
         with page.expect_response("**/images"):
             page.evaluate(_HIDE, is_hidden)
-    page.evaluate(_ROUND_TRIP)
+    page.evaluate(ROUND_TRIP)
     expect(page.locator(".image[data-mark]")).to_have_count(1)
 
 
 def test_what_was_missed_is_asked_for_anew(page: Page, daemon: Daemon) -> None:
-    page.add_init_script(_TELL_EVENTS)
+    page.add_init_script(TELL_EVENTS)
     lists = count(1)
     # The second one is asked for when the stream has begun.
     with page.expect_response(lambda answer: answer.url.endswith("/images") and next(lists) == 2):
@@ -190,7 +137,7 @@ def test_what_is_gone_when_the_list_comes_is_not_shown_for_good(page: Page, daem
     page.route("**/images", answer)
     with page.expect_event("requestfinished", lambda request: request in lists[1:2]):
         page.reload()
-    page.evaluate(_ROUND_TRIP)
+    page.evaluate(ROUND_TRIP)
     expect(page.get_by_role("link", name="gone:1")).to_have_count(0)
 
 

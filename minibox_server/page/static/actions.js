@@ -1,6 +1,6 @@
 // What is done with one image: download, tag, remove; and the way back in, load.
 
-import { address, ask, hasToken, send, upload } from "./api.js";
+import { address, ask, cut, hasToken, send, upload } from "./api.js";
 import * as dialogs from "./dialogs.js";
 import { AS_TYPED, field, make } from "./dom.js";
 import { refresh, usageOf } from "./holdings.js";
@@ -88,8 +88,6 @@ export async function removeImage(name) {
   if (gone === null) return false;
   tell(`${name} is removed.`);
   await refresh();
-  // The button that had the focus is gone with its row.
-  document.querySelector("h1")?.focus();
   return true;
 }
 
@@ -116,13 +114,18 @@ async function receive(query, file, name, work) {
   }));
   if (file !== null) {
     // What is not whole is thrown away by the browser: the file is there when its stream is closed, not before.
-    await counted.pipeTo(await file.createWritable(), { signal: work.signal });
+    await counted.pipeTo(await file.createWritable(), { signal: work.signal }).catch(sayWhy);
     return `${bytes(done)}, in the file that was chosen.`;
   }
-  const url = URL.createObjectURL(await new Response(counted).blob());
+  const url = URL.createObjectURL(await new Response(counted).blob().catch(sayWhy));
   keep(url, name);
   setTimeout(() => URL.revokeObjectURL(url), 60000);
   return `${bytes(done)}, in the folder for downloads.`;
+}
+
+// What the file says of itself is more than that the answer was cut.
+function sayWhy(error) {
+  throw error instanceof TypeError ? cut(error) : error;
 }
 
 function keep(url, name) {

@@ -54,12 +54,13 @@ export function address(path, query = {}) {
 /** Ask, and return the decoded JSON of the answer. */
 export async function ask(path, { method = "GET", query, signal, isQuiet } = {}) {
   const response = await send(path, { method, query, signal, isQuiet, accept: "application/json" });
-  return response.headers.get("Content-Type")?.includes("json") ? response.json() : response.text();
+  const isJson = response.headers.get("Content-Type")?.includes("json");
+  return (isJson ? response.json() : response.text()).catch((error) => { throw cut(error); });
 }
 
 /**
  * Ask, and return the answer, whose body is still to be read; a refusal is thrown. Where the user has asked for nothing
- * (`isQuiet`), they are not asked for the token either.
+ * (`isQuiet`), they are not asked for the token either; where they are being asked, what they say holds for it too.
  */
 export async function send(path, options = {}) {
   const { method = "GET", query, signal, accept = "*/*", headers = {}, isQuiet = false } = options;
@@ -75,7 +76,8 @@ export async function send(path, options = {}) {
     });
     if (response.ok) return response;
     const sentence = await sentenceOf(response);
-    if (response.status !== 401 || isQuiet) throw new Refused(response.status, sentence);
+    const isUnasked = isQuiet && answer === before && asking === null;
+    if (response.status !== 401 || isUnasked) throw new Refused(response.status, sentence);
     await renewToken(before);
   }
 }
@@ -93,12 +95,12 @@ export async function* follow(path, { method = "POST", query, signal, isQuiet, o
   const lines = new Lines();
   for (;;) {
     const { value, done } = await reader.read().catch((error) => { throw cut(error); });
-    for (const event of done ? lines.end() : lines.add(value)) {
+    if (done) throw cut();
+    for (const event of lines.add(value)) {
       if (event.event === "result") return event;
       if (event.event === "error") throw new Refused(event.status, event.detail);
       yield event;
     }
-    if (done) throw cut();
   }
 }
 
@@ -135,7 +137,6 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
       if (status !== 200) return reject(new Refused(status, sentenceIn(request.responseText, status)));
       if (isWhole(request.getResponseHeader("Content-Type"))) return resolve(JSON.parse(request.responseText));
       takeMore();
-      take(lines.end());
       return reject(cut());
     };
     request.upload.onprogress = (event) => onSent(event.loaded);
@@ -148,7 +149,7 @@ export async function upload(path, file, { query, signal, onSent, onEvent }) {
   });
 }
 
-/** Lines of JSON out of pieces of text. */
+/** Lines of JSON out of pieces of text; one that has no end is none. */
 class Lines {
   #rest = "";
 
@@ -156,10 +157,6 @@ class Lines {
     const lines = (this.#rest + piece).split("\n");
     this.#rest = lines.pop();
     return lines.filter((line) => line.trim()).map((line) => JSON.parse(line));
-  }
-
-  end() {
-    return this.add("\n");
   }
 }
 
@@ -206,7 +203,8 @@ function sentenceIn(text, status) {
   }
 }
 
-function cut(error) {
+/** Return what is thrown where the body of an answer could not be read to its end because of `error`, if of any. */
+export function cut(error) {
   if (error?.name === "AbortError") return error;
   return new Refused(0, "The connection ended before the answer was whole.");
 }

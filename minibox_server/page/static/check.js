@@ -6,14 +6,18 @@ import { finish } from "./pull.js";
 import { start } from "./work.js";
 import { count } from "./words.js";
 
+// It outlives the view: who has left it finds here what was found meanwhile.
+const findings = make("ul", { class: "findings" });
+
 /** Return the panel. */
 export function checkPanel() {
-  const findings = make("ul", { class: "findings" });
   const run = () => start("Verify the store", async (work) => {
+    replace(findings);
     const report = await finish(follow("system/verify", { signal: work.signal }), work);
     const found = report.findings.filter((each) => each.is_damage);
     replace(findings, found.map(item));
-    return found.length ? `${count(found.length, "finding")}: see below.` : "Every byte is what it should be.";
+    if (!found.length) return "Every byte is what it should be.";
+    return `${count(found.length, "finding")}, listed in the view Space.`;
   });
   return make("section", { class: "card", "aria-labelledby": "verify" },
     make("h2", { id: "verify" }, "Verify"),

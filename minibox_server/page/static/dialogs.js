@@ -1,7 +1,7 @@
 // Questions. Each is a modal <dialog>: the browser keeps the focus inside it, closes it on Escape, and gives the focus
-// back to where it was.
+// back to where it was; where that was drawn anew meanwhile, it is given to what took its place.
 
-import { AS_TYPED, button, field, make } from "./dom.js";
+import { AS_TYPED, button, field, focusAgain, hasNoFocus, make } from "./dom.js";
 
 let numbered = 0;
 
@@ -21,6 +21,7 @@ export function ask({ title, content, yes = null, no = "Cancel", confirm = async
   const form = make("form", { method: "dialog" }, make("h2", { id }, title), content, failed,
     make("div", { class: "actions" }, refuse, agree));
   const dialog = make("dialog", { "aria-labelledby": id }, form);
+  const opener = document.activeElement;
   document.body.append(dialog);
   return new Promise((resolve) => {
     let answer = null;
@@ -36,10 +37,13 @@ export function ask({ title, content, yes = null, no = "Cancel", confirm = async
         failed.hidden = false;
       } finally {
         agree.disabled = false;
+        // A button that is switched off loses the focus.
+        if (dialog.open && !dialog.contains(document.activeElement)) agree.focus();
       }
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
+      if (hasNoFocus()) focusAgain(opener);
       resolve(answer);
     });
     dialog.showModal();

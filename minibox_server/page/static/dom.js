@@ -27,6 +27,28 @@ export function replace(element, ...children) {
   return element;
 }
 
+/** Draw a part of the view anew by `draw()`; where what has the focus goes by that, the focus is given on. */
+export function redraw(part, draw) {
+  const focused = part.contains(document.activeElement) ? document.activeElement : null;
+  draw();
+  if (focused !== null && hasNoFocus()) focusAgain(focused);
+}
+
+/** Give the focus back: to an element, or to what took its place by the same `data-focus`, or to the view's heading. */
+export function focusAgain(element) {
+  const isSuccessor = (each) => each.dataset.focus === element.dataset.focus;
+  const next = element.isConnected
+    ? element
+    : [...document.querySelectorAll("[data-focus]")].find(isSuccessor) ?? document.querySelector("h1");
+  // Nobody has asked to be led there: what is read stays where it is.
+  next?.focus({ preventScroll: true });
+}
+
+/** Whether what had the focus is gone, and the user has given it to nothing else since. */
+export function hasNoFocus() {
+  return document.activeElement === document.body;
+}
+
 /** Return a button that does something; its `label` is seen. */
 export function button(label, onclick, properties = {}) {
   return make("button", { type: "button", onclick, ...properties }, label);
@@ -43,12 +65,7 @@ export function field(label, input, hint = null) {
 
 /** Return what says why something is not shown, and a button by which it is asked for again. */
 export function notice(problem, again) {
-  const tryAgain = async () => {
-    await again();
-    // The button is gone with what it stood for; who pressed it goes on at the top of the view.
-    if (document.activeElement === document.body) document.querySelector("h1").focus();
-  };
-  return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", tryAgain));
+  return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", () => again()));
 }
 
 /** Return terms and what they stand for; a pair whose second part is null is left out. */
@@ -62,7 +79,8 @@ export function table(label, columns, rows) {
   const head = columns.map((each, at) => make("th", { scope: "col", class: at === 1 ? "number" : null }, each));
   const cell = (content, at) => make("td", { class: at === 1 ? "number" : null }, content);
   const body = rows.map((cells) => make("tr", {}, cells.map(cell)));
-  return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
+  const properties = { class: "wide", tabindex: "0", role: "region", "aria-label": label };
+  return make("div", { ...properties, "data-focus": columns.join(" ") },
     make("table", {}, make("thead", {}, make("tr", {}, head)), make("tbody", {}, body)));
 }
 

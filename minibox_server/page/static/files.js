@@ -1,7 +1,7 @@
 // The files of an image, one directory at a time. The first look reads each layer once, so it waits to be asked for.
 
 import { ask } from "./api.js";
-import { button, make, replace, table } from "./dom.js";
+import { button, hasNoFocus, make, replace, table } from "./dom.js";
 import { tell } from "./telling.js";
 import { bytes, count } from "./words.js";
 
@@ -18,7 +18,8 @@ export function filesPanel(image, platform, signal) {
       if (!place.isConnected) return;
       const way = wayTo(path, open);
       replace(place, way, tableOf(directory, path, open));
-      way.lastChild.focus();
+      // The button that was pressed is gone; who has gone on to something else stays there.
+      if (hasNoFocus()) way.lastChild.focus();
       tell(`${path}: ${count(directory.entries.length, "entry", "entries")}.`);
     } catch (error) {
       if (signal.aborted) return;

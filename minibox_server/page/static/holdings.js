@@ -11,7 +11,8 @@ export const holdings = { images: null, usage: null, problem: null };
 const listeners = new Set();
 const usages = new WeakMap();
 const beginAsking = newest();
-let timer = null;
+let isStale = false;
+let renewing = null;
 let told = null;
 
 /** Call `listener` at every change; return what ends that. */
@@ -78,9 +79,18 @@ export async function keepFresh() {
 }
 
 function refreshSoon() {
-  clearTimeout(timer);
-  // Nobody has asked for this, so nobody is asked for a token either.
-  timer = setTimeout(() => askAnew({ isQuiet: true }), SOON_MS);
+  isStale = true;
+  renewing ??= renew().finally(() => { renewing = null; });
+}
+
+// Changes come in bursts, and without end: there is one question at a time for all that came before it.
+async function renew() {
+  while (isStale) {
+    await new Promise((resolve) => { setTimeout(resolve, SOON_MS); });
+    isStale = false;
+    // Nobody has asked for this, so nobody is asked for a token either.
+    await askAnew({ isQuiet: true });
+  }
 }
 
 function withoutUsage(error) {

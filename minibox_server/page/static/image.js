@@ -2,9 +2,9 @@
 
 import { ask, newest } from "./api.js";
 import { removeImage, saveImage, tagImage } from "./actions.js";
-import { button, facts, field, make, notice, replace } from "./dom.js";
+import { button, facts, field, make, notice, redraw, replace } from "./dom.js";
 import { filesPanel } from "./files.js";
-import { onHoldings, usageOf } from "./holdings.js";
+import { holdings, onHoldings, usageOf } from "./holdings.js";
 import { age, bytes, short } from "./words.js";
 
 /** Return the view of the image of this name, and what ends it. */
@@ -12,26 +12,34 @@ export function imageView(name) {
   const body = make("div", { class: "parted" }, make("p", { class: "quiet" }, "Asking the daemon…"));
   const controller = new AbortController();
   const { signal } = controller;
-  let seen = null;
+  const overview = make("section", { class: "card", "aria-label": "Overview" });
+  // What has not changed stays as it is, and so do the focus and the place in it.
+  let seen = {};
+  const differs = (part, value) => {
+    const before = seen[part];
+    seen[part] = JSON.stringify(value);
+    return seen[part] !== before;
+  };
+  const draw = (image) => {
+    if (differs("overview", [image, usageOf(name)])) replace(overview, overviewOf(name, image, signal));
+    if (differs("manifests", image)) replace(body, overview, manifestsOf(name, image, signal));
+  };
   const beginAsking = newest();
   const load = async () => {
     const isNewest = beginAsking();
     try {
       const image = await ask("images/inspect", { query: { image: name }, signal });
       if (!isNewest()) return;
-      // What has not changed stays as it is, and so do the focus and the place in it.
-      const text = JSON.stringify([image, usageOf(name)]);
-      if (text === seen) return;
-      seen = text;
-      replace(body, parts(name, image, signal));
+      redraw(body, () => draw(image));
     } catch (error) {
       if (signal.aborted || !isNewest()) return;
-      seen = null;
-      replace(body, notice(error.message, load));
+      seen = {};
+      redraw(body, () => replace(body, notice(error.message, load)));
     }
   };
   load();
-  const ends = onHoldings(load);
+  // Where the list is refused, nobody has heard of a change, and nobody who reads on is interrupted.
+  const ends = onHoldings(() => { if (holdings.problem === null) load(); });
   return {
     title: name,
     view: [
@@ -43,33 +51,36 @@ export function imageView(name) {
   };
 }
 
-function parts(name, image, signal) {
-  const usage = usageOf(name);
+function manifestsOf(name, image, signal) {
   const place = make("div", { class: "parted" });
   const runnable = image.manifests.filter((each) => !each.is_attestation);
   const show = (manifest) => replace(place, manifestParts(name, manifest, signal));
   const choice = make("select", { onchange: () => show(runnable[choice.value]) },
     runnable.map((each, number) => make("option", { value: number }, each.platform ?? short(each.digest))));
   if (runnable.length) show(runnable[0]);
+  return [runnable.length > 1 && field("Platform", choice), place];
+}
+
+function overviewOf(name, image, signal) {
+  const usage = usageOf(name);
   const remove = async () => {
-    if (await removeImage(name)) location.hash = "#/images";
+    // Who has gone elsewhere meanwhile stays there.
+    if (await removeImage(name) && !signal.aborted) location.hash = "#/images";
   };
+  const act = (label, does, properties = {}) => button(label, does, { "data-focus": label, ...properties });
   return [
-    make("section", { class: "card", "aria-label": "Overview" },
-      facts(
-        ["Size", bytes(image.size_bytes)],
-        ["Shared", usage?.shared_bytes ? `${bytes(usage.shared_bytes)} of it, with other images` : null],
-        ["Platform", image.platform ?? (image.platforms ?? []).join(", ")],
-        ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
-        ["Digest", make("code", {}, image.digest)],
-        ["Type", make("code", {}, image.media_type)],
-        ["Annotations", pairs(image.annotations)],
-        ["Damage", image.damaged ? "A document of this image cannot be read." : null]),
-      make("div", { class: "actions" },
-        button("Download", () => saveImage(image)), button("Tag", () => tagImage(name)),
-        button("Remove", remove, { class: "danger quiet" }))),
-    runnable.length > 1 && field("Platform", choice),
-    place,
+    facts(
+      ["Size", bytes(image.size_bytes)],
+      ["Shared", usage?.shared_bytes ? `${bytes(usage.shared_bytes)} of it, with other images` : null],
+      ["Platform", image.platform ?? (image.platforms ?? []).join(", ")],
+      ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
+      ["Digest", make("code", {}, image.digest)],
+      ["Type", make("code", {}, image.media_type)],
+      ["Annotations", pairs(image.annotations)],
+      ["Damage", image.damaged ? "A document of this image cannot be read." : null]),
+    make("div", { class: "actions" },
+      act("Download", () => saveImage(image)), act("Tag", () => tagImage(name)),
+      act("Remove", remove, { class: "danger quiet" })),
   ];
 }
 

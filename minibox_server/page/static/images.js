@@ -1,7 +1,7 @@
 // The view of all images: bring one in, find one, and what each is at a glance.
 
 import { loadFile, removeImage, saveImage, tagImage } from "./actions.js";
-import { AS_TYPED, button, draw, field, make, notice, replace } from "./dom.js";
+import { AS_TYPED, button, draw, field, make, notice, redraw, replace } from "./dom.js";
 import { holdings, onHoldings, refresh, usageOf } from "./holdings.js";
 import { pullForm } from "./pull.js";
 import { tell } from "./telling.js";
@@ -25,7 +25,8 @@ export function imagesView() {
   const list = make("ul", { class: "images", "aria-label": "Images" });
   const found = make("p", { class: "quiet found" });
   const place = make("div", {});
-  const show = () => showImages(place, list, found);
+  // A row that has the focus is replaced by its successor, which takes the focus over.
+  const show = () => redraw(place, () => showImages(place, list, found, show));
   const search = make("input", {
     type: "search", value: looking.words, placeholder: "alpine, arm64, sha256:48d9…", ...AS_TYPED,
     oninput: () => { looking.words = search.value; show(); tell(found.textContent); },
@@ -44,7 +45,7 @@ export function imagesView() {
   return { title: "Images", view, end: onHoldings(show) };
 }
 
-function showImages(place, list, found) {
+function showImages(place, list, found, showAnew) {
   const { images, problem } = holdings;
   if (images === null) {
     found.textContent = "";
@@ -58,9 +59,7 @@ function showImages(place, list, found) {
   found.textContent = words.length
     ? `${shown.length} of ${count(images.length, "image")}`
     : [count(images.length, "image"), total === undefined ? null : bytes(total)].filter(Boolean).join(", ");
-  const largest = Math.max(1, ...shown.map((image) => image.size_bytes));
-  // A row that has the focus is replaced by its successor, which takes the focus over.
-  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
+  const largest = shown.reduce((most, image) => Math.max(most, image.size_bytes), 1);
   replace(list, shown.slice(0, looking.most).map((image) => row(image, largest)));
   const empty = images.length
     ? make("p", { class: "empty" }, "No image has these words.")
@@ -69,13 +68,13 @@ function showImages(place, list, found) {
   const showMore = () => {
     const next = looking.most;
     looking.most += MOST_ROWS;
-    showImages(place, list, found);
+    showAnew();
     list.children[next].querySelector("a").focus();
   };
   const more = shown.length > looking.most
-    && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore, { class: "more" });
+    && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore,
+      { class: "more", "data-focus": "more" });
   replace(place, problem && notice(problem, refresh), shown.length ? [list, more] : empty);
-  if (focused) [...list.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === focused)?.focus();
 }
 
 function row(image, largest) {

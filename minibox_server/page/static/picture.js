@@ -81,6 +81,8 @@ export class Picture {
     const width = Math.round(this.element.clientWidth);
     this.#width = width;
     if (!width) return;
+    // What is chosen tells of itself anew, if it is still there.
+    replace(this.details);
     const height = Math.round(width < 500 ? width * 1.2 : Math.min(520, width * 0.5));
     const svg = draw("svg", {
       width, height, viewBox: `0 0 ${width} ${height}`, role: "listbox", "aria-label": "Blobs by size",
@@ -92,7 +94,7 @@ export class Picture {
     const cells = this.#cells();
     const current = cells.find((cell) => cell.dataset.key === this.chosen) ?? cells[0];
     current?.setAttribute("tabindex", "0");
-    if (had) current?.focus();
+    if (had) current?.focus({ preventScroll: true });
   }
 
   #group({ item: group, x, y, width, height }) {
@@ -118,6 +120,7 @@ export class Picture {
     const isWide = width > 54 && height > 24;
     const key = `${group.key}\n${first.digest}`;
     const choose = () => this.#choose(key, item, group, what);
+    if (this.chosen === key) choose();
     return draw("g", {
       role: "option", tabindex: "-1", "aria-selected": String(this.chosen === key), "data-key": key, class: "cell",
       "aria-label": `${what}, ${bytes(item.size)}, ${nameOf(group)}`,

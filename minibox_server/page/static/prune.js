@@ -17,7 +17,7 @@ export function prunePanel() {
     failed.hidden = true;
     show.disabled = true;
     try {
-      await prune();
+      await prune(() => show.isConnected);
     } catch (error) {
       failed.textContent = error.message;
       failed.hidden = false;
@@ -32,28 +32,37 @@ export function prunePanel() {
     failed, show);
 }
 
-async function prune() {
+async function prune(isWanted) {
   const place = make("div", {});
   const showAnew = () => showPlan().catch((error) => replace(place, make("p", { class: "failed" }, error.message)));
   const withCache = make("input", { type: "checkbox", onchange: showAnew });
   const beginAsking = newest();
+  let isPlanned = false;
   const showPlan = async () => {
     const isNewest = beginAsking();
+    isPlanned = false;
     try {
       const query = { dry_run: true, build_cache: withCache.checked };
       const plan = await ask("system/prune", { method: "POST", query });
-      if (isNewest()) replace(place, planOf(plan));
+      if (!isNewest()) return;
+      replace(place, planOf(plan));
+      isPlanned = true;
     } catch (error) {
       if (isNewest()) throw error;
     }
   };
   await showPlan();
+  // Who has gone elsewhere meanwhile is not asked there.
+  if (!isWanted()) return;
   const agreed = await dialogs.ask({
     title: "What a prune would remove",
     content: [place, make("label", { class: "check" }, withCache, " and unpacked layers that nothing uses")],
     yes: "Prune",
     isDangerous: true,
-    confirm: async () => ({ build_cache: withCache.checked }),
+    confirm: async () => {
+      if (!isPlanned) throw new Error("The plan of this is not shown yet.");
+      return { build_cache: withCache.checked };
+    },
   });
   if (agreed === null) return;
   start("Prune", async (work) => {

@@ -36,7 +36,7 @@ export function pull(image, platform) {
     await refresh();
     const digest = result.digest ?? work.progress.digest;
     return digest ? `It is here: ${short(digest)}.` : "It is here.";
-  });
+  }, "Cancelled. What had arrived is used by the next try.");
 }
 
 /** Give each event of an operation to its work, and promise the fields of the last one. */

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { checkPanel } from "./check.js";
-import { make, notice, replace, table } from "./dom.js";
+import { make, notice, redraw, replace, table } from "./dom.js";
 import { holdings, onHoldings, refresh } from "./holdings.js";
 import { neededBy, Picture } from "./picture.js";
 import { prunePanel } from "./prune.js";
@@ -16,10 +16,14 @@ export function spaceView() {
   const numbers = make("div", { class: "numbers" });
   const place = make("p", { class: "quiet" });
   const body = make("div", {});
-  const rows = make("div", {});
-  const show = () => {
+  const trouble = make("div", {});
+  const [title, rows] = [make("summary", {}), make("div", {})];
+  const blobs = make("details", { class: "card" }, title, rows);
+  const draw = () => {
     const { usage, problem } = holdings;
+    replace(trouble, problem !== null && usage !== null && notice(problem, refresh));
     if (usage === null) {
+      replace(numbers);
       replace(body, problem === null && holdings.images === null
         ? make("p", { class: "quiet" }, "Asking the daemon…")
         : notice(problem ?? "The daemon does not say whose the bytes are.", refresh));
@@ -34,10 +38,14 @@ export function spaceView() {
         make("h2", {}, "No bytes yet"), make("p", {}, "Pull or load an image, and see what it is made of.")));
       return;
     }
-    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, rows);
+    if (!body.contains(picture.element)) replace(body, legend(), picture.element, picture.details, blobs);
     picture.show(usage);
-    replace(rows, blobTable(usage));
+    const label = labelOf(usage);
+    replace(title, label);
+    replace(rows, blobTable(label, usage.blobs));
   };
+  const view = make("div", {}, trouble, numbers, place, body);
+  const show = () => redraw(view, draw);
   const ends = onHoldings(show);
   // What is told of the place is no more than a word beside the numbers: without it the view is whole.
   const tellPlace = (info) => { place.textContent = `In ${info.data_root}, minibox-store ${info.version}.`; };
@@ -47,7 +55,7 @@ export function spaceView() {
   return {
     title: "Space",
     view: [
-      make("h1", { tabindex: "-1" }, "Space"), numbers, place, body,
+      make("h1", { tabindex: "-1" }, "Space"), view,
       make("div", { class: "ways" }, prunePanel(), checkPanel()),
     ],
     end: () => { ends(); picture.end(); },
@@ -72,14 +80,16 @@ function legend() {
     make("span", { class: "quiet" }, "Choose a piece, or walk with the arrow keys."));
 }
 
-function blobTable({ blobs, blob_count: all }) {
-  const shown = blobs.slice(0, MOST_ROWS);
-  const rows = shown.map((blob) => [
+function labelOf({ blobs, blob_count: all }) {
+  const shown = Math.min(blobs.length, MOST_ROWS);
+  return `${shown < all ? `The largest ${shown} of` : "All"} ${count(all, "blob")}`;
+}
+
+function blobTable(label, blobs) {
+  const rows = blobs.slice(0, MOST_ROWS).map((blob) => [
     [blob.kind ?? "blob", " ", make("code", { title: blob.digest }, short(blob.digest))],
     bytes(blob.size_bytes),
     make("span", { title: blob.images.join(", ") }, neededBy({ names: blob.images, count: blob.needed_by })),
   ]);
-  const label = `${shown.length < all ? `The largest ${shown.length} of` : "All"} ${count(all, "blob")}`;
-  return make("details", { class: "card" },
-    make("summary", {}, label), table(label, ["Blob", "Size", "Needed by"], rows));
+  return table(label, ["Blob", "Size", "Needed by"], rows);
 }

@@ -66,6 +66,8 @@ export class Work extends EventTarget {
     } catch (error) {
       if (this.signal.aborted) this.#end("cancelled", this.cancelled);
       else this.#end("failed", error.message);
+      // Nobody reads what is still to come.
+      this.#controller.abort();
     }
   }
 
@@ -78,7 +80,7 @@ export class Work extends EventTarget {
 }
 
 /** Start a piece of work, now or when it is its turn, and return it. */
-export function start(title, run, cancelled = "Cancelled. What had arrived is used by the next try.") {
+export function start(title, run, cancelled = "Cancelled.") {
   const work = new Work(title, run, cancelled);
   waiting.push(work);
   onStarted(work);
