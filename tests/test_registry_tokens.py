@@ -1,7 +1,6 @@
 """Tokens are fetched where the registry says, shared, renewed in time; credentials are told to nobody else."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -458,9 +457,8 @@ def test_what_is_secret_about_a_grant_is_all_of_it_that_is_not_empty() -> None:
     assert secrets_of(nobody) == (nobody.removeprefix("Basic "),)
 
 
-def test_a_challenge_of_very_many_actions_takes_time_linear_in_their_number() -> None:
-    named = ",".join(map(str, range(50_000)))
-    started = time.process_time()
+def test_a_challenge_may_name_very_many_actions() -> None:
+    # With a look at all of them for each this would take a quarter of an hour.
+    named = ",".join(map(str, range(400_000)))
     [scope] = asked_scopes([f"repository:app:{named}", "repository:app:7,pull"], ["repository:app:pull,push"])
-    assert time.process_time() - started < 2.0
     assert scope == f"repository:app:{named},pull,push"
