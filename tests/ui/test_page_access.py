@@ -55,6 +55,15 @@ def open_page(page: Page, daemon: Daemon, view: str = "/images") -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+def give_token_when_asked_again(page: Page) -> None:
+    """See that it is said what is missing, want to be asked again, and see the images."""
+    expect(page.get_by_role("alert")).to_contain_text("wants a token")
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_label("Token", exact=True).fill(TOKEN)
+    page.get_by_role("button", name="Use it").click()
+    expect(page.get_by_role("link", name="app:1")).to_be_visible()
+
+
 def is_clean(watch: Watch, daemon: Daemon) -> bool:
     return watch.hosts == {daemon.host} and not watch.violations and not watch.errors
 
@@ -95,11 +104,7 @@ def test_who_has_no_token_is_told_so_and_asked_again_when_they_want(browser: Bro
         page.goto(f"http://{daemon.host}/ui")
         expect(page.get_by_role("dialog")).to_be_visible()
         page.keyboard.press("Escape")
-        expect(page.get_by_role("alert")).to_contain_text("wants a token")
-        page.get_by_role("button", name="Try again").click()
-        page.get_by_label("Token", exact=True).fill(TOKEN)
-        page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_role("link", name="app:1")).to_be_visible()
+        give_token_when_asked_again(page)
         assert is_clean(watch, daemon)
 
 
@@ -126,11 +131,7 @@ def test_who_said_no_is_not_asked_again_by_an_answer_that_came_late(
         (route,) = held
         with page.expect_request_finished(lambda request: request.url.endswith(late)):
             route.continue_()
-        expect(page.get_by_role("alert")).to_contain_text("wants a token")
-        page.get_by_role("button", name="Try again").click()
-        page.get_by_label("Token", exact=True).fill(TOKEN)
-        page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_role("link", name="app:1")).to_be_visible()
+        give_token_when_asked_again(page)
         assert is_clean(watch, daemon)
 
 
