@@ -133,7 +133,7 @@ class RememberingSource(ForwardingSource):
     def __init__(self, source: BlobSource, limits: Limits = DEFAULT_LIMITS) -> None:
         super().__init__(source)
         self._limits = limits
-        self._room_bytes = 2 * limits.document_bytes
+        self._room_bytes = limits.document_bytes
         self._contents: dict[Digest, bytes] = {}
 
     def read(self, descriptor: Descriptor) -> bytes:

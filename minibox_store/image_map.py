@@ -82,6 +82,7 @@ class ImageMap:
                 self.leaves[key] = node
             elif key not in self.unreadable:
                 self.absent[key] = node.descriptor
+            del node  # a large document is not kept while the next one is read
 
     def has(self, digest: Digest) -> bool:
         """Whether some root reaches the blob, or is it."""

@@ -83,6 +83,7 @@ def find_presence(source: RememberingSource, root: Descriptor, holds: Holds, lim
             document_bytes += node.descriptor.size_bytes
         elif not holds(node.descriptor):
             missing.setdefault(str(node.descriptor.digest), node.descriptor)
+        del node  # a large document is not kept while the next one is read
     return Presence(documents=documents, document_bytes=document_bytes, missing=tuple(missing.values()))
 
 

@@ -1,7 +1,6 @@
 """What a store tells of one image: all that its documents and configs say, and how it was made."""
 
 import json
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations, product
@@ -41,6 +40,7 @@ from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.sources import image_of, memory_of, root_document, root_of
 from tests.support.stores import blob, open_store, put, rot
+from tests.support.traced_memory import peak_of
 
 AMD64, ARM64, ARM = (build_image(platform=each, salt="1") for each in ("linux/amd64", "linux/arm64", "linux/arm/v7"))
 SUBJECT = build_image(salt="subject")
@@ -324,16 +324,6 @@ def bomb_of(count: int, config: bytes) -> BuiltImage:
         blobs = {shared["digest"]: config, digest_of(content): content}
         images.append(image_of(blobs, root_document(content, AMD64.media_type)))
     return build_index(images)
-
-
-def peak_of(action: Callable[[], object]) -> int:
-    """Return how many bytes an action takes at its peak."""
-    tracemalloc.start()
-    try:
-        action()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("distinct", [False, True])

@@ -1,5 +1,6 @@
 """Images of documents as large as documents may be: few are in memory at a time, and no byte of one is another."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.layouts import write_layout
 from tests.support.sources import RecordingSource, memory_of, read_all
 from tests.support.stores import blob, open_layout, open_store, rot
+from tests.support.traced_memory import peak_of
 
 LARGE_BYTES = 3 * MEBIBYTE
 # The bytes of one document, the text that they are, and the value that this becomes; and what else an operation needs.
@@ -56,6 +58,27 @@ def test_an_archive_of_large_manifests_takes_the_memory_of_one(is_saved: bool, t
         write_layout(tmp_path / name, {"app:1": IMAGES[name]})
     write("small")
     assert grows_by_less_than(MOST_BYTES, lambda: write("manifests"))
+
+
+def test_a_load_of_large_manifests_takes_the_memory_of_two(tmp_path: Path) -> None:
+    def load(name: str) -> object:
+        return open_store(tmp_path / f"{name} loaded").load(tmp_path / f"{name}.tar")
+
+    for name, image in IMAGES.items():
+        write_layout(tmp_path / name, {"app:1": image})
+        open_store(tmp_path / name).save("app:1", tmp_path / f"{name}.tar")
+    load("small")
+    assert peak_of(partial(load, "manifests")) < MOST_BYTES + LARGE_BYTES  # one of them is remembered
+
+
+def test_large_manifests_of_a_store_are_verified_one_by_one(tmp_path: Path) -> None:
+    def verify(name: str) -> None:
+        assert open_store(tmp_path / name).verify() == ()
+
+    for name, image in IMAGES.items():
+        write_layout(tmp_path / name, {"app:1": image})
+    verify("small")
+    assert peak_of(partial(verify, "manifests")) < MOST_BYTES
 
 
 def test_of_large_documents_the_files_are_open_and_their_bytes_are_verified(tmp_path: Path) -> None:

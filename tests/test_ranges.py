@@ -4,7 +4,6 @@ import errno
 import os
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +56,7 @@ from tests.support.sources import (
     root_of,
 )
 from tests.support.stores import blob, layer_of, mounted, open_layout, open_store
+from tests.support.traced_memory import peak_of
 from tests.support.waiting import SOON_SECONDS
 
 KIBIBYTE, MEBIBYTE = 1 << 10, 1 << 20
@@ -218,10 +218,7 @@ def test_the_partial_is_the_contiguous_prefix_at_every_moment_and_what_is_ahead_
 def test_pieces_need_little_memory(root: Path) -> None:
     with open_layout(root).open_writer(ranges=8) as writer:
         writer.has_blob(LAYER)
-        tracemalloc.start()
-        writer.write_blob(LAYER, _Lean(CONTENT))
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+        peak = peak_of(lambda: writer.write_blob(LAYER, _Lean(CONTENT)))
     assert peak < 8 * MEBIBYTE
     check_fetched(root)
 
