@@ -203,7 +203,7 @@ def check_image_name(text: str) -> str:
     """
     problem = _problem_of_image_name(text)
     if problem is not None:
-        raise InvalidReference(_shown(str(text)), problem)
+        raise InvalidReference(_shown(without_user(str(text))), problem)
     return text
 
 

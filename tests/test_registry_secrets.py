@@ -12,7 +12,7 @@ import pytest
 from minibox_store.codec.registries_file import decode_registries_file
 from minibox_store.errors import AuthenticationRefused, InvalidInput, StoreError
 from minibox_store.events import Event, RegistryWarning
-from minibox_store.reference import Reference
+from minibox_store.reference import Reference, check_image_name
 from minibox_store.registry import Credentials, Proxies
 from minibox_store.registry.credential_keys import parse_registry
 from minibox_store.registry.failures import without_secrets
@@ -217,6 +217,7 @@ def test_s28_a_user_in_a_url_that_is_taken_for_something_else_is_not_shown(schem
     made: list[Callable[[], object]] = [
         lambda: Reference.parse(url),
         lambda: Reference.parse(url * 100),
+        lambda: check_image_name(url),
         lambda: parse_registry(url),
         lambda: RegistryRule(prefix=url),
         lambda: RegistryRule(prefix="quay.io", realms=[url]),
