@@ -29,6 +29,7 @@ import attrs
 
 from minibox_store.digest import Digest, check_digest
 from minibox_store.errors import InvalidDigest, InvalidReference
+from minibox_store.sentences import without_user
 from minibox_store.values import Value
 
 DOCKER_HUB = "docker.io"
@@ -109,11 +110,11 @@ class Reference(Value):
         if not isinstance(text, str):
             raise InvalidReference(repr(text), "it is no text")
         if len(text) > _TEXT_LENGTH:
-            raise InvalidReference(_shown(text), f"it is longer than {_TEXT_LENGTH} characters")
+            raise InvalidReference(_shown(without_user(text)), f"it is longer than {_TEXT_LENGTH} characters")
         if _IDENTIFIER.fullmatch(text):
             raise InvalidReference(text, "64 hexadecimal digits are an identifier, and name no repository")
         if "://" in text:
-            raise InvalidReference(text, "it is a URL; leave out the scheme")
+            raise InvalidReference(without_user(text), "it is a URL; leave out the scheme")
         whole_name, at, digest_text = text.partition("@")
         name, tag = _split_tag(whole_name)
         domain, repository = _split_domain(name)
@@ -202,7 +203,7 @@ def check_image_name(text: str) -> str:
     """
     problem = _problem_of_image_name(text)
     if problem is not None:
-        raise InvalidReference(_shown(str(text)), problem)
+        raise InvalidReference(_shown(without_user(str(text))), problem)
     return text
 
 

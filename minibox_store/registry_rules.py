@@ -23,6 +23,7 @@ import attrs
 from minibox_store.errors import InvalidArgument, InvalidReference, RegistryBlocked
 from minibox_store.kinds import check_kind, check_switches, each_of
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API, Reference
+from minibox_store.sentences import without_user
 from minibox_store.values import Value
 
 WhoseCredentials = Literal["own", "shared"]
@@ -284,7 +285,7 @@ def _check_place(name: str, text: str) -> None:
     if problem is None and slash:
         problem = _problem_of_path(host, path)
     if problem is not None:
-        raise InvalidArgument(name, text, problem)
+        raise InvalidArgument(name, without_user(text), problem)
 
 
 def _check_prefix(name: str, text: str) -> None:
@@ -300,7 +301,7 @@ def _check_wildcard(name: str, text: str) -> None:
     if "/" in domain or ":" in domain:
         problem = "behind *. stands a domain, and nothing else"
     if problem is not None:
-        raise InvalidArgument(name, text, problem)
+        raise InvalidArgument(name, without_user(text), problem)
 
 
 def _check_realm(text: str) -> None:
@@ -310,7 +311,7 @@ def _check_realm(text: str) -> None:
         host = rest.partition("/")[0] if scheme.lower() in _SCHEMES and _VISIBLE.fullmatch(rest) else ""
     # No reference names it, so that a single word is a host, too.
     if _TOKEN_HOST.fullmatch(host) is None or _problem_of_numbers(host) is not None:
-        raise InvalidArgument("realms", text, "it is neither a host with an optional port nor a URL")
+        raise InvalidArgument("realms", without_user(text), "it is neither a host with an optional port nor a URL")
 
 
 def _problem_of_host(host: str) -> str | None:

@@ -1,5 +1,6 @@
 """How text from outside stands in a sentence: on one line, printable, and bounded."""
 
+import re
 import time
 from collections.abc import Sized
 
@@ -8,6 +9,8 @@ SHOWN_ITEMS = 20
 # Of a longer sentence the beginning and the end are left: what is wrong often stands behind what it is wrong with.
 SENTENCE_CHARACTERS = 1000
 _END_CHARACTERS = 400
+
+_USER = re.compile(r"://[^/?#]*@")
 
 
 def one_line(text: str) -> str:
@@ -51,6 +54,15 @@ def shown(text: str) -> str:
         if room < 0:
             return repr(text[:count] + "...")
     return repr(text)
+
+
+def without_user(text: str) -> str:
+    """Return ``text``, which may be a URL and is not trusted, without the user and password that one may name.
+
+    >>> without_user("https://alice:secret@quay.io/app"), without_user("app@sha256:0")
+    ('https://***@quay.io/app', 'app@sha256:0')
+    """
+    return _USER.sub("://***@", text)
 
 
 def and_more(items: Sized) -> str:

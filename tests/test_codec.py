@@ -584,6 +584,7 @@ def test_S5_what_only_some_readers_take_for_json_is_refused(kind: str, name: str
     with pytest.raises(InvalidDocument) as caught:
         DECODERS[kind][1](content)
     assert problem in caught.value.problem
+    assert str(caught.value).count("invalid ") == 1
     assert caught.value.where == ""
     assert len(str(caught.value)) < 400
 

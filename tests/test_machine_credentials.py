@@ -122,6 +122,14 @@ def test_in_one_file_the_hosts_own_helper_goes_first_then_the_one_for_all_then_w
     assert found.username == "file"
 
 
+def test_a_host_whose_own_helper_has_no_name_asks_none_as_with_docker(home: Home) -> None:
+    home.write(home.docker, {"quay.io": auth("alice", "pass-word-1")}, credHelpers={"quay.io": ""}, credsStore="all")
+    everything = home.add_helper("all", {"quay.io": ("all", "x"), "ghcr.io": ("bob", "pass-word-2")})
+    assert home.find("quay.io") == ALICE
+    assert not everything.runs()
+    assert home.find("ghcr.io") == BOB
+
+
 def test_the_longest_path_is_found_in_a_file(home: Home) -> None:
     home.write(home.podman, {"quay.io": auth("bob", "pass-word-2"), "quay.io/team": auth("alice", "pass-word-1")})
     assert home.find("quay.io", "team/app") == ALICE
@@ -157,6 +165,7 @@ def test_a_login_is_seen_without_making_the_credentials_anew(home: Home) -> None
         ({**auth("alice", "pass-word-1"), "email": "a@example.org", "unknown": [1]}, ALICE),
         ({"auth": encoded("alice", "pass-word-1\0\0")}, ALICE),
         ({"auth": encoded("alice", "with:colon")}, Credentials("alice", "with:colon")),
+        ({"auth": encoded("alice", "pass-word-1").replace("G", "G\r\n")}, ALICE),
         ({"auth": encoded("jürgen", "päß")}, Credentials("jürgen", "päß")),
         ({"identitytoken": "it"}, Credentials("", identity_token="it")),
         (auth("0000", "", identitytoken="it"), Credentials("0000", identity_token="it")),

@@ -1,5 +1,6 @@
 """A store as a registry: uploads, what is pushed and not needed yet, manifests, and what is deleted."""
 
+import errno
 import io
 import os
 import threading
@@ -26,6 +27,7 @@ from minibox_store import (
     Store,
     StoreBusy,
     StoreFull,
+    StoreUnavailable,
     UploadNotFound,
     UploadOutOfOrder,
 )
@@ -171,6 +173,20 @@ def test_an_upload_of_another_digest_is_refused_and_gone(root: Path, repository:
         with pytest.raises(BlobNotFound):
             repository.find(digest)
     assert (stored(root), pins_in(root), uploads_in(root)) == (set(), [], [])
+
+
+def test_an_upload_that_the_disk_may_have_lost_is_gone(root: Path) -> None:
+    repository = Store(root, durability="full").repository("team/app")
+    upload = repository.begin_upload()
+    repository.append_upload(upload.id, io.BytesIO(FIRST))
+    with replaced_os() as system:
+        system.fail("fsync", errno.EIO, path="/uploads/")
+        with pytest.raises(StoreUnavailable, match=r"[Ii]nput/output"):
+            repository.finish_upload(upload.id, Digest.of(FIRST))
+    assert uploads_in(root) == []
+    with pytest.raises(UploadNotFound):
+        repository.finish_upload(upload.id, Digest.of(FIRST))
+    check_invariants(root)
 
 
 def test_another_store_object_goes_on_with_an_upload_and_reads_what_it_did_not_write(

@@ -5,15 +5,19 @@ import pickle
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from urllib.parse import quote_plus
 
 import pytest
 
-from minibox_store.errors import AuthenticationRefused, StoreError
+from minibox_store.codec.registries_file import decode_registries_file
+from minibox_store.errors import AuthenticationRefused, InvalidInput, StoreError
 from minibox_store.events import Event, RegistryWarning
-from minibox_store.reference import Reference
+from minibox_store.reference import Reference, check_image_name
 from minibox_store.registry import Credentials, Proxies
+from minibox_store.registry.credential_keys import parse_registry
 from minibox_store.registry.failures import without_secrets
 from minibox_store.registry.tokens import Grant
+from minibox_store.registry_rules import RegistryRule
 from tests.support.images import build_image
 from tests.support.registries import open_repository, quick_client
 from tests.support.scripted_registry import (
@@ -41,6 +45,7 @@ SCOPE = pull_scope("team/app")
 PASSWORD = "planted-password-5f2c"
 TOKEN = "eyJplanted-token-91ab." + "x" * 900
 SIGNATURE = "planted-signature-77de"
+ODD_TOKEN = "pl+nt/d=token-08c4=="
 PLANTED = (PASSWORD, TOKEN[:24], SIGNATURE, basic_credentials("alice", PASSWORD).partition(" ")[2])
 
 
@@ -182,6 +187,47 @@ def test_s28_a_token_server_that_repeats_the_password_is_not_quoted(
             repository.resolve("1")
     shown = told_by(caught.value) + caplog.text
     assert not [secret for secret in PLANTED if secret in shown], shown
+
+
+@pytest.mark.parametrize(
+    "credentials", [Credentials("alice", identity_token=ODD_TOKEN), Credentials("<token>", ODD_TOKEN)]
+)
+def test_s28_a_token_server_that_repeats_the_form_of_a_refresh_token_is_not_quoted(credentials: Credentials) -> None:
+    def answer(request: Request) -> Answer:
+        return registry_error(403, "DENIED", f"cannot take {request.body.decode()}")
+
+    with ScriptedRegistry() as registry, TokenServer() as tokens:
+        challenge = unauthorized(tokens.challenge(service="x", scope=SCOPE))
+        registry.allow("GET", manifest_target("team/app", "1"), challenge)
+        tokens.allow("POST", "/token", answer)
+        known, realms = {registry.host: credentials}, {registry.host: [tokens.host]}
+        with (
+            open_repository(registry.reference("team/app", "1"), credentials=known, realms=realms) as repository,
+            pytest.raises(AuthenticationRefused, match="cannot take") as caught,
+        ):
+            repository.resolve("1")
+    shown = told_by(caught.value)
+    assert not [each for each in (ODD_TOKEN, quote_plus(ODD_TOKEN)) if each[:12] in shown], shown
+
+
+@pytest.mark.parametrize("scheme", ["https", "http", "oci"])
+def test_s28_a_user_in_a_url_that_is_taken_for_something_else_is_not_shown(scheme: str) -> None:
+    url = f"{scheme}://alice:{PASSWORD}@quay.example/app"
+    rules = f'[[registry]]\nprefix = "quay.io"\nmirrors = [{{ location = "{url}" }}]'
+    made: list[Callable[[], object]] = [
+        lambda: Reference.parse(url),
+        lambda: Reference.parse(url * 100),
+        lambda: check_image_name(url),
+        lambda: parse_registry(url),
+        lambda: RegistryRule(prefix=url),
+        lambda: RegistryRule(prefix="quay.io", realms=[url]),
+        lambda: quick_client(realms={"quay.io": [url]}),
+        lambda: decode_registries_file(rules.encode(), "registries.toml"),
+    ]
+    for make in made:
+        with pytest.raises(InvalidInput) as caught:
+            make()
+        assert PASSWORD not in told_by(caught.value)
 
 
 def told_by(error: BaseException) -> str:

@@ -32,10 +32,11 @@ from minibox_store import (
 from minibox_store import _locks as locks
 from minibox_store.copying import copy_graph, copy_image
 from minibox_store.digest import Digest
-from minibox_store.layout import TransactionTarget, contents, opening_image, partials, sweeping
+from minibox_store.layout import Layout, TransactionTarget, contents, opening_image, partials, sweeping
 from minibox_store.layout.transaction import Transaction
 from minibox_store.protocols import BlobSource, BlobStream
 from tests.support.archives import members_of, pack, read_archive
+from tests.support.failing_system import failing_system
 from tests.support.forks import forked, kill, run_as_user, run_forked, sleep_for_ever
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
 from tests.support.invariants import check_invariants, find_leftovers, held_locks, open_files, read_names, stored
@@ -1039,6 +1040,29 @@ def test_another_error_of_the_disk_keeps_what_has_come(root: Path, steps: int) -
         with pytest.raises(OSError, match=r"[Ii]nput/output"), open_layout(root).open_writer() as writer:
             writer.write_blob(layer, source)
     assert partial_of(root, layer).read_bytes() == content_of(BIG, layer)[: steps * 65536]
+    check_invariants(root)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_an_unfinished_download_that_the_disk_may_have_lost_is_not_gone_on_with(root: Path, number: int) -> None:
+    layer = layer_of(BIG)
+    with replaced_os() as system:
+        system.fail("fsync", number, path="/partial/")
+        with pytest.raises(OSError, match=os.strerror(number)), Layout(root).open_writer() as writer:
+            writer.write_blob(layer, memory_of({"x": BIG}))
+    assert not partial_of(root, layer).exists()
+    check_invariants(root)
+
+
+def test_what_the_disk_does_not_give_back_of_an_unfinished_download_is_fetched_again(root: Path) -> None:
+    layer = layer_of(BIG)
+    partial_of(root, layer).write_bytes(content_of(BIG, layer)[:1000])
+    with failing_system() as system, open_layout(root).open_writer() as writer:
+        system.fail_from(lambda call: call.name == "preadv", errno.EIO, skip=0)
+        writer.write_blob(layer, memory_of({"x": BIG}))
+    assert len(system.failed) == 1
+    assert blob(root, str(layer.digest)).read_bytes() == content_of(BIG, layer)
+    assert not partial_of(root, layer).exists()
     check_invariants(root)
 
 

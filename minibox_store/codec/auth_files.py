@@ -147,6 +147,8 @@ def _encoded_entry(entry: AuthEntry) -> dict[str, str]:
 
 
 def _decode_pair(encoded: str, where: str, document: str) -> tuple[str, str]:
+    # Tools that encode break long lines; Go's decoder, by which Docker reads, passes over these two and nothing else.
+    encoded = encoded.replace("\r", "").replace("\n", "")
     try:
         username, colon, password = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeError, ValueError):

@@ -300,8 +300,6 @@ def _load(content: bytes, document: str, limit_bytes: int, most_values: int | No
         raise InvalidDocument("", f"it has more than {most_values} values (Limits.document_values)", document)
     try:
         value: object = _DECODER.decode(content.decode("utf-8"))
-        if b"\\u" in content and any(found[1] for found in _ESCAPES.finditer(content)):
-            raise InvalidDocument("", "it is not UTF-8", document)
     except RecursionError:
         raise InvalidDocument("", "it is nested too deeply", document) from None
     except UnicodeError:
@@ -310,6 +308,8 @@ def _load(content: bytes, document: str, limit_bytes: int, most_values: int | No
         # Python's own words on a number of too many digits are advice to programmers.
         problem = "a number in it is too long" if "int_max_str_digits" in str(error) else str(error)
         raise InvalidDocument("", f"it is not JSON: {problem}", document) from None
+    if b"\\u" in content and any(found[1] for found in _ESCAPES.finditer(content)):
+        raise InvalidDocument("", "it is not UTF-8", document)
     return value
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from minibox_store import _files, _moving
 from minibox_store.digest import Digest, Verifier
@@ -31,6 +32,20 @@ def is_content(opened: int, digest: Digest, size_bytes: int, check: Callable[[],
             raise
         return False
     return True
+
+
+def sync_unfinished(opened: int, path: str) -> None:
+    """Make the content of an open file durable that is to become a blob; where that fails ``path`` is removed.
+
+    What a disk has lost looks whole for as long as the system remembers it, and the next sync finds nothing to say.
+    """
+    try:
+        _files.sync_file(opened)
+    except OSError:
+        with suppress(OSError):
+            if _files.is_same_file(opened, path):
+                _files.discard_file(path)
+        raise
 
 
 def sync_contents(paths: Iterable[str]) -> None:

@@ -42,9 +42,9 @@ class Partial:
     def fetch(self, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None = None) -> None:
         """Read what is missing from ``source``, by several ranges where ``plan`` allows that, and verify the whole.
 
-        Bytes that an earlier attempt has left and that turn out wrong are dropped, and the blob is fetched once
-        from its beginning. A source of several places is asked for the bytes of the next one, when those that it gave
-        for all of the blob were wrong.
+        Bytes that an earlier attempt has left and that turn out wrong, or cannot be read, are dropped, and the blob is
+        fetched once from its beginning. A source of several places is asked for the bytes of the next one, when those
+        that it gave for all of the blob were wrong.
 
         Raises:
             ContentMismatch: when the source's bytes are short, long or others; nothing is kept of them.
@@ -101,10 +101,7 @@ class _Fetch:
     def run(self, had_bytes: int) -> None:
         descriptor, source = self._descriptor, self._source
         verifier = Verifier(descriptor.digest, descriptor.size_bytes)
-        for start in range(0, had_bytes, _STEP_BYTES):
-            if isinstance(source, Waiting):
-                source.wait(0)  # a cancel does not wait for gigabytes to be hashed
-            _moving.hash_range(self._opened, start, min(_STEP_BYTES, had_bytes - start), verifier)
+        self._hash_had(had_bytes, verifier)
         os.lseek(self._opened, had_bytes, os.SEEK_SET)
         if had_bytes < descriptor.size_bytes or not had_bytes:
             if self._plan is not None and self._plan.suits(descriptor) and isinstance(source, RangedSource):
@@ -112,6 +109,18 @@ class _Fetch:
             else:
                 fetch_rest(source, descriptor, self._opened, verifier)
         verifier.finish()
+
+    def _hash_had(self, had_bytes: int, verifier: Verifier) -> None:
+        for start in range(0, had_bytes, _STEP_BYTES):
+            if isinstance(self._source, Waiting):
+                self._source.wait(0)  # a cancel does not wait for gigabytes to be hashed
+            try:
+                _moving.hash_range(self._opened, start, min(_STEP_BYTES, had_bytes - start), verifier)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                # What the disk does not give back is as good as wrong; kept, it would fail every further try.
+                raise ContentMismatch(str(self._descriptor.digest), f"{had_bytes} bytes", "fewer") from error
 
     def _run_ranged(self, plan: RangePlan, source: RangedSource, verifier: Verifier) -> None:
         fetch = RangedFetch(plan, source, self._descriptor, self._opened, verifier)

@@ -22,7 +22,7 @@ from minibox_store.digest import Digest, Verifier
 from minibox_store.documents import Descriptor, LayoutIndex
 from minibox_store.errors import BlobNotFound, Cancelled, ContentMismatch, IncompleteImage, StoreUnavailable
 from minibox_store.graph import ContentSource
-from minibox_store.layout.contents import is_content, sync_contents
+from minibox_store.layout.contents import is_content, sync_contents, sync_unfinished
 from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
@@ -209,7 +209,7 @@ class Transaction:
                 self._publisher.publish(descriptor.digest, descriptor.size_bytes)
 
     def keep_file(self, opened: int, path: str, descriptor: Descriptor) -> None:
-        """Make a file of the store's disk, open and verified, a blob of the store; what becomes of it is not ours."""
+        """Make a file of the store's disk, open and verified, a blob; it is removed only where it cannot be synced."""
         if not self._finish(opened, path, descriptor, keep_name=self._hard_links):
             raise BlobNotFound(str(descriptor.digest))
         self._publisher.publish(descriptor.digest, descriptor.size_bytes)
@@ -362,7 +362,7 @@ class Transaction:
         """
         pin = self._pin_path(descriptor.digest)
         if self._layout.durable:
-            _files.sync_file(opened)
+            sync_unfinished(opened, path)
         with self._guard:
             if descriptor.digest in self._finished:
                 # Another thread of this transaction was first. Its copy must keep its name: it may be linked just now.

@@ -38,6 +38,7 @@ from minibox_store.registry.transport import Transport
 from minibox_store.registry.trust import Trust
 from minibox_store.registry.urls import InvalidUrl, Origin
 from minibox_store.registry_rules import RegistryPlace, RegistryRule, RegistryRules
+from minibox_store.sentences import without_user
 
 if TYPE_CHECKING:
     from minibox_store.registry.mirrors import MirroredRepository
@@ -142,10 +143,11 @@ class RegistryClient:
         self._shared_caches: defaultdict[str, TokenCache] = defaultdict(TokenCache)
 
     def _named_realms(self, domain: str, named: Iterable[str]) -> frozenset[Origin]:
+        named = each_of("realms", named, str)
         try:
-            return token_origins(domain, each_of("realms", named, str), self._schemes)
+            return token_origins(domain, named, self._schemes)
         except InvalidUrl as error:
-            raise InvalidArgument("realms", named, str(error)) from None
+            raise InvalidArgument("realms", tuple(map(without_user, named)), str(error)) from None
 
     @classmethod
     def for_machine(cls, *, limits: Limits = DEFAULT_LIMITS, private_addresses: bool = True) -> Self:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from minibox_store.errors import InvalidReference
 from minibox_store.reference import DOCKER_HUB, DOCKER_HUB_API, Reference
+from minibox_store.sentences import without_user
 
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _DOCKER_HUB_HOSTS = (DOCKER_HUB, "index.docker.io", DOCKER_HUB_API)
@@ -85,7 +86,7 @@ def parse_registry(text: str) -> str:
     """
     place = place_of(text) if isinstance(text, str) else None
     if place is None or "/" in place:
-        raise InvalidReference(str(text), "it is no registry: a host with an optional port")
+        raise InvalidReference(without_user(str(text)), "it is no registry: a host with an optional port")
     if place in hosts_of(DOCKER_HUB):
         return DOCKER_HUB
     return Reference(domain=place, repository="any/repository", tag="any").domain

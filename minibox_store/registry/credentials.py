@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
+from urllib.parse import quote_plus
 
 import attrs
 
@@ -66,8 +67,14 @@ class Credentials(Value):
     @property
     def secrets(self) -> tuple[str, ...]:
         """What no message may show."""
-        found = (self.basic.partition(" ")[2], self.password, self.identity_token or "")
-        return tuple(secret for secret in found if secret)
+        # A refresh token goes in a form, and so in other letters.
+        found = (
+            self.basic.partition(" ")[2],
+            self.password,
+            self.identity_token or "",
+            quote_plus(self.refresh_token or ""),
+        )
+        return tuple(dict.fromkeys(secret for secret in found if secret))
 
 
 class CredentialsSource(Protocol):

@@ -11,7 +11,8 @@ They are looked for in this order, and the first that fits is taken:
    such a folder, for every service without a session.
 
 In a file the helper of the host goes first (``credHelpers``), then the helper for all (``credsStore``), then what
-stands in the file (``auths``), the longest key before the others. Nothing is read before a registry asks who we are,
+stands in the file (``auths``), the longest key before the others. A helper of the host that is ``""`` is none, and the
+one for all is not asked either. Nothing is read before a registry asks who we are,
 and then once for each operation: a login is seen by the next one.
 """
 
@@ -108,10 +109,13 @@ def _is_out_of_reach(path: str) -> bool:
 
 
 def helpers_for(file: AuthFile, registry: str) -> list[str]:
-    """Return the helpers that a file names for a registry, its own before the one for all."""
+    """Return the helpers that a file names for a registry, its own before the one for all.
+
+    An own one without a name says, as it does to Docker, that no helper is asked: the file itself has the secret.
+    """
     hosts = hosts_of(registry)
-    own = [helper for key, helper in file.credential_helpers.items() if helper and place_of(key) in hosts]
-    return [*own[:1], *([file.credentials_store] if file.credentials_store else [])]
+    own = [helper for key, helper in file.credential_helpers.items() if place_of(key) in hosts][:1]
+    return [] if own == [""] else [*own, *([file.credentials_store] if file.credentials_store else [])]
 
 
 def read_auth_file(path: str) -> AuthFile | None:
