@@ -511,6 +511,13 @@ def test_S5_a_manifest_that_spells_a_key_in_other_letters_is_refused_since_reade
             read()
 
 
+@pytest.mark.parametrize("key", ["SchemaVersion", "Manifests", "Config", "layer\u017f", "FSLayers", "History"])
+def test_S5_so_is_a_document_that_has_a_key_of_another_kind_of_document_in_other_letters(key: str) -> None:
+    for document in (MANIFEST, INDEX):
+        with pytest.raises(InvalidDocument, match="in other letters"):
+            decode_document(json.dumps({**document, key: []}).encode(), document["mediaType"])
+
+
 @pytest.mark.parametrize("key", ["Digest", "SIZE", "MediaType", "Annotations"])
 def test_S5_so_is_a_descriptor_wherever_it_stands(key: str) -> None:
     for document in ({**MANIFEST, "layers": [LEAF, {**LEAF, key: 1}]}, {**INDEX, "manifests": [{**LEAF, key: 1}]}):

@@ -6,7 +6,15 @@ Spec: OCI image-spec 1.1, manifest.md, image-index.md, descriptor.md.
 import attrs
 
 from minibox_store import media_types
-from minibox_store.codec.strict import dump, kind_of, load_object, structure
+from minibox_store.codec.strict import (
+    dump,
+    folded_keys,
+    kind_of,
+    load_object,
+    spelled_wrongly,
+    structure,
+    wrong_spelling,
+)
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Index, Manifest
 from minibox_store.errors import InvalidDocument
@@ -17,6 +25,7 @@ from minibox_store.platforms import Platform
 _INDEX_FIELDS = frozenset({"manifests"})
 _MANIFEST_FIELDS = frozenset({"config", "layers"})
 _SCHEMA_1_FIELDS = frozenset({"fsLayers", "history", "signatures"})
+_TELLING = folded_keys({"schemaVersion", *_INDEX_FIELDS, *_MANIFEST_FIELDS, *_SCHEMA_1_FIELDS})
 
 
 def decode_document(
@@ -72,6 +81,9 @@ def _media_type_of(value: dict[str, object], document: str) -> str:
 
     It is the one that the document gives itself; else OCI's for what its fields make it.
     """
+    for key in value:
+        if (right := spelled_wrongly(key, _TELLING)) is not None:
+            raise InvalidDocument("", wrong_spelling(right), document)
     version = value.get("schemaVersion")
     if version == 1 and type(version) is int:
         raise InvalidDocument("schemaVersion", "Docker schema 1 manifests are not supported", document)
