@@ -69,6 +69,12 @@ def test_S24_directories_that_no_member_names_are_counted() -> None:
         merger.apply_layer([_file(f"{number}" + "/d" * 2000) for number in range(3)])
 
 
+def test_S24_a_few_members_do_not_ask_for_a_hundred_thousand_directories() -> None:
+    with pytest.raises(InvalidArchive, match="more directories that no member names than any image needs"):
+        Merger().apply_layer([_file(f"{number}" + "/d" * 2000) for number in range(60)])
+    Merger().apply_layer([_file(f"{number}" + "/d" * 30) for number in range(4000)])
+
+
 def _link(path: str, target: str) -> LayerEntry:
     return LayerEntry("entry", path, MemberKind.SYMLINK, link_target=target)
 

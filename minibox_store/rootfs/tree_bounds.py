@@ -11,6 +11,9 @@ from minibox_store.tar.member import MemberKind
 # About what each takes beside its characters, in all that is made of it.
 _FILE_BYTES = 1024
 _NAME_BYTES = 128
+# So many directories there may be, and for each member: with more, a few kilobytes of names would ask for millions.
+_DIRECTORIES_AT_FIRST = 100_000
+_DIRECTORIES_PER_MEMBER = 32
 
 
 class TreeBounds:
@@ -28,6 +31,7 @@ class TreeBounds:
         self._what = what
         self._limits = limits
         self._members = 0
+        self._directories = 0
         self._tree_bytes = 0
         self._extra_bytes = 0
 
@@ -48,7 +52,10 @@ class TreeBounds:
             )
 
     def count_directory(self, name: str) -> None:
-        """Take note of a directory that is kept."""
+        """Take note of a directory that is kept, and is no member, or not only that."""
+        self._directories += 1
+        if self._directories > _DIRECTORIES_AT_FIRST + _DIRECTORIES_PER_MEMBER * self._members:
+            raise InvalidArchive(f"{self._what} has more directories that no member names than any image needs")
         self._count(_FILE_BYTES + len(name))
 
     def count_name(self, name: str) -> None:
