@@ -137,8 +137,11 @@ class UnpackLimits(_Bounds):
         entries: how many members all layers of an image may have together.
         directory_attribute_bytes: of the extended attributes that all directories have together: they are kept in
             memory until the end.
-        extra_bytes: what the extended attributes and the maps of sparse files in an image that is looked into may
-            take together: unlike names, they cost whoever packs them nothing. A run of a map counts as 128 bytes.
+        extra_bytes: what the extended attributes, the targets of symbolic links and the maps of sparse files in an
+            image that is looked into may take together. A run of a map counts as 128 bytes.
+        tree_bytes: about what is kept in memory of an image's files together: of all members where it is looked into,
+            and of directories where it is unpacked. Each counts as 1,024 bytes and as the characters of its path, a
+            directory that no member names too; what is unpacked over other layers as 128 and those of its name.
     """
 
     output_bytes: int = 1 << 36
@@ -149,6 +152,7 @@ class UnpackLimits(_Bounds):
     entries: int = 10_000_000
     directory_attribute_bytes: int = 64 * MEBIBYTE
     extra_bytes: int = 128 * MEBIBYTE
+    tree_bytes: int = 1 << 31
 
 
 DEFAULT_UNPACK_LIMITS = UnpackLimits()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from minibox_store import (
     StoreUnavailable,
     UnpackLimits,
 )
+from tests.support.forks import run_forked
 from tests.support.hard_layers import CASES, folder, image_of, member, opaque, whiteout
 from tests.support.image_views import view_tree
 from tests.support.images import build_image, build_index
@@ -290,7 +292,7 @@ def test_the_members_of_all_layers_are_counted_together(tmp_path: Path) -> None:
 def test_S8_attributes_of_all_members_together_have_a_bound(tmp_path: Path, layers: int) -> None:
     half = member("a", xattrs={"user.a": bytes(60_000)}), member("b", xattrs={"user.b": bytes(60_000)})
     put(tmp_path, image_of([half] if layers == 1 else [[each] for each in half]), "image:1")
-    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes and maps"):
+    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes, link targets and maps"):
         open_store(tmp_path).open_files("image:1", limits=UnpackLimits(extra_bytes=100_000))
     open_store(tmp_path).open_files("image:1").close()
 
@@ -298,8 +300,45 @@ def test_S8_attributes_of_all_members_together_have_a_bound(tmp_path: Path, laye
 def test_S8_the_runs_of_sparse_files_have_a_bound(tmp_path: Path) -> None:
     map_of_runs = b"1000\n" + b"".join(b"%d\n1\n" % (2 * number) for number in range(1000))
     put(tmp_path, image_of([[data_map(map_of_runs, stored=bytes(1000), size=b"2000")]]), "image:1")
-    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes and maps"):
+    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes, link targets and maps"):
         open_store(tmp_path).open_files("image:1", limits=UnpackLimits(extra_bytes=100_000))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_S8_the_targets_of_links_have_a_bound(tmp_path: Path, layers: int) -> None:
+    half = [[member(f"{part}{number}", "link", target="t" * 4000) for number in range(20)] for part in "ab"]
+    put(tmp_path, image_of([half[0] + half[1]] if layers == 1 else half), "image:1")
+    with pytest.raises(InvalidArchive, match="more than 100000 bytes of extended attributes, link targets and maps"):
+        open_store(tmp_path).open_files("image:1", limits=UnpackLimits(extra_bytes=100_000))
+    open_store(tmp_path).open_files("image:1").close()
+
+
+@pytest.mark.parametrize("kind", ["file", "hard link"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_S8_what_is_kept_of_all_members_has_a_bound(tmp_path: Path, layers: int, kind: str) -> None:
+    def long(part: str, number: int) -> bytes:
+        if kind == "file":
+            return member("/".join([part, *["n" * 250] * 7, str(number)]))
+        return member(f"{part}{number}", kind, target="./" * 900 + "there")
+
+    half = [[member("there"), *[long(part, number) for number in range(20)]] for part in "ab"]
+    put(tmp_path, image_of([half[0] + half[1]] if layers == 1 else half), "image:1")
+    what = "layer sha256:[0-9a-f]{64}" if layers == 1 else "the image"
+    with pytest.raises(InvalidArchive, match=f"{what} has more files and longer names than are kept in 100000 bytes"):
+        open_store(tmp_path).open_files("image:1", limits=UnpackLimits(tree_bytes=100_000))
+    open_store(tmp_path).open_files("image:1", limits=UnpackLimits(tree_bytes=150_000)).close()
+
+
+def test_S8_the_names_of_a_layer_are_not_held_while_it_is_read(tmp_path: Path) -> None:
+    put(tmp_path, image_of([[member("/".join([*["n" * 250] * 16, f"{number:05}"])) for number in range(6000)]]), "n:1")
+
+    def look() -> None:
+        store = open_store(tmp_path)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        store.open_files("n:1").close()
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 6000 * 5000
+
+    assert run_forked(look) == 0
 
 
 def test_attributes_that_no_file_can_have_are_left_out_as_in_a_tree(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from minibox_store.errors import InvalidArchive
+from minibox_store.limits import UnpackLimits
 from minibox_store.rootfs.layer_entries import LayerEntry, encode_entries, iter_entries
 from minibox_store.rootfs.merging import Merger
 from minibox_store.tar.member import MemberKind
@@ -21,7 +22,10 @@ def test_entries_are_what_they_were_before_they_were_written() -> None:
                    data_offset=512, content=b"c" * 32, segments=((0, 1), (2**61, 5))),
         LayerEntry("entry", "g", MemberKind.FILE, segments=()),
     ]  # fmt: skip
-    assert list(iter_entries(encode_entries(entries))) == entries
+    encoded = b"".join(encode_entries(entries))
+    for cut in (1, 7, 100, len(encoded)):
+        pieces = [encoded[at : at + cut] for at in range(0, len(encoded), cut)]
+        assert list(iter_entries(pieces)) == entries
 
 
 def count_steps(merge: list[list[LayerEntry]]) -> int:
@@ -33,7 +37,7 @@ def count_steps(merge: list[list[LayerEntry]]) -> int:
         steps += event == "line"
         return trace
 
-    merger = Merger(10**9)
+    merger = Merger()
     sys.settrace(trace)  # type: ignore[arg-type]  # it takes any callable of three
     try:
         for layer in merge:
@@ -59,6 +63,18 @@ def test_S24_what_the_merging_costs_grows_as_the_members_do(shape: str) -> None:
     assert count_steps(layers(2000)) < 2.2 * count_steps(layers(1000))
 
 
+def test_S24_directories_that_no_member_names_are_counted() -> None:
+    merger = Merger(UnpackLimits(tree_bytes=5_000_000))
+    with pytest.raises(InvalidArchive, match="the image has more files and longer names than are kept in 5000000"):
+        merger.apply_layer([_file(f"{number}" + "/d" * 2000) for number in range(3)])
+
+
+def test_S24_a_few_members_do_not_ask_for_a_hundred_thousand_directories() -> None:
+    with pytest.raises(InvalidArchive, match="more directories that no member names than any image needs"):
+        Merger().apply_layer([_file(f"{number}" + "/d" * 2000) for number in range(60)])
+    Merger().apply_layer([_file(f"{number}" + "/d" * 30) for number in range(4000)])
+
+
 def _link(path: str, target: str) -> LayerEntry:
     return LayerEntry("entry", path, MemberKind.SYMLINK, link_target=target)
 
@@ -72,7 +88,7 @@ def test_S24_short_names_do_not_lead_through_many_directories_again_and_again() 
     links = [_link(f"{name}l", "/".join([name] * 1900)) for name in "ab"]
     between = [_file(f"{name}l/{number}") for number in range(200) for name in "ab"]
     with pytest.raises(InvalidArchive, match="lead through more directories than any image needs"):
-        Merger(10**9).apply_layer([*there, *links, *between])
+        Merger().apply_layer([*there, *links, *between])
 
 
 @pytest.mark.parametrize("target", ["./" * 1900 + "d", "/".join("a" * 1900)])
@@ -80,4 +96,4 @@ def test_S24_links_that_lead_nowhere_or_to_what_is_not_there_are_bounded_too(tar
     folders = [LayerEntry("entry", f"{number}", MemberKind.DIRECTORY) for number in range(200)]
     links = [_link(f"{number}/l", target) for number in range(200)]
     with pytest.raises(InvalidArchive, match="lead through more directories than any image needs"):
-        Merger(10**9).apply_layer([*folders, *links, *[_file(f"{number}/l/f") for number in range(200)]])
+        Merger().apply_layer([*folders, *links, *[_file(f"{number}/l/f") for number in range(200)]])

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from minibox_store import InvalidArchive, UnpackLimits, UnpackPolicy, _files
+from minibox_store.limits import DEFAULT_UNPACK_LIMITS
 from minibox_store.rootfs.directories import Directories
+from minibox_store.rootfs.tree import Form
+from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar import Member, MemberKind, encode_header
 from tests.support.forks import forked, run_forked
 from tests.support.layer_trees import (
@@ -735,6 +738,26 @@ def test_S10_what_directories_have_is_kept_within_bounds(quick_tree: Path) -> No
             writer.apply_layer(io.BytesIO(tar_of([attrs_with(folder("e"), {"user.x": b"1"})])))
 
 
+@pytest.mark.parametrize("form", ["flat", "overlay"])
+def test_S24_directories_that_no_member_names_are_counted(quick_tree: Path, form: Form) -> None:
+    chains = [file(f"{number}" + "/d" * 100 + "/.wh.a" * (form == "overlay")) for number in range(30)]
+    with (
+        writing(quick_tree, limits=UnpackLimits(tree_bytes=1_000_000), form=form) as writer,
+        pytest.raises(InvalidArchive, match="the image has more files and longer names than are kept in 1000000 bytes"),
+    ):
+        writer.apply_layer(io.BytesIO(tar_of(chains)))
+    assert len(os.listdir(quick_tree)) == 10
+
+
+@pytest.mark.parametrize("form", ["flat", "overlay"])
+def test_S24_the_names_that_are_kept_of_a_layer_over_others_are_counted(quick_tree: Path, form: Form) -> None:
+    names = [file(("" if form == "flat" else ".wh.") + f"{number}".zfill(250)) for number in range(1000)]
+    with writing(quick_tree, limits=UnpackLimits(tree_bytes=100_000), form=form) as writer:
+        writer.apply_layer(io.BytesIO(tar_of(names if form == "flat" else [])))  # there is nothing that it could hide
+        with pytest.raises(InvalidArchive, match="more files and longer names than are kept in 100000 bytes"):
+            writer.apply_layer(io.BytesIO(tar_of(names)))
+
+
 def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick_tree: Path) -> None:
     def members() -> Iterator[bytes]:
         for number in range(400):
@@ -851,7 +874,7 @@ def test_a_deep_tree_costs_no_more_files_than_a_flat_one(quick_tree: Path) -> No
 
 def test_a_directory_that_is_closed_is_entered_again(tmp_path: Path) -> None:
     opened = os.open(tmp_path, os.O_RDONLY)
-    directories = Directories(opened, most_open=2)
+    directories = Directories(opened, TreeBounds("the image", DEFAULT_UNPACK_LIMITS), most_open=2)
     try:
         made = directories.root
         for _ in range(10):

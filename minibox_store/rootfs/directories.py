@@ -10,11 +10,13 @@ import os
 from collections import OrderedDict
 
 from minibox_store._trees import OPEN_DIRECTORY
+from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar import Member
 from minibox_store.tar.member import refusal
 
 MOST_OPEN = 96
 _MOST_LINKS = 40
+_NO_NAMES: set[str] = set()
 
 
 class Directory:
@@ -47,7 +49,7 @@ class Directory:
         self.entry: Member | None = None
         self.entry_layer = 0
         self.layer = 0
-        self.own: set[str] = set()
+        self.own = _NO_NAMES  # many keep it, and an empty set is a third of a directory
         self.whiteouts: set[str] | None = None
         self.cleared = cleared
         self.is_opaque = self.is_hidden = False
@@ -69,15 +71,17 @@ class Directories:
 
     Args:
         root_descriptor: the tree's own, empty directory; it is not closed here.
+        bounds: on what they may take together.
         most_open: how many are open at once beside it, two at least.
 
     Attributes:
         steps: how many directories were made, opened, and gone through on a way, each as often as it was.
     """
 
-    def __init__(self, root_descriptor: int, most_open: int = MOST_OPEN) -> None:
+    def __init__(self, root_descriptor: int, bounds: TreeBounds, most_open: int = MOST_OPEN) -> None:
         self.root = Directory(None, "")
         self.root.descriptor = root_descriptor
+        self._bounds = bounds
         self._most_open = most_open
         self._open: OrderedDict[Directory, None] = OrderedDict()
         self.steps = 0
@@ -132,6 +136,7 @@ class Directories:
     def make(self, directory: Directory, name: str, cleared: int) -> Directory:
         """Make a directory in another one; FileExistsError where something is there that is none."""
         self.steps += 1
+        self._bounds.count_directory(name)
         os.mkdir(name, 0o700, dir_fd=self.open(directory))
         made = directory.children[name] = Directory(directory, name, cleared)
         return made

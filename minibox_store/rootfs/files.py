@@ -297,7 +297,7 @@ class ImageFiles:
 
     def _build_view(self, *, in_memory: bool = False) -> Sidecar:
         self._check_open()
-        merger = Merger(self._limits.entries, self._limits.extra_bytes)
+        merger = Merger(self._limits)
         for layer in self._layers:
             index = open_layer_index(layer, self._sidecars, self._limits)
             try:

@@ -18,6 +18,7 @@ _RECORD = struct.Struct("<BB?HQQQqIQQQHHII")
 _PAIR = struct.Struct("<QQ")
 _XATTR = struct.Struct("<HI")
 NO_DIGEST = b""
+_DIGEST_BYTES = 32
 _SEGMENT_BYTES = 128  # of a pair of numbers
 
 
@@ -60,93 +61,99 @@ class LayerEntry(NamedTuple):
 
     @property
     def extra_bytes(self) -> int:
-        """What its extended attributes and its map take in memory, about."""
-        if not self.xattrs and self.segments is None:
-            return 0
-        return sum(len(name) + len(value) for name, value in self.xattrs.items()) + _SEGMENT_BYTES * len(
-            self.segments or ()
-        )
+        """What its extended attributes, its target and its map take in memory, about."""
+        size_bytes = len(self.link_target) if self.kind is MemberKind.SYMLINK else 0
+        if self.xattrs or self.segments:
+            size_bytes += sum(len(name) + len(value) for name, value in self.xattrs.items())
+            size_bytes += _SEGMENT_BYTES * len(self.segments or ())
+        return size_bytes
 
 
-def encode_entries(entries: Iterable[LayerEntry]) -> bytes:
-    """Return the bytes of entries, in their order."""
-    parts = []
+def encode_entries(entries: Iterable[LayerEntry]) -> Iterator[bytes]:
+    """Yield the bytes of each entry, in their order."""
     for entry in entries:
         path, target = _encoded(entry.path), _encoded(entry.link_target)
         extras = encode_extras(entry.xattrs, entry.segments) if entry.xattrs or entry.segments is not None else b""
         seconds, nanoseconds = divmod(entry.mtime_nanoseconds, _NANOSECONDS)
-        parts.append(
-            _RECORD.pack(
-                _MEANINGS.index(entry.meaning),
-                _KINDS.index(entry.kind),
-                bool(entry.content),
-                entry.mode,
-                entry.uid,
-                entry.gid,
-                entry.size_bytes,
-                seconds,
-                nanoseconds,
-                entry.device_major,
-                entry.device_minor,
-                entry.data_offset,
-                len(path),
-                0,
-                len(target),
-                len(extras),
-            )
-        )
-        parts += (path, target, extras, entry.content)
-    return b"".join(parts)
-
-
-def iter_entries(content: bytes) -> Iterator[LayerEntry]:
-    """Yield the entries of what :func:`encode_entries` made."""
-    at = 0
-    while at < len(content):
-        (
-            meaning,
-            kind,
-            has_content,
-            mode,
-            uid,
-            gid,
-            size_bytes,
+        record = _RECORD.pack(
+            _MEANINGS.index(entry.meaning),
+            _KINDS.index(entry.kind),
+            bool(entry.content),
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.size_bytes,
             seconds,
             nanoseconds,
-            major,
-            minor,
-            data_offset,
-            path_bytes,
-            _,
-            target_bytes,
-            extra_bytes,
-        ) = _RECORD.unpack_from(content, at)
-        at += _RECORD.size
-        path = content[at : at + path_bytes]
-        at += path_bytes
-        target = content[at : at + target_bytes]
-        at += target_bytes
-        xattrs, segments = decode_extras(content[at : at + extra_bytes]) if extra_bytes else (NO_XATTRS, None)
-        at += extra_bytes
-        digest_bytes = 32 if has_content else 0
-        yield LayerEntry(
-            _MEANINGS[meaning],
-            path.decode("utf-8", "surrogateescape"),
-            _KINDS[kind],
-            mode,
-            uid,
-            gid,
-            size_bytes,
-            seconds * _NANOSECONDS + nanoseconds,
-            target.decode("utf-8", "surrogateescape"),
-            major,
-            minor,
-            xattrs,
-            data_offset,
-            content[at : at + digest_bytes],
-            segments,
+            entry.device_major,
+            entry.device_minor,
+            entry.data_offset,
+            len(path),
+            0,
+            len(target),
+            len(extras),
         )
-        at += digest_bytes
+        yield b"".join((record, path, target, extras, entry.content))
+
+
+def iter_entries(pieces: Iterable[bytes]) -> Iterator[LayerEntry]:
+    """Yield the entries of what :func:`encode_entries` yielded, cut into pieces anywhere."""
+    content, at = b"", 0
+    for piece in pieces:
+        content, at = content[at:] + piece, 0
+        while (found := _decode_entry(content, at)) is not None:
+            entry, at = found
+            yield entry
+
+
+def _decode_entry(content: bytes, at: int) -> tuple[LayerEntry, int] | None:
+    """Return the entry that begins at ``at``, and where it ends; None where the rest of it is still to come."""
+    path_at = at + _RECORD.size
+    if path_at > len(content):
+        return None
+    (
+        meaning,
+        kind,
+        has_content,
+        mode,
+        uid,
+        gid,
+        size_bytes,
+        seconds,
+        nanoseconds,
+        major,
+        minor,
+        data_offset,
+        path_bytes,
+        _,
+        target_bytes,
+        extra_bytes,
+    ) = _RECORD.unpack_from(content, at)
+    target_at = path_at + path_bytes
+    extras_at = target_at + target_bytes
+    digest_at = extras_at + extra_bytes
+    end = digest_at + (_DIGEST_BYTES if has_content else 0)
+    if end > len(content):
+        return None
+    xattrs, segments = decode_extras(content[extras_at:digest_at]) if extra_bytes else (NO_XATTRS, None)
+    entry = LayerEntry(
+        _MEANINGS[meaning],
+        content[path_at:target_at].decode("utf-8", "surrogateescape"),
+        _KINDS[kind],
+        mode,
+        uid,
+        gid,
+        size_bytes,
+        seconds * _NANOSECONDS + nanoseconds,
+        content[target_at:extras_at].decode("utf-8", "surrogateescape"),
+        major,
+        minor,
+        xattrs,
+        data_offset,
+        content[digest_at:end],
+        segments,
+    )
+    return entry, end
 
 
 def encode_extras(xattrs: Mapping[str, bytes], segments: Segments | None) -> bytes:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from minibox_store.decompressing import Compression, compression_of
-from minibox_store.errors import InvalidArchive
 from minibox_store.limits import UnpackLimits
 from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
@@ -23,6 +22,7 @@ from minibox_store.rootfs.places import find_places
 from minibox_store.rootfs.placing import place
 from minibox_store.rootfs.restarting import Place
 from minibox_store.rootfs.sidecar import Sidecar, Sidecars, WrongSidecar
+from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar.member import DEVICES, NO_XATTRS, Member, MemberKind
 from minibox_store.tar.reader import TarReader
 
@@ -30,6 +30,7 @@ CHUNK_BYTES = 256 * 1024
 
 _DIGEST_BYTES = 32
 _BEGINNING_BYTES = 4
+_DEFLATED_PIECE_BYTES = 4096  # of which 4 MiB come at most
 _READ_BYTES = 128 * 1024
 # Holes cost an image nothing, so that they may not cost whoever hashes them much.
 _MOST_ZEROS_BYTES = 64 * 1024 * 1024
@@ -84,7 +85,7 @@ class LayerIndex:
 
     def iter_entries(self) -> Iterator[LayerEntry]:
         """Yield what its members mean, in their order."""
-        return iter_entries(zlib.decompress(self._sidecar.section(_ENTRIES_SECTION)))
+        return iter_entries(_inflate(self._sidecar.section(_ENTRIES_SECTION)))
 
     def close(self) -> None:
         """Close the sidecar."""
@@ -123,7 +124,8 @@ def build_layer_index(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimi
 def _build_sidecar(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits, *, in_memory: bool = False) -> Sidecar:
     with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
         chunks = _ChunkHasher(decoded)
-        entries = encode_entries(_within_bounds(_iter_members(chunks, limits), limits))
+        bounds = TreeBounds(f"layer {layer.descriptor.digest}", limits)
+        entries = _deflate(encode_entries(_within_bounds(_iter_members(chunks, bounds), bounds)))
         while chunks.read(_READ_BYTES):
             pass
         decoded.finish()
@@ -135,8 +137,21 @@ def _build_sidecar(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits,
     compression = _compression_at(open_at(0))
     places, windows = find_places(compression, open_at, tar_bytes, window_log=limits.window_log)
     facts = [_FACTS.pack(compression.encode(), tar_bytes, len(places)), *(_PLACE.pack(*each) for each in places)]
-    sections = [b"".join([*facts, digests]), zlib.compress(entries, 1), *(zlib.compress(each, 1) for each in windows)]
+    sections = [b"".join([*facts, digests]), entries, *(zlib.compress(each, 1) for each in windows)]
     return sidecars.write(layer.descriptor.digest, _subject(layer), sections, in_memory=in_memory)
+
+
+def _deflate(parts: Iterator[bytes]) -> bytes:
+    """Do as zlib.compress for what is never in memory as a whole."""
+    compressor = zlib.compressobj(1)
+    deflated = [piece for part in parts if (piece := compressor.compress(part))]
+    return b"".join([*deflated, compressor.flush()])
+
+
+def _inflate(deflated: bytes) -> Iterator[bytes]:
+    decompressor = zlib.decompressobj()
+    for at in range(0, len(deflated), _DEFLATED_PIECE_BYTES):
+        yield decompressor.decompress(deflated[at : at + _DEFLATED_PIECE_BYTES])
 
 
 def _compression_at(stream: BlobStream) -> Compression:
@@ -189,13 +204,10 @@ class _ChunkHasher:
         return self._passed_bytes, b"".join(self._digests)
 
 
-def _iter_members(stream: _Readable, limits: UnpackLimits) -> Iterator[LayerEntry]:
+def _iter_members(stream: _Readable, bounds: TreeBounds) -> Iterator[LayerEntry]:
     reader = TarReader(stream, sparse=True)
-    count = 0
     for member in reader:
-        count += 1
-        if count > limits.entries:
-            raise InvalidArchive(f"the layer has more than {limits.entries} members")
+        bounds.count_member()
         placement = place(member)
         if placement.meaning == "ignored":
             continue
@@ -226,14 +238,9 @@ def _iter_members(stream: _Readable, limits: UnpackLimits) -> Iterator[LayerEntr
         )
 
 
-def _within_bounds(entries: Iterator[LayerEntry], limits: UnpackLimits) -> Iterator[LayerEntry]:
-    extra_bytes = 0
+def _within_bounds(entries: Iterator[LayerEntry], bounds: TreeBounds) -> Iterator[LayerEntry]:
     for entry in entries:
-        extra_bytes += entry.extra_bytes
-        if extra_bytes > limits.extra_bytes:
-            raise InvalidArchive(
-                f"the layer has more than {limits.extra_bytes} bytes of extended attributes and maps of sparse files"
-            )
+        bounds.count_entry(entry)
         yield entry
 
 

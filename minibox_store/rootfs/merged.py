@@ -155,34 +155,25 @@ def encode_view(root: MergedFile) -> list[bytes]:
     """Return the sections of a sidecar that has this view."""
     # Numbers go by the order in which a walk comes by, level by level: the same layers give the same numbers.
     directories = [root]
-    inodes = {id(root): 1}
-    numbers = {id(root): 0}
-    link_counts = {id(root): 2}
+    root.inode = inodes = 1
+    root.link_count = 2
     for directory in directories:
         for _, child in _sorted_children(directory):
-            key = id(child)
-            if key not in inodes:
-                inodes[key] = len(inodes) + 1
-                link_counts[key] = 0
+            if not child.inode:
+                child.inode = inodes = inodes + 1
             if child.children is not None:
-                numbers[key] = len(directories)
+                child.number, child.link_count = len(directories), 2
                 directories.append(child)
-                link_counts[key] = 2
-                link_counts[id(directory)] += 1
+                directory.link_count += 1
             else:
-                link_counts[key] += 1
-
-    def record(file: MergedFile, extras: bytearray) -> bytes:
-        key = id(file)
-        return _encode_record(file, inodes[key], link_counts[key], numbers.get(key, 0), extras)
-
+                child.link_count += 1
     extras = bytearray()
-    sections = [record(root, extras) + extras + _encode_xattr_names(directories)]
+    sections = [_encode_record(root, extras) + extras + _encode_xattr_names(directories)]
     for directory in directories:
         extras = bytearray()
         children = _sorted_children(directory)
         names = b"/".join([name for name, _ in children])
-        records = [record(child, extras) for _, child in children]
+        records = [_encode_record(child, extras) for _, child in children]
         sections.append(b"".join([_BLOCK.pack(len(records), len(names)), names, *records, extras]))
     return sections
 
@@ -213,7 +204,7 @@ def _sorted_children(directory: MergedFile) -> list[tuple[bytes, MergedFile]]:
     )
 
 
-def _encode_record(file: MergedFile, inode: int, link_count: int, number: int, extras: bytearray) -> bytes:
+def _encode_record(file: MergedFile, extras: bytearray) -> bytes:
     entry = file.entry
     at = len(extras)
     if entry.link_target or entry.device_major or entry.device_minor or entry.xattrs or entry.segments is not None:
@@ -222,7 +213,7 @@ def _encode_record(file: MergedFile, inode: int, link_count: int, number: int, e
         extras += encode_extras(entry.xattrs, entry.segments)
     seconds, nanoseconds = divmod(entry.mtime_nanoseconds, _NANOSECONDS)
     return _RECORD.pack(
-        inode,
+        file.inode,
         _NUMBERS[entry.kind],
         bool(entry.content),
         entry.mode,
@@ -231,10 +222,10 @@ def _encode_record(file: MergedFile, inode: int, link_count: int, number: int, e
         entry.size_bytes,
         seconds,
         nanoseconds,
-        link_count,
+        file.link_count,
         file.layer,
         entry.data_offset,
-        number,
+        file.number,
         at,
         len(extras) - at,
         entry.content,

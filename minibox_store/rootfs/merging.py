@@ -10,16 +10,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from minibox_store.errors import InvalidArchive
-from minibox_store.limits import DEFAULT_UNPACK_LIMITS
+from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.layer_entries import LayerEntry
 from minibox_store.rootfs.placing import StepBounds, split
+from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar.member import MemberKind, refusal
 
 MOST_LINKS = 40
 _LONGEST_TARGET_BYTES = 4096
 
 _DIRECTORY, _SYMLINK, _HARDLINK = MemberKind.DIRECTORY, MemberKind.SYMLINK, MemberKind.HARDLINK
+_NO_NAMES: set[str] = set()
 _UNNAMED_DIRECTORY = LayerEntry("entry", "", _DIRECTORY, mode=0o755)
 
 
@@ -30,17 +31,23 @@ class MergedFile:
         entry: what the layer that had the last word says of it.
         layer: which one that is, from 0.
         children: of a directory, by name; None for anything else.
+        inode: 0, until who keeps the view numbers it; the same holds of the next two.
+        link_count: how many names it has.
+        number: of a directory.
     """
 
-    __slots__ = ("_cleared_by", "_named_by", "_own_names", "children", "entry", "layer")
+    __slots__ = (
+        *("_cleared_by", "_named_by", "_own_names", "children", "entry", "inode", "layer", "link_count", "number"),
+    )
 
     def __init__(self, entry: LayerEntry, layer: int) -> None:
         self.entry = entry
         self.layer = layer
         self.children: dict[str, MergedFile] | None = {} if entry.kind is _DIRECTORY else None
+        self.inode = self.link_count = self.number = 0
         self._named_by = -1
         self._cleared_by = -1
-        self._own_names: set[str] = set()
+        self._own_names = _NO_NAMES  # most are asked for none, and a set of their own would be a fifth of them
 
     @property
     def names(self) -> "dict[str, MergedFile]":
@@ -80,20 +87,16 @@ class Merger:
     """A merged view that grows layer by layer.
 
     Args:
-        most_entries: how many members all layers may have together.
-        most_extra_bytes: what their extended attributes and maps of sparse files may take together.
+        limits: on the members of all layers together.
 
     Attributes:
         root: the image's root.
     """
 
-    def __init__(self, most_entries: int, most_extra_bytes: int = DEFAULT_UNPACK_LIMITS.extra_bytes) -> None:
+    def __init__(self, limits: UnpackLimits = DEFAULT_UNPACK_LIMITS) -> None:
         self.root = MergedFile(_UNNAMED_DIRECTORY, 0)
-        self._most_entries = most_entries
-        self._entries = 0
-        self._most_extra_bytes = most_extra_bytes
-        self._extra_bytes = 0
-        self._bounds = StepBounds()
+        self._bounds = TreeBounds("the image", limits)
+        self._step_bounds = StepBounds()
         self._steps = 0  # directories that links lead through, and those that were made where no member names them
         self._layer = -1
         self._folder: str | None = None  # where the last member was put, and which directory that is
@@ -108,10 +111,12 @@ class Merger:
         self._layer += 1
         self._folder = None
         for entry in entries:
-            self._count(entry)
+            self._bounds.count_member()
+            self._bounds.count_entry(entry)
+            self._step_bounds.count_member(entry.path.count("/") + 1)
             if entry.meaning == "entry":
                 self._put(entry)
-                self._bounds.check(self._steps, entry.path)
+                self._step_bounds.check(self._steps, entry.path)
                 continue
             self._folder = None
             if entry.meaning == "whiteout":
@@ -120,18 +125,6 @@ class Merger:
                 directory = self._real_directory(entry.path.split("/") if entry.path else [])
                 if directory is not None:
                     self._clear(directory)
-
-    def _count(self, entry: LayerEntry) -> None:
-        self._entries += 1
-        if self._entries > self._most_entries:
-            raise InvalidArchive(f"the image has more than {self._most_entries} members")
-        self._bounds.count_member(entry.path.count("/") + 1)
-        self._extra_bytes += entry.extra_bytes
-        if self._extra_bytes > self._most_extra_bytes:
-            most = self._most_extra_bytes
-            raise InvalidArchive(
-                f"the image has more than {most} bytes of extended attributes and maps of sparse files"
-            )
 
     def _put(self, entry: LayerEntry) -> None:
         if not entry.path:
@@ -154,7 +147,8 @@ class Merger:
                     raise refusal("what it is a hard link to is not there", entry.path)
             children[name] = target
         else:
-            children[name] = MergedFile(entry, self._layer)
+            # Where it is, is told by the names of the directories: its path may be 4 KiB long.
+            children[name] = MergedFile(entry._replace(path=""), self._layer)
         if there is not None:
             self._folder = None  # which may have led through it
         directory.touch(name, self._layer)
@@ -165,6 +159,7 @@ class Merger:
             way, missing = self._follow(folder.split("/"), member)
             self._steps += len(missing)
             for part in missing:
+                self._bounds.count_directory(part)
                 made = way[-1].directory.names[part] = MergedFile(_UNNAMED_DIRECTORY, self._layer)
                 way.append(_Step(part, made))
             for above, step in pairwise(way):
@@ -210,7 +205,7 @@ class Merger:
 
     def _link_target(self, entry: LayerEntry) -> MergedFile:
         parts = split(entry.link_target, entry.path)
-        self._bounds.count_target(len(parts))
+        self._step_bounds.count_target(len(parts))
         if not parts:
             raise refusal("it is a hard link to a directory", entry.path)
         way, missing = self._follow(parts[:-1], entry.path)

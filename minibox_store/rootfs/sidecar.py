@@ -22,6 +22,7 @@ _HEAD = struct.Struct("<II")  # the lengths of subject and table
 _SECTION = struct.Struct("<QQ32s")
 _CHECKSUM_BYTES = 32
 _MODE = 0o600
+_PARTS_AT_ONCE = 512  # mostly small ones; all of them would be a copy of what may be large
 _LARGEST_HEAD_BYTES = 1 << 30
 _MOST_UNNAMED_BYTES = 8 << 30
 
@@ -111,15 +112,15 @@ class Sidecar:
         self._content.close()
 
 
-def encode_sidecar(subject: bytes, sections: Sequence[bytes]) -> bytes:
-    """Return the bytes of a sidecar."""
+def _parts_of(subject: bytes, sections: Sequence[bytes]) -> list[bytes]:
+    """Return what a sidecar has, one behind another."""
     table, offset = [], 0
     for section in sections:
         table.append(_SECTION.pack(offset, len(section), hashlib.sha256(section).digest()))
         offset += len(section)
     packed = b"".join(table)
     head = _MAGIC + _HEAD.pack(len(subject), len(packed)) + subject + packed
-    return b"".join([head, hashlib.sha256(head).digest(), *sections])
+    return [head, hashlib.sha256(head).digest(), *sections]
 
 
 class Sidecars:
@@ -164,12 +165,12 @@ class Sidecars:
             sections: of it.
             in_memory: whether what is returned has nothing to do with that file: it cannot be found to be wrong.
         """
-        content = encode_sidecar(subject, sections)
-        if self._put(digest, content) and not in_memory:
+        parts = _parts_of(subject, sections)
+        if self._put(digest, parts) and not in_memory:
             opened = self.open(digest, subject)
             if opened is not None:
                 return opened
-        return Sidecar(_InMemory(content), subject)
+        return Sidecar(_InMemory(b"".join(parts)), subject)
 
     @contextmanager
     def holding_folder(self) -> Iterator[None]:
@@ -209,12 +210,13 @@ class Sidecars:
         os.close(descriptor)
         return None
 
-    def _put(self, digest: Digest, content: bytes) -> bool:
+    def _put(self, digest: Digest, parts: Sequence[bytes]) -> bool:
         try:
             folder = self._made_folder()
             _files.make_directory(os.path.join(folder, digest.algorithm))
             with _files.replacing_file(self._path(folder, digest), mode=_MODE, durable=False) as opened:
-                _moving.write_all(opened, content)
+                for first in range(0, len(parts), _PARTS_AT_ONCE):
+                    _moving.write_all(opened, b"".join(parts[first : first + _PARTS_AT_ONCE]))
         except OSError:
             return False
         return True

@@ -12,13 +12,13 @@ import os
 from collections.abc import Callable
 from typing import Literal
 
-from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 from minibox_store.rootfs.contents import ContentWriter
 from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
 from minibox_store.rootfs.ownership import LeftOut, Ownership, set_overlay_attribute
 from minibox_store.rootfs.placing import StepBounds, place, split
+from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
 from minibox_store.tar.member import refusal
@@ -59,7 +59,8 @@ class TreeWriter:
         check: Callable[[], None] = check_nothing,
         most_open: int = MOST_OPEN,
     ) -> None:
-        self._directories = Directories(root_descriptor, most_open)
+        self._bounds = TreeBounds("the image", limits)
+        self._directories = Directories(root_descriptor, self._bounds, most_open)
         self._left_out = LeftOut()
         self._ownership = Ownership(policy, self._left_out)
         self._is_overlay = form == "overlay"
@@ -94,8 +95,7 @@ class TreeWriter:
         for member in reader:
             self._check()
             self._entries += 1
-            if self._entries > self._limits.entries:
-                raise InvalidArchive(f"the layers have more than {self._limits.entries} members, which is the limit")
+            self._bounds.count_member()
             meaning, parts = place(member)
             self._steps.count_member(len(parts))
             try:
@@ -103,6 +103,7 @@ class TreeWriter:
                     self._put(member, parts, reader)
                 elif meaning == "whiteout":
                     self._way = None  # which may have led through what goes
+                    self._bounds.count_name(parts[-1])
                     self._whiteouts.hide(parts)
                 elif meaning == "opaque":
                     self._way = None
@@ -160,6 +161,7 @@ class TreeWriter:
         elif not self._put_special(directory, name, member):
             return
         if self._whiteouts.hides:
+            self._bounds.count_name(name)
             self._whiteouts.own(directory, name)
 
     def _put_file(self, directory: Directory, name: str, member: Member, reader: TarReader) -> None:
