@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from tests.support.hostile_archives import FORMS_READ, tiny_image
 from tests.support.invariants import check_invariants, find_leftovers, read_names, stored
 from tests.support.memory_stores import Loaded, MemoryStore
 from tests.support.stores import open_store
+from tests.support.trials import DEEP, part_of
 
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 NAME = "app:1"
 IMAGE = tiny_image()
 # Primes, so that the places wander through bytes, fields and blocks.
@@ -137,9 +138,9 @@ def test_a_store_on_a_disk_keeps_every_rule_whatever_was_cut_off_or_flipped(
     shutil.rmtree(root)  # what lies there already would stand in for what comes
     names = places_of_the_name(archive)
     outcomes = {"loaded": 0, "refused": 0}
-    flips = [(bit // 8, flipped(archive, bit)) for bit in range(0, 8 * len(archive), FLIP_STEP)]
-    cuts = [(-1, archive[:length]) for length in range(0, len(archive), CUT_STEP)]
-    for place, changed in [*flips, *cuts]:
+    flips = ((bit // 8, flipped(archive, bit)) for bit in range(0, 8 * len(archive), FLIP_STEP))
+    cuts = ((-1, archive[:length]) for length in range(0, len(archive), CUT_STEP))
+    for place, changed in part_of(chain(flips, cuts)):
         try:
             if way == "a file":
                 file.write_bytes(changed)

@@ -46,8 +46,8 @@ from tests.support.power_loss import LeftDisk, Recording
 from tests.support.pushes import push_blob
 from tests.support.sources import memory_of
 from tests.support.stores import open_store, put
+from tests.support.trials import DEEP, part_of
 
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 # How many disks of each recording are written to a folder and gone on with; how many are drawn for each moment.
 MOST_OPENED = 600 if DEEP else 3
 DRAWN = 200 if DEEP else 8
@@ -231,16 +231,15 @@ def test_the_power_may_go_at_any_operation(disk: Path, name: str, links: bool) -
     check_trees_made(scene)
     chance = random.Random(f"{name} {links}")
     trees = whole_trees(scene)
-    left_disks = []
-    for left in scene.recording.disks(chance, drawn=DRAWN):
+    left_disks = list(scene.recording.disks(chance, drawn=DRAWN))
+    for left in part_of(left_disks):
         returned = left.moment == scene.recording.length
         check_disk(left, scene, (scene.after,) if returned else (scene.before, scene.after), returned=returned)
         assert list(trees.iter_breaches(left.tree, returned=returned)) == [], left
         if links or returned:  # a rename alone, as the model has it, may leave no name at all behind
             kept = {file.content for file in left.tree.files.values()}
             assert scene.wrong <= kept, f"what was wrong is lost: {left}"
-        left_disks.append(left)
-    for number, left in enumerate(chosen(left_disks, chance)):
+    for number, left in enumerate(part_of(chosen(left_disks, chance))):
         open_disk(left, scene, disk / f"left-{number}", scene.before)
 
 
@@ -348,7 +347,7 @@ def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int
         scene.verb.work(open_at(folder, "full"), folder / "store")
     changes = system.changes
     if DEEP:
-        return list(range(len(changes)))
+        return list(part_of(range(len(changes))))
     named = {place + 1 for place, call in enumerate(changes) if call.paths[1:] == (f"{folder}/store/index.json",)}
     trees = {os.path.dirname(f"{folder}/{path}") for path in scene.verb.trees}
     trees |= {f"{folder}/store/base_layers"} if scene.verb.unpacks else set()
