@@ -124,7 +124,7 @@ def flip_each(form: str, memory: MemoryStore, first: int, step: int) -> None:
     assert same * step > 1000
 
 
-@pytest.mark.timeout(0 if DEEP else 120)
+@pytest.mark.timeout(3600 if DEEP else 120)
 @pytest.mark.parametrize("form", FORMS_READ)
 @pytest.mark.parametrize("way", ["a file", "a pipe"])
 def test_a_store_on_a_disk_keeps_every_rule_whatever_was_cut_off_or_flipped(

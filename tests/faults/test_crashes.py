@@ -353,6 +353,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.timeout(900 if DEEP else 120)
 @pytest.mark.parametrize(("links", "durability"), [(True, "none"), (True, "full"), (False, "none")])
 @pytest.mark.parametrize("name", VERBS)
 def test_a_process_may_die_at_any_operation(disk: Path, name: str, links: bool, durability: str) -> None:
