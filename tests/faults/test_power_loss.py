@@ -24,6 +24,7 @@ from tests.faults.test_crashes import (
     FRESH,
     NEW,
     OLD,
+    PULLED,
     SHARED,
     TREES,
     VERBS,
@@ -33,6 +34,7 @@ from tests.faults.test_crashes import (
     files_of,
     make_store,
     open_at,
+    pull_tree,
     wrong_contents,
 )
 from tests.support.archives import members_of, pack, read_archive
@@ -45,7 +47,7 @@ from tests.support.os_proxy import OsProxy, no_hard_links, replaced_os
 from tests.support.power_loss import LeftDisk, Recording
 from tests.support.pushes import push_blob
 from tests.support.sources import memory_of
-from tests.support.stores import open_store, put
+from tests.support.stores import open_store, put, require_root
 from tests.support.trials import DEEP, part_of
 
 # How many disks of each recording are written to a folder and gone on with; how many are drawn for each moment.
@@ -67,6 +69,12 @@ Names = dict[str, str]
 def make_archive_before(root: Path) -> None:
     make_store(root)
     (root.parent / "out.tar").write_bytes(pack(members_of(OLD, "moving:1")))
+
+
+def make_unnamed_tree(root: Path) -> None:
+    make_store(root)
+    pull_tree(PULLED, open_store(root))
+    open_store(root).remove("team/app:1")
 
 
 # They may be done once, and the table's work does nothing where that has been.
@@ -250,6 +258,30 @@ def test_what_a_prune_has_removed_stays_away_once_it_has_returned(disk: Path) ->
     scene.recording.run(scene.work)
     for left in scene.recording.disks(random.Random(0), start=scene.recording.length, drawn=DRAWN):
         assert [path for path in removed if path in left.tree.files or path in left.tree.folders] == [], left
+
+
+def test_the_power_may_go_while_a_tree_is_taken_away_and_what_is_left_beside_it_is_taken_for_no_tree(
+    disk: Path,
+) -> None:
+    require_root()
+    scene = make_scene(replace(VERBS["pull and unpack"], prepare=make_unnamed_tree), disk / "scene")
+    scene.recording.run(lambda _: open_at(scene.folder, "full").prune())
+    assert not list(scene.folder.glob("store/base_layers/*"))
+    trees = whole_trees(scene)
+    tree, alone = "store/base_layers/team_app_1", None
+    for left in scene.recording.disks(random.Random(0)):
+        assert list(trees.iter_breaches(left.tree, returned=False)) == [], left
+        if f"{tree}.json" in left.tree.files and tree not in left.tree.folders:
+            alone = left
+    assert alone is not None
+    folder = disk / "left"
+    folder.mkdir()
+    alone.write_to(folder)
+    store = open_store(folder / "store")
+    store.import_image(memory_of({"team/app:1": PULLED}), "team/app:1")
+    assert store.base_layer("team/app:1") is None
+    assert pull_tree(PULLED, store)
+    assert files_of(store.base_layer("team/app:1")) == TREES[PULLED.digest]
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
