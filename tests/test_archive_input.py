@@ -40,7 +40,7 @@ from tests.support.images import OCI_LAYER, Layer, build_image, digest_of
 from tests.support.invariants import find_leftovers
 from tests.support.layouts import read_layout_blobs, read_layout_names
 from tests.support.tars import ForwardOnly
-from tests.support.trials import DEEP, drawing
+from tests.support.trials import drawing, trial_count
 
 MEBIBYTE = 1 << 20
 NAME = "quay.io/team/app:1.0"
@@ -488,7 +488,7 @@ class TestLoading:
         outcomes = {"whole": 0, "refused": 0}
         with drawing() as seed:
             chance = random.Random(seed)
-            for number in range(20_000 if DEEP else 600):
+            for number in range(trial_count(600, 20_000)):
                 content = bytearray(chance.choice(packed))
                 for _ in range(chance.choice((0, 1, 1, 2, 8))):
                     place = chance.randrange(len(content))

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from tests.support.hostile_archives import FORMS_READ, tiny_image
 from tests.support.invariants import check_invariants, find_leftovers, read_names, stored
 from tests.support.memory_stores import Loaded, MemoryStore
 from tests.support.stores import open_store
+from tests.support.trials import DEEP, part_of
 
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 NAME = "app:1"
 IMAGE = tiny_image()
 # Primes, so that the places wander through bytes, fields and blocks.
@@ -123,7 +124,7 @@ def flip_each(form: str, memory: MemoryStore, first: int, step: int) -> None:
     assert same * step > 1000
 
 
-@pytest.mark.timeout(0 if DEEP else 120)
+@pytest.mark.timeout(3600 if DEEP else 120)
 @pytest.mark.parametrize("form", FORMS_READ)
 @pytest.mark.parametrize("way", ["a file", "a pipe"])
 def test_a_store_on_a_disk_keeps_every_rule_whatever_was_cut_off_or_flipped(
@@ -137,9 +138,9 @@ def test_a_store_on_a_disk_keeps_every_rule_whatever_was_cut_off_or_flipped(
     shutil.rmtree(root)  # what lies there already would stand in for what comes
     names = places_of_the_name(archive)
     outcomes = {"loaded": 0, "refused": 0}
-    flips = [(bit // 8, flipped(archive, bit)) for bit in range(0, 8 * len(archive), FLIP_STEP)]
-    cuts = [(-1, archive[:length]) for length in range(0, len(archive), CUT_STEP)]
-    for place, changed in [*flips, *cuts]:
+    flips = ((bit // 8, flipped(archive, bit)) for bit in range(0, 8 * len(archive), FLIP_STEP))
+    cuts = ((-1, archive[:length]) for length in range(0, len(archive), CUT_STEP))
+    for place, changed in part_of(chain(flips, cuts)):
         try:
             if way == "a file":
                 file.write_bytes(changed)

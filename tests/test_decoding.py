@@ -34,7 +34,7 @@ from tests.support.compression import (
 from tests.support.members import read_data, write_tar
 from tests.support.peers import require_peer
 from tests.support.sources import PiecewiseStream, descriptor_for
-from tests.support.trials import DEEP, drawing
+from tests.support.trials import drawing, trial_count
 
 RAW = random.Random(1).randbytes(300_000) + bytes(3 * MEBIBYTE) + b"end"
 _SHORT_SECONDS = 2.0
@@ -220,7 +220,7 @@ class TestDamage:
         outcomes = {"whole": 0, "refused": 0}
         with drawing() as seed:
             chance = random.Random(seed)
-            for _ in range(100_000 if DEEP else 3_000):
+            for _ in range(trial_count(3_000, 100_000)):
                 blob = bytearray(chance.choice(intact))
                 for _ in range(chance.choice((1, 1, 2, 8))):
                     place = chance.randrange(len(blob))

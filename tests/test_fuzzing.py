@@ -4,7 +4,6 @@ So long as MINIBOX_TEST_SECONDS says, where that is set.
 """
 
 import importlib.util
-import os
 import platform
 import re
 import sys
@@ -15,8 +14,9 @@ import pytest
 
 from tests.support.forks import not_possible
 from tests.support.processes import plain_environment, read_log, running
+from tests.support.trials import trial_seconds
 
-SECONDS = int(os.environ.get("MINIBOX_TEST_SECONDS") or (600 if os.environ.get("MINIBOX_DEEP") == "1" else 60))
+SECONDS = int(trial_seconds(60, 600))
 TARGETS = ("tar_reader", "load")
 ROOT = Path(__file__).parent.parent
 START_AND_END_SECONDS = 60

@@ -19,6 +19,7 @@ from tests.support.invariants import check_invariants, stored
 from tests.support.os_proxy import Gate, replaced_os
 from tests.support.pushes import DAY_SECONDS, HOUR_SECONDS, make_old, manifest_over, pins_in, push_blob, push_image
 from tests.support.stores import blob, mounted, open_layout, open_store, put, remount, require_root
+from tests.support.trials import trial_count
 
 CONTENT = b"what several clients push"
 DIGEST = Digest.of(CONTENT)
@@ -505,7 +506,7 @@ _STEPS = st.tuples(st.just("step"), st.integers(0, 3), st.booleans())
 _OTHERS = st.tuples(st.sampled_from(["delete", "prune", "tag"]), st.integers(0, 20), st.booleans())
 
 
-@settings(max_examples=300 if os.environ.get("MINIBOX_DEEP") == "1" else 30, deadline=None)
+@settings(max_examples=trial_count(30, 300), deadline=None)
 @given(st.lists(st.one_of(_STEPS, _STEPS, _OTHERS), max_size=40))
 def test_each_manifest_is_taken_whatever_comes_in_between_and_in_the_end_nothing_stays(
     actions: list[tuple[str, int, bool]],

@@ -50,7 +50,7 @@ from tests.support.scripted_registry import (
 )
 from tests.support.sources import memory_of
 from tests.support.stores import blob, open_layout, open_store, put, rot
-from tests.support.trials import DEEP
+from tests.support.trials import DEEP, trial_count
 
 NAME = "team/app:1"
 TAG = manifest_target("team/app", "1")
@@ -597,7 +597,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.timeout(900 if DEEP else 120)
-@settings(max_examples=300 if DEEP else 30)
+@settings(max_examples=trial_count(30, 300))
 @given(STEPS)
 def test_if_newer_leaves_what_always_would_whatever_came_before(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, PullPolicy, str]]

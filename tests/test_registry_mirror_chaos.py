@@ -16,13 +16,12 @@ from tests.support.invariants import check_invariants
 from tests.support.layouts import read_layout_blobs
 from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, blob_target, manifest_target, redirect
-from tests.support.trials import DEEP
+from tests.support.trials import DEEP, trial_count
 from tests.test_registry_chaos import FAULTS, Fault, Slowness, honest
 
 IMAGE = build_image([{"a": b"b" * 3000}, {"c": b"d"}])
 DEADLINE_SECONDS = 10.0
 ATTEMPTS = 3
-EXAMPLES = 1500 if DEEP else 60
 
 Script = dict[str, list[Fault]]
 SCRIPTS: st.SearchStrategy[Script] = st.fixed_dictionaries(
@@ -46,7 +45,7 @@ def serve(registry: ScriptedRegistry, script: Script, slowness: Slowness, ends_w
 
 
 @pytest.mark.timeout(3600 if DEEP else 600)
-@settings(max_examples=EXAMPLES)
+@settings(max_examples=trial_count(60, 1500))
 @given(mirrors=st.lists(st.tuples(SCRIPTS, st.booleans()), min_size=1, max_size=2), home=st.none() | SCRIPTS)
 def test_a_pull_from_places_with_any_faults_ends_in_the_image_or_in_one_error(
     mirrors: list[tuple[Script, bool]], home: Script | None

@@ -29,10 +29,10 @@ from tests.support.registries import quick_client
 from tests.support.scripted_registry import ScriptedRegistry, blob_target, manifest_target
 from tests.support.snapshots import snapshot
 from tests.support.stores import open_store, put
+from tests.support.trials import DEEP, trial_count
 from tests.support.upload_registry import UploadRegistry
 from tests.test_registry_chaos import FAULTS, LOCATIONS, RAW, STATUSES, Fault, Slowness, honest
 
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 pytestmark = pytest.mark.timeout(3600 if DEEP else 300)
 
 KIBIBYTE, MEBIBYTE = 1 << 10, 1 << 20
@@ -117,7 +117,7 @@ def serve(registry: ScriptedRegistry, script: Script, slowness: Slowness) -> Non
                 registry.allow("HEAD", target, *answers)
 
 
-@settings(max_examples=2000 if DEEP else 40)
+@settings(max_examples=trial_count(40, 2000))
 @given(
     scripts=st.lists(SCRIPTS, min_size=1, max_size=3),
     ranges=st.sampled_from([None, 1, 4]),
@@ -279,7 +279,7 @@ def check_sent(send: Callable[[MoodyRegistry, Slowness], object], mood: Mood) ->
             assert registry.holds("copies/app", IMAGE)
 
 
-@settings(max_examples=2000 if DEEP else 100)
+@settings(max_examples=trial_count(100, 2000))
 @given(mood=MOODS, chunk_bytes=st.sampled_from([None, 100_000]))
 def test_a_push_arrives_or_ends_in_one_error_and_the_tag_never_stands_for_less(
     mood: Mood, chunk_bytes: int | None
@@ -299,7 +299,7 @@ def test_a_push_arrives_or_ends_in_one_error_and_the_tag_never_stands_for_less(
         check_invariants(root)
 
 
-@settings(max_examples=1000 if DEEP else 40)
+@settings(max_examples=trial_count(40, 1000))
 @given(script=SCRIPTS, mood=MOODS)
 def test_a_copy_arrives_or_ends_in_one_error_whatever_both_ends_do(script: Script, mood: Mood) -> None:
     def copy(registry: MoodyRegistry, slowness: Slowness) -> None:

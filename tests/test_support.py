@@ -28,6 +28,7 @@ from tests.support.peers import PeerFailed, docker_registry, push_image, require
 from tests.support.processes import ProcessFailed
 from tests.support.served_trees import is_mounted
 from tests.support.stores import bound, require_root
+from tests.support.trials import part_of
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,29 @@ def test_an_engine_that_does_not_start_skips_the_test_and_fails_where_peers_are_
     monkeypatch.setenv("MINIBOX_REQUIRE_PEERS", "1")
     with pytest.raises(pytest.fail.Exception, match=f"{name} does not start"), opening():
         pass
+
+
+# Parts of a run
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_the_parts_of_what_there_is_are_all_of_it_and_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.delenv("MINIBOX_TEST_PART", raising=False)
+    assert list(part_of(range(10))) == list(range(10))
+    parts: list[int] = []
+    for number in range(1, count + 1):
+        monkeypatch.setenv("MINIBOX_TEST_PART", f"{number}/{count}")
+        parts += part_of(range(10))
+    assert sorted(parts) == list(range(10))
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3", "1/x"])
+def test_a_part_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setenv("MINIBOX_TEST_PART", part)
+    with pytest.raises(ValueError, match=r"MINIBOX_TEST_PART|invalid literal"):
+        list(part_of(range(10)))
 
 
 # Mounts

@@ -31,7 +31,7 @@ from tests.support.tars import (
     run_gnu_tar,
     with_checksum,
 )
-from tests.support.trials import DEEP, drawing
+from tests.support.trials import drawing, trial_count
 
 GIBIBYTE = 1 << 30
 
@@ -368,7 +368,7 @@ class TestMaps:
         outcomes = {"members": 0, "refusal": 0}
         with drawing() as seed:
             chance = random.Random(seed)
-            for _ in range(100_000 if DEEP else 5_000):
+            for _ in range(trial_count(5_000, 100_000)):
                 archive = bytearray(chance.choice(intact))
                 for _ in range(chance.choice((1, 1, 2, 4))):
                     # The end of the archive and of the last member stay: there is enough in front of them.

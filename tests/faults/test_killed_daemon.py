@@ -20,9 +20,9 @@ from tests.support.families import descendants, wait_until_none_lives
 from tests.support.invariants import check_invariants, find_leftovers, reachable, read_names, stored
 from tests.support.layouts import write_layout
 from tests.support.ledgers import check_whole
-from tests.support.trials import DEEP, drawing
+from tests.support.trials import drawing, trial_count
 
-KILLS = 200 if DEEP else 20
+KILLS = trial_count(20, 200)
 CLIENTS = 5
 # Twenty kills in a minute, with all that is checked between them; what a test may wait for is no part of it.
 LONGEST_LIFE_SECONDS = 0.8

@@ -24,6 +24,7 @@ from tests.faults.test_crashes import (
     FRESH,
     NEW,
     OLD,
+    PULLED,
     SHARED,
     TREES,
     VERBS,
@@ -33,6 +34,7 @@ from tests.faults.test_crashes import (
     files_of,
     make_store,
     open_at,
+    pull_tree,
     wrong_contents,
 )
 from tests.support.archives import members_of, pack, read_archive
@@ -45,9 +47,9 @@ from tests.support.os_proxy import OsProxy, no_hard_links, replaced_os
 from tests.support.power_loss import LeftDisk, Recording
 from tests.support.pushes import push_blob
 from tests.support.sources import memory_of
-from tests.support.stores import open_store, put
+from tests.support.stores import open_store, put, require_root
+from tests.support.trials import DEEP, part_of
 
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 # How many disks of each recording are written to a folder and gone on with; how many are drawn for each moment.
 MOST_OPENED = 600 if DEEP else 3
 DRAWN = 200 if DEEP else 8
@@ -67,6 +69,12 @@ Names = dict[str, str]
 def make_archive_before(root: Path) -> None:
     make_store(root)
     (root.parent / "out.tar").write_bytes(pack(members_of(OLD, "moving:1")))
+
+
+def make_unnamed_tree(root: Path) -> None:
+    make_store(root)
+    pull_tree(PULLED, open_store(root))
+    open_store(root).remove("team/app:1")
 
 
 # They may be done once, and the table's work does nothing where that has been.
@@ -231,16 +239,15 @@ def test_the_power_may_go_at_any_operation(disk: Path, name: str, links: bool) -
     check_trees_made(scene)
     chance = random.Random(f"{name} {links}")
     trees = whole_trees(scene)
-    left_disks = []
-    for left in scene.recording.disks(chance, drawn=DRAWN):
+    left_disks = list(scene.recording.disks(chance, drawn=DRAWN))
+    for left in part_of(left_disks):
         returned = left.moment == scene.recording.length
         check_disk(left, scene, (scene.after,) if returned else (scene.before, scene.after), returned=returned)
         assert list(trees.iter_breaches(left.tree, returned=returned)) == [], left
         if links or returned:  # a rename alone, as the model has it, may leave no name at all behind
             kept = {file.content for file in left.tree.files.values()}
             assert scene.wrong <= kept, f"what was wrong is lost: {left}"
-        left_disks.append(left)
-    for number, left in enumerate(chosen(left_disks, chance)):
+    for number, left in enumerate(part_of(chosen(left_disks, chance))):
         open_disk(left, scene, disk / f"left-{number}", scene.before)
 
 
@@ -251,6 +258,30 @@ def test_what_a_prune_has_removed_stays_away_once_it_has_returned(disk: Path) ->
     scene.recording.run(scene.work)
     for left in scene.recording.disks(random.Random(0), start=scene.recording.length, drawn=DRAWN):
         assert [path for path in removed if path in left.tree.files or path in left.tree.folders] == [], left
+
+
+def test_the_power_may_go_while_a_tree_is_taken_away_and_what_is_left_beside_it_is_taken_for_no_tree(
+    disk: Path,
+) -> None:
+    require_root()
+    scene = make_scene(replace(VERBS["pull and unpack"], prepare=make_unnamed_tree), disk / "scene")
+    scene.recording.run(lambda _: open_at(scene.folder, "full").prune())
+    assert not list(scene.folder.glob("store/base_layers/*"))
+    trees = whole_trees(scene)
+    tree, alone = "store/base_layers/team_app_1", None
+    for left in scene.recording.disks(random.Random(0)):
+        assert list(trees.iter_breaches(left.tree, returned=False)) == [], left
+        if f"{tree}.json" in left.tree.files and tree not in left.tree.folders:
+            alone = left
+    assert alone is not None
+    folder = disk / "left"
+    folder.mkdir()
+    alone.write_to(folder)
+    store = open_store(folder / "store")
+    store.import_image(memory_of({"team/app:1": PULLED}), "team/app:1")
+    assert store.base_layer("team/app:1") is None
+    assert pull_tree(PULLED, store)
+    assert files_of(store.base_layer("team/app:1")) == TREES[PULLED.digest]
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
@@ -348,7 +379,7 @@ def places_to_die(scene: Scene, folder: Path, chance: random.Random) -> list[int
         scene.verb.work(open_at(folder, "full"), folder / "store")
     changes = system.changes
     if DEEP:
-        return list(range(len(changes)))
+        return list(part_of(range(len(changes))))
     named = {place + 1 for place, call in enumerate(changes) if call.paths[1:] == (f"{folder}/store/index.json",)}
     trees = {os.path.dirname(f"{folder}/{path}") for path in scene.verb.trees}
     trees |= {f"{folder}/store/base_layers"} if scene.verb.unpacks else set()

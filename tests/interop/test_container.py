@@ -5,7 +5,6 @@ installed here: nothing is fetched.
 """
 
 import json
-import os
 import time
 import tomllib
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tests.support.layouts import write_layout
 from tests.support.peers import PeerFailed, require_peer, run_peer, skopeo_command, skopeo_environment
 from tests.support.processes import plain_environment
 from tests.support.stores import open_store
+from tests.support.trials import DEEP
 from tests.support.wheels import write_wheels
 
 PROJECT = Path(__file__).parents[2]
@@ -32,7 +32,6 @@ CONTAINERFILE = PROJECT / "examples" / "daemon" / "Containerfile"
 BASE = "docker.io/library/python:3.13-slim"
 IMAGE = "localhost/minibox-server:latest"
 BUILD_SECONDS = 200.0
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 
 pytestmark = [
     pytest.mark.skipif(not DEEP, reason="it builds for a minute: only where MINIBOX_DEEP is 1"),

@@ -16,9 +16,8 @@ from tests.support.hard_layers import folder, image_of, member, opaque, whiteout
 from tests.support.image_views import view_tree
 from tests.support.stores import open_store, put, require_root
 from tests.support.trees import assert_same_tree, read_tree
-from tests.support.trials import DEEP
+from tests.support.trials import DEEP, trial_count
 
-_EXAMPLES = 1000 if DEEP else 100
 # Few names, so that members meet one another.
 _PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
 _TARGETS = st.lists(st.sampled_from(["a", "b", "c", "..", ".", ""]), min_size=1, max_size=4).map("/".join)
@@ -35,7 +34,7 @@ _LAYERS = st.lists(st.lists(_MEMBERS, max_size=6), min_size=1, max_size=4)
 
 
 @pytest.mark.timeout(900 if DEEP else 120)
-@settings(max_examples=_EXAMPLES, deadline=None)
+@settings(max_examples=trial_count(100, 1000), deadline=None)
 @given(_LAYERS)
 def test_random_layers_show_what_they_unpack_to(layers: list[list[bytes]]) -> None:
     require_root()

@@ -21,9 +21,9 @@ from tests.support.certificates import make_certificate
 from tests.support.hard_layers import CAPABILITY, image_of, member
 from tests.support.layouts import write_layout
 from tests.support.peers import PeerFailed, require_peer
+from tests.support.trials import DEEP
 
-_IS_DEEP = os.environ.get("MINIBOX_DEEP") == "1"
-_DEEP = pytest.mark.skipif(not _IS_DEEP, reason="it starts the daemon more often: only where MINIBOX_DEEP is 1")
+_WHERE_DEEP = pytest.mark.skipif(not DEEP, reason="it starts the daemon more often: only where MINIBOX_DEEP is 1")
 _ARCHIVES = "var/lib/minibox-archives"
 _JOURNAL = ("journalctl", "--no-pager", "--output=cat", "--unit=minibox.service")
 _SHOW = ("systemctl", "show", "--property")
@@ -192,7 +192,7 @@ def test_s19_the_first_connection_to_the_socket_starts_it(machine: Machine) -> N
     assert not path.exists()
 
 
-@_DEEP
+@_WHERE_DEEP
 def test_a_reload_shows_the_new_certificate(machine: Machine, tmp_path: Path) -> None:
     require_peer("openssl")
     shown = machine.root / "etc/minibox"
@@ -217,7 +217,7 @@ def test_a_reload_shows_the_new_certificate(machine: Machine, tmp_path: Path) ->
     assert serial(machine) == serial_of(machine, "chain.pem") != before
 
 
-@_DEEP
+@_WHERE_DEEP
 def test_any_user_will_do_where_nothing_is_unpacked(machine: Machine) -> None:
     document = (Path(__file__).parents[2] / "docs/daemon.md").read_text()
     lines = re.search(r" {4}\[Service\]\n((?: {4}.+\n)+)", document)
@@ -230,7 +230,7 @@ def test_any_user_will_do_where_nothing_is_unpacked(machine: Machine) -> None:
     assert (machine.root / "var/lib/minibox").stat().st_uid == user
 
 
-@_DEEP
+@_WHERE_DEEP
 def test_a_setting_that_is_wrong_is_said_and_does_not_start_it_for_ever(machine: Machine) -> None:
     machine.configure("RestartSec=10ms", "[Unit]", "StartLimitBurst=2", MINIBOX_UNPACK="maybe", MINIBOX_MAX_PULLS="0")
     with pytest.raises(PeerFailed):

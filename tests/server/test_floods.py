@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import os
 import socket
 import subprocess
 import sys
@@ -21,10 +20,10 @@ from tests.server.serving import serving
 from tests.support.daemon import Daemon, Reply, running_daemon
 from tests.support.images import build_image, random_layer
 from tests.support.layouts import write_layout
+from tests.support.trials import DEEP
 
-IS_DEEP = os.environ.get("MINIBOX_DEEP") == "1"
-CONNECTIONS = 10_000 if IS_DEEP else 600
-MOST = 1024 if IS_DEEP else 60
+CONNECTIONS = 10_000 if DEEP else 600
+MOST = 1024 if DEEP else 60
 IDLE_SECONDS = 1
 # How long one request may take between those of all the others.
 SERVED_SECONDS = 60
@@ -47,8 +46,8 @@ LEFT = {
 }
 # How much memory more than before the first of them there may be then: what so many connections or requests took at
 # once, for something that lasts comes to lie between them, and that part is not given back. It grows no further.
-MOST_OF_STRANGERS_BYTES = (14 if IS_DEEP else 2) * MIB
-MOST_BYTES = (48 if IS_DEEP else 8) * MIB
+MOST_OF_STRANGERS_BYTES = (14 if DEEP else 2) * MIB
+MOST_BYTES = (48 if DEEP else 8) * MIB
 # Opens so many connections, as far as this process may, says how many, and leaves them until it is told to end.
 OPENING = """
 import resource, socket, sys

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import socket
 import tarfile
 import time
@@ -35,6 +34,7 @@ from tests.support.invariants import check_invariants
 from tests.support.layouts import read_layout_blobs, read_layout_names
 from tests.support.snapshots import snapshot
 from tests.support.stores import put
+from tests.support.trials import DEEP
 
 NAME = "app:1"
 IMAGE = build_image()
@@ -44,7 +44,6 @@ LARGE = pack(members_of(build_image([random_layer(3 * 1024 * 1024)]), NAME))
 TAR = {"Content-Type": "application/x-tar"}
 JSON = {"Accept": "application/json"}
 WAIT_SECONDS = 60.0
-DEEP = os.environ.get("MINIBOX_DEEP") == "1"
 
 
 def pieces(content: bytes, size_bytes: int = 1000) -> Iterator[bytes]:

@@ -1,7 +1,6 @@
 """Very many clients that read the progress of one pull: none is cut, and the daemon's memory stays small."""
 
 import json
-import os
 import resource
 import selectors
 import socket
@@ -15,8 +14,9 @@ from tests.support.daemon import running_daemon
 from tests.support.families import watching_memory
 from tests.support.images import build_image, random_layer
 from tests.support.scripted_registry import Answer, ScriptedRegistry, blob_target, serve_image
+from tests.support.trials import DEEP
 
-CLIENTS = 500 if os.environ.get("MINIBOX_DEEP") == "1" else 80
+CLIENTS = 500 if DEEP else 80
 MOST_BYTES = 200 << 20
 IMAGE = build_image([random_layer(1 << 20, salt=f"many {number}") for number in range(4)])
 # The registry lets each layer drip for so long while all listen.

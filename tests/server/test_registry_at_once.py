@@ -1,6 +1,5 @@
 """Clients of the registry at once: nothing that was acknowledged is lost."""
 
-import os
 import random
 import threading
 import time
@@ -14,10 +13,11 @@ from tests.support.daemon import Daemon, running_daemon
 from tests.support.distribution import DistributionClient
 from tests.support.images import BuiltImage, build_image, digest_of, random_layer
 from tests.support.invariants import check_invariants
+from tests.support.trials import DEEP
 
 SHARED = random_layer(200 * 1024, salt="shared")
 CONTENT = random.Random("an upload").randbytes(2_000_000)
-PUSHES = 400 if os.environ.get("MINIBOX_DEEP") == "1" else 24
+PUSHES = 400 if DEEP else 24
 REPOSITORIES = 3
 
 
