@@ -164,6 +164,13 @@ def test_who_looks_into_an_image_goes_on_though_the_daemon_does_not_answer_for_a
     page.unroute_all()
 
 
+def test_who_is_refused_a_directory_is_on_the_way_back(page: Page) -> None:
+    page.get_by_role("link", name="app:1", exact=True).click()
+    page.route("**/images/files*", lambda route: route.abort())
+    page.get_by_role("button", name="Look into it").click()
+    expect(page.get_by_role("button", name="Back to the root")).to_be_focused()
+
+
 # ---- the space
 
 

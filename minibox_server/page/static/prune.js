@@ -2,7 +2,7 @@
 
 import { ask, follow, newest } from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { button, make, replace, table } from "./dom.js";
+import { button, hasNoFocus, make, replace, table } from "./dom.js";
 import { refresh } from "./holdings.js";
 import { finish } from "./pull.js";
 import { start } from "./work.js";
@@ -23,7 +23,7 @@ export function prunePanel() {
       failed.hidden = false;
     } finally {
       show.disabled = false;
-      if (document.activeElement === document.body) show.focus();
+      if (hasNoFocus()) show.focus();
     }
   }, { class: "main" });
   return make("section", { class: "card", "aria-labelledby": "prune" },
