@@ -233,6 +233,19 @@ def test_what_a_verify_finds_is_there_for_who_comes_back(page: Page) -> None:
     expect(page.locator(".findings li")).to_have_count(0)
 
 
+def test_of_very_many_findings_the_first_are_shown(page: Page) -> None:
+    names = [f"app:{number}" for number in range(50)]
+    finding = {"kind": "missing", "path": "blobs/it", "problem": "", "names": names, "is_damage": True}
+    page.route("**/system/verify", lambda route: route.fulfill(json={"findings": [finding] * 1250}))
+    open_space(page)
+    page.get_by_role("button", name="Verify every byte").click()
+    findings = page.locator(".findings li")
+    expect(findings).to_have_count(201)
+    expect(findings.first).to_contain_text("(app:0, app:1,")
+    expect(findings.first).to_contain_text("app:19, 30 images more)")
+    expect(findings.last).to_have_text("and 1,050 more")
+
+
 def test_a_verify_that_is_cancelled_promises_nothing_to_the_next(page: Page) -> None:
     hold_all(page, "**/system/verify")
     open_space(page)
@@ -274,10 +287,16 @@ def test_changes_without_a_pause_are_seen_while_they_go_on(page: Page, daemon: D
     expect(page.get_by_role("link", name="amidst:1")).to_be_visible()
 
 
-def test_who_gives_the_token_sees_the_list_though_a_change_was_told_of_meanwhile(page: Page) -> None:
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_gives_the_token_sees_the_list_though_a_change_was_told_of_meanwhile(page: Page, is_late: bool) -> None:
+    refused: list[Route] = []
+    dialog = page.get_by_role("dialog")
+
     def refuse(route: Route) -> None:
         if route.request.header_value("authorization"):
             route.continue_()
+        elif is_late and dialog.count():
+            refused.append(route)
         else:
             route.fulfill(status=401, body="Unauthorized\n")
 
@@ -289,13 +308,15 @@ def test_who_gives_the_token_sees_the_list_though_a_change_was_told_of_meanwhile
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Unauthorized")
     page.get_by_role("button", name="Try again").click()
-    expect(page.get_by_role("dialog")).to_be_visible()
-    with page.expect_event("requestfinished", lambda request: request.url.endswith("/images")):
+    expect(dialog).to_be_visible()
+    with page.expect_event("request" if is_late else "requestfinished", lambda each: each.url.endswith("/images")):
         page.evaluate("window.tellEvent({ event: 'image' })")
     page.evaluate(ROUND_TRIP)
     page.get_by_label("Token", exact=True).fill("a-token")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(dialog).to_have_count(0)
+    for route in refused:
+        route.fulfill(status=401, body="Unauthorized\n")
     expect(alert).to_have_count(0)
 
 

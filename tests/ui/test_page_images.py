@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.support.browser import CUT, NARROW, cut_off, focused, is_too_wide, keep_screenshot, watched_page
 from tests.support.daemon import Daemon
 from tests.support.images import BuiltImage, build_image, build_index, random_layer
-from tests.support.layouts import write_layout, write_layout_files
+from tests.support.layouts import write_layout_files
 from tests.support.stores import put
 from tests.ui.conftest import APP, MEBIBYTE, SLOW, WORKER, SlowRegistry, fill_store, images_of
 
@@ -322,30 +322,6 @@ def test_an_image_that_is_not_there_is_said_to_be_none(open_page: OpenPage) -> N
     page = open_page({})
     page.goto(page.url.partition("#")[0] + "#/image/nothing%3A1")
     expect(page.get_by_role("alert")).to_contain_text("nothing:1")
-
-
-def test_what_looks_like_html_is_shown_as_the_text_that_it_is(open_page: OpenPage, daemon: Daemon) -> None:
-    name = "a<img/src=x/onerror=alert(1)>:1"
-    told = "<img src=x onerror=alert(1)>"
-    config = {"config": {"Labels": {told: told}, "Env": [f"A={told}"]}, "author": told}
-    hostile = build_image([{f"srv/{told.replace('/', '')}": b""}], config=config)
-    page = open_page({})
-    write_layout(daemon.data_root, {name: hostile})
-    page.reload()
-    expect(page.get_by_role("link", name=name)).to_be_visible()
-    page.get_by_role("button", name=f"Remove {name}").click()
-    expect(page.get_by_role("dialog")).to_contain_text(name)
-    page.keyboard.press("Escape")
-    page.get_by_role("link", name="Space", exact=True).click()
-    page.get_by_role("option").first.click()
-    expect(page.locator(".details")).to_contain_text(name)
-    page.get_by_role("link", name="Images", exact=True).click()
-    page.get_by_role("link", name=name).click()
-    expect(page.get_by_text(f"{told}={told}")).to_be_visible()
-    page.get_by_role("button", name="Look into it").click()
-    page.get_by_role("button", name="srv/", exact=True).click()
-    expect(page.get_by_role("cell", name="<img src=x onerror=alert(1)>")).to_be_visible()
-    assert page.locator("img").count() == 1
 
 
 def test_of_very_many_images_the_first_are_shown_and_more_where_they_are_wanted(

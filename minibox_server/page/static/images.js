@@ -42,7 +42,7 @@ export function imagesView() {
     tools,
     place,
   ];
-  return { title: "Images", view, end: onHoldings(show) };
+  return { view, end: onHoldings(show) };
 }
 
 function showImages(place, list, found, showAnew) {
