@@ -22,10 +22,14 @@ window.showSaveFilePicker = async ({ suggestedName }) => {
   return folder.getFileHandle(suggestedName, { create: true });
 };
 """
-_REFUSE_THE_FILE = """
-const createWritable = async () => { throw new Error("no room for it"); };
-window.showSaveFilePicker = async () => ({ createWritable });
-"""
+# At once, or by its first byte.
+_REFUSE_THE_FILE = [
+    "window.showSaveFilePicker = async () => ({ createWritable: async () => { throw new Error('no room for it'); } });",
+    """
+    const write = () => { throw new DOMException("no room for it", "QuotaExceededError"); };
+    window.showSaveFilePicker = async () => ({ createWritable: async () => new WritableStream({ write }) });
+    """,
+]
 _NO_PICKER = "delete window.showSaveFilePicker;"
 
 
@@ -227,9 +231,10 @@ def test_a_file_that_the_user_chose_gets_the_whole_archive(browser: Browser, dae
         assert not watch.violations
 
 
-def test_a_download_whose_file_is_refused_is_not_fetched_on(browser: Browser, daemon: Daemon) -> None:
+@pytest.mark.parametrize("script", _REFUSE_THE_FILE)
+def test_a_download_whose_file_is_refused_is_not_fetched_on(browser: Browser, daemon: Daemon, script: str) -> None:
     fill_store(daemon, {"vast:1": build_image([random_layer(32 * MEBIBYTE, salt="vast")])})
-    with watched_page(browser, script=_REFUSE_THE_FILE) as (page, watch):
+    with watched_page(browser, script=script) as (page, watch):
         page.goto(f"http://{daemon.host}/ui")
         row(page, "vast:1").get_by_role("button", name="Download").click()
         with page.expect_event("requestfailed", lambda request: "/images/archive" in request.url):
