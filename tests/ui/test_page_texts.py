@@ -6,6 +6,7 @@ from tests.support.daemon import Daemon
 from tests.support.images import build_image
 from tests.support.layouts import write_layout
 from tests.support.stores import put
+from tests.ui.conftest import fill_store
 
 
 def test_what_looks_like_html_is_shown_as_the_text_that_it_is(page: Page, daemon: Daemon) -> None:
@@ -13,6 +14,7 @@ def test_what_looks_like_html_is_shown_as_the_text_that_it_is(page: Page, daemon
     told = "<img src=x onerror=alert(1)>"
     config = {"config": {"Labels": {told: told}, "Env": [f"A={told}"]}, "author": told}
     hostile = build_image([{f"srv/{told.replace('/', '')}": b""}], config=config)
+    fill_store(daemon, {})
     write_layout(daemon.data_root, {name: hostile})
     page.reload()
     expect(page.get_by_role("link", name=name)).to_be_visible()
