@@ -140,12 +140,14 @@ def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[],
     Others that are asked for meanwhile pass.
     """
     held: list[tuple[Route, APIResponse]] = []
+    is_first = iter((True,))
 
     def hold(route: Route) -> None:
-        if held:
-            route.continue_()
-        else:
+        # Another one may come while this one is fetched.
+        if next(is_first, False):
             held.append((route, route.fetch()))
+        else:
+            route.continue_()
 
     def release() -> None:
         route, answer = held[0]
