@@ -97,3 +97,19 @@ def test_S24_links_that_lead_nowhere_or_to_what_is_not_there_are_bounded_too(tar
     links = [_link(f"{number}/l", target) for number in range(200)]
     with pytest.raises(InvalidArchive, match="lead through more directories than any image needs"):
         Merger().apply_layer([*folders, *links, *[_file(f"{number}/l/f") for number in range(200)]])
+
+
+def test_members_that_links_lead_to_by_a_long_way_are_there_however_many_they_are() -> None:
+    place = "opt/packages/linux-64/cuda/12.4/targets/x86_64-linux"
+    links = [
+        _link("usr/local/cuda", "../../etc/alternatives/cuda"),
+        _link("etc/alternatives/cuda", "/usr/local/cuda-12"),
+        _link("usr/local/cuda-12", "../../usr/local/cuda-12.4"),
+        _link("usr/local/cuda-12.4", f"../../{place}"),
+    ]
+    merger = Merger()
+    merger.apply_layer([*links, *[_file(f"usr/local/cuda/{number % 2}/{number}") for number in range(6000)]])
+    found = merger.root
+    for part in place.split("/"):
+        found = found.names[part]
+    assert [len(found.names[name].names) for name in "01"] == [3000, 3000]

@@ -19,12 +19,14 @@ from playwright.sync_api import (
     Request,
     Route,
     ViewportSize,
+    expect,
     sync_playwright,
 )
 
 from tests.support.peers import require_peer
 
-PATIENCE_SECONDS = 10.0
+# Who waits so long on a busy machine waits in vain.
+PATIENCE_SECONDS = 30.0
 WIDE = ViewportSize(width=1280, height=800)
 NARROW = ViewportSize(width=360, height=740)
 
@@ -94,6 +96,7 @@ class Watch:
 def chromium() -> Iterator[Browser]:
     """Run Chromium; without it the test is skipped, or fails where MINIBOX_REQUIRE_PEERS is 1."""
     program = require_peer("chromium")
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
         try:
@@ -137,12 +140,14 @@ def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[],
     Others that are asked for meanwhile pass.
     """
     held: list[tuple[Route, APIResponse]] = []
+    is_first = iter((True,))
 
     def hold(route: Route) -> None:
-        if held:
-            route.continue_()
-        else:
+        # Another one may come while this one is fetched.
+        if next(is_first, False):
             held.append((route, route.fetch()))
+        else:
+            route.continue_()
 
     def release() -> None:
         route, answer = held[0]

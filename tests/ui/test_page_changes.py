@@ -18,8 +18,9 @@ async () => {
   while (!window.tellEvent) await new Promise((next) => setTimeout(next, 20));
 }
 """
+_TELL_CHANGE = "window.tellEvent({ event: 'image' })"
 # So often that there is never a pause.
-_TELL_EVENTS_FOR_EVER = "setInterval(() => window.tellEvent({ event: 'image' }), 20)"
+_TELL_CHANGES_FOR_EVER = f"setInterval(() => {_TELL_CHANGE}, 20)"
 # How often a name is looked at until each of so many images has been asked for its bytes.
 _COUNT_LOOKS = """
 async (count) => {
@@ -50,6 +51,13 @@ async (count) => {
 def open_space(page: Page) -> None:
     page.get_by_role("link", name="Space", exact=True).click()
     expect(page.get_by_role("listbox")).to_be_visible()
+
+
+def tell_events(page: Page) -> None:
+    """Let the page hear of nothing but what the test tells it."""
+    page.add_init_script(TELL_EVENTS)
+    page.reload()
+    page.evaluate(_STREAM_HAS_BEGUN)
 
 
 def hold_all(page: Page, address: str) -> list[Route]:
@@ -164,6 +172,13 @@ def test_who_looks_into_an_image_goes_on_though_the_daemon_does_not_answer_for_a
     page.unroute_all()
 
 
+def test_who_is_refused_a_directory_is_on_the_way_back(page: Page) -> None:
+    page.get_by_role("link", name="app:1", exact=True).click()
+    page.route("**/images/files*", lambda route: route.abort())
+    page.get_by_role("button", name="Look into it").click()
+    expect(page.get_by_role("button", name="Back to the root")).to_be_focused()
+
+
 # ---- the space
 
 
@@ -226,6 +241,19 @@ def test_what_a_verify_finds_is_there_for_who_comes_back(page: Page) -> None:
     expect(page.locator(".findings li")).to_have_count(0)
 
 
+def test_of_very_many_findings_the_first_are_shown(page: Page) -> None:
+    names = [f"app:{number}" for number in range(50)]
+    finding = {"kind": "missing", "path": "blobs/it", "problem": "", "names": names, "is_damage": True}
+    page.route("**/system/verify", lambda route: route.fulfill(json={"findings": [finding] * 1250}))
+    open_space(page)
+    page.get_by_role("button", name="Verify every byte").click()
+    findings = page.locator(".findings li")
+    expect(findings).to_have_count(201)
+    expect(findings.first).to_contain_text("(app:0, app:1,")
+    expect(findings.first).to_contain_text("app:19, 30 images more)")
+    expect(findings.last).to_have_text("and 1,050 more")
+
+
 def test_a_verify_that_is_cancelled_promises_nothing_to_the_next(page: Page) -> None:
     hold_all(page, "**/system/verify")
     open_space(page)
@@ -259,36 +287,59 @@ def test_a_daemon_that_does_not_answer_is_told_of_beside_the_bytes(page: Page, d
 
 
 def test_changes_without_a_pause_are_seen_while_they_go_on(page: Page, daemon: Daemon) -> None:
-    page.add_init_script(TELL_EVENTS)
-    page.reload()
-    page.evaluate(_STREAM_HAS_BEGUN)
-    page.evaluate(_TELL_EVENTS_FOR_EVER)
+    tell_events(page)
+    page.evaluate(_TELL_CHANGES_FOR_EVER)
     put(daemon.data_root, WORKER, "amidst:1")
     expect(page.get_by_role("link", name="amidst:1")).to_be_visible()
 
 
-def test_who_gives_the_token_sees_the_list_though_a_change_was_told_of_meanwhile(page: Page) -> None:
+def test_what_has_changed_while_the_list_was_on_its_way_is_seen(page: Page, daemon: Daemon) -> None:
+    tell_events(page)
+    release = hold_next(page, "**/images", lambda: page.evaluate(_TELL_CHANGE))
+    put(daemon.data_root, WORKER, "meanwhile:1")
+    page.evaluate(_TELL_CHANGE)
+    release()
+    expect(page.get_by_role("link", name="meanwhile:1")).to_be_visible()
+
+
+def test_an_older_list_does_not_take_the_place_of_a_newer_one(page: Page) -> None:
+    tell_events(page)
+    release = hold_next(page, "**/images", lambda: page.evaluate(_TELL_CHANGE))
+    page.get_by_role("button", name="Remove app:1", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("link", name="app:1")).to_have_count(0)
+    release()
+    assert page.get_by_role("link", name="app:1").count() == 0
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_gives_the_token_sees_the_list_though_a_change_was_told_of_meanwhile(page: Page, is_late: bool) -> None:
+    refused: list[Route] = []
+    dialog = page.get_by_role("dialog")
+
     def refuse(route: Route) -> None:
         if route.request.header_value("authorization"):
             route.continue_()
+        elif is_late and dialog.count():
+            refused.append(route)
         else:
             route.fulfill(status=401, body="Unauthorized\n")
 
-    page.add_init_script(TELL_EVENTS)
-    page.reload()
-    page.evaluate(_STREAM_HAS_BEGUN)
+    tell_events(page)
     page.route(re.compile("/(images|system/df)$"), refuse)
-    page.evaluate("window.tellEvent({ event: 'image' })")
+    page.evaluate(_TELL_CHANGE)
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Unauthorized")
     page.get_by_role("button", name="Try again").click()
-    expect(page.get_by_role("dialog")).to_be_visible()
-    with page.expect_event("requestfinished", lambda request: request.url.endswith("/images")):
-        page.evaluate("window.tellEvent({ event: 'image' })")
+    expect(dialog).to_be_visible()
+    with page.expect_event("request" if is_late else "requestfinished", lambda each: each.url.endswith("/images")):
+        page.evaluate(_TELL_CHANGE)
     page.evaluate(ROUND_TRIP)
     page.get_by_label("Token", exact=True).fill("a-token")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(dialog).to_have_count(0)
+    for route in refused:
+        route.fulfill(status=401, body="Unauthorized\n")
     expect(alert).to_have_count(0)
 
 

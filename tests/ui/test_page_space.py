@@ -123,14 +123,15 @@ def test_the_picture_is_walked_with_the_arrow_keys_and_has_one_place_in_the_orde
     assert page.locator(".cell[tabindex='0']").count() == 1
 
 
-def test_the_picture_fits_itself_to_the_width_that_it_has(opened: tuple[Page, Watch]) -> None:
+def test_the_picture_fits_itself_to_the_width_that_it_has_and_keeps_the_focus(opened: tuple[Page, Watch]) -> None:
     page, _ = opened
     picture = page.get_by_role("listbox")
-    expect(picture).to_be_visible()
+    page.get_by_role("option").first.focus()
     for width in (700, 400, 1000):
         page.set_viewport_size({"width": width, "height": 800})
         wanted = page.locator(".picture").evaluate("(element) => String(element.clientWidth)")
         expect(picture).to_have_attribute("width", wanted)
+        expect(page.locator(".cell[aria-selected=true]")).to_be_focused()
 
 
 def test_a_prune_shows_its_plan_first_and_removes_that(

@@ -6,6 +6,9 @@ const SVG = "http://www.w3.org/2000/svg";
 /** For a field whose words are names: they stay as they are typed. */
 export const AS_TYPED = { autocomplete: "off", autocapitalize: "none", spellcheck: "false" };
 
+// What turns the letters behind it round: with it one name looks like another, so it is written out.
+const TURNING = /[\u202a-\u202e\u2066-\u2069]/g;
+
 let fields = 0;
 
 /**
@@ -23,7 +26,7 @@ export function draw(tag, properties = {}, ...children) {
 
 /** Put these children, and nothing else, into an element. */
 export function replace(element, ...children) {
-  element.replaceChildren(...children.flat(Infinity).filter(isShown));
+  element.replaceChildren(...shownOf(children));
   return element;
 }
 
@@ -68,6 +71,11 @@ export function notice(problem, again) {
   return make("div", { class: "notice", role: "alert" }, make("p", {}, problem), button("Try again", () => again()));
 }
 
+/** Return how many more there are, where only the first `most` of the items are shown. */
+export function more(items, most, tag = "p") {
+  return items.length > most && make(tag, { class: "quiet" }, `and ${(items.length - most).toLocaleString("en")} more`);
+}
+
 /** Return terms and what they stand for; a pair whose second part is null is left out. */
 export function facts(...pairs) {
   const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
@@ -90,10 +98,15 @@ function fill(element, properties, children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.flat(Infinity).filter(isShown));
+  element.append(...shownOf(children));
   return element;
 }
 
-function isShown(child) {
-  return child !== null && child !== undefined && child !== false;
+function shownOf(children) {
+  const shown = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+  return shown.map((child) => (typeof child === "string" ? child.replace(TURNING, writtenOut) : child));
+}
+
+function writtenOut(character) {
+  return `\\u${character.charCodeAt(0).toString(16)}`;
 }

@@ -23,8 +23,9 @@ export function filesPanel(image, platform, signal) {
       tell(`${path}: ${count(directory.entries.length, "entry", "entries")}.`);
     } catch (error) {
       if (signal.aborted) return;
-      replace(place, make("p", { class: "failed", role: "alert" }, error.message),
-        button("Back to the root", () => open("/")));
+      const back = button("Back to the root", () => open("/"));
+      replace(place, make("p", { class: "failed", role: "alert" }, error.message), back);
+      if (hasNoFocus()) back.focus();
     }
   };
   replace(place, button("Look into it", () => open("/")));

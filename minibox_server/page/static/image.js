@@ -2,10 +2,13 @@
 
 import { ask, newest } from "./api.js";
 import { removeImage, saveImage, tagImage } from "./actions.js";
-import { button, facts, field, make, notice, redraw, replace } from "./dom.js";
+import { button, facts, field, make, more, notice, redraw, replace } from "./dom.js";
 import { filesPanel } from "./files.js";
 import { holdings, onHoldings, usageOf } from "./holdings.js";
 import { age, bytes, short } from "./words.js";
+
+// An image may have tens of thousands of variables and labels; one that is run has some dozens.
+const MOST_LINES = 1000;
 
 /** Return the view of the image of this name, and what ends it. */
 export function imageView(name) {
@@ -41,7 +44,6 @@ export function imageView(name) {
   // Where the list is refused, nobody has heard of a change, and nobody who reads on is interrupted.
   const ends = onHoldings(() => { if (holdings.problem === null) load(); });
   return {
-    title: name,
     view: [
       make("p", { class: "crumb" }, make("a", { href: "#/images" }, "All images")),
       make("h1", { tabindex: "-1" }, name),
@@ -113,7 +115,9 @@ function configFacts(config) {
 }
 
 function lines(values) {
-  return values.length ? make("code", {}, values.flatMap((each) => [each, make("br")])) : null;
+  if (!values.length) return null;
+  const shown = values.slice(0, MOST_LINES).flatMap((each) => [each, make("br")]);
+  return make("code", {}, shown, more(values, MOST_LINES, "span"));
 }
 
 function pairs(values) {

@@ -42,7 +42,7 @@ export function imagesView() {
     tools,
     place,
   ];
-  return { title: "Images", view, end: onHoldings(show) };
+  return { view, end: onHoldings(show) };
 }
 
 function showImages(place, list, found, showAnew) {
@@ -89,7 +89,7 @@ function row(image, largest) {
     button(label, does, { "aria-label": `${label} ${name}`, "data-focus": `${label} ${name}`, ...properties });
   return make("li", { class: "card image" },
     make("div", { class: "what" },
-      make("h2", {}, make("a", { href: `#/image/${encodeURIComponent(name)}`, "data-focus": name }, name),
+      make("h2", {}, make("a", { href: `#/image/${encodeURIComponent(name)}`, "data-focus": `Image ${name}` }, name),
         image.damaged && make("strong", { class: "mark" }, "damaged")),
       make("p", { class: "parts" }, parts.filter(Boolean).map((part) => make("span", {}, part)))),
     sizeOf(image, largest),

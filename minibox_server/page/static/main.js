@@ -18,11 +18,12 @@ function show(isFirst) {
   const views = { images: imagesView, space: spaceView, image: () => imageView(decode(rest ?? "")) };
   // Every object has more than was put into it.
   const name = Object.hasOwn(views, asked) ? asked : "images";
-  const { title, view, end } = views[name]();
+  const { view, end } = views[name]();
   endView();
   endView = end ?? (() => {});
   replace(main, view);
-  document.title = `${title} · minibox`;
+  const heading = main.querySelector("h1");
+  document.title = `${heading.textContent} · minibox`;
   for (const link of document.querySelectorAll("nav a")) {
     const isCurrent = link.getAttribute("href") === `#/${name === "image" ? "images" : name}`;
     if (isCurrent) link.setAttribute("aria-current", "page");
@@ -30,7 +31,7 @@ function show(isFirst) {
   }
   // Who comes by a link hears where they are; who has just opened the page is at its top.
   if (!isFirst) {
-    main.querySelector("h1")?.focus();
+    heading.focus();
     window.scrollTo(0, 0);
   }
 }

@@ -165,7 +165,8 @@ function nameOf(group) {
   return group.count === null ? "all others" : neededBy(group);
 }
 
-function wordsFor({ names, count: images }) {
+/** The names of the images that need blobs, and how many more there are. */
+export function wordsFor({ names, count: images }) {
   if (images === null) return null;
   if (!images) return "no image: a prune removes it";
   const more = images - names.length;

@@ -2,7 +2,7 @@
 
 import { ask, follow, newest } from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { button, make, replace, table } from "./dom.js";
+import { button, hasNoFocus, make, more, replace, table } from "./dom.js";
 import { refresh } from "./holdings.js";
 import { finish } from "./pull.js";
 import { start } from "./work.js";
@@ -23,7 +23,7 @@ export function prunePanel() {
       failed.hidden = false;
     } finally {
       show.disabled = false;
-      if (document.activeElement === document.body) show.focus();
+      if (hasNoFocus()) show.focus();
     }
   }, { class: "main" });
   return make("section", { class: "card", "aria-labelledby": "prune" },
@@ -84,11 +84,10 @@ function planOf(report) {
     bytes(each.size_bytes),
     each.reason,
   ]);
-  const more = plan.length > MOST_ROWS ? make("p", { class: "quiet" }, `and ${plan.length - MOST_ROWS} more`) : null;
   return [
     make("p", {}, make("b", {}, bytes(sum)), ` in ${count(plan.length, "thing")}`),
     table("The plan", ["What", "Size", "Why"], rows),
-    more,
+    more(plan, MOST_ROWS),
     ...remarks(report),
   ];
 }

@@ -53,7 +53,6 @@ export function spaceView() {
   // It is drawn for the width that it has, which it has when it stands in the page.
   requestAnimationFrame(show);
   return {
-    title: "Space",
     view: [
       make("h1", { tabindex: "-1" }, "Space"), view,
       make("div", { class: "ways" }, prunePanel(), checkPanel()),
