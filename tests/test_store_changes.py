@@ -261,6 +261,18 @@ def test_a_collection_is_told_of_once_it_has_ended_and_a_dry_run_is_not(root: Pa
     assert store.changes(changes.state).has_pruned(changes.state)
 
 
+def test_collections_that_end_one_behind_another_are_each_told_of(root: Path) -> None:
+    put(root, IMAGE, "app:1")
+    store = open_store(root)
+    state = store.state()
+    for _ in range(200):
+        with _locks.holding_lock(str(root / "ingest" / "prune.lock"), doing="collecting", timeout_seconds=1):
+            pass
+        changes = store.changes(state)
+        assert changes.has_pruned(state)
+        state = changes.state
+
+
 def test_what_cannot_be_read_is_an_error(root: Path) -> None:
     put(root, IMAGE, "app:1")
     store = Store(root, settle_seconds=0)
