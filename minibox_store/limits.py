@@ -139,9 +139,10 @@ class UnpackLimits(_Bounds):
             memory until the end.
         extra_bytes: what the extended attributes, the targets of symbolic links and the maps of sparse files in an
             image that is looked into may take together. A run of a map counts as 128 bytes.
-        tree_bytes: about what is kept in memory of an image's files together: of all members where it is looked into,
-            and of directories where it is unpacked. Each counts as 1,024 bytes and as the characters of its path, a
-            directory that no member names too; what is unpacked over other layers as 128 and those of its name.
+        tree_bytes: about what is kept in memory of an image's files together: of all files where it is looked into, and
+            of directories where it is unpacked. Each counts as 1,024 bytes and as the characters of its path, a
+            directory that no member names too; what is unpacked over other layers as 128 and those of its name. What
+            has the place of another file of its name counts no more than that did, what a whiteout takes counts still.
     """
 
     output_bytes: int = 1 << 36

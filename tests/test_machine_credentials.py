@@ -130,6 +130,17 @@ def test_a_host_whose_own_helper_has_no_name_asks_none_as_with_docker(home: Home
     assert home.find("ghcr.io") == BOB
 
 
+def test_of_several_spellings_the_helper_of_the_hosts_own_name_counts(home: Home) -> None:
+    named = home.add_helper("own", {"quay.io": ("alice", "pass-word-1")})
+    home.write(home.docker, credHelpers={"https://quay.io": "", "quay.io": "own"})
+    assert home.find("quay.io") == ALICE
+    home.write(
+        home.docker, {"quay.io": auth("bob", "pass-word-2")}, credHelpers={"https://quay.io": "own", "quay.io": ""}
+    )
+    assert home.find("quay.io") == BOB
+    assert len(named.runs()) == 1
+
+
 def test_the_longest_path_is_found_in_a_file(home: Home) -> None:
     home.write(home.podman, {"quay.io": auth("bob", "pass-word-2"), "quay.io/team": auth("alice", "pass-word-1")})
     assert home.find("quay.io", "team/app") == ALICE

@@ -75,6 +75,16 @@ def test_S24_a_few_members_do_not_ask_for_a_hundred_thousand_directories() -> No
     Merger().apply_layer([_file(f"{number}" + "/d" * 30) for number in range(4000)])
 
 
+def test_a_file_that_each_layer_has_once_more_counts_once() -> None:
+    merger = Merger(UnpackLimits(tree_bytes=150_000))
+    tree = [LayerEntry("entry", "d", MemberKind.DIRECTORY), *(_file(f"d/{number}") for number in range(100))]
+    gone = [LayerEntry("whiteout", f"d/gone-{number}", MemberKind.FILE) for number in range(100)]
+    for _ in range(3):
+        merger.apply_layer([*tree, *gone])
+    with pytest.raises(InvalidArchive, match="than are kept in 150000 bytes"):
+        merger.apply_layer(_file(f"d/new-{number}") for number in range(100))
+
+
 def _link(path: str, target: str) -> LayerEntry:
     return LayerEntry("entry", path, MemberKind.SYMLINK, link_target=target)
 

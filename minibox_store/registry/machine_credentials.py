@@ -25,7 +25,7 @@ from minibox_store._files import read_whole
 from minibox_store.codec.auth_files import AUTH_FILE_BYTES, AuthEntry, AuthFile, decode_auth_file
 from minibox_store.errors import InvalidDocument, InvalidPath
 from minibox_store.kinds import check_secret, each_of
-from minibox_store.registry.credential_keys import hosts_of, matching_keys, place_of, server_names
+from minibox_store.registry.credential_keys import matching_keys, server_names
 from minibox_store.registry.credential_programs import PROGRAM_PATH, CredentialPrograms
 from minibox_store.registry.credentials import Credentials, KnownCredentials
 from minibox_store.registry.environment import auth_paths, process_environment
@@ -112,9 +112,9 @@ def helpers_for(file: AuthFile, registry: str) -> list[str]:
     """Return the helpers that a file names for a registry, its own before the one for all.
 
     An own one without a name says, as it does to Docker, that no helper is asked: the file itself has the secret.
+    Of several spellings of the registry its own name counts.
     """
-    hosts = hosts_of(registry)
-    own = [helper for key, helper in file.credential_helpers.items() if place_of(key) in hosts][:1]
+    own = [file.credential_helpers[key] for key in matching_keys(file.credential_helpers, registry, "")][:1]
     return [] if own == [""] else [*own, *([file.credentials_store] if file.credentials_store else [])]
 
 

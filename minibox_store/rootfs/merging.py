@@ -112,7 +112,6 @@ class Merger:
         self._folder = None
         for entry in entries:
             self._bounds.count_member()
-            self._bounds.count_entry(entry)
             self._step_bounds.count_member(entry.path.count("/") + 1)
             if entry.meaning == "entry":
                 self._put(entry)
@@ -136,6 +135,8 @@ class Merger:
         directory = self._enter(folder, entry.path)
         children = directory.names
         there = children.get(name)
+        # A tree whose owner or times a layer changes is in it once more, and is kept once.
+        self._bounds.count_entry(entry, replaces=there is not None)
         if entry.kind is _DIRECTORY and there is not None and there.children is not None:
             there.entry, there.layer = entry, self._layer
         elif entry.kind is _HARDLINK:

@@ -41,9 +41,11 @@ class TreeBounds:
         if self._members > self._limits.entries:
             raise InvalidArchive(f"{self._what} has more than {self._limits.entries} members")
 
-    def count_entry(self, entry: LayerEntry) -> None:
-        """Take note of what is kept of a member."""
-        self._count(_FILE_BYTES + len(entry.path) + len(entry.link_target if entry.kind is MemberKind.HARDLINK else ""))
+    def count_entry(self, entry: LayerEntry, *, replaces: bool = False) -> None:
+        """Take note of what is kept of a member, in place of what had its name where it ``replaces`` that."""
+        if not replaces:
+            target = entry.link_target if entry.kind is MemberKind.HARDLINK else ""
+            self._count(_FILE_BYTES + len(entry.path) + len(target))
         self._extra_bytes += entry.extra_bytes
         if self._extra_bytes > self._limits.extra_bytes:
             most = self._limits.extra_bytes
