@@ -158,6 +158,20 @@ def test_a_document_that_was_changed_in_place_is_seen_within_a_second(root: Path
     assert damaged(store.images()) == set(), "a repair is seen at once"
 
 
+@pytest.mark.parametrize("image", [FIRST, CHILD], ids=["a manifest", "a manifest below an index"])
+def test_a_repair_in_place_that_gives_a_file_the_time_it_had_is_seen_at_once(root: Path, image: BuiltImage) -> None:
+    path, kept = blob(root, image.digest), root.parent / "kept"
+    shutil.copy2(path, kept)
+    status = path.stat()
+    rot(path)  # which leaves no trace in the time of a file
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    store = open_store(root)
+    assert len(damaged(settle(store))) == 1
+    shutil.copy2(kept, path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    assert damaged(store.images()) == set()
+
+
 def test_one_image_that_was_changed_in_place_is_seen_at_once_when_it_is_asked_for(root: Path) -> None:
     store = open_store(root)
     settle(store)
