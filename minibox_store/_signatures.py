@@ -48,18 +48,19 @@ def has_blocks(path: str) -> bool:
         return False
 
 
-def file_state(path: str) -> FileState | None:
-    """Return the state of what is at ``path``, a link itself; None where there is nothing."""
+def file_states(path: str) -> tuple[FileState, FileState] | None:
+    """Return the state of what is at ``path``, a link itself, and the strict one; None where there is nothing."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
-    return status.st_size, status.st_ino, status.st_mtime_ns
+    size_bytes, inode = status.st_size, status.st_ino
+    return (size_bytes, inode, status.st_mtime_ns), (size_bytes, inode, status.st_ctime_ns)
 
 
-def are_unchanged(files: Iterable[tuple[str, FileState | None]]) -> bool:
-    """Whether each of these paths has the state still that is told with it; asked of thousands at once."""
-    lstat = os.lstat
+def are_unchanged(files: Iterable[tuple[str, FileState | None]], *, strictly: bool = False) -> bool:
+    """Whether each of these paths has the state, or the strict one, still that is told with it; asked of thousands."""
+    lstat, moment = os.lstat, "st_ctime_ns" if strictly else "st_mtime_ns"
     for path, known in files:
         try:
             status = lstat(path)
@@ -69,7 +70,7 @@ def are_unchanged(files: Iterable[tuple[str, FileState | None]]) -> bool:
             return False
         except OSError:
             return False  # nobody can tell
-        if known != (status.st_size, status.st_ino, status.st_mtime_ns):
+        if known != (status.st_size, status.st_ino, getattr(status, moment)):
             return False
     return True
 

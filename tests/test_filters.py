@@ -547,7 +547,6 @@ def test_names_that_are_written_all_the_time_make_the_store_busy(root: Path, how
 
     def write() -> None:
         written.append("app:1" if how == "the same image again" else f"other:{len(written)}")
-        time.sleep(0.002)
         # In another process: its own way to the lock is none of those that are waited for here.
         assert run_forked(lambda: write_outside(root, written[-1])) == 0
 

@@ -120,9 +120,20 @@ def test_whatever_writes_a_name_notes_it(root: Path, clock: Callable[[float], No
         store.pull(registry.reference("team/app", "1"), name="pulled:1", client=quick_client())
     names = ["other:1", "other:1", "loaded:1", "tagged:1", "tagged:1", "pulled:1"]
     assert noted(root) == [("written", name) for name in names]
-    assert [line[1:3] for line in read_lines(names_journal(root))] == [[f"{NOW:.3f}", OTHER.digest]] * len(names)
+    assert [line[1:3] for line in read_lines(names_journal(root))] == [[f"{NOW:.6f}", OTHER.digest]] * len(names)
     assert stat.S_IMODE(names_journal(root).stat().st_mode) == 0o600
     check_invariants(root)
+
+
+def test_of_names_that_are_written_within_a_millisecond_the_last_is_the_youngest(
+    root: Path, clock: Callable[[float], None]
+) -> None:
+    put(root, OTHER, "image:2")
+    clock(NOW + 0.0004)
+    put(root, IMAGE, "image:1")  # it stands before the other one
+    assert old(root, "keep_last=1") == ["image:2"]
+    open_layout(root).activity.tidy({"image:1", "image:2"})
+    assert old(root, "keep_last=1") == ["image:2"]
 
 
 def test_looking_at_an_image_notes_nothing(root: Path) -> None:

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import stat
-import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,13 +18,13 @@ from minibox_store import Image, Limits, Store, StoreError, StoreUnavailable, _s
 from minibox_store.layout import stillness
 from minibox_store.layout.paths import LayoutPaths
 from minibox_store.layout.stillness import BlobFolders
-from tests.support.forks import not_possible, run_forked
+from tests.support.forks import run_forked
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.invariants import find_leftovers
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
-from tests.support.stores import blob, bound, mounted, open_store, put, remount, require_root, rot
+from tests.support.stores import blob, bound, open_store, put, remount, require_root, rot, whole_second_disk
 from tests.support.system_calls import OtherOs
 from tests.support.waiting import SOON_SECONDS
 
@@ -158,6 +157,20 @@ def test_a_document_that_was_changed_in_place_is_seen_within_a_second(root: Path
     assert damaged(store.images()) == set(), "a repair is seen at once"
 
 
+@pytest.mark.parametrize("image", [FIRST, CHILD], ids=["a manifest", "a manifest below an index"])
+def test_a_repair_in_place_that_gives_a_file_the_time_it_had_is_seen_at_once(root: Path, image: BuiltImage) -> None:
+    path, kept = blob(root, image.digest), root.parent / "kept"
+    shutil.copy2(path, kept)
+    status = path.stat()
+    rot(path)  # which leaves no trace in the time of a file
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    store = open_store(root)
+    assert len(damaged(settle(store))) == 1
+    shutil.copy2(kept, path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    assert damaged(store.images()) == set()
+
+
 def test_one_image_that_was_changed_in_place_is_seen_at_once_when_it_is_asked_for(root: Path) -> None:
     store = open_store(root)
     settle(store)
@@ -229,15 +242,7 @@ def test_changes_that_follow_one_another_within_a_tick_of_the_clock_are_all_seen
 
 
 def test_a_file_system_that_tells_whole_seconds_hides_nothing(tmp_path: Path) -> None:
-    require_root()
-    image = tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(16 << 20)
-    if shutil.which("mkfs.ext4") is None:
-        not_possible("mkfs.ext4 is not installed")
-    # Inodes of 128 bytes have no room for parts of a second.
-    subprocess.run(["mkfs.ext4", "-q", "-I", "128", image], check=True, capture_output=True, timeout=30)
-    with mounted(tmp_path / "disk", "loop", kind="ext4", device=str(image)) as disk:
+    with whole_second_disk(tmp_path) as disk:
         write_layout(disk / "store", {"app:1": FIRST})
         store = open_store(disk / "store")
         path = blob(disk / "store", FIRST.digest)

@@ -1499,7 +1499,14 @@ def test_a_large_layer_that_is_only_read_is_not_read_to_its_end_behind_a_copy_th
     put(root, image, "app:1")
     held, failing = image.document()["layers"]
     blob(root, failing["digest"]).unlink()
-    is_read, cancellation = threading.Event(), Cancellation()
+    is_read, is_told, cancellation = threading.Event(), threading.Event(), Cancellation()
+    interrupt_it = Transaction.interrupt
+
+    def interrupt_and_note(transaction: Transaction) -> None:
+        interrupt_it(transaction)
+        is_told.set()
+
+    monkeypatch.setattr(Transaction, "interrupt", interrupt_and_note)
 
     class Failing:
         def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
@@ -1512,8 +1519,7 @@ def test_a_large_layer_that_is_only_read_is_not_read_to_its_end_behind_a_copy_th
         is_read.set()
         if how == "a cancel":
             cancellation.cancel()
-        else:
-            time.sleep(0.5)
+        assert is_told.wait(60)
 
     target = TransactionTarget(open_layout(root), verify_content=True)
     with replaced_os() as system:

@@ -18,8 +18,11 @@ from minibox_server.workers import Workers
 from minibox_store import Image, Store
 
 _TRUSTED_SECONDS = 0.25
-# Within so much the clock of files may stand still: a second change would not show in their times.
+# Within so much the clock of files may stand still: a second change would not show in their times. Some file systems
+# tell whole seconds.
 _RACY_SECONDS = 0.1
+_COARSE_RACY_SECONDS = 2.5
+_NANOSECONDS = 1_000_000_000
 
 _Signature = tuple[int, int, int, int, int]
 
@@ -62,7 +65,9 @@ class ImageList:
             status = os.stat(self._index)
         except OSError:
             return None
-        if abs(time.time() - max(status.st_mtime, status.st_ctime)) < _RACY_SECONDS:
+        changed = max(status.st_mtime_ns, status.st_ctime_ns)
+        racy_seconds = _RACY_SECONDS if changed % _NANOSECONDS else _COARSE_RACY_SECONDS
+        if abs(time.time_ns() - changed) < racy_seconds * _NANOSECONDS:
             return None
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

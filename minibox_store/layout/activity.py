@@ -50,7 +50,7 @@ class Activity(Value):
         """Remember that these names of an index are being written now, before they are: under the store lock."""
         if not names:
             return
-        now = f"{time.time():.3f}"
+        now = _text_of(time.time())
         self.journal.make_way()
         self.journal.append(
             (_WRITTEN, now, str(descriptor.digest), name) for name, descriptor in names_of(index) if name in names
@@ -68,7 +68,7 @@ class Activity(Value):
             now = time.time()
             stale = [name for name in names if not 0 <= now - known.get(name, _Record()).used_seconds < _USE_SECONDS]
             if stale:
-                self.journal.append((_USED, f"{now:.3f}", name) for name in stale)
+                self.journal.append((_USED, _text_of(now), name) for name in stale)
 
     def times(self, index: LayoutIndex) -> dict[str, NameTimes]:
         """Return what is known of each name of an index."""
@@ -96,9 +96,9 @@ class Activity(Value):
         for name, record in self._read().items():
             if name in names:
                 if record.digest:
-                    lines.append((_WRITTEN, f"{record.written_seconds:.3f}", record.digest, name))
+                    lines.append((_WRITTEN, _text_of(record.written_seconds), record.digest, name))
                 if record.used_seconds != record.written_seconds:
-                    lines.append((_USED, f"{record.used_seconds:.3f}", name))
+                    lines.append((_USED, _text_of(record.used_seconds), name))
         self.journal.make_way()
         self.journal.rewrite(lines)
 
@@ -123,6 +123,11 @@ class Activity(Value):
             return os.stat(self.index_path).st_mtime
         except FileNotFoundError:
             return time.time()
+
+
+def _text_of(seconds: float) -> str:
+    """Return a time as it is noted: to the microsecond, for several names may be written within a millisecond."""
+    return f"{seconds:.6f}"
 
 
 @attrs.frozen(repr=False)

@@ -47,9 +47,9 @@ class _Listed(Value):
         index: that it was made of; None for what is known before the first.
         images: the listing.
         summaries: of the images.
-        files: of all documents.
-        doubtful: of those that are not complete: somebody may mend them in place, and these few cost little. Those that
-            could not be read at all are tried again with all the others, once a second.
+        files: of the documents.
+        doubtful: of those that are not complete, in their strict states: somebody may mend them in place, and these few
+            cost little. Those that could not be read at all are tried again with all the others, once a second.
     """
 
     glance: Glance | None = None
@@ -111,8 +111,10 @@ class Listing:
         return found
 
     def _is_current(self, listed: _Listed, glance: Glance) -> bool:
+        if not _signatures.are_unchanged(listed.doubtful, strictly=True):
+            return False
         if listed.glance is not None and listed.glance.covers(glance):
-            return _signatures.are_unchanged(listed.doubtful)
+            return True
         if not _signatures.are_unchanged(listed.files):
             return False
         self._listed = attrs.evolve(listed, glance=glance)
@@ -161,9 +163,14 @@ class Listing:
 
     def _files(self, summaries: Summaries, *, doubtful: bool) -> Files:
         blob = self._layout.paths.blob
-        chosen = (summary for summary in summaries.values() if not (doubtful and summary.is_complete))
-        files = (each for summary in chosen for each in summary.files)
-        return tuple([(blob(digest), state) for digest, state in files if not (doubtful and state == UNKNOWN_STATE)])
+        files = ((each, summary.is_complete) for summary in summaries.values() for each in summary.files)
+        return tuple(
+            [
+                (blob(digest), state)
+                for (digest, state), is_complete in files
+                if (is_complete or state == UNKNOWN_STATE) is not doubtful
+            ]
+        )
 
 
 def _key(root: Descriptor) -> Key:

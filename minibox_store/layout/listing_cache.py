@@ -39,7 +39,8 @@ def read_cache(paths: LayoutPaths, limit_bytes: int = MAX_LISTING_BYTES) -> Summ
 
 def is_current(paths: LayoutPaths, summary: ImageSummary) -> bool:
     """Whether every file of a summary is as it was when it was read."""
-    return _signatures.are_unchanged([(paths.blob(digest), state) for digest, state in summary.files])
+    files = [(paths.blob(digest), state) for digest, state in summary.files]
+    return _signatures.are_unchanged(files, strictly=not summary.is_complete)
 
 
 def write_cache(paths: LayoutPaths, summaries: Collection[ImageSummary]) -> None:

@@ -23,6 +23,7 @@ from minibox_store.reports.summaries import (
 )
 
 _WRONG = (BlobNotFound, ContentMismatch, InvalidDocument, StoreDamaged)
+_UNKNOWN = (UNKNOWN_STATE, UNKNOWN_STATE)
 
 
 def summarise(
@@ -55,18 +56,18 @@ def summarise(
             size_bytes=root.size_bytes,
             damaged=True,
             is_complete=False,
-            files=watched.files(),
+            files=watched.files(is_complete=False),
         )
     if isinstance(last, Manifest):
         return _summary_of_manifest(layout, root, last, watched, reached, among_others=among_others)
-    files = watched.files()
+    is_complete = watched.is_complete
     return ImageSummary(
         media_type=root.media_type,
         size_bytes=sum(size_bytes for size_bytes, _ in reached.blobs.values()),
         platforms=tuple(reached.platforms),
         layers=sum(is_layer for _, is_layer in reached.blobs.values()),
-        is_complete=bool(files) and all(state is not None for _, state in files),
-        files=files,
+        is_complete=is_complete,
+        files=watched.files(is_complete=is_complete),
         outline=reached.outline(),
     )
 
@@ -130,25 +131,25 @@ def _summary_of_manifest(
         created=listed_created(config.created),
         layers=len(manifest.layers),
         is_complete=is_complete,
-        files=watched.files(),
+        files=watched.files(is_complete=is_complete),
         outline=reached.outline(),
     )
 
 
 class _WatchedSource:
-    """A source that notes which blobs were opened, and the state that each file had before."""
+    """A source that notes which blobs were opened, and the states that each file had before."""
 
     def __init__(self, layout: Layout, source: BlobSource) -> None:
         self._layout = layout
         self._source = source
-        self._states: dict[Digest, FileState | None] = {}
+        self._states: dict[Digest, tuple[FileState, FileState] | None] = {}
         self._last: Digest | None = None
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
         self._last = descriptor.digest
         if descriptor.digest not in self._states:
-            self._states[descriptor.digest] = UNKNOWN_STATE  # until it could be looked at
-            self._states[descriptor.digest] = _signatures.file_state(self._layout.paths.blob(descriptor.digest))
+            self._states[descriptor.digest] = _UNKNOWN  # until it could be looked at
+            self._states[descriptor.digest] = _signatures.file_states(self._layout.paths.blob(descriptor.digest))
         return self._source.open_blob(descriptor, offset)
 
     def note(self, error: Exception, *, among_others: bool) -> None:
@@ -156,10 +157,16 @@ class _WatchedSource:
         if isinstance(error, OSError):
             if not among_others or self._last is None or not is_of_the_blob(error):
                 raise error
-            self._states[self._last] = UNKNOWN_STATE
+            self._states[self._last] = _UNKNOWN
 
     def forget(self, descriptor: Descriptor) -> None:
         self._states.pop(descriptor.digest, None)
 
-    def files(self) -> tuple[DocumentFile, ...]:
-        return tuple(self._states.items())
+    @property
+    def is_complete(self) -> bool:
+        """Whether there were files, and none was missing."""
+        return bool(self._states) and None not in self._states.values()
+
+    def files(self, *, is_complete: bool) -> tuple[DocumentFile, ...]:
+        which = 0 if is_complete else 1
+        return tuple([(digest, states and states[which]) for digest, states in self._states.items()])

@@ -11,7 +11,8 @@ from minibox_store.platforms import Platform
 from minibox_store.values import Value
 
 # Size in bytes, inode, time of the last change in nanoseconds: a file that was replaced or changed has others. Not its
-# device, which is another one after a restart of the machine.
+# device, which is another one after a restart of the machine. The time is that of the content. In a strict state it is
+# that of the inode, which nobody can set back, and which also changes with the file's links.
 FileState = tuple[int, int, int]
 
 MOST_CREATED_CHARACTERS = 64  # RFC 3339 takes 35, with nanoseconds
@@ -42,7 +43,8 @@ class ImageSummary(Value):
         damaged: whether a document cannot be read.
         is_complete: whether every document and the config was there and could be read, so that the same digest always
             gives the same summary.
-        files: those that it hangs on, the root's first: the documents, and a config that could not be read.
+        files: those that it hangs on, the root's first: the documents, and a config that could not be read. Where it
+            is not complete their states are strict: who mends a file may give it the time that it had.
         outline: of what the root reaches, as the text of an :class:`minibox_store.outlines.Outline`; None where a
             document of it was not there, or where it is too long.
     """

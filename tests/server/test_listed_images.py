@@ -16,6 +16,7 @@ from minibox_store import Store
 from tests.server.clients import client_of
 from tests.support.images import build_image
 from tests.support.layouts import write_layout
+from tests.support.stores import whole_second_disk
 from tests.support.waiting import SOON_SECONDS
 
 
@@ -34,6 +35,20 @@ def test_what_another_process_changes_is_seen_by_the_next_request(tmp_path: Path
         assert names_at(client) == ["app:1", "app:2"]
         other.remove("app:2")
         assert names_at(client) == ["app:1"]
+
+
+def test_what_is_changed_within_a_second_is_seen_where_the_file_system_tells_whole_seconds(tmp_path: Path) -> None:
+    with whole_second_disk(tmp_path) as disk:
+        write_layout(disk / "data", {"app:1": build_image()})
+        client, index = client_of(disk / "data"), disk / "data" / "index.json"
+        content = index.read_bytes()
+        for _ in range(2):
+            time.sleep(1 - time.time() % 1)
+            index.write_bytes(content)
+            time.sleep(0.15)  # until the answer might be one that is kept
+            assert names_at(client) == ["app:1"]
+            index.write_bytes(content.replace(b'"app:1"', b'"app:2"'))
+            assert names_at(client) == ["app:2"]
 
 
 def test_damage_is_seen_within_two_seconds(tmp_path: Path) -> None:

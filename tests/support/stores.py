@@ -82,6 +82,21 @@ def mounted(
 
 
 @contextmanager
+def whole_second_disk(folder: Path) -> Iterator[Path]:
+    """Mount an ext4 that tells the times of its files in whole seconds, below a folder, as :func:`mounted`."""
+    require_root()
+    if shutil.which("mkfs.ext4") is None:
+        not_possible("mkfs.ext4 is not installed")
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    # Inodes of 128 bytes have no room for parts of a second.
+    subprocess.run(["mkfs.ext4", "-q", "-I", "128", image], check=True, capture_output=True, timeout=30)
+    with mounted(folder / "disk", "loop", kind="ext4", device=str(image)) as disk:
+        yield disk
+
+
+@contextmanager
 def bound(source: Path, folder: Path) -> Iterator[Path]:
     """Let a folder show another one for the block, as :func:`mounted`."""
     folder.mkdir(exist_ok=True)
