@@ -173,8 +173,8 @@ def test_a_cancel_is_noticed_before_the_kernel_moves_the_next_bytes(tmp_path: Pa
             steps.append(event.done_bytes)
             cancellation.cancel()
 
+    blob = blob_in_file(tmp_path, 40 * MEBIBYTE)
     with pytest.raises(Cancelled), Layout(tmp_path / "store", durable=False).open_writer() as writer:
-        blob = blob_in_file(tmp_path, 40 * MEBIBYTE)
         stage_blobs([blob], writer, parallel=1, on_event=on_event, cancellation=cancellation)
     assert steps == [16 * MEBIBYTE]
 
