@@ -302,6 +302,20 @@ def test_no_more_leaves_move_at_once_than_was_asked_for() -> None:
         assert source.open_streams == 0
 
 
+def test_a_config_is_there_before_a_layer_begins_though_several_leaves_move_at_once() -> None:
+    image, layer_has_begun = build_image(LAYERS[:2]), threading.Event()
+    seen: list[bool] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlobStarted) and event.role == "config":
+            seen.append(layer_has_begun.wait(0.3))
+        elif isinstance(event, BlobStarted):
+            layer_has_begun.set()
+
+    copy_image(memory_of({"": image}), MemoryImages(), root_of(image), [NAME], parallel=3, on_event=on_event)
+    assert seen == [False]
+
+
 def test_a_copy_in_turn_tells_everything_in_the_thread_of_whoever_copies() -> None:
     image = build_image(LAYERS)
     source, threads = memory_of({NAME: image}), []
