@@ -146,20 +146,37 @@ def test_the_progress_of_each_blob_grows_to_its_size_and_no_further(target: Imag
         assert len(steps) >= leaves[digest] // 999
 
 
-def test_progress_is_told_in_steps_where_the_kernel_moves_the_bytes(tmp_path: Path) -> None:
-    size_bytes = 40 * MEBIBYTE
-    with open(tmp_path / "file", "wb") as file:
+def blob_in_file(folder: Path, size_bytes: int) -> ArchivedBlob:
+    with open(folder / "file", "wb") as file:
         file.truncate(size_bytes)
-    opened = _files.open_regular(str(tmp_path / "file"))
+    opened = _files.open_regular(str(folder / "file"))
     digest = Digest.parse(digest_of(bytes(size_bytes)))
     descriptor = Descriptor(media_type=OCI_LAYER, digest=digest, size_bytes=size_bytes)
-    blob = ArchivedBlob(descriptor=descriptor, stream=_moving.FileStream(opened, 0, size_bytes), position=1)
+    return ArchivedBlob(descriptor=descriptor, stream=_moving.FileStream(opened, 0, size_bytes), position=1)
+
+
+def test_progress_is_told_in_steps_where_the_kernel_moves_the_bytes(tmp_path: Path) -> None:
+    blob = blob_in_file(tmp_path, 40 * MEBIBYTE)
     assert isinstance(blob.stream, RangeStream)
     events: list[Event] = []
     with Layout(tmp_path / "store", durable=False).open_writer() as writer:
         stage_blobs([blob], writer, parallel=1, on_event=events.append)
     steps = [event.done_bytes for event in events if isinstance(event, BlobAdvanced)]
     assert steps == [16 * MEBIBYTE, 32 * MEBIBYTE, 40 * MEBIBYTE]
+
+
+def test_a_cancel_is_noticed_before_the_kernel_moves_the_next_bytes(tmp_path: Path) -> None:
+    cancellation, steps = Cancellation(), []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlobAdvanced):
+            steps.append(event.done_bytes)
+            cancellation.cancel()
+
+    blob = blob_in_file(tmp_path, 40 * MEBIBYTE)
+    with pytest.raises(Cancelled), Layout(tmp_path / "store", durable=False).open_writer() as writer:
+        stage_blobs([blob], writer, parallel=1, on_event=on_event, cancellation=cancellation)
+    assert steps == [16 * MEBIBYTE]
 
 
 def test_a_blob_that_is_there_is_told_as_present_and_none_of_its_bytes_move() -> None:
@@ -283,6 +300,20 @@ def test_no_more_leaves_move_at_once_than_was_asked_for() -> None:
         copy_image(source, MemoryImages(), root_of(image), [NAME], parallel=parallel)
         assert 1 <= source.most_open_streams <= parallel
         assert source.open_streams == 0
+
+
+def test_a_config_is_there_before_a_layer_begins_though_several_leaves_move_at_once() -> None:
+    image, layer_has_begun = build_image(LAYERS[:2]), threading.Event()
+    seen: list[bool] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, BlobStarted) and event.role == "config":
+            seen.append(layer_has_begun.wait(0.3))
+        elif isinstance(event, BlobStarted):
+            layer_has_begun.set()
+
+    copy_image(memory_of({"": image}), MemoryImages(), root_of(image), [NAME], parallel=3, on_event=on_event)
+    assert seen == [False]
 
 
 def test_a_copy_in_turn_tells_everything_in_the_thread_of_whoever_copies() -> None:

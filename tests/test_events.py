@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor
+from minibox_store.documents import Descriptor, Referrer
 from minibox_store.errors import InvalidArgument
 from minibox_store.events import (
     BlobAdvanced,
@@ -27,6 +27,7 @@ from minibox_store.events import (
     Operation,
     PruneAdvanced,
     RateLimitSeen,
+    ReferrerFound,
     RegisteringName,
     RegistryWarning,
     ResolvingName,
@@ -43,6 +44,10 @@ NAME = "alpine:3.18"
 
 def leaf(start: str) -> Descriptor:
     return Descriptor(media_type="", digest=Digest("sha256", start.ljust(64, "0")), size_bytes=10)
+
+
+def signature(artifact_type: str | None) -> Referrer:
+    return Referrer(descriptor=leaf("8ca4688f4f35"), subject=leaf("48d9183eb12a").digest, artifact_type=artifact_type)
 
 
 def started(role: str, position: int = 1, total: int = 1, start: str = "8ca4688f4f35") -> BlobStarted:
@@ -71,7 +76,13 @@ LINES: list[tuple[Event, str | None]] = [
         "[pull] new index 48d9183eb12a of 111111111111 for linux/amd64, linux/arm/v7",
     ),
     (ManifestChosen(name="alpine", descriptor=leaf("48d9183eb12a")), "[pull] manifest: 48d9183eb12a"),
+    (
+        ReferrerFound(referrer=signature(artifact_type="a/sbom\n")),
+        "[pull] referrer: 8ca4688f4f35 (a/sbom\\x0a)",
+    ),
+    (ReferrerFound(referrer=signature(artifact_type=None)), "[pull] referrer: 8ca4688f4f35 (unknown)"),
     (started("config"), "[pull] pulling config 8ca4688f4f35..."),
+    (started("config", 2, 2), "[pull] pulling config 2/2 8ca4688f4f35..."),
     (started("layer", start="91d30c5bc195"), "[pull] pulling layer 1/1 (91d30c5bc195)..."),
     (started("layer", 2, 8, "91d30c5bc195"), "[pull] pulling layer 2/8 (91d30c5bc195)..."),
     (BlobAdvanced(digest=leaf("a").digest, done_bytes=5, size_bytes=10), None),
@@ -142,6 +153,13 @@ def test_an_index_of_thousands_of_platforms_is_told_in_a_short_line() -> None:
     assert line is not None
     assert line.endswith(" and 980 more")
     assert len(line) < 3000
+
+
+def test_an_index_of_twenty_platforms_is_told_whole() -> None:
+    platforms = tuple(Platform(os="linux", architecture=f"a{number}") for number in range(20))
+    line = render_line(IndexMade(original=leaf("1"), descriptor=leaf("2"), platforms=platforms))
+    assert line is not None
+    assert line.endswith(", linux/a19")
 
 
 def test_a_variant_is_told_behind_the_platform() -> None:

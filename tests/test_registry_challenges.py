@@ -55,6 +55,14 @@ def test_a_token68_is_no_parameter() -> None:
     )
 
 
+def test_what_stands_behind_a_token68_is_none_of_its_parameters() -> None:
+    assert parse_challenges(["Negotiate YWJj, realm=x"])[0] == Challenge(scheme="negotiate", token68="YWJj")
+
+
+def test_a_parameter_whose_quotation_never_ends_has_no_value() -> None:
+    assert parse_challenges(['Bearer service=a,realm="b']) == (Challenge(scheme="bearer", parameters={"service": "a"}),)
+
+
 def test_a_service_with_spaces_is_kept_whole() -> None:
     found = parse_challenges(['Bearer realm="https://a/",service="SUSE Linux Docker Registry"'])
     assert found[0].parameters["service"] == "SUSE Linux Docker Registry"

@@ -1066,6 +1066,64 @@ def test_what_the_disk_does_not_give_back_of_an_unfinished_download_is_fetched_a
     check_invariants(root)
 
 
+def test_what_has_taken_the_place_of_a_download_that_the_disk_may_have_lost_is_left_alone(root: Path) -> None:
+    layer = layer_of(BIG)
+
+    def lose_it() -> None:
+        partial_of(root, layer).unlink()
+        partial_of(root, layer).write_bytes(content_of(BIG, layer)[:10])
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with replaced_os() as system:
+        system.before("fsync", lose_it, path="/partial/")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)), Layout(root).open_writer() as writer:
+            writer.write_blob(layer, memory_of({"x": BIG}))
+    assert partial_of(root, layer).read_bytes() == content_of(BIG, layer)[:10]
+
+
+def test_of_a_disk_that_loses_a_download_and_does_not_let_it_go_the_first_error_is_told(root: Path) -> None:
+    layer = layer_of(BIG)
+    with replaced_os() as system:
+        system.fail("fsync", errno.EIO, path="/partial/")
+        system.fail("unlink", errno.EROFS, path="/partial/")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)), Layout(root).open_writer() as writer:
+            writer.write_blob(layer, memory_of({"x": BIG}))
+
+
+def test_an_unfinished_download_that_cannot_be_read_now_is_kept(root: Path) -> None:
+    layer = layer_of(BIG)
+    partial_of(root, layer).write_bytes(content_of(BIG, layer)[:1000])
+    with replaced_os() as system:
+        system.fail("preadv", errno.ENOMEM, path="/partial/")
+        with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)), open_layout(root).open_writer() as writer:
+            writer.write_blob(layer, memory_of({"x": BIG}))
+    assert partial_of(root, layer).read_bytes() == content_of(BIG, layer)[:1000]
+
+
+def test_a_large_unfinished_download_is_verified_in_steps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partials, "_STEP_BYTES", 300)
+    layer = layer_of(BIG)
+    partial_of(root, layer).write_bytes(content_of(BIG, layer)[:1000])
+    source = RecordingSource(memory_of({"x": BIG}))
+    with open_layout(root).open_writer() as writer:
+        writer.write_blob(layer, source)
+    assert source.opened == [(layer.digest, 1000)]
+
+
+def test_a_cancel_does_not_wait_for_a_large_unfinished_download_to_be_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partials, "_STEP_BYTES", 300)
+    layer, cancellation = layer_of(BIG), Cancellation()
+    partial_of(root, layer).write_bytes(content_of(BIG, layer)[:1000])
+    with replaced_os() as system:
+        system.before("preadv", cancellation.cancel, path="/partial/")
+        with pytest.raises(Cancelled):
+            copy_image(memory_of({"x": BIG}), open_layout(root), root_of(BIG), ["x"], cancellation=cancellation)
+        assert system.count("preadv", "/partial/") == 1
+    assert partial_of(root, layer).read_bytes() == content_of(BIG, layer)[:1000]
+
+
 def test_a_prune_takes_a_partial_that_nobody_writes_and_leaves_one_that_somebody_does(root: Path) -> None:
     layer, gate = layer_of(BIG), Gate()
     partial_of(root, layer_of(IMAGE)).write_bytes(b"half")

@@ -86,9 +86,7 @@ class _Scanner:
             value = self._value()
             if value is not None:
                 found.setdefault(name.lower(), value)
-            self._take(_SPACE)
-            if not self._text.startswith(",", self._position):
-                self._pass_over()
+            self._pass_over()
         return found
 
     def _value(self) -> str | None:

@@ -209,8 +209,7 @@ def told_of(app: ASGIApp, *incoming: Message) -> tuple[dict[str, Any], list[Mess
     endpoints = EndpointTable([])
     with written(JsonFormatter()) as text:
         asyncio.run(Guard(app, Settings(), endpoints)({**scope, "scheme": "http"}, receive, send))
-    (line,) = lines_of(text)
-    return line, sent
+    return lines_of(text)[-1], sent
 
 
 def answering(*pieces: Message, then_listens: bool = False) -> ASGIApp:
@@ -261,6 +260,18 @@ def test_who_waits_for_an_answer_as_the_daemon_ends_is_told_to_come_again() -> N
     line, (start, body) = told_of(app, BODY)
     assert (line["status"], start["status"], b"shutting down" in body["body"]) == (503, 503, True)
     assert (b"retry-after", b"5") in start["headers"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("unexpected")], ids=["the end", "an error"])
+def test_an_answer_that_has_begun_is_cut_short_and_no_other_follows(error: BaseException) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({**START})
+        await send({**PART})
+        raise error
+
+    line, sent = told_of(app, BODY)
+    assert [message["type"] for message in sent] == [START["type"], PART["type"]]
+    assert (line["status"], line["ended_early"]) == (200, True)
 
 
 # ---- the daemon as it runs
