@@ -30,7 +30,7 @@ from minibox_store.events import (
 from minibox_store.graph import RememberingSource, read_content
 from minibox_store.layout import Layout
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from minibox_store.memory import MemoryImages
+from minibox_store.memory import MemoryImages, MemoryWriter
 from minibox_store.platforms import LINUX_AMD64
 from minibox_store.protocols import ArchivedBlob, BlobSource, BlobStream, ImageTarget, RangeStream
 from minibox_store.staging import stage_blobs
@@ -314,6 +314,29 @@ def test_a_config_is_there_before_a_layer_begins_though_several_leaves_move_at_o
 
     copy_image(memory_of({"": image}), MemoryImages(), root_of(image), [NAME], parallel=3, on_event=on_event)
     assert seen == [False]
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_document_is_written_when_all_that_it_names_is_there_though_one_layer_is_late(parallel: int) -> None:
+    image, is_written = build_image(LAYERS), threading.Event()
+    named = [each for each in descriptors_of(image) if each.digest != root_of(image).digest]
+    found: list[bool] = []
+
+    class Late(MovingImages):
+        def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BlobStream:
+            if str(descriptor.digest) == image.layer_digests[-1]:
+                is_written.wait(0.3)
+            return super().open_blob(descriptor, offset)
+
+    class Noting(MemoryWriter):
+        def write_blob(self, descriptor: Descriptor, source: BlobSource) -> None:
+            super().write_blob(descriptor, source)
+            if descriptor == root_of(image):
+                found.extend(self.has_blob(each) for each in named)
+                is_written.set()
+
+    copy_graph(Late(memory_of({"": image}), []), Noting(MemoryImages()), root_of(image), parallel=parallel)
+    assert found == [True] * len(named)
 
 
 def test_a_copy_in_turn_tells_everything_in_the_thread_of_whoever_copies() -> None:
