@@ -148,7 +148,7 @@ def test_who_has_gone_on_is_not_taken_to_the_files_that_come(page: Page) -> None
 def test_who_leaves_an_image_that_they_remove_stays_where_they_went(page: Page, daemon: Daemon) -> None:
     put(daemon.data_root, WORKER, "gone:1")
     page.get_by_role("link", name="gone:1").click()
-    page.get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Remove", exact=True).click()
     release = hold_next(page, "**/images", page.get_by_role("dialog").get_by_role("button", name="Remove").click)
     page.get_by_role("link", name="Space", exact=True).click()
     release()
