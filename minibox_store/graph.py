@@ -128,7 +128,10 @@ def read_content(source: BlobSource, descriptor: Descriptor, limits: Limits = DE
 
 
 class RememberingSource(ForwardingSource):
-    """A source that keeps the documents it has read, so that each crosses the wire once."""
+    """A source that keeps the documents it has read, so that each crosses the wire once.
+
+    As many bytes are kept as one document may have: of an image with more, some are read again.
+    """
 
     def __init__(self, source: BlobSource, limits: Limits = DEFAULT_LIMITS) -> None:
         super().__init__(source)

@@ -12,8 +12,8 @@ They are looked for in this order, and the first that fits is taken:
 
 In a file the helper of the host goes first (``credHelpers``), then the helper for all (``credsStore``), then what
 stands in the file (``auths``), the longest key before the others. A helper of the host that is ``""`` is none, and the
-one for all is not asked either. Nothing is read before a registry asks who we are,
-and then once for each operation: a login is seen by the next one.
+one for all is not asked either. Nothing is read before a registry asks who we are, and then once for each operation: a
+login is seen by the next one.
 """
 
 import errno

@@ -379,7 +379,8 @@ def test_a_process_may_die_at_any_operation(disk: Path, name: str, links: bool, 
         check_store(verb, folder, before, after, place=f"{name}, operation {position} of {changes}")
         assert wrong <= kept_contents(folder / "store", "quarantine"), f"{name}, operation {position}"
         shutil.rmtree(folder)
-    assert len(places) - died <= max(1, 0.2 * len(places)), "most of the places were reached"
+    # A part of a deep run may be of few places.
+    assert len(places) - died <= max(DEEP, 0.2 * len(places)), "most of the places were reached"
 
 
 def work_and_die(verb: Verb, folder: Path, position: int, *, links: bool, durability: str) -> None:

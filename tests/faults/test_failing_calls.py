@@ -173,7 +173,7 @@ def test_S18_an_error_at_any_call_is_told_loses_nothing_and_leaves_no_lock_and_n
             with scene_of(template, registry) as scene:
                 met += check_one(verb, scene, matches, number, position, times, place)
     # Threads change the order of the calls, and their number by a little.
-    assert met >= int(0.7 * tried), "most of the places were reached"
+    assert met >= (int(0.7 * tried) if DEEP else 0.7 * places // stride), "most of the places were reached"
 
 
 def check_one(
@@ -311,7 +311,7 @@ def test_S18_an_error_at_any_call_of_a_repair_is_told_loses_nothing_and_the_next
             with scene_of(template, registry) as scene:
                 place = f"{fault} {position} of {places}, {'once' if times == 1 else 'and all behind it'}"
                 met += check_repair(scene, matches, number, position, times, place)
-    assert met >= int(0.7 * tried), "most of the places were reached"
+    assert met >= (int(0.7 * tried) if DEEP else 0.7 * places // stride), "most of the places were reached"
 
 
 def check_repair(
