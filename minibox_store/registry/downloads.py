@@ -10,13 +10,15 @@ Spec: RFC 9110, sections 14.2, 14.4, 15.3.7 and 15.5.17; OCI distribution-spec 1
 import re
 
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, RegistryError
+from minibox_store.errors import ContentMismatch, RateLimited, RegistryError
 from minibox_store.events import BlobRetried
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import Failure, LineCut, foreign_errors
 from minibox_store.registry.transport import Request, Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
+# What says who asks, what for, or how often, and so the same without a range.
+_NOT_FOR_A_RANGE = frozenset({401, 404, 429})
 
 
 class _Download:
@@ -120,7 +122,13 @@ class BlobDownload(_Download):
                 accepts=(200, 206, 416) if is_ranged else (200,),
                 blob=self._descriptor.digest,
             )
-            answer = self._transport.open(request, self._attempts)
+            try:
+                answer = self._transport.open(request, self._attempts)
+            except RegistryError as refused:
+                if not is_ranged or not _may_be_for_the_range(refused):
+                    raise
+                self._may_ask_range = False
+                continue
             try:
                 if self._suits(answer):
                     self._to_skip = self._position if answer.status == 200 else 0
@@ -226,3 +234,10 @@ class RangeDownload(_Download):
             self._check_size(int(found[3]))
         is_asked = found is not None and (found[1], found[2]) == (str(self._position), str(self._end - 1))
         return answer.status == 206 and is_asked and answer.length_bytes in (None, self._end - self._position)
+
+
+def _may_be_for_the_range(refused: RegistryError) -> bool:
+    """Whether it may be the range alone that was refused: not every registry, or proxy before it, knows any."""
+    if isinstance(refused, RateLimited) or refused.status is None:
+        return False
+    return refused.status >= 400 and refused.status not in _NOT_FOR_A_RANGE
