@@ -279,7 +279,7 @@ def test_a_registry_that_sends_each_request_to_another_host_leaves_few_connectio
     assert left < 2 * len(names)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "zstd", "br", "x"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "zstd", "br", "x", "aws-chunked, gzip", ",br"])
 def test_s9_a_content_encoding_is_refused(encoding: str) -> None:
     with ScriptedRegistry() as registry:
         headers = {"Content-Encoding": encoding, "Content-Type": IMAGE.media_type}
@@ -293,9 +293,11 @@ def test_s9_a_content_encoding_is_refused(encoding: str) -> None:
         assert {request.header("Accept-Encoding") for request in registry.requests} == {"identity"}
 
 
-def test_s9_identity_is_no_encoding() -> None:
-    with ScriptedRegistry() as registry:
-        registry.expect("GET", BLOB, Answer(headers={"Content-Encoding": "Identity"}, body=CONTENT))
+@pytest.mark.parametrize("encoding", ["Identity", "", "aws-chunked", "aws-chunked,"])
+def test_s9_what_storage_says_of_bytes_that_are_as_they_were_is_no_encoding(encoding: str) -> None:
+    with ScriptedRegistry() as registry, ScriptedServer() as storage:
+        registry.expect("GET", BLOB, redirect(f"{storage.url}/1"))
+        storage.expect("GET", "/1", Answer(headers={"Content-Encoding": encoding}, body=CONTENT))
         with open_repository(registry.reference(REPOSITORY, "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
 
