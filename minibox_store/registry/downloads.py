@@ -17,8 +17,6 @@ from minibox_store.registry.failures import Failure, LineCut, foreign_errors
 from minibox_store.registry.transport import Request, Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
-# What says who asks, what for, or how often, and so the same without a range.
-_NOT_FOR_A_RANGE = frozenset({401, 404, 429})
 
 
 class _Download:
@@ -238,6 +236,5 @@ class RangeDownload(_Download):
 
 def _may_be_for_the_range(refused: RegistryError) -> bool:
     """Whether it may be the range alone that was refused: not every registry, or proxy before it, knows any."""
-    if isinstance(refused, RateLimited) or refused.status is None:
-        return False
-    return refused.status >= 400 and refused.status not in _NOT_FOR_A_RANGE
+    is_of_who_asks = refused.status == 401 or isinstance(refused, RateLimited)
+    return not is_of_who_asks and refused.status is not None and refused.status >= 400
