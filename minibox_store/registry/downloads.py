@@ -236,5 +236,6 @@ class RangeDownload(_Download):
 
 def _may_be_for_the_range(refused: RegistryError) -> bool:
     """Whether it may be the range alone that was refused: not every registry, or proxy before it, knows any."""
-    is_of_who_asks = refused.status == 401 or isinstance(refused, RateLimited)
-    return not is_of_who_asks and refused.status is not None and refused.status >= 400
+    # Who asks, what for and how often is the same without.
+    is_for_more = refused.status in (401, 410) or isinstance(refused, RateLimited)
+    return not is_for_more and refused.status is not None and refused.status >= 400
