@@ -289,7 +289,8 @@ def _parse_upstream(text: str | None, own_address: tuple[str, int]) -> str | Non
     try:
         reference = Reference(domain=text, repository="any/repository", tag="latest")
     except InvalidReference:
-        raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, where it must be a registry: host or host:port") from None
+        # Nothing of it is shown: a URL may have a password.
+        raise SettingsError("MINIBOX_UPSTREAM must be a registry: host or host:port") from None
     found = parse_host(text)
     if found is not None and _is_own(found, own_address):
         raise SettingsError(f"MINIBOX_UPSTREAM is {text!r}, which is where this daemon listens")

@@ -15,6 +15,7 @@ from minibox_store.sentences import beginning as _beginning
 from minibox_store.sentences import one_sentence
 from minibox_store.sentences import shown as _shown
 from minibox_store.sentences import since as _since
+from minibox_store.sentences import without_user as _without_user
 
 
 class StoreError(Exception):
@@ -169,7 +170,7 @@ class ImageNotFound(NotFound):
     name: str
 
     def _sentence(self) -> str:
-        return f"image {self.name!r} not found"
+        return f"image {_without_user(self.name)!r} not found"
 
 
 @attrs.frozen(slots=False, repr=False)

@@ -8,6 +8,7 @@ import attrs
 from minibox_store.errors import InvalidArgument, InvalidReference
 from minibox_store.kinds import check_count, check_switches, each_of
 from minibox_store.reference import Reference
+from minibox_store.sentences import without_user
 from minibox_store.values import Value
 
 if TYPE_CHECKING:
@@ -67,5 +68,5 @@ def split_place(place: str) -> tuple[str, str]:
         # What is allowed is what some reference can name, in the spelling that it has there.
         Reference(domain=host, repository=f"{path}/any" if slash else "any/any", tag="any")
     except InvalidReference as error:
-        raise InvalidArgument("allow_registries", place, error.problem) from None
+        raise InvalidArgument("allow_registries", without_user(place), error.problem) from None
     return host.lower(), path

@@ -10,7 +10,8 @@ SHOWN_ITEMS = 20
 SENTENCE_CHARACTERS = 1000
 _END_CHARACTERS = 400
 
-_USER = re.compile(r"://[^/?#]*@")
+# To the last ``@`` that has no digest behind it: passwords are written with ``/``, ``?`` and ``#`` in them, too.
+_USER = re.compile(r"(?s:.*)@(?!sha256:|sha512:)|[^/?#]*@")
 
 
 def one_line(text: str) -> str:
@@ -59,10 +60,12 @@ def shown(text: str) -> str:
 def without_user(text: str) -> str:
     """Return ``text``, which may be a URL and is not trusted, without the user and password that one may name.
 
-    >>> without_user("https://alice:secret@quay.io/app"), without_user("app@sha256:0")
-    ('https://***@quay.io/app', 'app@sha256:0')
+    >>> without_user("https://alice:sec/ret@quay.io/app"), without_user("https://quay.io/app@sha256:0")
+    ('https://***@quay.io/app', 'https://quay.io/app@sha256:0')
     """
-    return _USER.sub("://***@", text)
+    scheme, mark, rest = text.partition("://")
+    user = _USER.match(rest)
+    return text if user is None else f"{scheme}{mark}***@{rest[user.end() :]}"
 
 
 def and_more(items: Sized) -> str:

@@ -20,7 +20,7 @@ from tests.support.images import BuiltImage, build_image, random_layer
 from tests.support.invariants import check_invariants, read_names
 from tests.support.peers import DockerRegistry, docker_registry, push_image
 from tests.support.registries import open_repository, quick_client
-from tests.support.scripted_registry import Answer, ScriptedRegistry, blob_target, ranged, serve_image
+from tests.support.scripted_registry import Answer, ScriptedRegistry, blob_target, ranged, registry_error, serve_image
 from tests.support.sources import (
     LyingSource,
     SeveralPlaces,
@@ -230,6 +230,17 @@ def test_what_has_rotted_of_an_older_download_is_fetched_again_once(root: Path) 
         serve_image(server, "team/app", "1", IMAGE, ranges=True)
         server.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes={MEBIBYTE}-"})
         server.expect("GET", BLOB, ranged(CONTENT), forbids=["Range"])
+        open_store(root).pull(server.reference("team/app", "1"), name="app:1", client=quick_client())
+    check_whole(root, "app:1")
+
+
+def test_an_older_download_is_finished_though_the_registry_refuses_every_range(root: Path) -> None:
+    partial_of(root).parent.mkdir(parents=True)
+    partial_of(root).write_bytes(CONTENT[:MEBIBYTE])
+    with ScriptedRegistry() as server:
+        serve_image(server, "team/app", "1", IMAGE)
+        server.expect("GET", BLOB, registry_error(403, "DENIED"), requires={"Range": f"bytes={MEBIBYTE}-"})
+        server.expect("GET", BLOB, Answer(body=CONTENT), forbids=["Range"])
         open_store(root).pull(server.reference("team/app", "1"), name="app:1", client=quick_client())
     check_whole(root, "app:1")
 

@@ -103,6 +103,7 @@ def test_whatever_no_proxy_says_a_host_is_behind_a_proxy_or_not(no_proxy: str) -
         ("http://secret@", "no valid host"),
         ("secret@proxy.test\r\nX: y", "no valid host|no URL"),
         ("http://a%3Ab:secret@proxy.test", "its user has a colon"),
+        ("http://user:12/secret@proxy.test", "it is no URL"),
     ],
 )
 def test_a_proxy_that_is_none_is_told_of_without_a_word_of_what_it_says(text: str, problem: str) -> None:

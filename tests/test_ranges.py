@@ -790,6 +790,21 @@ def test_whatever_a_registry_does_to_ranges_the_image_arrives(root: Path, fault:
     check_fetched(root)
 
 
+@small_pieces
+def test_a_partial_is_finished_by_one_stream_where_every_range_is_refused(root: Path) -> None:
+    def answer(request: Request) -> Answer:
+        return registry_error(501, "UNSUPPORTED") if request.header("Range") else Answer(body=CONTENT)
+
+    partial_of(root).parent.mkdir(parents=True)
+    partial_of(root).write_bytes(CONTENT[:MEBIBYTE])
+    with ScriptedRegistry() as registry:
+        serve_image(registry, "team/app", "1", IMAGE)
+        registry.allow("GET", BLOB, answer)
+        client = quick_client()
+        open_store(root).pull(registry.reference("team/app", "1"), name="app:1", client=client, ranges=RANGES)
+    check_fetched(root)
+
+
 def test_the_source_of_a_small_descriptor_is_what_it_was() -> None:
     tiny = descriptor_for(b"tiny", LAYER.media_type)
     assert not ranged_fetch.RangePlan(folder=os.devnull, ranges=8).suits(tiny)

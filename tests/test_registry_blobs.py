@@ -9,7 +9,7 @@ import pytest
 
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
-from minibox_store.errors import BlobNotFound, ContentMismatch, RegistryError
+from minibox_store.errors import BlobNotFound, ContentMismatch, RegistryError, StoreError
 from minibox_store.media_types import OCI_CONFIG
 from tests.support.images import OCI_LAYER
 from tests.support.registries import open_repository
@@ -22,6 +22,7 @@ from tests.support.scripted_registry import (
     blob_target,
     partial_content,
     ranged,
+    redirect,
     registry_error,
 )
 from tests.support.sources import descriptor_for, read_all, read_stream
@@ -164,6 +165,59 @@ def test_an_answer_with_another_range_is_not_used_but_asked_anew_from_the_beginn
         expect([wrong, Answer(body=CONTENT)], ["bytes=100-", None], registry)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, 100) == CONTENT[100:]
+
+
+@pytest.mark.parametrize("status", [400, 403, 405, 418, 501, 505])
+def test_a_registry_that_refuses_every_range_is_asked_once_for_the_whole(status: int) -> None:
+    with ScriptedRegistry() as registry:
+        expect([registry_error(status, "DENIED"), Answer(body=CONTENT)], ["bytes=100-", None], registry)
+        with open_repository(registry.reference("team/app", "1")) as repository:
+            assert read_all(repository, LAYER, 100) == CONTENT[100:]
+
+
+@pytest.mark.parametrize("status", [408, 500, 503])
+def test_a_registry_that_fails_at_every_range_is_asked_for_the_whole_when_the_tries_are_used_up(status: int) -> None:
+    with ScriptedRegistry() as registry:
+        expect([Answer(status=status)] * 3 + [Answer(body=CONTENT)], ["bytes=100-"] * 3 + [None], registry)
+        with open_repository(registry.reference("team/app", "1"), attempts=3) as repository:
+            assert read_all(repository, LAYER, 100) == CONTENT[100:]
+
+
+def test_a_registry_that_refuses_the_whole_too_is_asked_no_more() -> None:
+    with ScriptedRegistry() as registry:
+        expect([registry_error(405, "A"), registry_error(403, "B")], ["bytes=100-", None], registry)
+        with (
+            open_repository(registry.reference("team/app", "1")) as repository,
+            pytest.raises(RegistryError, match=r"\(403\)"),
+        ):
+            repository.open_blob(LAYER, 100)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        registry_error(401, "UNAUTHORIZED"),
+        registry_error(404, "BLOB_UNKNOWN"),
+        registry_error(410, "GONE"),
+        registry_error(429, "TOOMANYREQUESTS", headers={"Retry-After": "60"}),
+        registry_error(503, "UNAVAILABLE", headers={"Retry-After": "60"}),
+        redirect("ftp://example.org/"),
+        Answer(status=206, headers={"Content-Encoding": "gzip"}, body=CONTENT),
+    ],
+)
+def test_what_is_refused_for_more_than_its_range_is_not_asked_for_without(refusal: Answer) -> None:
+    with ScriptedRegistry() as registry:
+        expect([refusal], ["bytes=100-"], registry)
+        with open_repository(registry.reference("team/app", "1")) as repository, pytest.raises(StoreError):
+            repository.open_blob(LAYER, 100)
+
+
+def test_a_cut_download_whose_rest_is_refused_begins_again_and_asks_for_no_range_any_more() -> None:
+    answers: list[Scripted] = [cut(1000), registry_error(501, "X"), cut(500), Answer(body=CONTENT)]
+    with ScriptedRegistry() as registry:
+        expect(answers, [None, "bytes=1000-", None, None], registry)
+        with open_repository(registry.reference("team/app", "1")) as repository:
+            assert read_all(repository, LAYER) == CONTENT
 
 
 def test_a_partial_answer_that_was_not_asked_for_is_an_error() -> None:

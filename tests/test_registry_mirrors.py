@@ -300,6 +300,15 @@ def test_a_place_without_ranges_goes_on_with_a_cut_stream_too(stack: ExitStack) 
         assert read_all(repository, LAYER) == CONTENT
 
 
+def test_each_place_that_refuses_a_range_is_asked_once_for_the_whole(stack: ExitStack) -> None:
+    places = Places(stack)
+    for place, whole in ((places.mirrors[0], registry_error(403, "DENIED")), (places.home, Answer(body=CONTENT))):
+        place.expect("GET", BLOB, registry_error(501, "UNSUPPORTED"), requires={"Range": "bytes=700-"})
+        place.expect("GET", BLOB, whole, forbids=["Range"])
+    with open_mirrored(places.reference, places.rule) as repository:
+        assert read_all(repository, LAYER, 700) == CONTENT[700:]
+
+
 def test_two_places_that_both_break_off_may_bring_a_blob_to_its_end_in_turns(stack: ExitStack) -> None:
     places = Places(stack)
 

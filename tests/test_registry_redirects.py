@@ -150,6 +150,15 @@ def test_a_download_that_is_cut_goes_on_at_the_registrys_own_address() -> None:
             assert read_all(repository, LAYER) == CONTENT
 
 
+def test_storage_that_refuses_ranges_is_asked_for_the_whole_at_an_address_of_its_own() -> None:
+    with ScriptedRegistry() as registry, ScriptedServer() as storage:
+        registry.expect("GET", BLOB, *[redirect(f"{storage.url}/1")] * 2, redirect(f"{storage.url}/2"))
+        storage.expect("GET", "/1", *[registry_error(403, "X")] * 2, requires={"Range": "bytes=10-"})
+        storage.expect("GET", "/2", Answer(body=CONTENT), forbids=["Range"])
+        with open_repository(registry.reference(REPOSITORY, "1")) as repository:
+            assert read_all(repository, LAYER, 10) == CONTENT[10:]
+
+
 # S3: what crosses to another origin
 
 
@@ -270,7 +279,7 @@ def test_a_registry_that_sends_each_request_to_another_host_leaves_few_connectio
     assert left < 2 * len(names)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "zstd", "br", "x"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "zstd", "br", "x", "aws-chunked, gzip", ",br"])
 def test_s9_a_content_encoding_is_refused(encoding: str) -> None:
     with ScriptedRegistry() as registry:
         headers = {"Content-Encoding": encoding, "Content-Type": IMAGE.media_type}
@@ -284,9 +293,11 @@ def test_s9_a_content_encoding_is_refused(encoding: str) -> None:
         assert {request.header("Accept-Encoding") for request in registry.requests} == {"identity"}
 
 
-def test_s9_identity_is_no_encoding() -> None:
-    with ScriptedRegistry() as registry:
-        registry.expect("GET", BLOB, Answer(headers={"Content-Encoding": "Identity"}, body=CONTENT))
+@pytest.mark.parametrize("encoding", ["Identity", "", "aws-chunked", "aws-chunked,"])
+def test_s9_what_storage_says_of_bytes_that_are_as_they_were_is_no_encoding(encoding: str) -> None:
+    with ScriptedRegistry() as registry, ScriptedServer() as storage:
+        registry.expect("GET", BLOB, redirect(f"{storage.url}/1"))
+        storage.expect("GET", "/1", Answer(headers={"Content-Encoding": encoding}, body=CONTENT))
         with open_repository(registry.reference(REPOSITORY, "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
 

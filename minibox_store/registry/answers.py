@@ -18,6 +18,9 @@ from minibox_store.registry.urls import Url
 _FILL_SECONDS = 0.5
 _PIECE_BYTES = 64 * 1024
 _LENGTH = re.compile(r"[0-9]{1,20}")
+# What says nothing of the body: S3 has kept an empty one of what came to it in chunks, and what imitates S3 keeps how
+# these were framed; both give that back with the bytes as they were.
+_NO_CODINGS = frozenset({"", "identity", "aws-chunked"})
 
 
 class Answer:
@@ -60,6 +63,12 @@ class Answer:
     def url(self) -> str:
         """Return who answered, as messages may show it: without the query."""
         return self.place.shown
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the body is said not to be the very bytes that were asked for."""
+        codings = ",".join(self.headers("Content-Encoding")).split(",")
+        return not _NO_CODINGS.issuperset(coding.strip().lower() for coding in codings)
 
     def header(self, name: str) -> str | None:
         """Return a header's value, the first where there are several; not trusted."""

@@ -10,7 +10,7 @@ Spec: RFC 9110, sections 14.2, 14.4, 15.3.7 and 15.5.17; OCI distribution-spec 1
 import re
 
 from minibox_store.documents import Descriptor
-from minibox_store.errors import ContentMismatch, RegistryError
+from minibox_store.errors import ContentMismatch, RateLimited, RegistryError
 from minibox_store.events import BlobRetried
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import Failure, LineCut, foreign_errors
@@ -120,7 +120,13 @@ class BlobDownload(_Download):
                 accepts=(200, 206, 416) if is_ranged else (200,),
                 blob=self._descriptor.digest,
             )
-            answer = self._transport.open(request, self._attempts)
+            try:
+                answer = self._transport.open(request, self._attempts)
+            except RegistryError as refused:
+                if not is_ranged or not _may_be_for_the_range(refused):
+                    raise
+                self._may_ask_range = False
+                continue
             try:
                 if self._suits(answer):
                     self._to_skip = self._position if answer.status == 200 else 0
@@ -226,3 +232,10 @@ class RangeDownload(_Download):
             self._check_size(int(found[3]))
         is_asked = found is not None and (found[1], found[2]) == (str(self._position), str(self._end - 1))
         return answer.status == 206 and is_asked and answer.length_bytes in (None, self._end - self._position)
+
+
+def _may_be_for_the_range(refused: RegistryError) -> bool:
+    """Whether it may be the range alone that was refused: not every registry, or proxy before it, knows any."""
+    # Who asks, what for and how often is the same without.
+    is_for_more = refused.status in (401, 410) or isinstance(refused, RateLimited)
+    return not is_for_more and refused.status is not None and refused.status >= 400

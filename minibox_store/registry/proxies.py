@@ -28,7 +28,9 @@ from minibox_store.registry.hosts import is_loopback_host
 from minibox_store.registry.urls import InvalidUrl, Origin
 from minibox_store.values import Value
 
-_PROXY = re.compile(r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?(?:(?P<user>[^/?#]*)@)?(?P<host>[^/?#@]*)(?:[/?#].*)?")
+_PROXY = re.compile(
+    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?(?:(?P<user>[^/?#]*)@)?(?P<host>[^/?#@]*)(?:[/?#][^@]*)?"
+)
 _EXEMPT = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^:\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
 # Of a byte that is no UTF-8 the environment makes such a one.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

@@ -308,7 +308,7 @@ class Transport:
         try:
             if answer.status not in request.accepts:
                 raise self._refusal(answer, request.blob, "registry" if is_home else "elsewhere").failure()
-            if any(encoding.lower() != "identity" for encoding in answer.headers("Content-Encoding")):
+            if answer.is_encoded:
                 problem = "it is compressed on its way, though that was not asked for"
                 raise RegistryError(answer.method, answer.url, answer.status, (), problem)
         except BaseException:

@@ -9,9 +9,19 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from minibox_store.digest import Digest, Verifier
-from minibox_store.errors import ContentMismatch, InvalidDigest, InvalidPlatform, InvalidReference
+from minibox_store.errors import (
+    ContentMismatch,
+    ImageNotFound,
+    InvalidDigest,
+    InvalidPlatform,
+    InvalidReference,
+    StoreError,
+)
 from minibox_store.platforms import Platform, choose_platform
+from minibox_store.policies import Policy
 from minibox_store.reference import Reference, check_image_name, normalised
+from minibox_store.registry.credential_keys import parse_registry
+from minibox_store.sentences import without_user
 from tests.support.strategies import digests, platforms, references
 
 # Text that is nearly a reference: every character and word that its grammar cares about, in any order.
@@ -90,6 +100,28 @@ def test_a_name_for_the_store_never_leaves_a_folder_and_is_one_line(text: str) -
         assert name.isprintable()
         assert not {"", ".", ".."} & set(name.split("/"))
         assert 1 <= len(name) <= 512
+
+
+@given(st.text(max_size=600), st.sampled_from(["", "/app", "/team/app:1", f"/app@sha256:{'0' * 64}"]))
+@example("pa/ss", "/app")
+@example("pa#ss", "/app")
+@example("pa@ss/?", "/app")
+@example("pa/s@sha256:s", f"/app@sha256:{'0' * 64}")
+@example("pa://s\n/s", "")
+def test_no_sentence_shows_the_password_of_a_url_whatever_that_is(password: str, rest: str) -> None:
+    url = f"https://alice:hunter2{password}hunter2@quay.io{rest}"
+    assert without_user(url) == f"https://***@quay.io{rest}"
+    sentences = [str(ImageNotFound(url))]
+    for read in (Reference.parse, check_image_name, parse_registry, lambda text: Policy(allow_registries=[text])):
+        with pytest.raises(StoreError) as caught:
+            read(url)
+        sentences.append(str(caught.value))
+    assert not [sentence for sentence in sentences if "hunter2" in sentence]
+
+
+@given(digests())
+def test_a_url_with_a_digest_and_no_user_is_shown_as_it_is(digest: Digest) -> None:
+    assert without_user(f"https://quay.io/app:1@{digest}") == f"https://quay.io/app:1@{digest}"
 
 
 @given(digests())

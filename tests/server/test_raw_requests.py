@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.clients import TOKEN, RawReply, blobs_open, exchange
+from tests.server.clients import TOKEN, RawReply, blobs_open, exchange, read_reply
 from tests.support.daemon import Daemon, running_daemon
 from tests.support.images import build_image, random_layer
 from tests.support.layouts import write_layout
@@ -164,6 +164,28 @@ def test_s20_without_the_token_the_body_is_not_asked_for(daemon: Daemon) -> None
     reply = exchange(daemon.port, request)
     assert (reply.status, reply.body) == (401, b"Unauthorized\n")
     assert reply.headers["www-authenticate"] == 'Bearer realm="minibox"'
+
+
+@pytest.mark.parametrize("more", [b"", b"Content-Length: 0\r\n"])
+def test_who_is_refused_and_sends_no_body_may_ask_again_on_the_same_connection(daemon: Daemon, more: bytes) -> None:
+    refused = b"POST /images HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (daemon.host.encode(), more)
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
+        for _ in range(2):
+            connection.sendall(refused)
+            reply = read_reply(connection)
+            assert (reply.status, reply.headers.get("connection")) == (401, None)
+        connection.sendall(head(daemon, b"/ping"))
+        assert read_reply(connection).body == b"Daemon is running"
+
+
+@pytest.mark.parametrize("more", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_who_is_refused_before_his_body_came_is_listened_to_no_more(daemon: Daemon, more: bytes) -> None:
+    refused = b"POST /images HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (daemon.host.encode(), more)
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
+        connection.sendall(refused)
+        reply = read_reply(connection)
+        assert (reply.status, reply.headers["connection"]) == (401, "close")
+        assert connection.recv(1) == b""
 
 
 def test_a_chunked_body_without_end_is_cut_off(daemon: Daemon) -> None:

@@ -401,3 +401,10 @@ def test_an_upstream_is_nothing_else_and_not_the_daemon_itself(text: str, addres
         parse_settings(
             {"MINIBOX_UPSTREAM": text, "MINIBOX_HTTP_ADDR": address, "MINIBOX_API_TOKEN": "0123456789abcdefghijkl"}
         )
+
+
+@pytest.mark.parametrize("text", ["https://alice:planted@registry.test", "https://alice:1/planted@registry.test"])
+def test_s28_an_upstream_that_is_a_url_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(SettingsError, match="MINIBOX_UPSTREAM") as caught:
+        parse_settings({"MINIBOX_UPSTREAM": text})
+    assert "planted" not in str(caught.value)
