@@ -138,11 +138,11 @@ def _read_labels(layout: Layout, name: str, root: Descriptor, check: Callable[[]
     try:
         with layout.naming_damage():
             content = read_content(layout, root, layout.limits)
-            manifest = decode_document(content, root.media_type, str(root.digest))
+            manifest = decode_document(content, root.media_type, str(root.digest), limits=layout.limits)
             if not isinstance(manifest, Manifest) or not media_types.is_config(manifest.config.media_type):
                 return {}
             config = read_content(layout, manifest.config, layout.limits)
-            return decode_labels(config, str(manifest.config.digest))
+            return decode_labels(config, str(manifest.config.digest), limits=layout.limits)
     except BlobNotFound as error:
         raise IncompleteImage(name, (error.digest,)) from error
 
