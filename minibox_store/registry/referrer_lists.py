@@ -90,7 +90,7 @@ def describe_referrer(descriptor: Descriptor, document: Document) -> Descriptor:
     return attrs.evolve(descriptor, artifact_type=kind, annotations=document.annotations, platform=None, urls=())
 
 
-def read_list(repository: ImageSource, subject: Digest) -> Index:
+def read_list(repository: ImageSource, subject: Digest, limits: Limits) -> Index:
     """Return the referrers of a manifest as they are listed under its tag; none where there is no such tag.
 
     Raises:
@@ -101,8 +101,8 @@ def read_list(repository: ImageSource, subject: Digest) -> Index:
         found = repository.resolve(tag)
     except ManifestUnknown:
         return Index(media_type=media_types.OCI_INDEX, manifests=())
-    content = read_content(repository, found)
-    listed = decode_document(content, found.media_type, tag)
+    content = read_content(repository, found, limits)
+    listed = decode_document(content, found.media_type, tag, limits=limits)
     if not isinstance(listed, Index) or found.media_type != media_types.OCI_INDEX:
         raise InvalidDocument("mediaType", f"{found.media_type} is no list of referrers", tag)
     return listed

@@ -256,7 +256,7 @@ class RepositoryWriter:
         if document.subject is None:
             return
         subject = document.subject.digest
-        listed = with_referrer(read_list(self._repository, subject), describe_referrer(descriptor, document))
+        listed = with_referrer(read_list(self._repository, subject, limits), describe_referrer(descriptor, document))
         if listed is not None:
             if len(listed) > limits.document_bytes:
                 problem = f"with one more in it, it is larger than {limits.document_bytes} bytes"
