@@ -57,7 +57,8 @@ class Store(
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
     between calls. Every method raises errors of :mod:`minibox_store.errors` alone: besides those it names,
-    StoreDamaged, StoreFull, StoreBusy and StoreUnavailable, which mean that nothing has changed.
+    InvalidArgument, for an argument of the wrong kind, and StoreDamaged, StoreFull, StoreBusy and StoreUnavailable.
+    They mean that nothing has changed.
 
     Args:
         root: the folder. The first change makes it, with mode 0700, where it is not there.

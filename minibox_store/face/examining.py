@@ -1,4 +1,4 @@
-"""The half of a store's face that examines: what an image says, what is wrong, who needs a blob, what takes how much.
+"""The part of the store's face that examines: what an image says, what is wrong, who needs a blob, what takes how much.
 
 Nothing here changes anything or takes a lock, so all of it works on a store that may only be read.
 """

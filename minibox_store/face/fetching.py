@@ -1,7 +1,8 @@
 """The part of the store's face that brings images in piece by piece, for whoever hands them on: a cache of a registry.
 
 An index comes as it is, and each of its manifests when somebody wants that one: what nobody asks for is not fetched.
-What has come stays as long as the index does, by the same rule as what other tools have left so: see DESIGN.md, rule 5.
+What has come stays as long as the index does, by the same rule as what other tools have left so: see ``absent`` of
+:class:`minibox_store.collecting.Marks`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -49,8 +49,8 @@ class Planning:
             cancellation: ends it when it is cancelled.
 
         Raises:
-            InvalidReference, InvalidArgument, PlatformNotFound, PolicyRefused, RegistryError, InvalidPath,
-            CredentialHelperFailed, ContentMismatch, InvalidDocument, Cancelled: as :meth:`pull`.
+            InvalidReference, InvalidArgument, PlatformNotFound, PolicyRefused, RegistryBlocked, RegistryError,
+                InvalidPath, CredentialHelperFailed, ContentMismatch, InvalidDocument, Cancelled: as :meth:`pull`.
             StoreDamaged, StoreUnavailable: when the store cannot be read.
 
         Guarantees: nothing is written, and no store is made. What is present is told by the sizes of files; a pull

@@ -71,6 +71,7 @@ class Pushing:
             IncompleteImage: when blobs of it are missing.
             PlatformNotFound: when the image has no manifest for the platform.
             InvalidReference: for a text that is no reference, or has the digest of something else.
+            RegistryBlocked: when a rule of the client blocks it; nothing is sent then.
             RegistryError: when the registry refuses, fails, or cannot be reached.
             InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
             StoreDamaged: when a blob of the store is not what it should be.
