@@ -95,7 +95,6 @@ class Store(
             settle_seconds=settle_seconds,
         )
         self._listing = Listing(self._layout)
-        self._limits = limits
         self._private_addresses = private_addresses
 
     @property
@@ -182,7 +181,7 @@ class Store(
         """
         check_kind("descriptor", descriptor, Descriptor)
         with file_errors(self.root), self._layout.naming_damage():
-            return read_content(self._layout, descriptor, self._limits)
+            return read_content(self._layout, descriptor, self._layout.limits)
 
     def info(self) -> "StoreInfo":
         """Return what the store is, and what it can do where it lies."""
@@ -260,7 +259,6 @@ class Store(
                 self._layout,
                 wish,
                 describe=self._listing.image,
-                limits=self._limits,
                 on_event=heard(on_event),
                 cancellation=checked_cancellation(cancellation),
             )
