@@ -4,7 +4,7 @@ An index of several is made here where the one that there is names anything else
 nothing that an index names is left out of a store. Its bytes depend on the original and on what is chosen alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import attrs
@@ -142,12 +142,8 @@ def _chosen(
         else:
             found[position] = (*found.get(position, ()), platform)
     if missing:
-        raise odd[0] if odd else PlatformNotFound(name, _joined(missing), platforms_of(offered))
+        raise odd[0] if odd else PlatformNotFound(name, ", ".join(map(str, missing)), platforms_of(offered))
     return tuple(ChosenManifest(descriptor=known[position], wanted=found[position]) for position in sorted(found))
-
-
-def _joined(platforms: Iterable[Platform]) -> str:
-    return ", ".join(map(str, platforms))
 
 
 def _index_of(
