@@ -235,8 +235,10 @@ def test_labels_are_those_of_a_config_and_an_index_has_none(root: Path) -> None:
 def test_labels_are_read_within_the_limits_of_the_store(root: Path, many_in: str) -> None:
     many = {str(number): "" for number in range(DEFAULT_LIMITS.document_values)}
     labels: dict[str, Any] = {"config": {"Labels": {"keep": "yes"}}}
-    parts = {"annotations": many, "config": labels} if many_in == "annotations" else {"config": {**labels, **many}}
-    image = build_image(salt="many", **parts)
+    if many_in == "annotations":
+        image = build_image(salt="many", config=labels, annotations=many)
+    else:
+        image = build_image(salt="many", config={**labels, **many})
     store = Store(root, settle_seconds=0.0, limits=Limits(document_values=1 << 18))
     store.import_image(memory_of({"many:1": image}), "many:1")
     assert [each.name for each in store.images(ImageFilter.parse("label=keep"))] == ["app:1", "many:1"]
