@@ -1,8 +1,9 @@
 """The body of a request as a file that a thread reads, while it comes: never more of it in memory than a little.
 
 The loop takes what the client sends into a bounded queue, and a worker thread reads from that, waiting where it is
-empty; a full queue lets the client wait. Who goes away, sends nothing, or sends too much ends the reader with an error,
-and so does whoever cancels it: no thread waits for a body that nobody wants any more.
+empty; a full queue lets the client wait. Who goes away, or sends too much, ends the reader with an error, and so does
+whoever cancels it: no thread waits for a body that nobody wants any more. Of who sends next to nothing the connection
+gets rid (:mod:`minibox_server.connections`).
 """
 
 import asyncio
@@ -21,8 +22,6 @@ from minibox_server.responses import RequestError
 from minibox_store import Cancelled
 
 QUEUE_BYTES = 1024 * 1024
-# Who sends less than this in so long a time only keeps a thread.
-LEAST_BYTES = 4096
 # A client that looks at no answer before it has sent all gets to see it, if the rest is not more than this.
 PASSED_OVER_BYTES = 64 * 1024 * 1024
 PASSED_OVER_SECONDS = 2.0
@@ -34,14 +33,13 @@ class RequestBody(io.RawIOBase, BinaryIO):
     A read waits until something is there. It raises:
 
     - Cancelled: when the client has gone, :meth:`interrupt` was called, or the block of the body was left.
-    - RequestError: 408 when the client sends next to nothing, and 413 when it sends more than the endpoint takes.
+    - RequestError: 413 when the client sends more than the endpoint takes.
     """
 
     name = "the request"
 
-    def __init__(self, receive: Receive, idle_seconds: float | None) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._pieces: deque[memoryview] = deque()
@@ -112,17 +110,11 @@ class RequestBody(io.RawIOBase, BinaryIO):
         """Take the whole body, or return early when the client has gone or too much is passed over.
 
         Raises:
-            RequestError: 408, or what the request is refused with for its size.
+            RequestError: what the request is refused with for its size.
         """
-        deadline = self._deadline()
-        fresh_bytes = passed_over_bytes = 0
+        passed_over_bytes = 0
         while passed_over_bytes <= PASSED_OVER_BYTES:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await self._receive()
-            except TimeoutError:
-                sentence = f"the body did not go on for {self._idle_seconds:g} s"
-                raise RequestError(408, sentence, {"Connection": "close"}) from None
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.interrupt()
                 self._gone.set()
@@ -132,15 +124,7 @@ class RequestBody(io.RawIOBase, BinaryIO):
                 passed_over_bytes += len(piece)
             if self._is_whole:
                 return
-            fresh_bytes += len(piece)
-            if not self._room.is_set():
-                await self._room.wait()
-                fresh_bytes = LEAST_BYTES  # it was not the client who took so long
-            if fresh_bytes >= LEAST_BYTES:
-                fresh_bytes, deadline = 0, self._deadline()
-
-    def _deadline(self) -> float | None:
-        return None if self._idle_seconds is None else self._loop.time() + self._idle_seconds
+            await self._room.wait()
 
     def _put(self, piece: bytes, *, is_last: bool) -> bool:
         """Queue a piece, or return False where nobody will read it."""
@@ -172,19 +156,16 @@ class RequestBody(io.RawIOBase, BinaryIO):
 
 
 @asynccontextmanager
-async def streamed_body(request: Request, *, idle_seconds: float | None = None) -> AsyncIterator[RequestBody]:
+async def streamed_body(request: Request) -> AsyncIterator[RequestBody]:
     """Give the body of a request as a file for one worker thread, as long as the block runs.
 
-    Args:
-        request: nothing of its body has been read yet. In the block, ``body.receive`` stands for its ``receive``.
-        idle_seconds: how long the client may send next to nothing; None leaves that to the connection, which has such
-            a limit of its own.
+    Nothing of it has been read yet. In the block, ``body.receive`` stands for the ``receive`` of the request.
 
     Guarantees: when the block has been left, a thread that still reads gets an error, and nothing of the body is kept.
         Where the block is left early, what still comes is passed over within bounds, so that a client that sends all
         before it looks gets to see the answer.
     """
-    body = RequestBody(request.receive, idle_seconds)
+    body = RequestBody(request.receive)
     feeding = asyncio.create_task(body.feed())
     try:
         yield body

@@ -8,7 +8,7 @@ ends.
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 import anyio.to_thread
@@ -140,10 +140,13 @@ class Operation:
         self.cancellation = cancellation
 
     async def watch(self, receive: Receive) -> None:
-        """Pass over the request's body until the client goes away, and cancel the operation then."""
-        try:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-        except RequestError:
-            pass  # more of a body than there may be: its client is not served on
+        """Wait until the client goes away, and cancel the operation then."""
+        with suppress(RequestError):  # more of a body than there may be: its client is not served on
+            await pass_over(receive)
         self.cancellation.cancel()
+
+
+async def pass_over(receive: Receive) -> None:
+    """Return when the client has gone; what it sends until then is passed over."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -22,7 +22,8 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _USABLE = 0o700
 
-_Identity = tuple[int, int]
+# Of a file: its device and inode.
+Identity = tuple[int, int]
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -164,7 +165,7 @@ class _Descent:
         self._mount = mount
         self._forcing = forcing
         self._names: list[str] = []
-        self._above: list[_Identity] = []
+        self._above: list[Identity] = []
 
     @classmethod
     @contextmanager
@@ -184,7 +185,7 @@ class _Descent:
             OSError: EBUSY when something is mounted on it.
         """
         below = _open_below(self.directory, name, self._mount, forcing=self._forcing)
-        self._above.append(_identity(self.directory))
+        self._above.append(identity_of(self.directory))
         self._names.append(name)
         os.close(self.directory)
         self.directory = below
@@ -195,7 +196,7 @@ class _Descent:
         os.close(self.directory)
         self.directory = above
         name = self._names.pop()
-        if _identity(above) != self._above.pop():
+        if identity_of(above) != self._above.pop():
             raise OSError(errno.ESTALE, "it was moved meanwhile", name)
         return name
 
@@ -253,7 +254,7 @@ class _Scales:
         self.problem: str | None = "not opened yet"
         self._size_bytes = 0
         self._changed_seconds = 0.0
-        self._links_left: dict[_Identity, int] = {}
+        self._links_left: dict[Identity, int] = {}
 
     def note(self, error: OSError) -> None:
         """Take note of what ended the weighing; what is gone is no problem."""
@@ -300,7 +301,8 @@ class _Scales:
         return Measure(size_bytes=self._size_bytes, changed_seconds=changed, problem=self.problem)
 
 
-def _identity(opened: int) -> _Identity:
+def identity_of(opened: int) -> Identity:
+    """Return which file something open is."""
     status = os.fstat(opened)
     return status.st_dev, status.st_ino
 

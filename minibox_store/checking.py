@@ -31,7 +31,6 @@ from minibox_store.listeners import is_of_listener
 from minibox_store.protocols import BlobSource
 from minibox_store.reports.store import Finding, FindingKind
 
-DEFAULT_CHECKS = 2
 _BUFFER_BYTES = MEBIBYTE
 
 _Met = tuple[Descriptor, Exception]
@@ -43,7 +42,7 @@ def check_images(
     images: ImageMap,
     *,
     path_of: Callable[[Digest], str],
-    parallel: int = DEFAULT_CHECKS,
+    parallel: int,
     on_event: EventListener = ignore_events,
     cancellation: Cancellation | None = None,
 ) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ _ZSTD_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"
 _XZ_MAGIC = b"\xfd7zX"  # four bytes of its six
 _XZ_PADDING_UNIT_BYTES = 4
 _XZ_STATE_BYTES = MEBIBYTE  # what its decoder needs beside the window, and more
-_GZIP_FORMAT = 31  # a header, the largest window, and a check of length and CRC
+GZIP_FORMAT = 31  # a header, the largest window, and a check of length and CRC
 
 
 def compression_of(beginning: bytes) -> Compression:
@@ -113,7 +113,7 @@ class _Frame(Protocol):
 
 class _GzipMember:
     def __init__(self) -> None:
-        self._inflater = zlib.decompressobj(_GZIP_FORMAT)
+        self._inflater = zlib.decompressobj(GZIP_FORMAT)
 
     @property
     def eof(self) -> bool:

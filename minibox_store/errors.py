@@ -11,6 +11,7 @@ import attrs
 from minibox_store.reports.rate_limits import RateLimit
 from minibox_store.sentences import SHOWN_CHARACTERS as _SHOWN_CHARACTERS
 from minibox_store.sentences import SHOWN_ITEMS as _SHOWN_ITEMS
+from minibox_store.sentences import and_more as _and_more
 from minibox_store.sentences import beginning as _beginning
 from minibox_store.sentences import one_sentence
 from minibox_store.sentences import shown as _shown
@@ -204,9 +205,8 @@ class PlatformNotFound(NotFound):
 
     def _sentence(self) -> str:
         offered = ", ".join(each[:_SHOWN_CHARACTERS] for each in self.available[:_SHOWN_ITEMS]) or "none"
-        if len(self.available) > _SHOWN_ITEMS:
-            offered += f" and {len(self.available) - _SHOWN_ITEMS} more"
-        return f"{self.name} has no image for platform {self.wanted}; on offer: {offered}"
+        rest = _and_more(self.available, _SHOWN_ITEMS)
+        return f"{self.name} has no image for platform {self.wanted}; on offer: {offered}{rest}"
 
 
 @attrs.frozen(slots=False, repr=False)
@@ -230,8 +230,7 @@ class IncompleteImage(StoreError):
 
     def _sentence(self) -> str:
         first = self.missing[0] if self.missing else "a blob"
-        rest = f" and {len(self.missing) - 1} more" if len(self.missing) > 1 else ""
-        return f"image {self.root} is incomplete: {first} is missing{rest}"
+        return f"image {self.root} is incomplete: {first} is missing{_and_more(self.missing)}"
 
 
 @attrs.frozen(slots=False, repr=False)

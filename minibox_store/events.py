@@ -13,7 +13,7 @@ from minibox_store.documents import Descriptor, Referrer, Role
 from minibox_store.errors import InvalidArgument
 from minibox_store.platforms import Platform
 from minibox_store.reports.rate_limits import RateLimit
-from minibox_store.sentences import one_sentence
+from minibox_store.sentences import and_more, one_sentence
 from minibox_store.values import Value
 
 _SHOWN_PLATFORMS = 20
@@ -298,8 +298,8 @@ def _text(event: Event, moving: str, moved: str, *, is_into_store: bool) -> str 
             return f"{name} is a manifest list, resolving {platform.architecture}/{platform.os}{variant}..."
         case IndexMade(original=original, descriptor=descriptor, platforms=platforms):
             shown = ", ".join(str(each)[:_PLATFORM_LENGTH] for each in platforms[:_SHOWN_PLATFORMS])
-            more = f" and {len(platforms) - _SHOWN_PLATFORMS} more" if len(platforms) > _SHOWN_PLATFORMS else ""
-            return f"new index {descriptor.digest.hex[:12]} of {original.digest.hex[:12]} for {shown}{more}"
+            shown += and_more(platforms, _SHOWN_PLATFORMS)
+            return f"new index {descriptor.digest.hex[:12]} of {original.digest.hex[:12]} for {shown}"
         case ManifestChosen(descriptor=descriptor):
             return f"manifest: {descriptor.digest.hex[:12]}"
         case ReferrerFound(referrer=referrer):

@@ -14,7 +14,8 @@ from minibox_store.documents import Descriptor, Document, Identity, Links, Manif
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDocument, StoreError
 from minibox_store.forwarding import ForwardingSource
 from minibox_store.limits import DEFAULT_LIMITS, Limits
-from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.media_types import is_document
+from minibox_store.protocols import MOST_PLACES, BlobSource, BlobStream
 
 
 class Seen(Protocol):
@@ -33,8 +34,6 @@ LinksListener = Callable[[Descriptor, bytes, Links], None]
 
 # What a source may meet at any blob, so that it says nothing of that one: no file left to open, no memory.
 _NOT_OF_THE_BLOB = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# So often a source of several places may have been wrong before it is asked for a document no more.
-_MOST_PLACES = 16
 # A document that is larger is read once more, rather than kept while something else is done.
 _LARGE_BYTES = 512 * 1024
 
@@ -167,7 +166,7 @@ class RememberingSource(ForwardingSource):
         return super().open_blob(descriptor, offset)
 
     def _read_right(self, descriptor: Descriptor) -> bytes:
-        for _ in range(_MOST_PLACES):
+        for _ in range(MOST_PLACES):
             try:
                 return read_content(self._source, descriptor, self._limits)
             except ContentMismatch:
@@ -303,6 +302,16 @@ def _walk(
             if done is not None:
                 yield done
                 done = opened = None  # values that take much are not kept while the next one is read
+
+
+def check_is_document(root: Descriptor) -> None:
+    """Return if an image can lie at ``root``; index.json may name other things, such as "application/xml".
+
+    Raises:
+        InvalidDocument: when it is no manifest and no index.
+    """
+    if not is_document(root.media_type):
+        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
 
 
 def check_bounds(root: Descriptor, documents: int, depth: int, limits: Limits) -> None:

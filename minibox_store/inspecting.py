@@ -10,7 +10,7 @@ from minibox_store.codec import decode_document, decode_image_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Document, Identity, ImageConfig, Index, Manifest, identity
 from minibox_store.errors import InvalidDocument
-from minibox_store.graph import RememberingSource, walk
+from minibox_store.graph import RememberingSource, check_is_document, walk
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
 from minibox_store.reports.inspection import LayerDetails, ManifestDetails
@@ -52,8 +52,7 @@ def read_image(
         BlobNotFound, ContentMismatch, InvalidDocument: for a document or config that is missing or wrong; what a config
             says is not asked yet. And where more is named, or there are more bytes, than may be told at once.
     """
-    if not media_types.is_document(root.media_type):
-        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
+    check_is_document(root)
     document = None
     if chosen.digest != root.digest:
         document = decode_document(source.read(root), root.media_type, str(root.digest), limits=limits)

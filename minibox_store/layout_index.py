@@ -21,7 +21,6 @@ NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 # By this name containerd's import calls an image, whatever the one above says: one that was set elsewhere would let an
 # image of this store pass for another.
 CONTAINERD_NAME_ANNOTATION = "io.containerd.image.name"
-_FOREIGN_NAMES = frozenset({CONTAINERD_NAME_ANNOTATION})
 # What begins so is written by this project alone.
 _OWN = "dev.minibox.store."
 REFERRER_ANNOTATION = f"{_OWN}referrer"
@@ -85,7 +84,7 @@ def nameless(descriptor: Descriptor) -> Descriptor:
 
 def without_own(annotations: Mapping[str, str]) -> dict[str, str]:
     """Return what an entry says besides its names, and besides what this project notes in it."""
-    left_out = {NAME_ANNOTATION, *_FOREIGN_NAMES}
+    left_out = {NAME_ANNOTATION, CONTAINERD_NAME_ANNOTATION}
     return {key: text for key, text in annotations.items() if key not in left_out and not key.startswith(_OWN)}
 
 
@@ -215,14 +214,14 @@ def lost_entries(before: LayoutIndex, after: LayoutIndex) -> tuple[LayoutEntry, 
     name came that reaches it, or because somebody deleted that very digest.
     """
     kept = {name: _without_source(descriptor) for name, descriptor in names_of(after)}
-    nameless = {entry.descriptor for entry in after.entries if name_of(entry.descriptor) is None}
+    unnamed = {entry.descriptor for entry in after.entries if name_of(entry.descriptor) is None}
     lost = []
     seen = set()
     for entry in before.entries:
         name = name_of(entry.descriptor)
         if name is None:
             is_pushed = REPOSITORY_ANNOTATION in entry.descriptor.annotations
-            is_kept = entry.descriptor in nameless or is_referrer(entry.descriptor) or is_pushed
+            is_kept = entry.descriptor in unnamed or is_referrer(entry.descriptor) or is_pushed
         else:
             is_kept = name in seen or kept.get(name) == _without_source(entry.descriptor)
             seen.add(name)

@@ -13,7 +13,7 @@ from minibox_store.codec import decode_config
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Index, Manifest
 from minibox_store.errors import BlobNotFound, InvalidDocument, PlatformNotFound
-from minibox_store.graph import RememberingSource, check_bounds, read_document
+from minibox_store.graph import RememberingSource, check_bounds, check_is_document, read_document
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import LINUX_AMD64, Platform, choose_platform
 
@@ -44,8 +44,7 @@ def select_manifest(
 
     Spec: OCI image-spec 1.1, image-index.md, "platform"; config.md for a manifest whose entry has none.
     """
-    if not media_types.is_document(root.media_type):
-        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
+    check_is_document(root)
     offered: list[Descriptor] = []
     odd: list[InvalidDocument] = []
     if media_types.is_manifest(root.media_type):

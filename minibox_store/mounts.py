@@ -14,7 +14,7 @@ from contextlib import suppress
 import attrs
 
 from minibox_store._mount_views import Mount, View, is_below, join_paths, parse_mountinfo, resolve_folder
-from minibox_store._trees import mount_of
+from minibox_store._trees import Identity, identity_of, mount_of
 from minibox_store.values import Value
 
 _DELETED = "//deleted"
@@ -23,8 +23,6 @@ _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _RETRIES = 3
 _LOOK = os.O_PATH | os.O_CLOEXEC
 _ENDED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)  # the last of one that has ended, and that nobody has asked about
-
-_Identity = tuple[int, int]
 
 
 @attrs.frozen(repr=False)
@@ -51,7 +49,7 @@ class MountTable:
         self.doubts: list[str] = []
         self._ours = View("self", ())
         self._uses: set[_Use] = set()
-        self._identities: set[_Identity] = set()
+        self._identities: set[Identity] = set()
         self._relative: set[str] = set()
         self._added: set[str] = set()
         self._lost: dict[tuple[str, str], bool] = {}
@@ -176,7 +174,7 @@ class MountTable:
         """Add a folder and all above it: each has that folder in it."""
         opened = os.open(root + path, _LOOK | os.O_NOFOLLOW)
         try:
-            while (identity := _identity(opened)) not in self._identities:
+            while (identity := identity_of(opened)) not in self._identities:
                 self._identities.add(identity)
                 above = os.open("..", _LOOK | os.O_DIRECTORY, dir_fd=opened)
                 os.close(opened)
@@ -185,11 +183,6 @@ class MountTable:
             return  # it is no folder, or may not be left upwards
         finally:
             os.close(opened)
-
-
-def _identity(opened: int) -> _Identity:
-    status = os.fstat(opened)
-    return status.st_dev, status.st_ino
 
 
 def read_mounts() -> MountTable:

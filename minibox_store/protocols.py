@@ -195,6 +195,10 @@ class Waiting(Protocol):
         """
 
 
+# A source of several places says itself when there is none left; no source is asked for the same for ever.
+MOST_PLACES = 16
+
+
 @runtime_checkable
 class Distrusting(Protocol):
     """A source that asks several places for the same blob."""

@@ -62,7 +62,9 @@ def copy(
         InvalidArgument: for a platform, or anything else, that none may be.
         PlatformNotFound: when the image is not offered for the platform.
         ContentMismatch, InvalidDocument: when the source sends something else than it announced.
+        RegistryBlocked: when a rule of the client blocks one of them; it is sent nothing then.
         RegistryError: when either registry refuses, fails, or cannot be reached.
+        InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read, or rules cannot.
         Cancelled: when ``cancellation`` was cancelled.
 
     Guarantees: the tag is written last, in one step. A copy that fails leaves it as it was, unless only the answer to
@@ -130,6 +132,7 @@ def referrers(
         ManifestUnknown: when the registry has no such manifest.
         ContentMismatch, InvalidDocument: when the registry sends something else than it announced, or too much.
         RegistryError: when it refuses, fails, or cannot be reached.
+        RegistryBlocked, InvalidPath, CredentialHelperFailed: as :func:`copy`.
         Cancelled: when ``cancellation`` was cancelled.
 
     Spec: OCI distribution-spec 1.1, "Listing Referrers".
@@ -159,6 +162,7 @@ def tags(
         ManifestUnknown: when there is no such repository.
         InvalidDocument: when what comes is no list of names.
         RegistryError: when the registry refuses, fails, or cannot be reached, or lists more than a million.
+        RegistryBlocked, InvalidPath, CredentialHelperFailed: as :func:`copy`.
         Cancelled: when ``cancellation`` was cancelled.
     """
     from minibox_store.registry.catalog import iter_tags
@@ -180,7 +184,8 @@ def catalog(
 
     Raises:
         InvalidReference: when ``registry`` is none.
-        InvalidDocument, RegistryError, Cancelled: as :func:`tags`.
+        InvalidDocument, RegistryError, RegistryBlocked, InvalidPath, CredentialHelperFailed, Cancelled: as
+            :func:`tags`.
     """
     from minibox_store.registry.catalog import iter_repositories
 
@@ -203,6 +208,7 @@ def delete(reference: str, *, client: "RegistryClient | None" = None, cancellati
         ManifestUnknown: when the registry has no such tag or manifest.
         RegistryError: when it refuses, fails, or cannot be reached. To many a tag alone cannot be deleted: then nothing
             is, and the error says the digest.
+        RegistryBlocked, InvalidPath, CredentialHelperFailed: as :func:`copy`.
         Cancelled: when ``cancellation`` was cancelled.
     """
     parsed = Reference.parse(reference)

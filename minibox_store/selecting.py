@@ -4,7 +4,7 @@ An index of several is made here where the one that there is names anything else
 nothing that an index names is left out of a store. Its bytes depend on the original and on what is chosen alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import attrs
@@ -13,7 +13,7 @@ from minibox_store import media_types
 from minibox_store.codec import decode_document, encode_document
 from minibox_store.documents import Descriptor, Index
 from minibox_store.errors import InvalidDocument, PlatformNotFound
-from minibox_store.graph import RememberingSource
+from minibox_store.graph import RememberingSource, check_is_document
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.manifest_choice import manifests_below, platforms_of, select_manifest
 from minibox_store.platforms import Platform, WantedPlatforms, choose_platform
@@ -74,8 +74,7 @@ def select_image(
         if media_types.is_manifest(root.media_type):
             (found,) = _offered(source, root, limits, [])
         return ChosenImage(root=chosen, manifests=(ChosenManifest(descriptor=found, wanted=(wanted,)),))
-    if not media_types.is_document(root.media_type):
-        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
+    check_is_document(root)
     odd: list[InvalidDocument] = []
     offered = _offered(source, root, limits, odd)
     if media_types.is_manifest(root.media_type) and offered[0].platform is None and not odd:
@@ -143,12 +142,8 @@ def _chosen(
         else:
             found[position] = (*found.get(position, ()), platform)
     if missing:
-        raise odd[0] if odd else PlatformNotFound(name, _joined(missing), platforms_of(offered))
+        raise odd[0] if odd else PlatformNotFound(name, ", ".join(map(str, missing)), platforms_of(offered))
     return tuple(ChosenManifest(descriptor=known[position], wanted=found[position]) for position in sorted(found))
-
-
-def _joined(platforms: Iterable[Platform]) -> str:
-    return ", ".join(map(str, platforms))
 
 
 def _index_of(

@@ -68,13 +68,13 @@ def without_user(text: str) -> str:
     return text if user is None else f"{scheme}{mark}***@{rest[user.end() :]}"
 
 
-def and_more(items: Sized) -> str:
-    """Return what a sentence that names the first of ``items`` says of the others.
+def and_more(items: Sized, shown: int = 1) -> str:
+    """Return what a sentence that names the first of ``items``, so many of them, says of the others.
 
-    >>> and_more("a"), and_more("abc")
-    ('', ' and 2 more')
+    >>> and_more("a"), and_more("abc"), and_more("abc", 2)
+    ('', ' and 2 more', ' and 1 more')
     """
-    return f" and {len(items) - 1} more" if len(items) > 1 else ""
+    return f" and {len(items) - shown} more" if len(items) > shown else ""
 
 
 def since(seconds: float) -> str:

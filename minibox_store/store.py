@@ -57,7 +57,8 @@ class Store(
 
     Any number of Store objects, threads and processes may work on one folder at once. An object holds no file open
     between calls. Every method raises errors of :mod:`minibox_store.errors` alone: besides those it names,
-    StoreDamaged, StoreFull, StoreBusy and StoreUnavailable, which mean that nothing has changed.
+    InvalidArgument, for an argument of the wrong kind, and StoreDamaged, StoreFull, StoreBusy and StoreUnavailable.
+    They mean that nothing has changed.
 
     Args:
         root: the folder. The first change makes it, with mode 0700, where it is not there.
@@ -94,7 +95,6 @@ class Store(
             settle_seconds=settle_seconds,
         )
         self._listing = Listing(self._layout)
-        self._limits = limits
         self._private_addresses = private_addresses
 
     @property
@@ -181,7 +181,7 @@ class Store(
         """
         check_kind("descriptor", descriptor, Descriptor)
         with file_errors(self.root), self._layout.naming_damage():
-            return read_content(self._layout, descriptor, self._limits)
+            return read_content(self._layout, descriptor, self._layout.limits)
 
     def info(self) -> "StoreInfo":
         """Return what the store is, and what it can do where it lies."""
@@ -259,7 +259,6 @@ class Store(
                 self._layout,
                 wish,
                 describe=self._listing.image,
-                limits=self._limits,
                 on_event=heard(on_event),
                 cancellation=checked_cancellation(cancellation),
             )

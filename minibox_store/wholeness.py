@@ -119,4 +119,4 @@ def _pass_by(_: InvalidDocument) -> None:
 
 def _listed(platforms: dict[str, None]) -> str:
     shown = ", ".join(each[:_SHOWN_CHARACTERS] for each in list(platforms)[:_SHOWN_PLATFORMS])
-    return shown + (f" and {len(platforms) - _SHOWN_PLATFORMS} more" if len(platforms) > _SHOWN_PLATFORMS else "")
+    return shown + and_more(platforms, _SHOWN_PLATFORMS)

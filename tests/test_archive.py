@@ -1,4 +1,4 @@
-"""Saving: the archive of HTTP.md byte for byte, the same each time, at its place in one step or not at all."""
+"""Saving: minibox's own archive byte for byte, the same each time, at its place in one step or not at all."""
 
 import errno
 import os

@@ -106,7 +106,7 @@ def path_of(digest: str) -> str:
 
 
 def check(source: BlobSource, *images: BuiltImage) -> list[Finding]:
-    return list(check_images(source, [root_of(image) for image in images], ImageMap(), path_of=str))
+    return list(check_images(source, [root_of(image) for image in images], ImageMap(), path_of=str, parallel=2))
 
 
 # ---- what is found
@@ -435,7 +435,7 @@ def test_a_cancel_ends_a_read_that_blocks() -> None:
     thread = threading.Thread(target=cancel)
     thread.start()
     with pytest.raises(Cancelled):
-        list(check_images(source, [root_of(IMAGE)], ImageMap(), path_of=str, cancellation=cancellation))
+        list(check_images(source, [root_of(IMAGE)], ImageMap(), path_of=str, parallel=2, cancellation=cancellation))
     thread.join()
 
 
@@ -479,7 +479,7 @@ def test_what_a_listener_raises_says_nothing_of_the_blob_that_was_just_read(
 def test_a_check_that_is_given_up_half_way_leaves_no_thread() -> None:
     leaves = [Digest.parse(digest) for digest in IMAGE.layer_digests]
     source = BreakingSource(memory_of({"": IMAGE}), leaves, OSError(errno.EIO, "broken"))
-    found = check_images(source, [root_of(IMAGE)], ImageMap(), path_of=str)
+    found = check_images(source, [root_of(IMAGE)], ImageMap(), path_of=str, parallel=2)
     assert isinstance(found, Iterator)
     assert next(found).kind == "unreadable"
     del found

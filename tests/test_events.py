@@ -1,4 +1,4 @@
-"""Progress as the daemon prints it: the lines of HTTP.md, each of them one line whatever stands in it."""
+"""Progress as the daemon prints it: each event is one line, whatever stands in it."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def started(role: str, position: int = 1, total: int = 1, start: str = "8ca4688f
     )
 
 
-# "POST /images/pull" of HTTP.md, line by line; the daemon adds the last one, "[pull] Done".
+# What POST /images/pull answers, line by line; the daemon adds the last one, "[pull] Done".
 LINES: list[tuple[Event, str | None]] = [
     (ResolvingName(name=NAME), "[pull] fetching alpine:3.18 manifest..."),
     (

@@ -31,6 +31,7 @@ from minibox_store import (
 )
 from minibox_store import _locks as locks
 from minibox_store.events import Event
+from minibox_store.limits import DEFAULT_LIMITS, Limits
 from tests.support.forks import forked, kill, run_alone, run_forked, sleep_for_ever
 from tests.support.images import BuiltImage, build_image, build_index
 from tests.support.invariants import check_invariants, held_locks, open_files, reachable, read_index, read_names, stored
@@ -38,7 +39,7 @@ from tests.support.journals import DAY, HOUR, set_ages
 from tests.support.layouts import write_layout
 from tests.support.os_proxy import replaced_os
 from tests.support.snapshots import snapshot
-from tests.support.sources import copy_into, descriptors_of
+from tests.support.sources import copy_into, descriptors_of, memory_of
 from tests.support.stores import (
     blob,
     bound,
@@ -228,6 +229,19 @@ def test_labels_are_those_of_a_config_and_an_index_has_none(root: Path) -> None:
     assert listed(root, "label!=keep") == ["app:2", "multi:1", "team/plain:1"]
     assert listed(root, "label!=tier=a", "label!=tier=b") == ["multi:1", "team/plain:1"]
     assert listed(root, "label=tier", "label!=keep=yes") == ["app:2"]
+
+
+@pytest.mark.parametrize("many_in", ["annotations", "config"])
+def test_labels_are_read_within_the_limits_of_the_store(root: Path, many_in: str) -> None:
+    many = {str(number): "" for number in range(DEFAULT_LIMITS.document_values)}
+    labels: dict[str, Any] = {"config": {"Labels": {"keep": "yes"}}}
+    if many_in == "annotations":
+        image = build_image(salt="many", config=labels, annotations=many)
+    else:
+        image = build_image(salt="many", config={**labels, **many})
+    store = Store(root, settle_seconds=0.0, limits=Limits(document_values=1 << 18))
+    store.import_image(memory_of({"many:1": image}), "many:1")
+    assert [each.name for each in store.images(ImageFilter.parse("label=keep"))] == ["app:1", "many:1"]
 
 
 def test_an_index_of_which_another_tool_has_one_platform_alone_has_no_labels_either(root: Path) -> None:

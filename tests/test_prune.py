@@ -1,4 +1,4 @@
-"""What a collection takes and what it leaves: the table of HTTP.md row by row, and what must never happen."""
+"""What a collection takes and what it leaves, kind by kind, and what must never happen."""
 
 import json
 import os

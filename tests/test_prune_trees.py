@@ -1,4 +1,4 @@
-"""What a collection takes of what was made of images: trees and indexes, by the table of HTTP.md, row by row."""
+"""What a collection takes of what was made of images: trees and indexes, of each kind."""
 
 import fcntl
 import hashlib

@@ -43,9 +43,11 @@ from minibox_store.registry import Credentials
 from tests.support.answers import Answer, Request, basic_credentials, redirect, registry_error, unauthorized
 from tests.support.certificates import make_certificate
 from tests.support.images import (
+    EMPTY,
     OCI_CONFIG,
     OCI_INDEX,
     BuiltImage,
+    build_artifact,
     build_image,
     build_index,
     random_layer,
@@ -282,6 +284,15 @@ def test_where_a_registry_lists_no_referrers_they_are_listed_under_a_tag(
         {**SIGNATURE.root, **kind, "annotations": {"org.example.by": "alice"}},
         {**OTHER_SIGNATURE.root, **kind},
     ]
+
+
+def test_what_says_an_empty_type_is_listed_by_that_of_its_config(signed: Store, registry: UploadRegistry) -> None:
+    artifact = build_artifact(SMALL.root, kind="")
+    put(Path(signed.root), artifact, "artifact:1")
+    registry.knows_subjects = False
+    push(signed, registry, "artifact:1")
+    (listed,) = json.loads(registry.manifests["team/app", LIST][1])["manifests"]
+    assert listed == {**artifact.root, "artifactType": EMPTY}
 
 
 def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: UploadRegistry) -> None:

@@ -24,6 +24,7 @@ from minibox_store.errors import (
     RateLimited,
     RegistryError,
 )
+from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.registry_rules import Mirror, RegistryRule
 from tests.support.answers import Answer, Scripted, registry_error
 from tests.support.images import (
@@ -156,6 +157,15 @@ def test_a_registry_that_refuses_or_fails_is_no_registry_without_lists(registry:
     answer(registry, registry_error(status, "DENIED"))
     with pytest.raises(RateLimited if status == 429 else RegistryError):
         find(registry)
+
+
+def test_a_list_under_the_tag_is_read_within_the_limits_of_the_client(registry: UploadRegistry) -> None:
+    registry.knows_subjects = False
+    annotations = {str(number): "" for number in range(DEFAULT_LIMITS.document_values)}
+    listed = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [SIGNED.root], "annotations": annotations}
+    registry.manifests["team/app", TAG] = (OCI_INDEX, json.dumps(listed).encode())
+    client = quick_client(limits=Limits(document_values=1 << 18))
+    assert digests(find(registry, client=client)) == [SIGNED.digest]
 
 
 def test_what_stands_under_the_tag_and_is_no_list_is_an_error(registry: UploadRegistry) -> None:

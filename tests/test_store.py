@@ -88,7 +88,7 @@ def rewrite(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def image_bytes(image: BuiltImage) -> int:
-    """Return what HTTP.md counts for an image of one platform: manifest, config and layers, by their descriptors."""
+    """Return what counts as the size of an image of one platform: manifest, config and layers, by their descriptors."""
     manifest = image.document()
     return sum(each["size"] for each in [image.root, manifest["config"], *manifest["layers"]])
 

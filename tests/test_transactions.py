@@ -1,4 +1,4 @@
-"""Each interleaving that DESIGN.md, "What always holds", item 10 names, made to happen: by gates, forks and orders."""
+"""Each way in which processes may come between one another in a store, made to happen: by gates, forks and orders."""
 
 import errno
 import os

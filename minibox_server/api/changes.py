@@ -19,13 +19,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minibox_server.api.event_schemas import event
-from minibox_server.api.feeds import SERVER_SENT, Form, accepted_form, encode_event
+from minibox_server.api.feeds import NOTHING_NEW, SERVER_SENT, SILENCE_SECONDS, Form, accepted_form, encode_event
 from minibox_server.api.operations import describe_failure
-from minibox_server.api.running import pass_over
 from minibox_server.declarations import Answer, Endpoint, NoQuery
 from minibox_server.responses import RequestError
 from minibox_server.schemas import DIGEST_SCHEMA, TEXT_SCHEMA, Schema, one_of
-from minibox_server.workers import Workers
+from minibox_server.workers import Workers, pass_over
 from minibox_store import Cancellation, NameChange, Store, StoreChanges, StoreError, StoreState
 
 LOGGER = logging.getLogger("minibox_server")
@@ -35,7 +34,6 @@ T = TypeVar("T")
 # The first second of the year 1, and the last one of 9999.
 _DATES = (-62135596800.0, 253402300799.0)
 _LOOK_SECONDS = 0.5
-_SILENCE_SECONDS = 15.0
 _MOST_KEPT = 1000
 _MOST_LISTENERS = 256
 _ATTEMPTS = 5
@@ -273,11 +271,11 @@ class ChangesAnswer(Response):
 
     async def _tell(self, number: int, send: Send, gone: "asyncio.Future[None]") -> None:
         while not gone.done():
-            if await self._watch.wait(number, _SILENCE_SECONDS, gone):
+            if await self._watch.wait(number, SILENCE_SECONDS, gone):
                 news, number = self._watch.since(number), self._watch.told
                 await self._send(send, self._encode(news))
             elif self._form == SERVER_SENT and not gone.done():
-                await self._send(send, b": nothing new\n\n")
+                await self._send(send, NOTHING_NEW)
 
     async def _send(self, send: Send, body: bytes) -> None:
         if body:

@@ -19,6 +19,10 @@ Form = Literal["application/x-ndjson", "text/event-stream"]
 NDJSON: Form = "application/x-ndjson"
 SERVER_SENT: Form = "text/event-stream"
 
+# To who listens by server-sent events nothing is said for so long at most.
+SILENCE_SECONDS = 15.0
+NOTHING_NEW = b": nothing new\n\n"
+
 # More things than an image may have parts: what changed longest ago is forgotten first.
 _MOST_KEPT = 4096
 MOST_LINES = 10_000
@@ -28,7 +32,7 @@ _Told = tuple[int, Mapping[str, object]]
 
 
 class Feed:
-    """The events of one operation, or of the store.
+    """The events of one operation.
 
     Attributes:
         version: the number of the last change.

@@ -13,6 +13,7 @@ import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from minibox_server.api.images import LISTED_NAME
 from minibox_server.api.inspection import naming
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, counted, parameter
 from minibox_server.workers import Workers
@@ -54,7 +55,7 @@ DIRECTORY: Mapping[str, object] = {
 class FilesQuery:
     """Which directory of which image."""
 
-    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    image: str = parameter(TEXT, LISTED_NAME)
     path: str = parameter(TEXT, "a directory, from the image's root; links are followed inside the image", default="/")
     platform: Platform | None = parameter(PLATFORM, "which manifest of an index", default=None)
     n: int = parameter(counted(least=1, most=_MOST_ENTRIES), "how many entries at most", default=_MOST_ENTRIES)

@@ -29,6 +29,7 @@ from minibox_store import (
     check_image_name,
 )
 
+LISTED_NAME = "the name that GET /images lists, or one that spells the same reference"
 IMAGE_NAME: Kind[str] = Kind(read=check_image_name, schema={"type": "string", "minLength": 1, "maxLength": 512})
 
 
@@ -44,14 +45,14 @@ class PullQuery:
 class ImageQuery:
     """One image, by name."""
 
-    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    image: str = parameter(TEXT, LISTED_NAME)
 
 
 @attrs.frozen(kw_only=True)
 class TagQuery:
     """One image, and what it is to be called too."""
 
-    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    image: str = parameter(TEXT, LISTED_NAME)
     new_name: str = parameter(IMAGE_NAME, "the further name; one that stands for another image moves")
 
 

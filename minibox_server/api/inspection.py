@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from minibox_server.api.image_descriptions import DETAILS_SCHEMA, STEP_SCHEMA, describe_details, describe_step
-from minibox_server.api.images import check_form
+from minibox_server.api.images import LISTED_NAME, check_form
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, parameter
 from minibox_server.responses import RequestError
 from minibox_server.schemas import list_of
@@ -20,7 +20,7 @@ from minibox_store import ContentMismatch, ImageNotFound, InvalidDocument, Platf
 class InspectQuery:
     """Which image."""
 
-    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    image: str = parameter(TEXT, LISTED_NAME)
     platform: Platform | None = parameter(
         PLATFORM, "which manifest of an index; without it each one, or for a history the usual one", default=None
     )

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from minibox_server.api.feeds import SERVER_SENT, Form, accepted_form, encode_event
+from minibox_server.api.feeds import NOTHING_NEW, SERVER_SENT, SILENCE_SECONDS, Form, accepted_form, encode_event
 from minibox_server.api.progress import Doing, Progress
 from minibox_server.api.running import Call, Failure, Listener, ProgressingCall, Result, Running
 from minibox_server.api.turns import Turns
@@ -24,7 +24,6 @@ from minibox_store import Cancellation, EventListener, StoreError, one_sentence
 
 Observe = Callable[[str], AbstractContextManager[EventListener]]
 
-_SILENCE_SECONDS = 15.0
 # How often those that no thread has taken yet are told how many come first.
 _FIRST_PLACE_SECONDS = 0.1
 _PLACE_SECONDS = 1.0
@@ -179,9 +178,9 @@ class StreamAnswer(Response):
             if is_done:
                 return {"event": "result", **running.result()}
             change = running.change
-            await listener.wait(_SILENCE_SECONDS)
+            await listener.wait(SILENCE_SECONDS)
             if not change.done() and self._form == SERVER_SENT:
-                await send({"type": "http.response.body", "body": b": nothing new\n\n", "more_body": True})
+                await send({"type": "http.response.body", "body": NOTHING_NEW, "more_body": True})
 
 
 def describe_failure(error: Failure, scope: Scope) -> Mapping[str, object]:

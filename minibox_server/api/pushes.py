@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from minibox_server.api.event_schemas import told_as_it_goes_on
-from minibox_server.api.images import check_form
+from minibox_server.api.images import LISTED_NAME, check_form
 from minibox_server.api.operations import Operations
 from minibox_server.api.running import Result
 from minibox_server.declarations import PLATFORM, TEXT, Answer, Endpoint, Kind, parameter
@@ -54,7 +54,7 @@ _OF_THE_REGISTRY = (BlobStarted, BlobPresent, BlobStored, RegisteringName)
 class PushQuery:
     """What a push is asked for."""
 
-    image: str = parameter(TEXT, "the name that GET /images lists, or one that spells the same reference")
+    image: str = parameter(TEXT, LISTED_NAME)
     reference: Reference | None = parameter(REFERENCE, "where it goes; the image's own name without it", default=None)
     platform: Platform | None = parameter(PLATFORM, "which manifest of an index; the whole without it", default=None)
 

@@ -14,7 +14,7 @@ from starlette.types import Receive
 from minibox_server.api.feeds import Feed, Lines
 from minibox_server.api.progress import Doing, Progress
 from minibox_server.responses import RequestError
-from minibox_server.workers import Workers
+from minibox_server.workers import Workers, pass_over
 from minibox_store import Cancellation, Cancelled, EventListener, StoreError
 
 LOGGER = logging.getLogger("minibox_server")
@@ -234,9 +234,3 @@ class Listener:
         client.cancel()
         if client.done() and not client.cancelled():
             client.exception()  # the operation ended first, and nobody asks any more
-
-
-async def pass_over(receive: Receive) -> None:
-    """Return when the client has gone; what it sends until then is passed over."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

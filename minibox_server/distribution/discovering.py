@@ -113,7 +113,7 @@ class Discovery:
         """List what refers to a manifest or index."""
 
         def call() -> tuple[Referrer, ...]:
-            digest = path_digest(request, "digest")
+            digest = path_digest(request)
             return open_repository(self._store, request).referrers(digest)
 
         found = await self._workers.run(self._workers.reading, call)

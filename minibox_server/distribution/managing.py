@@ -120,7 +120,7 @@ class Managing:
     async def delete_blob(self, request: Request, query: NoQuery) -> Response:
         """Delete a blob that no image of the repository needs."""
         repository = open_repository(self._store, request)
-        digest = path_digest(request, "digest")
+        digest = path_digest(request)
 
         def call() -> Response:
             with naming_errors(repository):

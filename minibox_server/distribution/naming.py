@@ -39,13 +39,13 @@ def open_repository(store: Store, request: Request) -> LocalRepository:
         raise RequestError(400, f"{name} is no name of a repository", code="NAME_INVALID") from error
 
 
-def path_digest(request: Request, parameter: str) -> Digest:
+def path_digest(request: Request) -> Digest:
     """Return the digest in the path of a request.
 
     Raises:
         RequestError: 400, when it is none.
     """
-    found = parse_digest(request.path_params[parameter])
+    found = parse_digest(request.path_params["digest"])
     if found is None:
         raise RequestError(400, "it is asked for by its digest", code="DIGEST_INVALID")
     return found

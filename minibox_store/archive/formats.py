@@ -30,6 +30,7 @@ from minibox_store.errors import InvalidArgument, InvalidReference
 from minibox_store.kinds import each_of
 from minibox_store.layout_index import CONTAINERD_NAME_ANNOTATION, NAME_ANNOTATION
 from minibox_store.reference import Reference
+from minibox_store.sentences import and_more
 from minibox_store.values import Value
 
 ArchiveFormat = Literal["minibox", "oci", "docker", "both"]
@@ -179,8 +180,8 @@ def _docker_parts(form: ArchiveForm, image: WrittenImage) -> tuple[str, tuple[st
     if isinstance(document, Index):
         names = [str(each.platform) for each in document.manifests if each.platform and not each.is_attestation]
         shown = ", ".join(names[:_SHOWN_PLATFORMS]) or "manifests without platforms"
-        rest = f" and {len(names) - _SHOWN_PLATFORMS} more" if len(names) > _SHOWN_PLATFORMS else ""
-        problem = f"{image.name!r} is an index of {shown}{rest}, of which it holds one: say platform="
+        shown += and_more(names, _SHOWN_PLATFORMS)
+        problem = f"{image.name!r} is an index of {shown}, of which it holds one: say platform="
         raise InvalidArgument("format", form.format, problem)
     if not media_types.is_config(document.config.media_type):
         problem = f"{image.name!r} has no config of an image, but one of type {document.config.media_type!r}"

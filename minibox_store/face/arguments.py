@@ -15,6 +15,9 @@ Durability = Literal["full", "none"]
 Verify = Literal["size", "content"]
 PullPolicy = Literal["always", "if-newer", "if-missing"]
 
+# How many blobs a verify and a repair read at once.
+DEFAULT_READERS = 2
+
 
 def is_durable(durability: Durability) -> bool:
     """Return whether changes are to survive a loss of power."""

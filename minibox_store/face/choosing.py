@@ -9,7 +9,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_document, decode_labels
 from minibox_store.documents import Descriptor, LayoutIndex, Manifest
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, IncompleteImage
 from minibox_store.filters import ImageFilter, check_filter
 from minibox_store.graph import read_content
 from minibox_store.layout import Layout
@@ -86,7 +86,7 @@ def choose(layout: Layout, chosen_by: ImageFilter, check: Callable[[], None] = l
                 raise
             continue  # the name has gone meanwhile, and its blobs with it
         return Choice(index, times, chosen)
-    raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
+    raise layout.busy_index()
 
 
 def prune_chosen(layout: Layout, chosen_by: ImageFilter, sweep: Sweep) -> PruneReport:
@@ -106,7 +106,7 @@ def prune_chosen(layout: Layout, chosen_by: ImageFilter, sweep: Sweep) -> PruneR
             sweep.watch.check()  # from here on names go
             if sweep.dry_run or not choice.chosen or _remove(layout, choice):
                 return sweep.collect(_removals(choice.chosen, chosen_by))
-    raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
+    raise layout.busy_index()
 
 
 def _remove(layout: Layout, choice: Choice) -> bool:
@@ -138,11 +138,11 @@ def _read_labels(layout: Layout, name: str, root: Descriptor, check: Callable[[]
     try:
         with layout.naming_damage():
             content = read_content(layout, root, layout.limits)
-            manifest = decode_document(content, root.media_type, str(root.digest))
+            manifest = decode_document(content, root.media_type, str(root.digest), limits=layout.limits)
             if not isinstance(manifest, Manifest) or not media_types.is_config(manifest.config.media_type):
                 return {}
             config = read_content(layout, manifest.config, layout.limits)
-            return decode_labels(config, str(manifest.config.digest))
+            return decode_labels(config, str(manifest.config.digest), limits=layout.limits)
     except BlobNotFound as error:
         raise IncompleteImage(name, (error.digest,)) from error
 

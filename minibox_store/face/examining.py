@@ -1,4 +1,4 @@
-"""The half of a store's face that examines: what an image says, what is wrong, who needs a blob, what takes how much.
+"""The part of the store's face that examines: what an image says, what is wrong, who needs a blob, what takes how much.
 
 Nothing here changes anything or takes a lock, so all of it works on a store that may only be read.
 """
@@ -12,6 +12,7 @@ from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.digest import Digest, check_digest
 from minibox_store.documents import Descriptor, HistoryEntry, Referrer
 from minibox_store.errors import BlobNotFound
+from minibox_store.face.arguments import DEFAULT_READERS
 from minibox_store.kinds import check_count, check_kind
 from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import nameless
@@ -158,7 +159,7 @@ class ExaminedStore:
     def verify(
         self,
         *,
-        parallel: int = 2,
+        parallel: int = DEFAULT_READERS,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> "tuple[Finding, ...]":

@@ -1,7 +1,8 @@
 """The part of the store's face that brings images in piece by piece, for whoever hands them on: a cache of a registry.
 
 An index comes as it is, and each of its manifests when somebody wants that one: what nobody asks for is not fetched.
-What has come stays as long as the index does, by the same rule as what other tools have left so: see DESIGN.md, rule 5.
+What has come stays as long as the index does, by the same rule as what other tools have left so: see ``absent`` of
+:class:`minibox_store.collecting.Marks`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,6 @@ from minibox_store.face.arguments import known_client
 from minibox_store.graph import ContentSource, RememberingSource, read_document, walk
 from minibox_store.layout import Layout, Listing, Transaction, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name, provenance_of, with_name
-from minibox_store.limits import Limits
 from minibox_store.reference import Reference, check_image_name
 from minibox_store.reports.images import Image
 from minibox_store.values import Value
@@ -36,7 +36,6 @@ class Fetching:
 
     _layout: Layout
     _listing: Listing
-    _limits: Limits
     _private_addresses: bool
 
     def fetch(
@@ -135,7 +134,7 @@ class Fetching:
 
     def _find_part(self, root: Descriptor, digest: Digest) -> Descriptor:
         with self._layout.naming_damage():
-            for node in walk(self._layout, root, limits=self._limits, allow_absent_manifests=True):
+            for node in walk(self._layout, root, limits=self._layout.limits, allow_absent_manifests=True):
                 if node.descriptor.digest == digest:
                     return node.descriptor
         raise BlobNotFound(str(digest))
@@ -143,12 +142,14 @@ class Fetching:
     def _bring(self, asked: "_Asked", writer: Transaction, root: Descriptor, on_event: EventListener) -> None:
         """Make the store hold an index alone, or anything else with all that it names."""
         if media_types.is_index(root.media_type):
-            found = read_document(asked.source, root, self._limits, may_be_absent=False)
+            found = read_document(asked.source, root, self._layout.limits, may_be_absent=False)
             assert found is not None  # it may not be absent
             writer.write_blob(root, ContentSource(found[1]))
             return
-        writer.check_room(node.descriptor for node in walk(asked.source, root, limits=self._limits))
-        copy_graph(asked.source, writer, root, limits=self._limits, on_event=on_event, cancellation=asked.cancellation)
+        writer.check_room(node.descriptor for node in walk(asked.source, root, limits=self._layout.limits))
+        copy_graph(
+            asked.source, writer, root, limits=self._layout.limits, on_event=on_event, cancellation=asked.cancellation
+        )
 
     @contextmanager
     def _asking(
@@ -160,7 +161,7 @@ class Fetching:
         cancellation: Cancellation | None,
     ) -> Iterator["_Asked"]:
         """Open the repository of a reference for the block."""
-        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
+        client = known_client(client, limits=self._layout.limits, private_addresses=self._private_addresses)
         cancellation = checked_cancellation(cancellation)
         with (
             file_errors(self._layout.paths.root),
@@ -168,7 +169,7 @@ class Fetching:
             cancellation.interrupting(repository),
         ):
             target = TransactionTarget(self._layout, origin=f"{reference.domain}/{reference.repository}")
-            source = RememberingSource(repository, self._limits)
+            source = RememberingSource(repository, self._layout.limits)
             yield _Asked(repository=repository, source=source, target=target, cancellation=cancellation)
 
 

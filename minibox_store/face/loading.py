@@ -64,7 +64,6 @@ def load_archive(
     wish: ArchiveWish,
     *,
     describe: Callable[[str, Descriptor, BlobSource], Image],
-    limits: Limits,
     on_event: EventListener,
     cancellation: Cancellation,
 ) -> tuple[Image, ...]:
@@ -76,6 +75,7 @@ def load_archive(
         raise InvalidArgument("names", wish.names, "it is nothing that can be asked for a name")
     if wish.policy is not None:
         check_kind("checked_by", wish.policy, Policy)
+    limits = layout.limits
     with _opened(file) as archive, layout.open_writer() as writer:
         reader = ArchiveReader(archive, limits)
         # All of it is kept until it is known what is needed. What comes through a pipe is weighed member by member.

@@ -8,7 +8,6 @@ from minibox_store.copying import EventListener, heard, ignore_events
 from minibox_store.events import ResolvingName
 from minibox_store.face.arguments import known_client
 from minibox_store.layout import Layout
-from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice
 from minibox_store.reference import Reference
 
@@ -22,7 +21,6 @@ class Planning:
     """How a :class:`minibox_store.Store` tells what a pull would do."""
 
     _layout: Layout
-    _limits: Limits
     _private_addresses: bool
 
     def plan_pull(
@@ -49,8 +47,8 @@ class Planning:
             cancellation: ends it when it is cancelled.
 
         Raises:
-            InvalidReference, InvalidArgument, PlatformNotFound, PolicyRefused, RegistryError, InvalidPath,
-            CredentialHelperFailed, ContentMismatch, InvalidDocument, Cancelled: as :meth:`pull`.
+            InvalidReference, InvalidArgument, PlatformNotFound, PolicyRefused, RegistryBlocked, RegistryError,
+                InvalidPath, CredentialHelperFailed, ContentMismatch, InvalidDocument, Cancelled: as :meth:`pull`.
             StoreDamaged, StoreUnavailable: when the store cannot be read.
 
         Guarantees: nothing is written, and no store is made. What is present is told by the sizes of files; a pull
@@ -65,7 +63,7 @@ class Planning:
         on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
         with file_errors(self._layout.paths.root):
             self._layout.read_index()  # one that cannot be read stops the pull, too
-        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
+        client = known_client(client, limits=self._layout.limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed, on_event=on_event) as repository,

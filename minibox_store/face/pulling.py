@@ -15,7 +15,6 @@ from minibox_store.graph import RememberingSource
 from minibox_store.kinds import check_count, check_method, check_switches
 from minibox_store.layout import Layout, Listing, TransactionTarget
 from minibox_store.layout_index import Provenance, find_name
-from minibox_store.limits import Limits
 from minibox_store.platforms import LINUX_AMD64, PlatformChoice, checked_choice, describe_choice
 from minibox_store.protocols import BlobSource, ImageSource, Referrers
 from minibox_store.reference import Reference, check_image_name
@@ -37,7 +36,6 @@ class Pulling:
 
     _layout: Layout
     _listing: Listing
-    _limits: Limits
     _private_addresses: bool
 
     def pull(
@@ -125,7 +123,7 @@ class Pulling:
         wish = Wish(name=name, platforms=wanted, policy=checked_by, reference=parsed, digest=parsed.digest)
         wish.check()
         on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
-        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
+        client = known_client(client, limits=self._layout.limits, private_addresses=self._private_addresses)
         with (
             file_errors(self._layout.paths.root),
             client.open_repository(parsed, on_event=on_event) as repository,
@@ -231,7 +229,7 @@ class Pulling:
         if lacks_tree or copy.target.verify_content or copy.listing is not None:
             return self._copy_in(recalling, held.root, attrs.evolve(copy, wish=wish), on_event, cancellation)
         if wish.policy is not None:
-            choose_incoming(recalling, held.root, wish, limits=self._limits, on_event=on_event)
+            choose_incoming(recalling, held.root, wish, limits=self._layout.limits, on_event=on_event)
         self._layout.activity.note_used(held.name)
         on_event(ImagePresent(name=held.name, descriptor=held.root))
         return self._listing.image(held.name, held.root)
@@ -246,9 +244,9 @@ class Pulling:
     ) -> Image:
         from minibox_store.face.admitting import choose_incoming
 
-        source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._limits)
+        source = source if isinstance(source, RememberingSource) else RememberingSource(source, self._layout.limits)
         name = copy.wish.name
-        chosen = choose_incoming(source, root, copy.wish, limits=self._limits, on_event=on_event)
+        chosen = choose_incoming(source, root, copy.wish, limits=self._layout.limits, on_event=on_event)
         root = chosen.root
         along = self._referrers_of(source, chosen, copy, on_event)
         found: list[Image] = []
@@ -257,7 +255,7 @@ class Pulling:
             source,
             root=root,
             names=[name],
-            limits=self._limits,
+            limits=self._layout.limits,
             parallel=copy.parallel,
             referrers=[each.descriptor for each in along],
         )
@@ -283,8 +281,8 @@ class Pulling:
         if copy.listing is None:
             return ()
         made = () if chosen.made_from is None else (chosen.root.digest,)
-        found = gather_referrers(source, copy.listing, chosen.root, limits=self._limits, without=made)
-        check_referrers(source, found, copy.wish, self._limits)
+        found = gather_referrers(source, copy.listing, chosen.root, limits=self._layout.limits, without=made)
+        check_referrers(source, found, copy.wish, self._layout.limits)
         for each in found:
             on_event(ReferrerFound(referrer=each))
         return found
@@ -295,7 +293,7 @@ class Pulling:
         """Return the store as a target that unpacks too; None where there is nothing to unpack."""
         from minibox_store.face.pulled_trees import TreeTarget, base_layers_of, read_filesystem
 
-        plan = read_filesystem(source, root, self._limits)
+        plan = read_filesystem(source, root, self._layout.limits)
         if plan is None:
             on_event(NothingToUnpack(name=copy.wish.name))
             return None

@@ -17,7 +17,6 @@ from minibox_store.face.arguments import known_client
 from minibox_store.face.sending import check_sending, naming, tags_to_write
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout, OpenedImage, opening_image
-from minibox_store.limits import Limits
 from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
 from minibox_store.reference import Reference
@@ -30,7 +29,6 @@ class Pushing:
     """How images go out of a :class:`minibox_store.Store`, to registries."""
 
     _layout: Layout
-    _limits: Limits
     _private_addresses: bool
 
     def push(
@@ -71,6 +69,7 @@ class Pushing:
             IncompleteImage: when blobs of it are missing.
             PlatformNotFound: when the image has no manifest for the platform.
             InvalidReference: for a text that is no reference, or has the digest of something else.
+            RegistryBlocked: when a rule of the client blocks it; nothing is sent then.
             RegistryError: when the registry refuses, fails, or cannot be reached.
             InvalidPath, CredentialHelperFailed: when credentials are asked for and cannot be read.
             StoreDamaged: when a blob of the store is not what it should be.
@@ -85,7 +84,7 @@ class Pushing:
         check_sending(platform, parallel, chunk_bytes, referrers=referrers)
         on_event, cancellation = heard(on_event), checked_cancellation(cancellation)
         parsed = Reference.parse(name if reference is None else reference)
-        client = known_client(client, limits=self._limits, private_addresses=self._private_addresses)
+        client = known_client(client, limits=self._layout.limits, private_addresses=self._private_addresses)
         choose = None if platform is None else partial(self._choose, platform)
         with (
             file_errors(self._layout.paths.root),
@@ -107,7 +106,7 @@ class Pushing:
                     target,
                     image.chosen,
                     tags,
-                    limits=self._limits,
+                    limits=self._layout.limits,
                     parallel=parallel,
                     on_event=naming(on_event, parsed),
                     cancellation=cancellation,
@@ -117,7 +116,7 @@ class Pushing:
             return image.chosen
 
     def _choose(self, platform: Platform, source: RememberingSource, root: Descriptor, name: str) -> Descriptor:
-        return select_manifest(source, root, platform, name, self._limits)
+        return select_manifest(source, root, platform, name, self._layout.limits)
 
     @contextmanager
     def _naming_damaged_blobs(self) -> Iterator[None]:

@@ -35,7 +35,6 @@ class Saving:
 
     _layout: Layout
     _listing: Listing
-    _limits: Limits
 
     @overload
     def save(  # type: ignore[overload-overlap]  # a text is a sequence of texts, and the first of these is for it
@@ -176,7 +175,7 @@ class Saving:
         with opening_images(self._layout, names, choose) as images:
             # Several spellings may have been given of one name.
             distinct = {image.name: image for image in reversed(images)}
-            _check_count(form, [*distinct], self._limits)
+            _check_count(form, [*distinct], self._layout.limits)
             self._layout.activity.note_used(*distinct)
             told = self._listing.opened_images((name, image.chosen, image) for name, image in distinct.items())
             yield [image for _, image in sorted(distinct.items())], tuple(told[each.name] for each in images)
@@ -196,11 +195,11 @@ class Saving:
     def _chosen(self, wanted: WantedPlatforms, source: RememberingSource, root: Descriptor, name: str) -> Descriptor:
         from minibox_store.selecting import select_image
 
-        return select_image(source, root, wanted, name, self._limits).root
+        return select_image(source, root, wanted, name, self._layout.limits).root
 
     def _reached(self, image: OpenedImage) -> Iterator[Descriptor]:
         # No loop, whose variable would keep what a document has while the next one is read.
-        return map(attrgetter("descriptor"), walk_contents(image, image.chosen, limits=self._limits))
+        return map(attrgetter("descriptor"), walk_contents(image, image.chosen, limits=self._layout.limits))
 
     def _write(
         self,
@@ -218,14 +217,14 @@ class Saving:
                 for image in images:
                     on_event(ManifestChosen(name=image.name, descriptor=image.chosen))
                 roots = ((image, image.chosen) for image in walked)
-                on_event(count_blobs(roots, self._limits, cancellation))
+                on_event(count_blobs(roots, self._layout.limits, cancellation))
             for image in walked:
                 # In turn: a writer of an archive takes note of each blob, and moves them all in their order at the end.
                 copy_graph(
                     image,
                     writer,
                     image.chosen,
-                    limits=self._limits,
+                    limits=self._layout.limits,
                     parallel=1,
                     on_event=noting,
                     cancellation=cancellation,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import EventListener, heard, ignore_events
-from minibox_store.face.arguments import known_client
+from minibox_store.face.arguments import DEFAULT_READERS, known_client
 from minibox_store.kinds import check_count, check_method, check_seconds, check_switches, several
 from minibox_store.layout import Layout
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from minibox_store.registry import RegistryClient
     from minibox_store.reports.removals import PruneReport
     from minibox_store.reports.store import RepairReport
-
-_PARALLEL = 2
 
 
 class Upkeep:
@@ -97,7 +95,7 @@ class Upkeep:
         *,
         client: "RegistryClient | None" = None,
         sources: "Iterable[BlobSource]" = (),
-        parallel: int = _PARALLEL,
+        parallel: int = DEFAULT_READERS,
         on_event: EventListener = ignore_events,
         cancellation: Cancellation | None = None,
     ) -> "RepairReport":

@@ -15,7 +15,7 @@ from minibox_store import _files
 from minibox_store.blob_sizes import BlobSizes
 from minibox_store.digest import HEX_LENGTHS, Digest, is_hexadecimal
 from minibox_store.documents import Descriptor, Referrer
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, IncompleteImage
 from minibox_store.image_map import ImageMap
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.paths import ALGORITHMS, LayoutPaths, pinned_digest, relative_path
@@ -225,4 +225,4 @@ def _gather(layout: Layout, begin: Callable[[Inventory], _R], check: Callable[[]
                 raise IncompleteImage(next(names, None) or error.digest, (error.digest,)) from error
             continue  # the name has gone meanwhile, and its blobs with it
         return inventory, images
-    raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
+    raise layout.busy_index()

@@ -178,6 +178,10 @@ class Layout:
     def _path_of(self, digest: str) -> str:
         return self.paths.blob(Digest.parse(digest)) if ":" in digest else self.paths.root
 
+    def busy_index(self) -> StoreBusy:
+        """Return the error for an index.json that changes each time before what it leads to was read."""
+        return StoreBusy(self.paths.index, None, None, "changing index.json all the time")
+
     # ---- changing
 
     @contextmanager

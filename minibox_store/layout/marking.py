@@ -5,7 +5,7 @@ from collections.abc import Callable, Container
 from minibox_store import _files
 from minibox_store.collecting import NOBODY, Marks, Watch, mark_index
 from minibox_store.documents import LayoutIndex, Referrer
-from minibox_store.errors import BlobNotFound, IncompleteImage, StoreBusy
+from minibox_store.errors import BlobNotFound, IncompleteImage
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.pins import live_pins
 from minibox_store.layout_index import name_of
@@ -105,7 +105,7 @@ class Marking:
             self.marked, self.dead_referrers = index, dead
             self.live_names = self._marks.live_names()
             return
-        raise StoreBusy(self._layout.paths.index, None, None, "changing index.json all the time")
+        raise self._layout.busy_index()
 
     def _read_held(self) -> Container[str]:
         return live_pins(self._layout)

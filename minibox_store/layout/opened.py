@@ -11,8 +11,8 @@ import attrs
 from minibox_store import _files, _moving, media_types
 from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor, Identity, Referrer, identity
-from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument
-from minibox_store.graph import ContentStream, RememberingSource, walk_contents
+from minibox_store.errors import BlobNotFound, IncompleteImage
+from minibox_store.graph import ContentStream, RememberingSource, check_is_document, walk_contents
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.reading import known_referrers
 from minibox_store.layout_index import find_name
@@ -175,7 +175,7 @@ def _open(
         known = opened.get(_key(image.root))
         if known is not None:
             return known.called(image.name, image.root)
-        _check_is_image(image.root)
+        check_is_document(image.root)
         image.shared = shared
         if missing and last_root == image.root.digest and not _have_come(layout, missing):
             break
@@ -194,12 +194,6 @@ def _open(
 def _key(root: Descriptor) -> _Key:
     """Return all of an entry that what is chosen of its image goes by."""
     return identity(root), root.platform, root.is_attestation
-
-
-def _check_is_image(root: Descriptor) -> None:
-    # The specification lets other tools name other things, such as "application/xml".
-    if not media_types.is_document(root.media_type):
-        raise InvalidDocument("mediaType", f"{root.media_type!r} is no manifest or index", str(root.digest))
 
 
 def _have_come(layout: Layout, missing: list[Digest]) -> bool:

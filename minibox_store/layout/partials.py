@@ -16,14 +16,12 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
 from minibox_store.layout.ranged_fetch import RangedFetch, RangePlan, fetch_rest
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource, Distrusting, RangedSource, Waiting
+from minibox_store.protocols import MOST_PLACES, BlobSource, Distrusting, RangedSource, Waiting
 
 _STALLED_SECONDS = 30.0
 _SLOW_SECONDS = 10.0
 _SLOW_BYTES = MEBIBYTE
 _STEP_BYTES = 64 * MEBIBYTE
-# A source of several places says itself when there is none left; no source is asked for ever.
-_MOST_PLACES = 16
 
 
 class Partial:
@@ -73,7 +71,7 @@ class Partial:
                 # Of bytes that came from here and from there nobody knows yet which were wrong.
                 is_of_one_piece = not had_bytes and not fetch.used_ranges
                 places += is_of_one_piece
-                if is_of_one_piece and (places == _MOST_PLACES or not _has_another_place(source, descriptor)):
+                if is_of_one_piece and (places == MOST_PLACES or not _has_another_place(source, descriptor)):
                     raise
                 had_bytes, plan = 0, None
 

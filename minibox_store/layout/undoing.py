@@ -8,7 +8,7 @@ from functools import partial
 
 from minibox_store import media_types
 from minibox_store.documents import Descriptor, LayoutEntry, LayoutIndex
-from minibox_store.errors import BlobNotFound, IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
+from minibox_store.errors import BlobNotFound, IncompleteImage, NothingToDo, StoreDamaged
 from minibox_store.graph import walk
 from minibox_store.layout.layout import Layout
 from minibox_store.layout.transaction import Transaction
@@ -52,7 +52,7 @@ def undo_last_change(layout: Layout, describe: Callable[[str, Descriptor, BlobSo
         except _IndexChanged:
             continue
         return given_back
-    raise StoreBusy(layout.paths.index, None, None, "changing index.json all the time")
+    raise layout.busy_index()
 
 
 def _plan(layout: Layout) -> tuple[LayoutIndex, tuple[LayoutEntry, ...]]:

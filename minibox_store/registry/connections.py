@@ -296,11 +296,11 @@ class ConnectionPool:
         network: how it is reached.
         lines: where all that is opened is known.
         tls_context: asked for each connection with TLS.
+        connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
+        silence_seconds: how long nothing may come while something should.
         proxy_for: through whom a host is reached; None for no proxy at all.
         proxy_context: how TLS is spoken with proxies.
         private_addresses: whether any host may be at a private address.
-        connect_seconds: how long connecting may take, by all addresses of a host together, and each step of TLS.
-        silence_seconds: how long nothing may come while something should.
     """
 
     def __init__(

@@ -51,10 +51,14 @@ def login(
 
     Raises:
         InvalidReference: when ``registry`` is none.
+        InvalidArgument: for credentials that are none, of which nothing is shown; and where there is no ``config.json``
+            to be had, without a home.
+        RegistryBlocked: when a rule of the client blocks all of it.
         AuthenticationRefused: when the registry, or its token server, refuses the credentials.
         RegistryError: when it cannot be reached or fails.
         InvalidDocument, InvalidPath: when ``config.json`` is none, or cannot be read or written.
         CredentialHelperFailed: when a helper is to keep them and fails.
+        StoreBusy: when another login or logout takes longer than a minute.
 
     Guarantees: nothing is written unless all went well. The file is the old or the new one at every moment, has mode
         0600, its owner stays, and so does whatever else stood in it, but what other names of the same registry would
@@ -96,6 +100,7 @@ def logout(registry: str, *, machine: MachineCredentials | None = None) -> bool:
         InvalidReference: when ``registry`` is none.
         InvalidDocument, InvalidPath: when ``config.json`` is none, or cannot be read or written.
         CredentialHelperFailed: when a helper is to forget them and fails.
+        StoreBusy: as :func:`login`.
     """
     domain, machine = parse_registry(registry), _known(machine)
     found: list[bool] = []

@@ -14,7 +14,7 @@ import attrs
 from minibox_store import media_types
 from minibox_store.codec import decode_document, encode_document
 from minibox_store.digest import Digest
-from minibox_store.documents import Descriptor, Document, Index, Manifest
+from minibox_store.documents import Descriptor, Index, Referrer
 from minibox_store.errors import InvalidDocument, ManifestUnknown, RegistryError
 from minibox_store.graph import read_content
 from minibox_store.limits import Limits
@@ -82,15 +82,7 @@ def referrers_tag(subject: Digest) -> str:
     return f"{subject.algorithm[:_ALGORITHM_LENGTH]}-{subject.hex[:_ENCODED_LENGTH]}"
 
 
-def describe_referrer(descriptor: Descriptor, document: Document) -> Descriptor:
-    """Return how a manifest that refers to another one stands in a list: by its type, and with its annotations."""
-    kind = document.artifact_type
-    if kind is None and isinstance(document, Manifest):
-        kind = document.config.media_type
-    return attrs.evolve(descriptor, artifact_type=kind, annotations=document.annotations, platform=None, urls=())
-
-
-def read_list(repository: ImageSource, subject: Digest) -> Index:
+def read_list(repository: ImageSource, subject: Digest, limits: Limits) -> Index:
     """Return the referrers of a manifest as they are listed under its tag; none where there is no such tag.
 
     Raises:
@@ -101,15 +93,16 @@ def read_list(repository: ImageSource, subject: Digest) -> Index:
         found = repository.resolve(tag)
     except ManifestUnknown:
         return Index(media_type=media_types.OCI_INDEX, manifests=())
-    content = read_content(repository, found)
-    listed = decode_document(content, found.media_type, tag)
+    content = read_content(repository, found, limits)
+    listed = decode_document(content, found.media_type, tag, limits=limits)
     if not isinstance(listed, Index) or found.media_type != media_types.OCI_INDEX:
         raise InvalidDocument("mediaType", f"{found.media_type} is no list of referrers", tag)
     return listed
 
 
-def with_referrer(listed: Index, referrer: Descriptor) -> bytes | None:
-    """Return the document of a list with one more in it; None where it is there already."""
-    if any(each.digest == referrer.digest for each in listed.manifests):
+def with_referrer(listed: Index, referrer: Referrer) -> bytes | None:
+    """Return the document of a list with one more in it, by its type and its annotations; None where it is in it."""
+    described = attrs.evolve(referrer.descriptor, annotations=referrer.annotations)
+    if any(each.digest == described.digest for each in listed.manifests):
         return None
-    return encode_document(attrs.evolve(listed, manifests=(*listed.manifests, referrer)))
+    return encode_document(attrs.evolve(listed, manifests=(*listed.manifests, described)))

@@ -173,7 +173,7 @@ class RegistryRepository:
                 return found
             self._lists_referrers = False
         asked = self._transport
-        listed = read_list(self, subject).manifests
+        listed = read_list(self, subject, self._limits).manifests
         if self._transport is asked:
             return listed
         self._lists_referrers = True  # it was no answer of the registry that it knows no such lists

@@ -22,7 +22,8 @@ from minibox_store.errors import BlobNotFound, IncompleteImage, InvalidDocument,
 from minibox_store.graph import read_content
 from minibox_store.protocols import BlobSource
 from minibox_store.reference import Reference
-from minibox_store.registry.referrer_lists import describe_referrer, read_list, referrers_tag, with_referrer
+from minibox_store.referring import referrer_of
+from minibox_store.registry.referrer_lists import read_list, referrers_tag, with_referrer
 from minibox_store.registry.repository import ACCEPT, WritableRepository
 from minibox_store.registry.transport import Request, Transport
 from minibox_store.registry.uploads import BlobUpload, check_digest, has_blob
@@ -253,10 +254,11 @@ class RepositoryWriter:
         """Let those who look for the referrers of what a manifest refers to find it, without the registry's help."""
         limits = self._repository.limits
         document = decode_document(content, descriptor.media_type, str(descriptor.digest), limits=limits)
-        if document.subject is None:
+        referrer = referrer_of(descriptor, document)
+        if referrer is None:
             return
-        subject = document.subject.digest
-        listed = with_referrer(read_list(self._repository, subject), describe_referrer(descriptor, document))
+        subject = referrer.subject
+        listed = with_referrer(read_list(self._repository, subject, limits), referrer)
         if listed is not None:
             if len(listed) > limits.document_bytes:
                 problem = f"with one more in it, it is larger than {limits.document_bytes} bytes"

@@ -92,6 +92,7 @@ class Transport:
         policy: how often something is tried.
         limits: how large tokens and errors may be.
         plain: makes the session without TLS, for a registry with which TLS is only tried.
+        on_event: told of what the registry says besides its answers, from several threads.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, InvalidDigest, RegistryError
 from minibox_store.limits import MEBIBYTE
-from minibox_store.protocols import BlobSource
+from minibox_store.protocols import MOST_PLACES, BlobSource
 from minibox_store.registry.answers import Answer
 from minibox_store.registry.failures import RETRIED_STATUSES, Failure, SourceFailed, quoted
 from minibox_store.registry.outgoing import BlobPart, BlobReader
@@ -28,8 +28,6 @@ _FIRST_CHUNK_BYTES = 32 * MEBIBYTE
 _SMALLEST_CHUNK_BYTES = 64 * 1024
 # Many lose all of an upload whose line was cut: how often that counts as getting on, besides the usual tries.
 _MOST_LOSSES = 4
-# A source of several places says itself when there is none left; no source is asked for ever.
-_MOST_PLACES = 16
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _NO_HEADERS: Mapping[str, str] = {}
@@ -160,7 +158,7 @@ class BlobUpload:
     def _turns_elsewhere(self, error: Exception) -> bool:
         """Whether bytes were wrong that another place may have: then the upload begins anew, since it has got them."""
         self._places += 1
-        if not isinstance(error, ContentMismatch) or self._places > _MOST_PLACES or not self._reader.turns_elsewhere():
+        if not isinstance(error, ContentMismatch) or self._places > MOST_PLACES or not self._reader.turns_elsewhere():
             return False
         self._place = None
         return True

@@ -107,7 +107,7 @@ class StoreInfo(Value):
         root: its folder.
         durable: whether a change is on disk before the call that made it returns.
         hard_links: whether the file system has them; without, a prune waits for the running pulls and loads.
-            None until the store exists.
+            None until the store exists, and where it may not be written to.
     """
 
     root: str

@@ -9,7 +9,7 @@ import errno
 import os
 from collections import OrderedDict
 
-from minibox_store._trees import OPEN_DIRECTORY
+from minibox_store._trees import OPEN_DIRECTORY, identity_of
 from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar import Member
 from minibox_store.tar.member import refusal
@@ -120,7 +120,7 @@ class Directories:
         if above is None or above.descriptor >= 0:
             return
         opened = os.open("..", OPEN_DIRECTORY, dir_fd=self.open(directory))
-        if _identity(opened) != above.identity:
+        if identity_of(opened) != above.identity:
             os.close(opened)
             raise OSError(errno.ESTALE, "somebody has moved it", directory.name)
         above.descriptor = opened
@@ -130,7 +130,7 @@ class Directories:
     def _close_oldest(self) -> None:
         if len(self._open) > self._most_open:
             oldest = self._open.popitem(last=False)[0]
-            oldest.identity = _identity(oldest.descriptor)
+            oldest.identity = identity_of(oldest.descriptor)
             self._close(oldest)
 
     def make(self, directory: Directory, name: str, cleared: int) -> Directory:
@@ -255,8 +255,3 @@ class Directories:
         for name in os.listdir(opened):
             if name not in directory.children:
                 os.unlink(name, dir_fd=opened)
-
-
-def _identity(opened: int) -> tuple[int, int]:
-    status = os.fstat(opened)
-    return status.st_dev, status.st_ino

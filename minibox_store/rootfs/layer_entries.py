@@ -18,7 +18,7 @@ _RECORD = struct.Struct("<BB?HQQQqIQQQHHII")
 _PAIR = struct.Struct("<QQ")
 _XATTR = struct.Struct("<HI")
 NO_DIGEST = b""
-_DIGEST_BYTES = 32
+DIGEST_BYTES = 32
 _SEGMENT_BYTES = 128  # of a pair of numbers
 
 
@@ -132,7 +132,7 @@ def _decode_entry(content: bytes, at: int) -> tuple[LayerEntry, int] | None:
     target_at = path_at + path_bytes
     extras_at = target_at + target_bytes
     digest_at = extras_at + extra_bytes
-    end = digest_at + (_DIGEST_BYTES if has_content else 0)
+    end = digest_at + (DIGEST_BYTES if has_content else 0)
     if end > len(content):
         return None
     xattrs, segments = decode_extras(content[extras_at:digest_at]) if extra_bytes else (NO_XATTRS, None)

@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from minibox_store.decompressing import Compression, compression_of
+from minibox_store.decompressing import BEGINNING_BYTES, Compression, compression_of
 from minibox_store.limits import UnpackLimits
 from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.decoding import open_layer
-from minibox_store.rootfs.layer_entries import NO_DIGEST, LayerEntry, encode_entries, iter_entries
+from minibox_store.rootfs.layer_entries import DIGEST_BYTES, NO_DIGEST, LayerEntry, encode_entries, iter_entries
 from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.ownership import NEVER_SET, check_ids, device_number
 from minibox_store.rootfs.places import find_places
@@ -28,8 +28,6 @@ from minibox_store.tar.reader import TarReader
 
 CHUNK_BYTES = 256 * 1024
 
-_DIGEST_BYTES = 32
-_BEGINNING_BYTES = 4
 _DEFLATED_PIECE_BYTES = 4096  # of which 4 MiB come at most
 _READ_BYTES = 128 * 1024
 # Holes cost an image nothing, so that they may not cost whoever hashes them much.
@@ -72,12 +70,12 @@ class LayerIndex:
         except (struct.error, StopIteration) as error:
             raise WrongSidecar("its facts are none") from error
         self._digests = facts[end:]
-        if len(self._digests) != -(-self.tar_bytes // CHUNK_BYTES) * _DIGEST_BYTES or len(sidecar) != count + 2:
+        if len(self._digests) != -(-self.tar_bytes // CHUNK_BYTES) * DIGEST_BYTES or len(sidecar) != count + 2:
             raise WrongSidecar("parts of it are missing")
 
     def chunk_digest(self, number: int) -> bytes:
         """Return the sha256 of a chunk of the tar."""
-        return self._digests[number * _DIGEST_BYTES : (number + 1) * _DIGEST_BYTES]
+        return self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
 
     def window(self, number: int) -> bytes:
         """Return what the decoder of the ``number``-th place must know of the output before it."""
@@ -155,7 +153,7 @@ def _inflate(deflated: bytes) -> Iterator[bytes]:
 
 
 def _compression_at(stream: BlobStream) -> Compression:
-    buffer = memoryview(bytearray(_BEGINNING_BYTES))
+    buffer = memoryview(bytearray(BEGINNING_BYTES))
     filled = 0
     try:
         while filled < len(buffer) and (count := stream.readinto(buffer[filled:])):

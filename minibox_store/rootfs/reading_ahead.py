@@ -11,13 +11,14 @@ _END = b""
 
 
 class ReadingAhead:
-    """The pieces of a generator, made up to ``depth`` of them before they are asked for.
+    """The pieces of a generator, made before they are asked for.
 
     The thread begins with the first call of :meth:`next_piece`. Who has called that calls :meth:`close` too. Where the
     system gives no thread, each piece is made when it is asked for.
 
     Args:
         pieces: yields no empty one. From the first call on nobody else may touch it; it is closed in the thread.
+        depth: how many may be made, and not asked for yet.
     """
 
     def __init__(self, pieces: Generator[bytes, None, None], depth: int) -> None:

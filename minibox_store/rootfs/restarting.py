@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from minibox_store.decompressing import Compression
+from minibox_store.decompressing import GZIP_FORMAT, Compression
 from minibox_store.errors import MissingLibrary
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import BlobStream
@@ -21,7 +21,6 @@ from minibox_store.protocols import BlobStream
 ZSTD_SPACING_BYTES = MEBIBYTE // 2
 
 _INPUT_BYTES = 64 * 1024
-_GZIP_FORMAT = 31
 _RAW_FORMAT = -15
 _GZIP_TRAILER_BYTES = 8
 
@@ -127,7 +126,7 @@ class GzipDecoder:
     def __init__(self, open_at: OpenAt, place: Place = BEGINNING, window: bytes = b"") -> None:
         self.position = place.output_offset
         if not place.input_offset:
-            self._inflater, self._rest, self._is_raw = zlib.decompressobj(_GZIP_FORMAT), b"", False
+            self._inflater, self._rest, self._is_raw = zlib.decompressobj(GZIP_FORMAT), b"", False
             self._input = _Input(open_at(0))
             return
         self._inflater = zlib.decompressobj(_RAW_FORMAT, zdict=window) if window else zlib.decompressobj(_RAW_FORMAT)
@@ -163,7 +162,7 @@ class GzipDecoder:
         while len(rest) < wanted and (more := self._input.read()):
             rest += more
         self._rest = rest[wanted - 1 :]
-        self._inflater, self._is_raw = zlib.decompressobj(_GZIP_FORMAT), False
+        self._inflater, self._is_raw = zlib.decompressobj(GZIP_FORMAT), False
         return bool(self._rest)
 
     def close(self) -> None:

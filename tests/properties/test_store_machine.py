@@ -1,6 +1,6 @@
 """A state machine over the store: whatever is done to it, in whatever order, it does what a dict would do.
 
-After each step the invariants of DESIGN.md are checked by other means, and two Store objects, of which one has slept
+After each step what always holds of a store is checked by other means, and two Store objects, of which one has slept
 through most of it, list the same images.
 """
 

@@ -14,33 +14,22 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from minibox_server import bodies
-from minibox_server.bodies import LEAST_BYTES, QUEUE_BYTES, RequestBody, streamed_body
+from minibox_server.bodies import QUEUE_BYTES, RequestBody, streamed_body
 from minibox_server.responses import RequestError
 from minibox_store import Cancelled
 from tests.support.waiting import SOON_SECONDS
 
-WAIT_SECONDS = 3600.0  # by the loop's clock, which a test may put forward
+WAIT_SECONDS = 3600.0
 
 
 class Refused(Exception):
     """What an endpoint raises that wants no more of a body."""
 
 
-class SkippingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock a test may put forward."""
-
-    skipped_seconds = 0.0
-
-    def time(self) -> float:
-        """Return what the loop takes the time for."""
-        return super().time() + self.skipped_seconds
-
-
 class Client:
     """What a server would give the application: messages, as they are sent."""
 
-    def __init__(self, loop: SkippingLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._messages: asyncio.Queue[Message | Exception] = asyncio.Queue()
         self.taken_bytes = 0
         self.bodies: list[RequestBody] = []
@@ -73,14 +62,10 @@ class Client:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.001)
 
-    def let_pass(self, seconds: float) -> None:
-        """Let so much time pass at once."""
-        self._loop.skipped_seconds += seconds
-
     @asynccontextmanager
-    async def body(self, **options: Any) -> AsyncIterator[RequestBody]:
+    async def body(self) -> AsyncIterator[RequestBody]:
         """Give the body that the application reads."""
-        async with streamed_body(Request({"type": "http"}, self.receive), **options) as body:
+        async with streamed_body(Request({"type": "http"}, self.receive)) as body:
             self.bodies.append(body)
             yield body
 
@@ -90,7 +75,7 @@ def run(scenario: Callable[[Client], Any]) -> Any:
     threads = set(threading.enumerate())
 
     async def bounded() -> Any:
-        client = Client(loop)
+        client = Client()
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 return await scenario(client)
@@ -98,9 +83,7 @@ def run(scenario: Callable[[Client], Any]) -> Any:
             for body in client.bodies:  # else a reader that was forgotten would be waited for without a bound
                 body.interrupt()
 
-    loop = SkippingLoop()
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        result = runner.run(bounded())
+    result = asyncio.run(bounded())
     assert set(threading.enumerate()) <= threads
     return result
 
@@ -182,64 +165,6 @@ def test_a_body_that_is_too_large_ends_the_reader_with_the_refusal() -> None:
                 await asyncio.to_thread(body.read, 10)
 
     run(scenario)
-
-
-def test_a_client_that_sends_nothing_ends_the_reader_with_408() -> None:
-    async def scenario(client: Client) -> RequestError:
-        async with client.body(idle_seconds=0.1) as body:
-            client.send(b"some")
-            assert await asyncio.to_thread(body.read, 10) == b"some"
-            with pytest.raises(RequestError, match=r"did not go on for 0\.1 s") as caught:
-                await asyncio.to_thread(body.read, 10)
-            return caught.value
-
-    assert run(scenario).status == 408
-
-
-def test_a_client_that_sends_a_byte_now_and_then_is_one_that_sends_nothing() -> None:
-    async def scenario(client: Client) -> None:
-        async with client.body(idle_seconds=0.3) as body:
-
-            async def trickle() -> None:
-                while True:
-                    client.send(b".")
-                    await asyncio.sleep(0.05)
-
-            trickling = asyncio.create_task(trickle())
-            with pytest.raises(RequestError, match="did not go on"):
-                await asyncio.to_thread(read_all, body)
-            trickling.cancel()
-
-    run(scenario)
-
-
-def test_a_client_that_sends_enough_now_and_then_goes_on() -> None:
-    async def scenario(client: Client) -> int:
-        async with client.body(idle_seconds=100) as body:
-            reading = asyncio.create_task(asyncio.to_thread(read_all, body))
-            for number in range(8):
-                client.let_pass(50)
-                client.send(bytes(LEAST_BYTES))
-                await client.wait_until_taken((number + 1) * LEAST_BYTES)
-            client.send(b"", more=False)
-            return len(await reading)
-
-    assert run(scenario) == 8 * LEAST_BYTES
-
-
-def test_a_slow_reader_is_not_held_against_the_client() -> None:
-    async def scenario(client: Client) -> int:
-        async with client.body(idle_seconds=100) as body:
-            client.send(bytes(QUEUE_BYTES))
-            await client.wait_until_taken(QUEUE_BYTES)
-            client.let_pass(200)
-            await asyncio.sleep(0.05)
-            reading = asyncio.create_task(asyncio.to_thread(read_all, body))
-            await asyncio.sleep(0.05)
-            client.send(b"", more=False)
-            return len(await reading)
-
-    assert run(scenario) == QUEUE_BYTES
 
 
 def test_an_interrupt_from_a_thread_ends_the_reader_and_all_later_reads() -> None:

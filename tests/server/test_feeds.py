@@ -86,7 +86,7 @@ def test_a_stream_comes_in_the_form_that_the_client_prefers(accept: str, form: s
 def test_in_silence_server_sent_events_have_comments(
     monkeypatch: pytest.MonkeyPatch, accept: str, comments: bool
 ) -> None:
-    monkeypatch.setattr(operations, "_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(operations, "SILENCE_SECONDS", 0.05)
 
     async def test() -> None:
         script = Script()

@@ -1,6 +1,6 @@
 """Archives of images, packed and unpacked by the standard library: the oracle of what this project writes and reads.
 
-Nothing here knows ``minibox_store``. The members are those of HTTP.md, "POST /images/save".
+Nothing here knows ``minibox_store``. The members are those that ``docs/archives.md`` names.
 """
 
 import io

@@ -1,7 +1,6 @@
 """What always holds of a store, whatever was done to it or broke off: checked with nothing but json and hashlib.
 
-Nothing here knows ``minibox_store``. The rules are those of DESIGN.md, "What always holds", 1, 2, 3 and 10, and that
-of ``history/``.
+Nothing here knows ``minibox_store``. The rules are those of README.md, "What the store promises".
 """
 
 import fcntl
