@@ -17,7 +17,6 @@ from minibox_store.face.arguments import known_client
 from minibox_store.face.sending import check_sending, naming, tags_to_write
 from minibox_store.graph import RememberingSource
 from minibox_store.kinds import check_kind
-from minibox_store.limits import DEFAULT_LIMITS
 from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
 from minibox_store.reference import Reference
@@ -86,14 +85,14 @@ def copy(
     with client.open_repository(origin, on_event=on_event) as repository, cancellation.interrupting(repository):
         on_event(ResolvingName(name=str(origin)))
         root = repository.resolve(str(origin.digest or origin.tag))
-        remembering = RememberingSource(repository, DEFAULT_LIMITS)
+        remembering = RememberingSource(repository, client.limits)
         if platform is not None:
             if media_types.is_index(root.media_type):
                 on_event(ChoosingPlatform(name=str(origin), platform=platform))
-            root = select_manifest(remembering, root, platform, str(origin))
+            root = select_manifest(remembering, root, platform, str(origin), client.limits)
         tags = tags_to_write(place, root)
         on_event(ManifestChosen(name=str(origin), descriptor=root))
-        along = gather_referrers(remembering, repository, root) if referrers else ()
+        along = gather_referrers(remembering, repository, root, limits=client.limits) if referrers else ()
         for each in along:
             on_event(ReferrerFound(referrer=each))
         copy_image(
@@ -101,6 +100,7 @@ def copy(
             RepositoryTarget(open_target, find_mounts=find_mounts, chunk_bytes=chunk_bytes),
             root,
             tags,
+            limits=client.limits,
             parallel=parallel,
             on_event=naming(on_event, place),
             cancellation=cancellation,
@@ -141,10 +141,11 @@ def referrers(
     if artifact_type is not None:
         check_kind("artifact_type", artifact_type, str)
     cancellation = checked_cancellation(cancellation)
-    with known_client(client).open_repository(parsed) as opened, cancellation.interrupting(opened):
+    client = known_client(client)
+    with client.open_repository(parsed) as opened, cancellation.interrupting(opened):
         subject = opened.resolve(str(parsed.digest or parsed.tag))
-        source = RememberingSource(opened, DEFAULT_LIMITS)
-        return tuple(find_referrers(source, opened, subject, artifact_type=artifact_type))
+        source = RememberingSource(opened, client.limits)
+        return tuple(find_referrers(source, opened, subject, artifact_type=artifact_type, limits=client.limits))
 
 
 def tags(

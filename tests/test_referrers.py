@@ -25,6 +25,7 @@ from minibox_store.errors import (
     RegistryError,
 )
 from minibox_store.limits import DEFAULT_LIMITS, Limits
+from minibox_store.platforms import Platform
 from minibox_store.registry_rules import Mirror, RegistryRule
 from tests.support.answers import Answer, Scripted, registry_error
 from tests.support.images import (
@@ -166,6 +167,18 @@ def test_a_list_under_the_tag_is_read_within_the_limits_of_the_client(registry: 
     registry.manifests["team/app", TAG] = (OCI_INDEX, json.dumps(listed).encode())
     client = quick_client(limits=Limits(document_values=1 << 18))
     assert digests(find(registry, client=client)) == [SIGNED.digest]
+
+
+def test_a_copy_with_its_referrers_is_made_within_the_limits_of_the_client(registry: UploadRegistry) -> None:
+    many = {str(number): "" for number in range(DEFAULT_LIMITS.document_values)}
+    image = build_image(annotations=many)
+    signed = build_artifact(image.root, annotations=many)
+    registry.put("team/app", signed, image, tag="1")
+    client = quick_client(limits=Limits(document_values=1 << 18))
+    assert digests(find(registry, client=client)) == [signed.digest]
+    source, place = registry.reference("team/app", "1"), registry.reference("team/copied", "1")
+    minibox_store.copy(source, place, platform=Platform.parse("linux/amd64"), referrers=True, client=client)
+    assert all(registry.holds("team/copied", each) for each in (image, signed))
 
 
 def test_what_stands_under_the_tag_and_is_no_list_is_an_error(registry: UploadRegistry) -> None:

@@ -84,6 +84,9 @@ class RegistryClient:
         limits: how large documents, tokens and errors may be.
         network: how names become addresses and connections.
 
+    Attributes:
+        limits: those; they hold for whatever is brought by this client.
+
     Raises:
         InvalidArgument: on construction, when two rules have the same prefix, a token server is neither a host nor a
             URL, for a text in the place of several, and for whatever else is none of these; of credentials it shows
@@ -136,7 +139,7 @@ class RegistryClient:
         self._policy = RetryPolicy(
             attempts=attempts, back_off_seconds=back_off_seconds, longest_wait_seconds=longest_wait_seconds
         )
-        self._limits = limits
+        self.limits = limits
         self._network = network or SystemNetwork()
         self._headers: dict[str, str] = {}
         self._cache = TokenCache()
@@ -220,7 +223,7 @@ class RegistryClient:
         from minibox_store.registry.mirrors import MirroredRepository
         from minibox_store.registry.turns import OpenPlace
 
-        on_event = marking_errors(on_event or _take_no_notice)
+        on_event = marking_errors(on_event or (lambda _: None))
         opened = [OpenPlace(each, self._open_mirror(each, home, on_event)) for each in mirrors]
         opened.append(OpenPlace(home, self._open_place(home, "pull", on_event)))
         return MirroredRepository(opened, on_event)
@@ -331,7 +334,7 @@ class RegistryClient:
         tls_transport = None
         if self._schemes.is_guess(reference.domain):
             tls_transport = partial(opened, self._schemes.with_https(reference.domain))
-        return WritableRepository(reference, opened(self._schemes), lines, self._limits, tls_transport=tls_transport)
+        return WritableRepository(reference, opened(self._schemes), lines, self.limits, tls_transport=tls_transport)
 
     def _open_transport(
         self,
@@ -353,7 +356,7 @@ class RegistryClient:
             pool=pool,
             cache=cache,
             policy=self._policy,
-            limits=self._limits,
+            limits=self.limits,
             plain=plain,
             on_event=on_event,
         )
@@ -392,7 +395,3 @@ def _check_source(name: str, source: object) -> None:
 def _check_listener(on_event: OnEvent | None) -> None:
     if on_event is not None:
         checked_listener(on_event)
-
-
-def _take_no_notice(event: Event) -> None:
-    pass
