@@ -75,8 +75,9 @@ export async function tagImage(name) {
 }
 
 /** Ask whether a name is to go, and take it away. Promises whether it went. */
-export async function removeImage(name) {
-  const own = usageOf(name)?.own_bytes;
+export async function removeImage(image) {
+  const { name } = image;
+  const own = usageOf(image)?.own_bytes;
   const gone = await dialogs.ask({
     title: `Remove ${name}?`,
     content: make("p", {}, "The name goes. Its bytes stay until a prune",
