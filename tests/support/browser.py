@@ -51,6 +51,11 @@ window.fetch = (address, options) => {
   return Promise.resolve(new Response(lines.readable, { headers: { "Content-Type": "application/x-ndjson" } }));
 };
 """
+_STREAM_HAS_BEGUN = """
+async () => {
+  while (!window.tellEvent) await new Promise((next) => setTimeout(next, 20));
+}
+"""
 # What the page says of an answer that is cut off.
 CUT = "The connection ended before the answer was whole."
 _CUT_OFF = """
@@ -132,6 +137,24 @@ def watched_page(browser: Browser, *, script: str = "", **options: Any) -> Itera
 def cut_off(path: str) -> str:
     """Return the script by which each answer of a path is cut off when it has begun."""
     return _CUT_OFF.replace("PATH", path)
+
+
+def tell_events(page: Page) -> None:
+    """Let the page hear of nothing but what the test tells it."""
+    page.add_init_script(TELL_EVENTS)
+    page.reload()
+    page.evaluate(_STREAM_HAS_BEGUN)
+
+
+def hold_all(page: Page, address: str) -> list[Route]:
+    """Hold what is asked for at an address until the test answers."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route(address, hold)
+    return held
 
 
 def hold_next(page: Page, address: str, act: Callable[[], None]) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from tests.support.browser import (
     WIDE,
     Watch,
     focused,
+    hold_all,
     is_too_wide,
     keep_screenshot,
     serious_findings,
@@ -73,7 +74,7 @@ def is_clean(watch: Watch, daemon: Daemon) -> bool:
 
 def test_the_token_is_asked_for_once_and_kept_nowhere(browser: Browser, daemon: Daemon, screenshots: Path) -> None:
     with watched_page(browser) as (page, watch):
-        page.goto(f"http://{daemon.host}/ui")
+        page.goto(f"http://{daemon.host}/ui#/space")
         dialog = page.get_by_role("dialog")
         # Several requests were refused, and one question is asked.
         expect(dialog).to_have_count(1)
@@ -84,8 +85,8 @@ def test_the_token_is_asked_for_once_and_kept_nowhere(browser: Browser, daemon: 
         expect(dialog).to_contain_text("not the right one")
         dialog.get_by_label("Token", exact=True).fill(TOKEN)
         page.keyboard.press("Enter")
-        expect(page.get_by_role("link", name="app:1")).to_be_visible()
-        for view in ("Space", "Images"):
+        expect(page.get_by_role("listbox")).to_be_visible()
+        for view in ("Images", "Space", "Images"):
             page.get_by_role("link", name=view, exact=True).click()
         expect(page.get_by_role("link", name="app:1")).to_be_visible()
         expect(dialog).to_have_count(0)
@@ -108,7 +109,7 @@ def test_who_has_no_token_is_told_so_and_asked_again_when_they_want(browser: Bro
         assert is_clean(watch, daemon)
 
 
-@pytest.mark.parametrize("late", ["system/df", "images"])
+@pytest.mark.parametrize("late", ["system/info", "images"])
 def test_who_said_no_is_not_asked_again_by_an_answer_that_came_late(
     browser: Browser, daemon: Daemon, late: str
 ) -> None:
@@ -119,7 +120,7 @@ def test_who_said_no_is_not_asked_again_by_an_answer_that_came_late(
 
     with watched_page(browser) as (page, watch):
         page.route(f"**/{late}", hold, times=1)
-        page.goto(f"http://{daemon.host}/ui")
+        page.goto(f"http://{daemon.host}/ui#/space")
         expect(page.get_by_role("dialog")).to_be_visible()
         for _ in range(500):
             if held:
@@ -131,6 +132,7 @@ def test_who_said_no_is_not_asked_again_by_an_answer_that_came_late(
         (route,) = held
         with page.expect_request_finished(lambda request: request.url.endswith(late)):
             route.continue_()
+        page.get_by_role("link", name="Images", exact=True).click()
         give_token_when_asked_again(page)
         assert is_clean(watch, daemon)
 
@@ -153,14 +155,9 @@ def test_a_load_that_is_cancelled_before_its_first_byte_sends_none(
     browser: Browser, daemon: Daemon, tmp_path: Path
 ) -> None:
     (tmp_path / "app.tar").write_bytes(b"x" * 1000)
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
     with watched_page(browser) as (page, watch):
         open_page(page, daemon)
-        page.route("**/ping", hold)
+        held = hold_all(page, "**/ping")
         with page.expect_request("**/ping"):
             page.get_by_label("Choose a file").set_input_files(tmp_path / "app.tar")
         page.get_by_role("button", name="Cancel: Load app.tar").click()

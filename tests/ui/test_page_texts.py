@@ -2,11 +2,12 @@
 
 from playwright.sync_api import Page, expect
 
+from tests.support.browser import NARROW, is_too_wide
 from tests.support.daemon import Daemon
 from tests.support.images import build_image
 from tests.support.layouts import write_layout
 from tests.support.stores import put
-from tests.ui.conftest import fill_store
+from tests.ui.conftest import APP, fill_store
 
 
 def test_what_looks_like_html_is_shown_as_the_text_that_it_is(page: Page, daemon: Daemon) -> None:
@@ -52,3 +53,24 @@ def test_an_image_of_very_many_variables_is_shown_with_the_first_of_them(page: P
     page.get_by_role("link", name="many:1").click()
     expect(page.get_by_text("V999=")).to_be_visible()
     expect(page.get_by_text("and 64,000 more")).to_be_visible()
+
+
+def test_sentences_with_digests_in_them_are_no_wider_than_the_screen(page: Page) -> None:
+    problem = f"blob {APP.digest} not found"
+    finding = {"kind": "missing", "path": "blobs/it", "problem": problem, "names": ["app:1"], "is_damage": True}
+    plan = {"plan": [], "kept": [problem], "errors": []}
+    page.route("**/system/df", lambda route: route.fulfill(status=500, body=problem))
+    page.route("**/system/verify", lambda route: route.fulfill(json={"findings": [finding]}))
+    page.route("**/system/prune*", lambda route: route.fulfill(json=plan))
+    page.set_viewport_size(NARROW)
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text(problem)
+    assert not is_too_wide(page)
+    page.get_by_role("link", name="Space", exact=True).click()
+    page.get_by_role("button", name="Verify every byte", exact=True).click()
+    expect(page.locator(".findings")).to_contain_text(problem)
+    assert not is_too_wide(page)
+    page.get_by_role("button", name="Show the plan", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(problem)
+    assert dialog.evaluate("(element) => element.scrollWidth <= element.clientWidth")

@@ -5,7 +5,7 @@ import * as dialogs from "./dialogs.js";
 import { AS_TYPED, field, make } from "./dom.js";
 import { refresh, usageOf } from "./holdings.js";
 import { tell } from "./telling.js";
-import { start } from "./work.js";
+import { showFailed, start } from "./work.js";
 import { bytes, fileName } from "./words.js";
 
 const FORMATS = {
@@ -60,13 +60,14 @@ export function loadFile(file) {
 /** Ask for a further name for an image, and write it. */
 export async function tagImage(name) {
   const input = make("input", { required: true, value: name, autofocus: true, ...AS_TYPED });
-  const given = await dialogs.ask({
+  const given = await outcomeOf(`Tag ${name}`, {
     title: `Tag ${name}`,
     content: field("New name", input, "The image keeps the name that it has; a name of another image moves."),
     yes: "Tag",
     confirm: async () => {
-      await ask("images/tag", { method: "POST", query: { image: name, new_name: input.value.trim() } });
-      return input.value.trim();
+      const newName = input.value.trim();
+      await ask("images/tag", { method: "POST", query: { image: name, new_name: newName } });
+      return newName;
     },
   });
   if (given === null) return;
@@ -75,9 +76,10 @@ export async function tagImage(name) {
 }
 
 /** Ask whether a name is to go, and take it away. Promises whether it went. */
-export async function removeImage(name) {
-  const own = usageOf(name)?.own_bytes;
-  const gone = await dialogs.ask({
+export async function removeImage(image) {
+  const { name } = image;
+  const own = usageOf(image)?.own_bytes;
+  const gone = await outcomeOf(`Remove ${name}`, {
     title: `Remove ${name}?`,
     content: make("p", {}, "The name goes. Its bytes stay until a prune",
       own === undefined ? "." : `, which can free ${bytes(own)} then.`),
@@ -89,6 +91,16 @@ export async function removeImage(name) {
   tell(`${name} is removed.`);
   await refresh();
   return true;
+}
+
+// Who closes the dialog of what was sent takes nothing back: what comes of it is told in every view.
+async function outcomeOf(doing, question) {
+  try {
+    return await dialogs.ask({ ...question, isSent: true });
+  } catch (error) {
+    showFailed(doing, error);
+    return null;
+  }
 }
 
 async function chooseFile(suggestedName) {

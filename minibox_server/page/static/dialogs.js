@@ -10,9 +10,12 @@ let numbered = 0;
  * error that it throws is shown, and the dialog stays open.
  *
  * `content` are elements; `yes` is the word on the button, null for a dialog that only shows something; `isDangerous`
- * gives the focus to Cancel instead.
+ * gives the focus to Cancel instead. `isSent` says that closing the dialog takes nothing back of what `confirm` has
+ * begun: what comes of that is waited for, and an error of it is thrown.
  */
-export function ask({ title, content, yes = null, no = "Cancel", confirm = async () => true, isDangerous = false }) {
+export function ask(question) {
+  const { title, content, yes = null, no = "Cancel", confirm = async () => true } = question;
+  const { isDangerous = false, isSent = false } = question;
   numbered += 1;
   const id = `dialog-${numbered}`;
   const failed = make("p", { class: "failed", role: "alert", hidden: true });
@@ -25,16 +28,19 @@ export function ask({ title, content, yes = null, no = "Cancel", confirm = async
   document.body.append(dialog);
   return new Promise((resolve) => {
     let answer = null;
+    let confirming = null;
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       failed.hidden = true;
       agree.disabled = true;
       try {
-        answer = await confirm();
+        confirming = confirm();
+        answer = await confirming;
         dialog.close();
       } catch (error) {
         failed.textContent = error.message;
         failed.hidden = false;
+        if (dialog.open) confirming = null;
       } finally {
         agree.disabled = false;
         // A button that is switched off loses the focus.
@@ -44,7 +50,7 @@ export function ask({ title, content, yes = null, no = "Cancel", confirm = async
     dialog.addEventListener("close", () => {
       dialog.remove();
       if (hasNoFocus()) focusAgain(opener);
-      resolve(answer);
+      resolve(isSent ? confirming : answer);
     });
     dialog.showModal();
   });

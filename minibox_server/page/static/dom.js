@@ -24,9 +24,12 @@ export function draw(tag, properties = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), properties, children);
 }
 
-/** Put these children, and nothing else, into an element. */
+/** Put these children, and nothing else, into an element; where they are there already, nothing is touched. */
 export function replace(element, ...children) {
-  element.replaceChildren(...shownOf(children));
+  const shown = shownOf(children);
+  const { childNodes } = element;
+  const isThere = shown.length === childNodes.length && shown.every((child, at) => child === childNodes[at]);
+  if (!isThere) element.replaceChildren(...shown);
   return element;
 }
 

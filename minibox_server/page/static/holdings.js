@@ -5,15 +5,21 @@ import { ask, follow, newest, Refused } from "./api.js";
 const SOON_MS = 150;
 const AGAIN_MS = 5000;
 
-/** The images, and the bytes: null until they are known; `problem` is why they are not. */
-export const holdings = { images: null, usage: null, problem: null };
+/**
+ * The images, and whose the bytes are: null until they are known. `problem` is why the images are not, or not as they
+ * are now; `usageProblem` is the same of the bytes.
+ */
+export const holdings = { images: null, problem: null, usage: null, usageProblem: null };
 
 const listeners = new Set();
 const usages = new WeakMap();
 const beginAsking = newest();
-let isStale = false;
-let renewing = null;
 let told = null;
+
+// Changes come in bursts, and without end. Nobody has asked for this, so nobody is asked for a token either.
+const refreshSoon = inTurn(() => askAnew({ isQuiet: true }), SOON_MS);
+// To weigh a large store takes seconds, and nobody waits for that who wants to see what is in it.
+const weigh = inTurn(async () => hold(await askForUsage()));
 
 /** Call `listener` at every change; return what ends that. */
 export function onHoldings(listener) {
@@ -21,7 +27,7 @@ export function onHoldings(listener) {
   return () => listeners.delete(listener);
 }
 
-/** Ask anew, and tell everybody. */
+/** Ask anew, and tell everybody; what is promised is the images, and whose the bytes are is told when it is known. */
 export function refresh() {
   return askAnew({});
 }
@@ -30,12 +36,27 @@ async function askAnew(options) {
   const isNewest = beginAsking();
   const news = { problem: null };
   try {
-    const usage = ask("system/df", options).catch(withoutUsage);
-    [news.images, news.usage] = await Promise.all([ask("images", options), usage]);
+    news.images = await ask("images", options);
   } catch (error) {
     news.problem = error.message;
   }
   if (!isNewest()) return;
+  hold(news);
+  if (news.problem === null) weigh();
+}
+
+// The token was asked for with the images, where it is needed.
+async function askForUsage() {
+  try {
+    return { usage: await ask("system/df", { isQuiet: true }), usageProblem: null };
+  } catch (error) {
+    const usageProblem = `The daemon does not say whose the bytes are: ${error.message}`;
+    // Who was not heard has said nothing against what was known before.
+    return [0, 401].includes(error.status) ? { usageProblem } : { usage: null, usageProblem };
+  }
+}
+
+function hold(news) {
   Object.assign(holdings, news);
   // What is the same stays where it is: somebody may be about to press it.
   const text = JSON.stringify(holdings);
@@ -44,13 +65,15 @@ async function askAnew(options) {
   for (const listener of listeners) listener();
 }
 
-/** The bytes of one image: its own, and those that others need too; null where that is not known. */
-export function usageOf(name) {
+/** The bytes of an image: its own, and those that others need too; null where that is not known. */
+export function usageOf({ name, digest }) {
   const { usage } = holdings;
   if (!usage) return null;
   // Each of very many images is asked for, and to sort them many times: so they are looked through once.
   if (!usages.has(usage)) usages.set(usage, new Map(usage.images.map((each) => [each.name, each])));
-  return usages.get(usage).get(name) ?? null;
+  const found = usages.get(usage).get(name);
+  // The name may have moved since.
+  return found && found.digest === digest ? found : null;
 }
 
 /** Refresh whenever the store changes, by whomever, as long as the page is seen. */
@@ -78,25 +101,24 @@ export async function keepFresh() {
   }
 }
 
-function refreshSoon() {
-  isStale = true;
-  renewing ??= renew().finally(() => { renewing = null; });
-}
-
-// Changes come in bursts, and without end: there is one question at a time for all that came before it.
-async function renew() {
-  while (isStale) {
-    await new Promise((resolve) => { setTimeout(resolve, SOON_MS); });
-    isStale = false;
-    // Nobody has asked for this, so nobody is asked for a token either.
-    await askAnew({ isQuiet: true });
-  }
-}
-
-function withoutUsage(error) {
-  // The list is worth showing though a damaged image keeps its bytes from being counted.
-  if (error.status === 401 || error.status === 0) throw error;
-  return null;
+/** Return what has something done after a pause: one at a time, and once more for all that want it meanwhile. */
+function inTurn(work, pauseMs = 0) {
+  let isWanted = false;
+  let isBusy = false;
+  return async () => {
+    isWanted = true;
+    if (isBusy) return;
+    isBusy = true;
+    try {
+      while (isWanted) {
+        await new Promise((resolve) => { setTimeout(resolve, pauseMs); });
+        isWanted = false;
+        await work();
+      }
+    } finally {
+      isBusy = false;
+    }
+  };
 }
 
 function untilKnown() {

@@ -15,7 +15,9 @@ export function imageView(name) {
   const body = make("div", { class: "parted" }, make("p", { class: "quiet" }, "Asking the daemon…"));
   const controller = new AbortController();
   const { signal } = controller;
-  const overview = make("section", { class: "card", "aria-label": "Overview" });
+  const known = make("div", {});
+  const actions = make("div", { class: "actions" });
+  const overview = make("section", { class: "card", "aria-label": "Overview" }, known, actions);
   // What has not changed stays as it is, and so do the focus and the place in it.
   let seen = {};
   const differs = (part, value) => {
@@ -24,8 +26,10 @@ export function imageView(name) {
     return seen[part] !== before;
   };
   const draw = (image) => {
-    if (differs("overview", [image, usageOf(name)])) replace(overview, overviewOf(name, image, signal));
-    if (differs("manifests", image)) replace(body, overview, manifestsOf(name, image, signal));
+    if (differs("known", [image, usageOf(image)])) replace(known, factsOf(image));
+    if (!differs("image", image)) return;
+    replace(actions, actionsFor(name, image, signal));
+    replace(body, overview, manifestsOf(name, image, signal));
   };
   const beginAsking = newest();
   const load = async () => {
@@ -63,26 +67,29 @@ function manifestsOf(name, image, signal) {
   return [runnable.length > 1 && field("Platform", choice), place];
 }
 
-function overviewOf(name, image, signal) {
-  const usage = usageOf(name);
+function factsOf(image) {
+  const usage = usageOf(image);
+  const shared = usage?.shared_bytes ? `${bytes(usage.shared_bytes)} of it, with other images` : "nothing";
+  return facts(
+    ["Size", bytes(image.size_bytes)],
+    ["Shared", usage === null ? "not known" : shared],
+    ["Platform", image.platform ?? (image.platforms ?? []).join(", ")],
+    ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
+    ["Digest", make("code", {}, image.digest)],
+    ["Type", make("code", {}, image.media_type)],
+    ["Annotations", pairs(image.annotations)],
+    ["Damage", image.damaged ? "A document of this image cannot be read." : null]);
+}
+
+function actionsFor(name, image, signal) {
   const remove = async () => {
     // Who has gone elsewhere meanwhile stays there.
-    if (await removeImage(name) && !signal.aborted) location.hash = "#/images";
+    if (await removeImage(image) && !signal.aborted) location.hash = "#/images";
   };
   const act = (label, does, properties = {}) => button(label, does, { "data-focus": label, ...properties });
   return [
-    facts(
-      ["Size", bytes(image.size_bytes)],
-      ["Shared", usage?.shared_bytes ? `${bytes(usage.shared_bytes)} of it, with other images` : null],
-      ["Platform", image.platform ?? (image.platforms ?? []).join(", ")],
-      ["Made", image.created && [age(image.created), make("span", { class: "quiet" }, ` ${image.created}`)]],
-      ["Digest", make("code", {}, image.digest)],
-      ["Type", make("code", {}, image.media_type)],
-      ["Annotations", pairs(image.annotations)],
-      ["Damage", image.damaged ? "A document of this image cannot be read." : null]),
-    make("div", { class: "actions" },
-      act("Download", () => saveImage(image)), act("Tag", () => tagImage(name)),
-      act("Remove", remove, { class: "danger quiet" })),
+    act("Download", () => saveImage(image)), act("Tag", () => tagImage(name)),
+    act("Remove", remove, { class: "danger quiet" }),
   ];
 }
 

@@ -22,11 +22,18 @@ const looking = { words: "", order: "name", most: MOST_ROWS };
 
 /** Return the view, and what ends it. */
 export function imagesView() {
-  const list = make("ul", { class: "images", "aria-label": "Images" });
-  const found = make("p", { class: "quiet found" });
-  const place = make("div", {});
+  const parts = {
+    found: make("p", { class: "quiet found" }),
+    trouble: make("div", {}),
+    list: make("ul", { class: "images", "aria-label": "Images", hidden: true }),
+    rest: make("div", {}),
+    rows: new Map(),
+    problem: null,
+  };
+  const { found } = parts;
+  const place = make("div", {}, parts.trouble, parts.list, parts.rest);
   // A row that has the focus is replaced by its successor, which takes the focus over.
-  const show = () => redraw(place, () => showImages(place, list, found, show));
+  const show = () => redraw(place, () => showImages(parts, show));
   const search = make("input", {
     type: "search", value: looking.words, placeholder: "alpine, arm64, sha256:48d9…", ...AS_TYPED,
     oninput: () => { looking.words = search.value; show(); tell(found.textContent); },
@@ -45,11 +52,15 @@ export function imagesView() {
   return { view, end: onHoldings(show) };
 }
 
-function showImages(place, list, found, showAnew) {
-  const { images, problem } = holdings;
+function showImages(parts, showAnew) {
+  const { found, trouble, list, rest } = parts;
+  const { images } = holdings;
+  const problem = holdings.problem ?? holdings.usageProblem;
+  // Who hears it has heard it once, and not with each letter that is typed.
+  if (problem !== parts.problem) replace(trouble, problem !== null && notice(problem, refresh));
+  parts.problem = problem;
   if (images === null) {
-    found.textContent = "";
-    replace(place, problem === null ? make("p", { class: "quiet" }, "Asking the daemon…") : notice(problem, refresh));
+    replace(rest, problem === null && make("p", { class: "quiet" }, "Asking the daemon…"));
     return;
   }
   const words = looking.words.toLowerCase().split(/\s+/).filter(Boolean);
@@ -60,7 +71,8 @@ function showImages(place, list, found, showAnew) {
     ? `${shown.length} of ${count(images.length, "image")}`
     : [count(images.length, "image"), total === undefined ? null : bytes(total)].filter(Boolean).join(", ");
   const largest = shown.reduce((most, image) => Math.max(most, image.size_bytes), 1);
-  replace(list, shown.slice(0, looking.most).map((image) => row(image, largest)));
+  showRows(parts, shown.slice(0, looking.most), largest);
+  list.hidden = !shown.length;
   const empty = images.length
     ? make("p", { class: "empty" }, "No image has these words.")
     : make("div", { class: "empty" }, make("h2", {}, "Nothing here yet"),
@@ -74,10 +86,21 @@ function showImages(place, list, found, showAnew) {
   const more = shown.length > looking.most
     && button(`Show ${Math.min(MOST_ROWS, shown.length - looking.most)} more`, showMore,
       { class: "more", "data-focus": "more" });
-  replace(place, problem && notice(problem, refresh), shown.length ? [list, more] : empty);
+  replace(rest, shown.length ? more : empty);
 }
 
-function row(image, largest) {
+// The row of an image is the same as long as the image is: somebody may be about to press a button of it.
+function showRows(parts, images, largest) {
+  const before = parts.rows;
+  parts.rows = new Map(images.map((image) => {
+    const key = JSON.stringify([image, age(image.created)]);
+    return [key, before.get(key) ?? row(image)];
+  }));
+  [...parts.rows.values()].forEach(({ size }, at) => replace(size, sizeOf(images[at], largest)));
+  replace(parts.list, [...parts.rows.values()].map(({ element }) => element));
+}
+
+function row(image) {
   const { name } = image;
   const parts = [
     image.platform ?? (image.platforms?.length ? image.platforms.join(", ") : "no platform"),
@@ -87,20 +110,22 @@ function row(image, largest) {
   ];
   const act = (label, does, properties = {}) =>
     button(label, does, { "aria-label": `${label} ${name}`, "data-focus": `${label} ${name}`, ...properties });
-  return make("li", { class: "card image" },
+  const size = make("div", { class: "size" });
+  const element = make("li", { class: "card image" },
     make("div", { class: "what" },
       make("h2", {}, make("a", { href: `#/image/${encodeURIComponent(name)}`, "data-focus": `Image ${name}` }, name),
         image.damaged && make("strong", { class: "mark" }, "damaged")),
       make("p", { class: "parts" }, parts.filter(Boolean).map((part) => make("span", {}, part)))),
-    sizeOf(image, largest),
+    size,
     make("div", { class: "actions" },
       act("Download", () => saveImage(image)),
       act("Tag", () => tagImage(name)),
-      act("Remove", () => removeImage(name), { class: "danger quiet" })));
+      act("Remove", () => removeImage(image), { class: "danger quiet" })));
+  return { element, size };
 }
 
 function sizeOf(image, largest) {
-  const usage = usageOf(image.name);
+  const usage = usageOf(image);
   const width = (size) => (100 * size) / largest;
   const own = usage ? width(usage.own_bytes) : width(image.size_bytes);
   const bar = draw("svg", { class: "share", viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" },
@@ -110,7 +135,7 @@ function sizeOf(image, largest) {
   const shares = !usage ? null : usage.shared_bytes
     ? `${bytes(usage.shared_bytes)} shared, ${bytes(usage.own_bytes)} its own`
     : "shares nothing";
-  return make("div", { class: "size" }, make("b", {}, bytes(image.size_bytes)), bar, make("small", {}, shares));
+  return [make("b", {}, bytes(image.size_bytes)), bar, make("small", {}, shares)];
 }
 
 function loadZone() {
@@ -143,5 +168,5 @@ function timeOf(image) {
 }
 
 function ownBytes(image) {
-  return usageOf(image.name)?.own_bytes ?? 0;
+  return usageOf(image)?.own_bytes ?? 0;
 }

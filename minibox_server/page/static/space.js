@@ -20,13 +20,12 @@ export function spaceView() {
   const [title, rows] = [make("summary", {}), make("div", {})];
   const blobs = make("details", { class: "card" }, title, rows);
   const draw = () => {
-    const { usage, problem } = holdings;
-    replace(trouble, problem !== null && usage !== null && notice(problem, refresh));
+    const { usage } = holdings;
+    const problem = holdings.problem ?? holdings.usageProblem;
+    replace(trouble, problem !== null && notice(problem, refresh));
     if (usage === null) {
       replace(numbers);
-      replace(body, problem === null && holdings.images === null
-        ? make("p", { class: "quiet" }, "Asking the daemon…")
-        : notice(problem ?? "The daemon does not say whose the bytes are.", refresh));
+      replace(body, problem === null && make("p", { class: "quiet" }, "Asking the daemon…"));
       return;
     }
     replace(numbers,

@@ -88,6 +88,13 @@ export function start(title, run, cancelled = "Cancelled.") {
   return work;
 }
 
+/** Show what nobody saw fail as a piece of work that did. */
+export function showFailed(title, error) {
+  const work = new Work(title, () => Promise.reject(error));
+  onStarted(work);
+  work.begin();
+}
+
 function advance() {
   while (running < AT_ONCE && waiting.length) {
     const work = waiting.shift();
