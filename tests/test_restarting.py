@@ -2,9 +2,11 @@
 
 import io
 import zlib
+from collections.abc import Iterator
 
 import pytest
 
+from minibox_store.decompressing import Compression
 from minibox_store.protocols import BlobStream
 from minibox_store.rootfs.places import find_places
 from minibox_store.rootfs.restarting import EMPTY_BLOCKS, GzipDecoder, Place, open_decoder
@@ -20,6 +22,13 @@ class _Content:
 
     def close(self) -> None:
         self._file.close()
+
+
+def places_of(content: bytes, compression: Compression, tar: bytes) -> tuple[list[Place], Iterator[bytes]]:
+    def open_at(offset: int) -> BlobStream:
+        return _Content(content[offset:])
+
+    return find_places(compression, open_at, input_bytes=len(content), output_bytes=len(tar))
 
 
 @pytest.mark.parametrize("bits", range(8))
@@ -43,13 +52,13 @@ def test_from_each_place_the_rest_is_decoded_and_nothing_else(form: str) -> None
     def open_at(offset: int) -> BlobStream:
         return _Content(content[offset:])
 
-    compression = "none" if form == "plain" else "zstd" if form.startswith("zstd") else "gzip"
-    places, windows = find_places(compression, open_at, len(tar))  # type: ignore[arg-type]  # it is one of three texts
+    compression: Compression = "none" if form == "plain" else "zstd" if form.startswith("zstd") else "gzip"
+    places, windows = places_of(content, compression, tar)
     assert places[0] == Place(0, 0)
     if form not in ("plain", "zstd, one frame", "gzip, fixed codes"):
         assert len(places) > 3
     for place, window in zip(places, windows, strict=True):
-        decoder = open_decoder(compression, open_at, place, window)  # type: ignore[arg-type]  # as above
+        decoder = open_decoder(compression, open_at, place, window)
         assert decoder.position == place.output_offset
         rest = b"".join(iter(lambda: decoder.read(1_000_000), b""))  # noqa: B023  # used up before the next turn
         assert rest == tar[place.output_offset :]
@@ -58,16 +67,14 @@ def test_from_each_place_the_rest_is_decoded_and_nothing_else(form: str) -> None
 
 def test_places_at_every_bit_are_met() -> None:
     tar = half_random(60_000_000, salt="bits")
-    content = layer_in("gzip", tar).content
-    places, _ = find_places("gzip", lambda offset: _Content(content[offset:]), len(tar))
+    places, _ = places_of(layer_in("gzip", tar).content, "gzip", tar)
     assert len({place.bits for place in places}) > 4
 
 
 def test_there_are_so_many_places_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minibox_store.rootfs.places._MOST_PLACES", 4)
     tar = half_random(20_000_000)
-    content = layer_in("gzip", tar).content
-    places, _ = find_places("gzip", lambda offset: _Content(content[offset:]), len(tar))
+    places, _ = places_of(layer_in("gzip", tar).content, "gzip", tar)
     assert 2 <= len(places) <= 5
 
 

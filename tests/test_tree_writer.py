@@ -16,7 +16,7 @@ import pytest
 from minibox_store import InvalidArchive, UnpackLimits, UnpackPolicy, _files
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS
 from minibox_store.rootfs.directories import Directories
-from minibox_store.rootfs.tree import Form
+from minibox_store.rootfs.tree import Form, check_nothing
 from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar import Member, MemberKind, encode_header
 from tests.support.forks import forked, run_forked
@@ -875,7 +875,7 @@ def test_a_deep_tree_costs_no_more_files_than_a_flat_one(quick_tree: Path) -> No
 
 def test_a_directory_that_is_closed_is_entered_again(tmp_path: Path) -> None:
     opened = os.open(tmp_path, os.O_RDONLY)
-    directories = Directories(opened, TreeBounds("the image", DEFAULT_UNPACK_LIMITS), most_open=2)
+    directories = Directories(opened, TreeBounds("the image", DEFAULT_UNPACK_LIMITS), check_nothing, most_open=2)
     try:
         made = directories.root
         for _ in range(10):

@@ -8,6 +8,7 @@ directory's place leads nowhere. Links of the image are followed by this module 
 import errno
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 from minibox_store._trees import OPEN_DIRECTORY
 from minibox_store.rootfs.tree_bounds import TreeBounds
@@ -72,16 +73,20 @@ class Directories:
     Args:
         root_descriptor: the tree's own, empty directory; it is not closed here.
         bounds: on what they may take together.
+        check: called before each removal; what it raises ends the work.
         most_open: how many are open at once beside it, two at least.
 
     Attributes:
         steps: how many directories were made, opened, and gone through on a way, each as often as it was.
     """
 
-    def __init__(self, root_descriptor: int, bounds: TreeBounds, most_open: int = MOST_OPEN) -> None:
+    def __init__(
+        self, root_descriptor: int, bounds: TreeBounds, check: Callable[[], None], most_open: int = MOST_OPEN
+    ) -> None:
         self.root = Directory(None, "")
         self.root.descriptor = root_descriptor
         self._bounds = bounds
+        self._check = check
         self._most_open = most_open
         self._open: OrderedDict[Directory, None] = OrderedDict()
         self.steps = 0
@@ -229,6 +234,7 @@ class Directories:
 
     def remove(self, directory: Directory, name: str) -> None:
         """Remove what has this name in a directory, with all that is below it."""
+        self._check()
         child = directory.children.pop(name, None)
         if child is None:
             os.unlink(name, dir_fd=self.open(directory))
@@ -254,6 +260,7 @@ class Directories:
         opened = self.open(directory)
         for name in os.listdir(opened):
             if name not in directory.children:
+                self._check()
                 os.unlink(name, dir_fd=opened)
 
 

@@ -27,13 +27,14 @@ _ZRAN_MAGIC = b"GZIDX"
 
 
 def find_places(
-    compression: Compression, open_at: OpenAt, output_bytes: int, *, window_log: int = 27
+    compression: Compression, open_at: OpenAt, *, input_bytes: int, output_bytes: int, window_log: int = 27
 ) -> tuple[list[Place], Iterator[bytes]]:
     """Return where decoders of a stream can begin, in order and the beginning first, and the window of each.
 
     Args:
         compression: of the stream, all of which was decoded before and is what it should be.
-        open_at: gives its bytes.
+        open_at: gives its bytes; what it raises passes unchanged.
+        input_bytes: how long it is.
         output_bytes: how long what it decodes to is.
         window_log: the logarithm of the largest window of a zstd frame.
 
@@ -41,7 +42,7 @@ def find_places(
         MissingLibrary: for a gzip stream that is long enough for a second place, without indexed_gzip.
     """
     if compression == "gzip" and output_bytes > GZIP_SPACING_BYTES:
-        return _find_blocks(open_at, max(GZIP_SPACING_BYTES, output_bytes // _MOST_PLACES))
+        return _find_blocks(open_at, input_bytes, max(GZIP_SPACING_BYTES, output_bytes // _MOST_PLACES))
     if compression == "zstd" and output_bytes > ZSTD_SPACING_BYTES:
         decoder = ZstdDecoder(open_at, window_log=window_log)
         try:
@@ -54,13 +55,13 @@ def find_places(
     return [BEGINNING], iter([b""])
 
 
-def _find_blocks(open_at: OpenAt, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
+def _find_blocks(open_at: OpenAt, input_bytes: int, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
     try:
         import indexed_gzip  # type: ignore[import-untyped]  # it has no types
     except ImportError as error:
         raise MissingLibrary("looking inside a layer in gzip", "files") from error
     exported = io.BytesIO()
-    with _SeekableBlob(open_at) as blob:
+    with _SeekableBlob(open_at, input_bytes) as blob:
         file = indexed_gzip.IndexedGzipFile(
             fileobj=blob, spacing=spacing_bytes, skip_crc_check=True, buffer_size=_INPUT_BYTES
         )
@@ -95,11 +96,11 @@ def _decode_exported(index: memoryview) -> tuple[list[Place], Iterator[bytes]]:
 class _SeekableBlob(io.RawIOBase):
     """A blob as a file that can seek, for a library that wants one."""
 
-    def __init__(self, open_at: OpenAt) -> None:
+    def __init__(self, open_at: OpenAt, size_bytes: int) -> None:
         self._open_at = open_at
         self._stream: BlobStream | None = None
         self._at = 0
-        self._size_bytes: int | None = None
+        self._size_bytes = size_bytes
 
     def readable(self) -> bool:
         """Return True."""
@@ -118,7 +119,7 @@ class _SeekableBlob(io.RawIOBase):
         if whence == io.SEEK_CUR:
             offset += self._at
         elif whence == io.SEEK_END:
-            offset += self._measure()
+            offset += self._size_bytes
         if offset != self._at:
             self._drop()
         self._at = offset
@@ -141,18 +142,6 @@ class _SeekableBlob(io.RawIOBase):
         """Close the blob."""
         self._drop()
         super().close()
-
-    def _measure(self) -> int:
-        if self._size_bytes is None:
-            at = self._at
-            self._drop()
-            self._at = 0
-            while self.read(MEBIBYTE):
-                pass
-            self._size_bytes = self._at
-            self._drop()
-            self._at = at
-        return self._size_bytes
 
     def _drop(self) -> None:
         if self._stream is not None:

@@ -60,7 +60,7 @@ class TreeWriter:
         most_open: int = MOST_OPEN,
     ) -> None:
         self._bounds = TreeBounds("the image", limits)
-        self._directories = Directories(root_descriptor, self._bounds, most_open)
+        self._directories = Directories(root_descriptor, self._bounds, check, most_open)
         self._left_out = LeftOut()
         self._ownership = Ownership(policy, self._left_out)
         self._is_overlay = form == "overlay"
