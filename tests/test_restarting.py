@@ -1,5 +1,6 @@
 """Decoders that begin in the middle: at any bit of a deflate stream, at any frame, to the same end."""
 
+import gzip
 import io
 import zlib
 from collections.abc import Iterator
@@ -76,6 +77,20 @@ def test_there_are_so_many_places_at_most(monkeypatch: pytest.MonkeyPatch) -> No
     tar = half_random(20_000_000)
     places, _ = places_of(layer_in("gzip", tar).content, "gzip", tar)
     assert 2 <= len(places) <= 5
+
+
+def test_S8_members_without_number_give_no_more_places_than_blocks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = half_random(8_000_000)
+    content = b"".join(gzip.compress(tar[at : at + 1000], 1, mtime=0) for at in range(0, len(tar), 1000))
+    places, windows = places_of(content, "gzip", tar)
+    assert 3 <= len(places) <= 4
+    for place, window in zip(places, windows, strict=True):
+        decoder = GzipDecoder(lambda offset: _Content(content[offset:]), place, window)
+        assert decoder.read(1000) == tar[place.output_offset :][:1000]
+    # To keep one for each of them for a while takes memory too.
+    monkeypatch.setattr("minibox_store.rootfs.places._MOST_MEMBERS", 7000)
+    places, windows = places_of(content, "gzip", tar)
+    assert (places, list(windows)) == ([Place(0, 0)], [b""])
 
 
 def test_a_decoder_gives_nothing_for_what_is_no_stream() -> None:

@@ -18,6 +18,8 @@ from minibox_store.rootfs.restarting import BEGINNING, ZSTD_SPACING_BYTES, OpenA
 GZIP_SPACING_BYTES = 2 * MEBIBYTE
 # In a tar of more than 2 GiB they lie farther apart: indexed_gzip has the windows of all of them in memory, twice.
 _MOST_PLACES = 1024
+# It keeps a place for each member of the stream, which may have 20 bytes, and for each it reads some more.
+_MOST_MEMBERS = 1 << 18
 
 _INPUT_BYTES = 64 * 1024
 _WINDOW_BYTES = 32 * 1024
@@ -68,29 +70,30 @@ def _find_blocks(open_at: OpenAt, input_bytes: int, spacing_bytes: int) -> tuple
         try:
             file.build_full_index()
             file.export_index(fileobj=exported)
+        except _TooManyMembersError:
+            return [BEGINNING], iter([b""])
         finally:
             file.close()
-    return _decode_exported(exported.getbuffer())
+    return _decode_exported(exported.getbuffer(), spacing_bytes)
 
 
-def _decode_exported(index: memoryview) -> tuple[list[Place], Iterator[bytes]]:
-    """Return the places, and the window of each, of an index as indexed_gzip writes it."""
+def _decode_exported(index: memoryview, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
+    """Return the places that are far enough apart, and the window of each, of an index as indexed_gzip writes it."""
     magic, version, _, _, _, _, window_bytes, count = _ZRAN_HEAD.unpack_from(index)
     if magic != _ZRAN_MAGIC or version > 1:
         raise InvalidArchive("indexed_gzip has written an index of a form that is not known here")
-    points = [_ZRAN_POINT.unpack_from(index, _ZRAN_HEAD.size + _ZRAN_POINT.size * number) for number in range(count)]
-    places = [BEGINNING, *(Place(output, source, bits) for source, output, bits, _ in points if output)]
+    at = _ZRAN_HEAD.size + _ZRAN_POINT.size * count
+    places, windows = [BEGINNING], [slice(0)]
+    for source, output, bits, has_window in _ZRAN_POINT.iter_unpack(index[_ZRAN_HEAD.size : at]):
+        at += window_bytes if has_window else 0
+        if output - places[-1].output_offset >= spacing_bytes:
+            places.append(Place(output, source, bits))
+            windows.append(slice(at - _WINDOW_BYTES, at) if has_window else slice(0))
+    return places, (bytes(index[window]) for window in windows)
 
-    def windows() -> Iterator[bytes]:
-        yield b""
-        at = _ZRAN_HEAD.size + _ZRAN_POINT.size * count
-        for _, output, _, has_window in points:
-            window = bytes(index[at + window_bytes - _WINDOW_BYTES : at + window_bytes]) if has_window else b""
-            at += window_bytes if has_window else 0
-            if output:
-                yield window
 
-    return places, windows()
+class _TooManyMembersError(Exception):
+    """There are more than can be kept."""
 
 
 class _SeekableBlob(io.RawIOBase):
@@ -101,6 +104,7 @@ class _SeekableBlob(io.RawIOBase):
         self._stream: BlobStream | None = None
         self._at = 0
         self._size_bytes = size_bytes
+        self._reads_left = _MOST_MEMBERS + size_bytes // _INPUT_BYTES
 
     def readable(self) -> bool:
         """Return True."""
@@ -129,6 +133,9 @@ class _SeekableBlob(io.RawIOBase):
         """Return up to ``size`` bytes, fewer only at the end: what takes it for a file of the system wants that."""
         if size < 0:
             raise io.UnsupportedOperation("a blob is not read without a limit")
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise _TooManyMembersError
         if self._stream is None:
             self._stream = self._open_at(self._at)
         buffer = memoryview(bytearray(size))
