@@ -37,6 +37,7 @@ from tests.support.snapshots import snapshot
 from tests.support.sparse_tars import all_ways
 from tests.support.stores import require_root
 from tests.support.tars import END, Joined, run_gnu_tar
+from tests.support.traced_memory import peak_of
 from tests.support.trees import read_tree
 
 SECOND = 10**9
@@ -774,6 +775,20 @@ def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick
             assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100 * 1024 * 1024
 
     assert run_forked(work) == 0
+
+
+def test_a_directory_takes_half_a_kilobyte_until_the_end(quick_tree: Path) -> None:
+    def peak_bytes(count: int) -> int:
+        tar = tar_of([folder(f"{number // 400}/{number // 20 % 20}/{number % 20}") for number in range(count)])
+
+        def work() -> None:
+            with writing(quick_tree.with_name(f"{count}")) as writer:
+                writer.apply_layer(io.BytesIO(tar))
+                writer.finish()
+
+        return peak_of(work)
+
+    assert peak_bytes(6000) - peak_bytes(2000) < 512 * 4000
 
 
 def test_the_check_ends_the_work_between_two_members(tree: Path) -> None:
