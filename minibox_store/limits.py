@@ -133,7 +133,8 @@ class UnpackLimits(_Bounds):
         ratio_floor_bytes: up to here any ratio will do. By no more do sparse files take more room on a disk than their
             bytes would, for each piece of one takes a whole block there.
         window_log: the logarithm of the largest window that a zstd frame may ask for.
-        seconds: how long the decompressing and unpacking of one layer may take.
+        seconds: how long the decompressing and unpacking of one layer may take; where an image is looked into, so long
+            may making the layer's index take, and so long may putting it over the layers below it.
         entries: how many members all layers of an image may have together.
         directory_attribute_bytes: of the extended attributes that all directories have together: they are kept in
             memory until the end.

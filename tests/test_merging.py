@@ -1,6 +1,7 @@
 """Layers put over one another by their entries: what is kept of an entry, and what the merging costs."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from minibox_store.limits import UnpackLimits
 from minibox_store.rootfs.layer_entries import LayerEntry, encode_entries, iter_entries
 from minibox_store.rootfs.merging import Merger
 from minibox_store.tar.member import MemberKind
+from tests.support.hard_layers import image_of, member
+from tests.support.stores import open_store, put
 
 
 def test_entries_are_what_they_were_before_they_were_written() -> None:
@@ -107,6 +110,17 @@ def test_S24_links_that_lead_nowhere_or_to_what_is_not_there_are_bounded_too(tar
     links = [_link(f"{number}/l", target) for number in range(200)]
     with pytest.raises(InvalidArchive, match="lead through more directories than any image needs"):
         Merger().apply_layer([*folders, *links, *[_file(f"{number}/l/f") for number in range(200)]])
+
+
+@pytest.mark.parametrize("end", ["", "/../a"])
+def test_a_link_leads_to_no_name_that_is_longer_than_one_can_be(tmp_path: Path, end: str) -> None:
+    link = member("l", "link", target="t" * 256 + end)
+    put(tmp_path / "store", image_of([[link, member("l/x")]]), "image:1")
+    store = open_store(tmp_path / "store")
+    with pytest.raises(InvalidArchive, match="'l/x'"):
+        store.unpack("image:1", tmp_path / "tree")
+    with pytest.raises(InvalidArchive, match="'l/x': a part of its path is longer than 255 bytes"):
+        store.open_files("image:1")
 
 
 def test_members_that_links_lead_to_by_a_long_way_are_there_however_many_they_are() -> None:

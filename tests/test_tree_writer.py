@@ -16,7 +16,7 @@ import pytest
 from minibox_store import InvalidArchive, UnpackLimits, UnpackPolicy, _files
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS
 from minibox_store.rootfs.directories import Directories
-from minibox_store.rootfs.tree import Form
+from minibox_store.rootfs.tree import Form, check_nothing
 from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar import Member, MemberKind, encode_header
 from tests.support.forks import forked, run_forked
@@ -37,6 +37,7 @@ from tests.support.snapshots import snapshot
 from tests.support.sparse_tars import all_ways
 from tests.support.stores import require_root
 from tests.support.tars import END, Joined, run_gnu_tar
+from tests.support.traced_memory import peak_of
 from tests.support.trees import read_tree
 
 SECOND = 10**9
@@ -776,6 +777,20 @@ def test_S10_directories_with_long_names_and_attributes_take_little_memory(quick
     assert run_forked(work) == 0
 
 
+def test_a_directory_takes_half_a_kilobyte_until_the_end(quick_tree: Path) -> None:
+    def peak_bytes(count: int) -> int:
+        tar = tar_of([folder(f"{number // 400}/{number // 20 % 20}/{number % 20}") for number in range(count)])
+
+        def work() -> None:
+            with writing(quick_tree.with_name(f"{count}")) as writer:
+                writer.apply_layer(io.BytesIO(tar))
+                writer.finish()
+
+        return peak_of(work)
+
+    assert peak_bytes(6000) - peak_bytes(2000) < 512 * 4000
+
+
 def test_the_check_ends_the_work_between_two_members(tree: Path) -> None:
     calls = iter([None, None])
 
@@ -875,7 +890,7 @@ def test_a_deep_tree_costs_no_more_files_than_a_flat_one(quick_tree: Path) -> No
 
 def test_a_directory_that_is_closed_is_entered_again(tmp_path: Path) -> None:
     opened = os.open(tmp_path, os.O_RDONLY)
-    directories = Directories(opened, TreeBounds("the image", DEFAULT_UNPACK_LIMITS), most_open=2)
+    directories = Directories(opened, TreeBounds("the image", DEFAULT_UNPACK_LIMITS), check_nothing, most_open=2)
     try:
         made = directories.root
         for _ in range(10):

@@ -6,9 +6,9 @@ shows it to nobody until :meth:`DecodedLayer.finish` has returned.
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from minibox_store.decompressing import PIECE_BYTES, CompressedInput, iter_decompressed
 from minibox_store.digest import Digest
@@ -22,6 +22,49 @@ from minibox_store.rootfs.reading_ahead import ReadingAhead
 
 _LEAST_PIECE_BYTES = PIECE_BYTES // 2
 _PIECES_AHEAD = 4
+
+_Item = TypeVar("_Item")
+
+
+class LayerClock:
+    """How long the work on one layer may take, whatever is done with it. The time runs from the first question on.
+
+    Args:
+        descriptor: of the layer's blob, for the error.
+        limits: of which the time counts.
+    """
+
+    def __init__(self, descriptor: Descriptor, limits: UnpackLimits) -> None:
+        self._what = f"layer {descriptor.digest}"
+        self._seconds = limits.seconds
+        self._deadline: float | None = None
+
+    def seconds_left(self) -> float:
+        """Return how long it may take still."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._seconds
+        return self._deadline - now
+
+    def check(self) -> None:
+        """Return if there is time left.
+
+        Raises:
+            InvalidArchive: when there is none.
+        """
+        if self.seconds_left() < 0:
+            raise self.too_slow()
+
+    def too_slow(self) -> StoreError:
+        """Return the error that says so."""
+        return InvalidArchive(f"{self._what} takes longer than {self._seconds:g} seconds, which is the limit")
+
+    def iter_in_time(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yield each item as long as there is time for it, and for what was done with the one before."""
+        for item in items:
+            self.check()
+            yield item
+        self.check()
 
 
 def open_layer(
@@ -46,6 +89,9 @@ def open_layer(
 class DecodedLayer:
     """The bytes of a layer's tar, forward only, decompressed and hashed ahead of who reads them. For one thread.
 
+    Attributes:
+        clock: runs from the first read on, and is looked at by each.
+
     Raises:
         InvalidArchive: by a read, and each read after it: when the blob is no whole gzip or zstd stream, has something
             behind its end, or passes a bound, which the error tells.
@@ -57,7 +103,8 @@ class DecodedLayer:
     def __init__(self, stream: BlobStream, descriptor: Descriptor, diff_id: Digest, limits: UnpackLimits) -> None:
         self._stream = stream
         self._diff_id = diff_id
-        self._bounds = _Bounds(descriptor, limits)
+        self.clock = LayerClock(descriptor, limits)
+        self._bounds = _Bounds(descriptor, limits, self.clock)
         self._hasher = hashlib.new(diff_id.algorithm)
         self._ahead = ReadingAhead(self._iter_pieces(limits), _PIECES_AHEAD)
         self._piece = b""
@@ -73,6 +120,7 @@ class DecodedLayer:
         """
         if size_bytes < 0:
             raise ValueError("the size to read is negative")
+        self.clock.check()
         at, piece = self._at, self._piece
         if at == len(piece):
             at, piece = 0, self._next_piece()
@@ -81,6 +129,7 @@ class DecodedLayer:
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:
         """Fill the front of ``buffer``; return the number of bytes, 0 only at the end."""
+        self.clock.check()
         at, piece = self._at, self._piece
         if at == len(piece):
             at, piece = 0, self._next_piece()
@@ -124,9 +173,9 @@ class DecodedLayer:
         if self._is_over:
             return b""
         try:
-            piece = self._ahead.next_piece(self._bounds.seconds_left())
+            piece = self._ahead.next_piece(self.clock.seconds_left())
             if piece is None:
-                raise self._bounds.too_slow()
+                raise self.clock.too_slow()
         except Exception as error:
             self._error = error
             raise
@@ -169,10 +218,10 @@ def _iter_told(source: CompressedInput, what: str, limits: UnpackLimits) -> Iter
 class _Bounds:
     """What one layer may cost, and what it has cost so far."""
 
-    def __init__(self, descriptor: Descriptor, limits: UnpackLimits) -> None:
+    def __init__(self, descriptor: Descriptor, limits: UnpackLimits, clock: LayerClock) -> None:
         self.what = f"layer {descriptor.digest}"
         self._descriptor = descriptor
-        self._limits = limits
+        self._clock = clock
         self._input_bytes = 0
         self._output = OutputBounds(
             self.what,
@@ -181,17 +230,6 @@ class _Bounds:
             ratio_floor_bytes=limits.ratio_floor_bytes,
             compressed_bytes=descriptor.size_bytes,
         )
-        self._deadline: float | None = None
-
-    def seconds_left(self) -> float:
-        """Return how long it may take still; the time runs from the first call on."""
-        now = time.monotonic()
-        if self._deadline is None:
-            self._deadline = now + self._limits.seconds
-        return self._deadline - now
-
-    def too_slow(self) -> StoreError:
-        return InvalidArchive(f"{self.what} takes longer than {self._limits.seconds:g} seconds, which is the limit")
 
     def count_input(self, count: int) -> None:
         """Take note of bytes of the blob."""
@@ -200,11 +238,9 @@ class _Bounds:
             raise ContentMismatch(self.what, f"{self._descriptor.size_bytes} bytes", "more")
         if not count and self._input_bytes < self._descriptor.size_bytes:
             raise ContentMismatch(self.what, f"{self._descriptor.size_bytes} bytes", f"{self._input_bytes} bytes")
-        if self.seconds_left() < 0:
-            raise self.too_slow()
+        self._clock.check()
 
     def count_output(self, count: int) -> None:
         """Take note of bytes of the tar."""
         self._output.count_output(count)
-        if self.seconds_left() < 0:
-            raise self.too_slow()
+        self._clock.check()

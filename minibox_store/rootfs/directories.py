@@ -8,32 +8,43 @@ directory's place leads nowhere. Links of the image are followed by this module 
 import errno
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from minibox_store._trees import OPEN_DIRECTORY, identity_of
 from minibox_store.rootfs.tree_bounds import TreeBounds
-from minibox_store.tar import Member
 from minibox_store.tar.member import refusal
 
 MOST_OPEN = 96
 _MOST_LINKS = 40
-_NO_NAMES: set[str] = set()
+
+
+class DirectoryEntry(NamedTuple):
+    """What a member says of a directory, which that is given when all layers are there: a third of a whole member."""
+
+    name: str
+    mode: int
+    uid: int
+    gid: int
+    mtime_nanoseconds: int
+    xattrs: Mapping[str, bytes]
 
 
 class Directory:
-    """One directory of the tree.
+    """One directory of the tree. There may be millions, so each has of its own only what it needs.
 
     Attributes:
         parent: None for the root.
         children: the directories in it.
         descriptor: by which it is open; -1 while it is not.
-        entry: the member that named it last; None where none did.
+        entry: of the member that named it last; None where none did.
         layer: the number of the last layer that put something into it; the next three speak of that layer.
         own: the names of what that layer put into it.
         whiteouts: the names that a whiteout device hides; only in the tree of a single layer.
         cleared: the number of the layer since which nothing of the layers below it is there.
         is_opaque: whether it is to hide what lower layers have; only in the tree of a single layer.
         is_hidden: whether a whiteout says that no lower layer has it; only in the tree of a single layer.
-        identity: device and inode, of one that was open and is not.
+        identity: device and inode, of one that was open and is not, and had directories in it.
     """
 
     __slots__ = (
@@ -44,12 +55,12 @@ class Directory:
     def __init__(self, parent: "Directory | None", name: str, cleared: int = 0) -> None:
         self.parent = parent
         self.name = name
-        self.children: dict[str, Directory] = {}
+        self.children = _NO_DIRECTORIES
         self.descriptor = -1
-        self.entry: Member | None = None
+        self.entry: DirectoryEntry | None = None
         self.entry_layer = 0
         self.layer = 0
-        self.own = _NO_NAMES  # many keep it, and an empty set is a third of a directory
+        self.own = _NO_NAMES
         self.whiteouts: set[str] | None = None
         self.cleared = cleared
         self.is_opaque = self.is_hidden = False
@@ -66,22 +77,30 @@ class Directory:
         return "/".join(reversed(names)) or "/"
 
 
+_NO_NAMES: set[str] = set()
+_NO_DIRECTORIES: dict[str, Directory] = {}
+
+
 class Directories:
     """All directories of a tree, of which so many are open at once as is reasonable.
 
     Args:
         root_descriptor: the tree's own, empty directory; it is not closed here.
         bounds: on what they may take together.
+        check: called before each removal; what it raises ends the work.
         most_open: how many are open at once beside it, two at least.
 
     Attributes:
         steps: how many directories were made, opened, and gone through on a way, each as often as it was.
     """
 
-    def __init__(self, root_descriptor: int, bounds: TreeBounds, most_open: int = MOST_OPEN) -> None:
+    def __init__(
+        self, root_descriptor: int, bounds: TreeBounds, check: Callable[[], None], most_open: int = MOST_OPEN
+    ) -> None:
         self.root = Directory(None, "")
         self.root.descriptor = root_descriptor
         self._bounds = bounds
+        self._check = check
         self._most_open = most_open
         self._open: OrderedDict[Directory, None] = OrderedDict()
         self.steps = 0
@@ -130,7 +149,8 @@ class Directories:
     def _close_oldest(self) -> None:
         if len(self._open) > self._most_open:
             oldest = self._open.popitem(last=False)[0]
-            oldest.identity = identity_of(oldest.descriptor)
+            if oldest.children is not _NO_DIRECTORIES:  # else nobody comes to it from below
+                oldest.identity = identity_of(oldest.descriptor)
             self._close(oldest)
 
     def make(self, directory: Directory, name: str, cleared: int) -> Directory:
@@ -138,6 +158,8 @@ class Directories:
         self.steps += 1
         self._bounds.count_directory(name)
         os.mkdir(name, 0o700, dir_fd=self.open(directory))
+        if directory.children is _NO_DIRECTORIES:
+            directory.children = {}
         made = directory.children[name] = Directory(directory, name, cleared)
         return made
 
@@ -229,6 +251,7 @@ class Directories:
 
     def remove(self, directory: Directory, name: str) -> None:
         """Remove what has this name in a directory, with all that is below it."""
+        self._check()
         child = directory.children.pop(name, None)
         if child is None:
             os.unlink(name, dir_fd=self.open(directory))
@@ -254,4 +277,5 @@ class Directories:
         opened = self.open(directory)
         for name in os.listdir(opened):
             if name not in directory.children:
+                self._check()
                 os.unlink(name, dir_fd=opened)

@@ -20,6 +20,7 @@ from minibox_store.kinds import check_count, check_kind
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, MEBIBYTE, UnpackLimits
 from minibox_store.reports.file_status import FileKind, FileStatus
 from minibox_store.rootfs.access import ChunkCache, IdleDecoders, LayerReader
+from minibox_store.rootfs.decoding import LayerClock
 from minibox_store.rootfs.layer_index import build_layer_index, open_layer_index
 from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.merged import FileNode, MergedView, encode_view
@@ -307,7 +308,7 @@ class ImageFiles:
                 index = build_layer_index(layer, self._sidecars, self._limits)
                 entries = index.iter_entries()
             try:
-                merger.apply_layer(entries)
+                merger.apply_layer(LayerClock(layer.descriptor, self._limits).iter_in_time(entries))
             finally:
                 index.close()
         sections = encode_view(merger.root)

@@ -14,7 +14,7 @@ from typing import Protocol
 from minibox_store.decompressing import BEGINNING_BYTES, Compression, compression_of
 from minibox_store.limits import UnpackLimits
 from minibox_store.protocols import BlobStream
-from minibox_store.rootfs.decoding import open_layer
+from minibox_store.rootfs.decoding import LayerClock, open_layer
 from minibox_store.rootfs.layer_entries import DIGEST_BYTES, NO_DIGEST, LayerEntry, encode_entries, iter_entries
 from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.ownership import NEVER_SET, check_ids, device_number
@@ -130,10 +130,16 @@ def _build_sidecar(layer: LayerSource, sidecars: Sidecars, limits: UnpackLimits,
     tar_bytes, digests = chunks.finish()
 
     def open_at(offset: int) -> BlobStream:
-        return layer.source.open_blob(layer.descriptor, offset)
+        return _InTime(layer.source.open_blob(layer.descriptor, offset), decoded.clock)
 
     compression = _compression_at(open_at(0))
-    places, windows = find_places(compression, open_at, tar_bytes, window_log=limits.window_log)
+    places, windows = find_places(
+        compression,
+        open_at,
+        input_bytes=layer.descriptor.size_bytes,
+        output_bytes=tar_bytes,
+        window_log=limits.window_log,
+    )
     facts = [_FACTS.pack(compression.encode(), tar_bytes, len(places)), *(_PLACE.pack(*each) for each in places)]
     sections = [b"".join([*facts, digests]), entries, *(zlib.compress(each, 1) for each in windows)]
     return sidecars.write(layer.descriptor.digest, _subject(layer), sections, in_memory=in_memory)
@@ -161,6 +167,21 @@ def _compression_at(stream: BlobStream) -> Compression:
     finally:
         stream.close()
     return compression_of(bytes(buffer[:filled]))
+
+
+class _InTime:
+    """A blob that is read once more, as long as there is time for its layer."""
+
+    def __init__(self, stream: BlobStream, clock: LayerClock) -> None:
+        self._stream = stream
+        self._clock = clock
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self._clock.check()
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class _Readable(Protocol):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.rootfs.layer_entries import LayerEntry
-from minibox_store.rootfs.placing import StepBounds, split
+from minibox_store.rootfs.placing import StepBounds, check_part, split
 from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.tar.member import MemberKind, refusal
 
@@ -187,6 +187,7 @@ class Merger:
                 continue
             there = None if missing else way[-1].directory.names.get(name)
             if there is None:
+                check_part(name, member)  # which a link may lead to
                 missing.append(name)
             elif there.children is not None:
                 way.append(_Step(name, there))

@@ -18,6 +18,8 @@ from minibox_store.rootfs.restarting import BEGINNING, ZSTD_SPACING_BYTES, OpenA
 GZIP_SPACING_BYTES = 2 * MEBIBYTE
 # In a tar of more than 2 GiB they lie farther apart: indexed_gzip has the windows of all of them in memory, twice.
 _MOST_PLACES = 1024
+# It keeps a place for each member of the stream, which may have 20 bytes, and for each it reads some more.
+_MOST_MEMBERS = 1 << 18
 
 _INPUT_BYTES = 64 * 1024
 _WINDOW_BYTES = 32 * 1024
@@ -27,13 +29,14 @@ _ZRAN_MAGIC = b"GZIDX"
 
 
 def find_places(
-    compression: Compression, open_at: OpenAt, output_bytes: int, *, window_log: int = 27
+    compression: Compression, open_at: OpenAt, *, input_bytes: int, output_bytes: int, window_log: int = 27
 ) -> tuple[list[Place], Iterator[bytes]]:
     """Return where decoders of a stream can begin, in order and the beginning first, and the window of each.
 
     Args:
         compression: of the stream, all of which was decoded before and is what it should be.
-        open_at: gives its bytes.
+        open_at: gives its bytes; what it raises passes unchanged.
+        input_bytes: how long it is.
         output_bytes: how long what it decodes to is.
         window_log: the logarithm of the largest window of a zstd frame.
 
@@ -41,7 +44,7 @@ def find_places(
         MissingLibrary: for a gzip stream that is long enough for a second place, without indexed_gzip.
     """
     if compression == "gzip" and output_bytes > GZIP_SPACING_BYTES:
-        return _find_blocks(open_at, max(GZIP_SPACING_BYTES, output_bytes // _MOST_PLACES))
+        return _find_blocks(open_at, input_bytes, max(GZIP_SPACING_BYTES, output_bytes // _MOST_PLACES))
     if compression == "zstd" and output_bytes > ZSTD_SPACING_BYTES:
         decoder = ZstdDecoder(open_at, window_log=window_log)
         try:
@@ -54,52 +57,54 @@ def find_places(
     return [BEGINNING], iter([b""])
 
 
-def _find_blocks(open_at: OpenAt, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
+def _find_blocks(open_at: OpenAt, input_bytes: int, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
     try:
         import indexed_gzip  # type: ignore[import-untyped]  # it has no types
     except ImportError as error:
         raise MissingLibrary("looking inside a layer in gzip", "files") from error
     exported = io.BytesIO()
-    with _SeekableBlob(open_at) as blob:
+    with _SeekableBlob(open_at, input_bytes) as blob:
         file = indexed_gzip.IndexedGzipFile(
             fileobj=blob, spacing=spacing_bytes, skip_crc_check=True, buffer_size=_INPUT_BYTES
         )
         try:
             file.build_full_index()
             file.export_index(fileobj=exported)
+        except _TooManyMembersError:
+            return [BEGINNING], iter([b""])
         finally:
             file.close()
-    return _decode_exported(exported.getbuffer())
+    return _decode_exported(exported.getbuffer(), spacing_bytes)
 
 
-def _decode_exported(index: memoryview) -> tuple[list[Place], Iterator[bytes]]:
-    """Return the places, and the window of each, of an index as indexed_gzip writes it."""
+def _decode_exported(index: memoryview, spacing_bytes: int) -> tuple[list[Place], Iterator[bytes]]:
+    """Return the places that are far enough apart, and the window of each, of an index as indexed_gzip writes it."""
     magic, version, _, _, _, _, window_bytes, count = _ZRAN_HEAD.unpack_from(index)
     if magic != _ZRAN_MAGIC or version > 1:
         raise InvalidArchive("indexed_gzip has written an index of a form that is not known here")
-    points = [_ZRAN_POINT.unpack_from(index, _ZRAN_HEAD.size + _ZRAN_POINT.size * number) for number in range(count)]
-    places = [BEGINNING, *(Place(output, source, bits) for source, output, bits, _ in points if output)]
+    at = _ZRAN_HEAD.size + _ZRAN_POINT.size * count
+    places, windows = [BEGINNING], [slice(0)]
+    for source, output, bits, has_window in _ZRAN_POINT.iter_unpack(index[_ZRAN_HEAD.size : at]):
+        at += window_bytes if has_window else 0
+        if output - places[-1].output_offset >= spacing_bytes:
+            places.append(Place(output, source, bits))
+            windows.append(slice(at - _WINDOW_BYTES, at) if has_window else slice(0))
+    return places, (bytes(index[window]) for window in windows)
 
-    def windows() -> Iterator[bytes]:
-        yield b""
-        at = _ZRAN_HEAD.size + _ZRAN_POINT.size * count
-        for _, output, _, has_window in points:
-            window = bytes(index[at + window_bytes - _WINDOW_BYTES : at + window_bytes]) if has_window else b""
-            at += window_bytes if has_window else 0
-            if output:
-                yield window
 
-    return places, windows()
+class _TooManyMembersError(Exception):
+    """There are more than can be kept."""
 
 
 class _SeekableBlob(io.RawIOBase):
     """A blob as a file that can seek, for a library that wants one."""
 
-    def __init__(self, open_at: OpenAt) -> None:
+    def __init__(self, open_at: OpenAt, size_bytes: int) -> None:
         self._open_at = open_at
         self._stream: BlobStream | None = None
         self._at = 0
-        self._size_bytes: int | None = None
+        self._size_bytes = size_bytes
+        self._reads_left = _MOST_MEMBERS + size_bytes // _INPUT_BYTES
 
     def readable(self) -> bool:
         """Return True."""
@@ -118,7 +123,7 @@ class _SeekableBlob(io.RawIOBase):
         if whence == io.SEEK_CUR:
             offset += self._at
         elif whence == io.SEEK_END:
-            offset += self._measure()
+            offset += self._size_bytes
         if offset != self._at:
             self._drop()
         self._at = offset
@@ -128,6 +133,9 @@ class _SeekableBlob(io.RawIOBase):
         """Return up to ``size`` bytes, fewer only at the end: what takes it for a file of the system wants that."""
         if size < 0:
             raise io.UnsupportedOperation("a blob is not read without a limit")
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise _TooManyMembersError
         if self._stream is None:
             self._stream = self._open_at(self._at)
         buffer = memoryview(bytearray(size))
@@ -141,18 +149,6 @@ class _SeekableBlob(io.RawIOBase):
         """Close the blob."""
         self._drop()
         super().close()
-
-    def _measure(self) -> int:
-        if self._size_bytes is None:
-            at = self._at
-            self._drop()
-            self._at = 0
-            while self.read(MEBIBYTE):
-                pass
-            self._size_bytes = self._at
-            self._drop()
-            self._at = at
-        return self._size_bytes
 
     def _drop(self) -> None:
         if self._stream is not None:

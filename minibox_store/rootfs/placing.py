@@ -108,6 +108,16 @@ def split(path: str, member_name: str) -> tuple[str, ...]:
     if len(path) >= _LONGEST_PATH_BYTES // 4 and len(path.encode(errors="surrogateescape")) >= _LONGEST_PATH_BYTES:
         raise refusal("its path is longer than 4,095 bytes", member_name)
     for part in parts:
-        if len(part) >= _LONGEST_NAME_BYTES // 4 and len(part.encode(errors="surrogateescape")) > _LONGEST_NAME_BYTES:
-            raise refusal("a part of its path is longer than 255 bytes", member_name)
+        if len(part) >= _LONGEST_NAME_BYTES // 4:
+            check_part(part, member_name)
     return parts
+
+
+def check_part(part: str, member_name: str) -> None:
+    """Refuse a name that no file can have.
+
+    Raises:
+        InvalidArchive: naming the member.
+    """
+    if len(part.encode(errors="surrogateescape")) > _LONGEST_NAME_BYTES:
+        raise refusal("a part of its path is longer than 255 bytes", member_name)

@@ -15,19 +15,19 @@ from typing import Literal
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
 from minibox_store.rootfs.contents import ContentWriter
-from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory
+from minibox_store.rootfs.directories import MOST_OPEN, Directories, Directory, DirectoryEntry
 from minibox_store.rootfs.ownership import LeftOut, Ownership, set_overlay_attribute
 from minibox_store.rootfs.placing import StepBounds, place, split
 from minibox_store.rootfs.tree_bounds import TreeBounds
 from minibox_store.rootfs.whiteouts import Whiteouts
 from minibox_store.tar import ByteStream, Member, MemberKind, TarReader
-from minibox_store.tar.member import refusal
+from minibox_store.tar.member import NO_XATTRS, refusal
 
 Form = Literal["flat", "overlay"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHOWN_CHARACTERS = 256  # more than any message shows of a name
-_UNNAMED = Member("", MemberKind.DIRECTORY, mode=0o755)  # a directory that no member names, also in other tools
+_UNNAMED = DirectoryEntry("", 0o755, 0, 0, 0, NO_XATTRS)  # a directory that no member names, also in other tools
 
 
 def check_nothing() -> None:
@@ -60,7 +60,7 @@ class TreeWriter:
         most_open: int = MOST_OPEN,
     ) -> None:
         self._bounds = TreeBounds("the image", limits)
-        self._directories = Directories(root_descriptor, self._bounds, most_open)
+        self._directories = Directories(root_descriptor, self._bounds, check, most_open)
         self._left_out = LeftOut()
         self._ownership = Ownership(policy, self._left_out)
         self._is_overlay = form == "overlay"
@@ -130,7 +130,8 @@ class TreeWriter:
             opened = self._directories.open(directory)
             if directory.is_opaque:
                 set_overlay_attribute(opened, "opaque", b"y")
-            self._ownership.settle(opened, directory.entry or _UNNAMED, is_directory=True)
+            member = Member(kind=MemberKind.DIRECTORY, **(directory.entry or _UNNAMED)._asdict())
+            self._ownership.settle(opened, member, is_directory=True)
         return UnpackedLayers(
             layers=self._whiteouts.layer,
             entries=self._entries,
@@ -271,17 +272,16 @@ class TreeWriter:
                     raise
 
 
-def _attribute_bytes(member: Member | None) -> int:
+def _attribute_bytes(member: Member | DirectoryEntry | None) -> int:
     if member is None or not member.xattrs:
         return 0
     return sum(len(key) + len(value) for key, value in member.xattrs.items())
 
 
-def _kept(member: Member) -> Member:
+def _kept(member: Member) -> DirectoryEntry:
     """Return of a directory what it is given at the end: its names may be a megabyte long, and nobody asks for them."""
-    name, kind = member.name[:_SHOWN_CHARACTERS], member.kind
     mode, uid, gid, mtime, xattrs = member.mode, member.uid, member.gid, member.mtime_nanoseconds, member.xattrs
-    return Member(name, kind, mode=mode, uid=uid, gid=gid, mtime_nanoseconds=mtime, xattrs=xattrs)
+    return DirectoryEntry(member.name[:_SHOWN_CHARACTERS], mode, uid, gid, mtime, xattrs)
 
 
 def _is_whiteout_device(member: Member) -> bool:

@@ -19,7 +19,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidPath
 from minibox_store.limits import DEFAULT_UNPACK_LIMITS, UnpackLimits
 from minibox_store.reports.unpacked import DEFAULT_UNPACK_POLICY, UnpackedLayers, UnpackPolicy
-from minibox_store.rootfs.decoding import open_layer
+from minibox_store.rootfs.decoding import LayerClock, open_layer
 from minibox_store.rootfs.layers import LayerSource
 from minibox_store.rootfs.tree import Form, TreeWriter, check_nothing
 
@@ -61,12 +61,21 @@ def unpack_layers(
 
     Guarantees: nothing outside the directory changes. What is in it counts only once this has returned.
     """
-    with closing(TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check)) as writer:
+    clock: LayerClock | None = None
+
+    def check_all() -> None:
+        check()
+        if clock is not None:
+            clock.check()
+
+    with closing(TreeWriter(root_descriptor, policy=policy, form=form, limits=limits, check=check_all)) as writer:
         for position, layer in enumerate(layers, 1):
             on_layer(position, layer.descriptor)
             with open_layer(layer.source, layer.descriptor, layer.diff_id, limits) as decoded:
+                clock = decoded.clock
                 writer.apply_layer(decoded)
                 decoded.finish()
+        clock = None  # what comes at the end of all is part of no layer
         return writer.finish()
 
 
