@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -351,7 +352,7 @@ def test_an_overlay_of_relative_paths_counts_wherever_they_may_lead(tree: Path, 
     )
     lower = f"lowerdir={option}:{tree.parent / 'other'}"
     require_root()
-    with another_namespace(["python3", "-c", code, str(tree.parent / folder), str(merged), lower]) as pid:
+    with another_namespace([sys.executable, "-c", code, str(tree.parent / folder), str(merged), lower]) as pid:
         if os.fsencode(f"lowerdir={option}") not in Path(f"/proc/{pid}/mountinfo").read_bytes():
             pytest.skip("this system makes relative paths whole")
         assert who(tree) is not None

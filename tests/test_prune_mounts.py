@@ -20,6 +20,7 @@ from tests.support.images import build_image
 from tests.support.invariants import check_invariants, held_locks, open_files
 from tests.support.namespaces import another_namespace
 from tests.support.os_proxy import replaced_os
+from tests.support.peers import require_peer
 from tests.support.served_trees import mount_table
 from tests.support.snapshots import snapshot
 from tests.support.stores import bound, mounted, open_store, put, put_dead, require_root
@@ -422,6 +423,7 @@ def test_an_image_that_comes_back_before_its_mount_is_taken_away_keeps_it(root: 
 
 def test_a_user_unmounts_his_own_by_the_program_that_may(root: Path) -> None:
     """Root may do it himself: here he asks the program, as who is not root has to."""
+    require_peer("fusermount3")
     with killed(root / "lazy" / GONE):
         unmounting._unmount_as_user(str(root / "lazy" / GONE))
         assert mount_points(root) == set()

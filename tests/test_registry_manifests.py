@@ -241,7 +241,7 @@ def test_s7_a_manifest_is_read_up_to_four_mebibytes(framing: str) -> None:
         listed = registry.expect("GET", MANIFEST, endless)
         with open_repository(registry.reference("team/app", "1")) as repository:
             tracemalloc.start()
-            with pytest.raises(InvalidDocument, match="larger than 4194304 bytes"):
+            with pytest.raises(InvalidDocument, match="/team/app:1: it is larger than 4194304 bytes"):
                 repository.resolve("1")
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()

@@ -30,6 +30,7 @@ from minibox_store import (
     Image,
     ImageNotFound,
     IncompleteImage,
+    InvalidArchive,
     InvalidDocument,
     InvalidInput,
     InvalidPath,
@@ -213,6 +214,8 @@ class ArchiveEndpoints:
                     loaded.extend(self._store.load(file, on_event=on_event, cancellation=cancellation))
                 except (InvalidInput, ContentMismatch, IncompleteImage) as error:
                     # Whatever is wrong in an archive, its name or its digests, is wrong with the archive.
+                    if isinstance(error, InvalidArchive) and source != RequestBody.name:
+                        error = attrs.evolve(error, path=source)  # the library was given an open file alone
                     raise RequestError(422, str(error)) from error
             return {"images": [describe_image(each) for each in loaded]}
 

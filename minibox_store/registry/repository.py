@@ -93,9 +93,9 @@ class RegistryRepository:
         asked = self._asked_digest(name)
         limit = self._limits.document_bytes
         reply = self._read_first(self._manifest_request(name), limit)
-        if len(reply.content) > limit:
-            raise InvalidDocument("", f"it is larger than {limit} bytes", name)
         shown = f"{self._reference.domain}/{self._reference.repository}{'@' if asked else ':'}{name}"
+        if len(reply.content) > limit:
+            raise InvalidDocument("", f"it is larger than {limit} bytes", shown)
         digest = _checked_digest(reply, asked, shown)
         media_type = _checked_type(reply, shown, self._limits)
         descriptor = Descriptor(media_type=media_type, digest=digest, size_bytes=len(reply.content))

@@ -50,7 +50,7 @@ def test_S4_S6_S10_S15_S16_an_attack_through_the_api_is_answered_with_one_line(
             file.write_bytes(archive)
             status, line = load(client, file)
             assert status == 422
-            assert line.startswith("invalid archive")
+            assert line.startswith(f"invalid archive {str(file)!r}")
             assert line.isprintable()
         assert snapshot(data_root) == before
         file.write_bytes(good_archive(form))
