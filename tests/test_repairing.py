@@ -712,6 +712,16 @@ def test_a_file_that_the_disk_does_not_even_open_is_replaced(root: Path, role: s
     check_whole(root)
 
 
+def test_a_repair_ends_though_a_document_that_was_mended_stays_closed(root: Path) -> None:
+    path = os.fspath(blob(root, AMD64.digest))
+    with failing_system() as system:
+        system.fail_from(lambda call: call.name == "open" and call.paths == (path,), errno.EACCES, skip=0, times=30)
+        report = repair(root)
+    assert len(system.failed) < 30, "it was mended and looked at again until somebody opened it"
+    assert set(brief(report)) == {f"mended {AMD64.digest}"}
+    check_whole(root)
+
+
 @pytest.mark.parametrize("role", ["manifest", "config", "layer"])
 @pytest.mark.parametrize("links", [True, False])
 def test_a_file_that_is_closed_to_its_user_is_replaced_or_stays_and_the_rest_is_mended(role: str, links: bool) -> None:
