@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minibox_server.api.operations import Operations
+from minibox_server.api.operations import Operations, StreamAnswer
+from minibox_server.api.pulls import PullAnswer
 from minibox_server.api.running import Call, Running
 from minibox_server.responses import RequestError, error_response
 from minibox_server.workers import Workers
@@ -234,6 +235,42 @@ def test_a_stream_tells_each_thing_while_it_happens() -> None:
             script.end()
             await exchange.end()
         assert exchange.events()[-1] == {"event": "result", "name": "app:1"}
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "answer_of",
+    [PullAnswer, lambda running: StreamAnswer(running, SSE)],
+    ids=["text", "events"],
+)
+def test_what_ends_while_a_client_takes_a_piece_is_told_of_right_after_it(
+    answer_of: Callable[[Running], ASGIApp],
+) -> None:
+    async def test() -> None:
+        script, workers = Script(), Workers()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            running = Operations(workers).join(
+                doing="pull",
+                limiter=workers.pulling,
+                call=lambda progress, cancellation: script(progress.on_event, cancellation),
+            )
+
+            async def send_slowly(message: Message) -> None:
+                await send(message)
+                if message.get("more_body"):
+                    script.end()
+                    while not running.is_done:
+                        await running.change
+
+            await answer_of(running)(scope, receive, send_slowly)
+
+        async with asking(app, "POST", "/") as exchange:
+            await script.tell(CHOSEN)
+            await exchange.end()
+        assert exchange.is_whole
+        assert b"nothing new" not in exchange.body, "it was waited for what had been"
 
     run(test)
 
