@@ -369,7 +369,10 @@ def test_the_end_of_the_daemon_ends_the_stream_with_an_error() -> None:
     run(test)
 
 
-def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_is() -> None:
+def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("minibox_server.api.operations._PLACE_SECONDS", 0.01)
     script = Script()
     workers = Workers()
     workers.pulling.total_tokens = 2
@@ -389,15 +392,22 @@ def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_
 
         with ExitStack() as stack:
             pulls = [join() for _ in range(4)]
-            listeners = [stack.enter_context(pull.listening(disconnect)) for pull in pulls]
+            listeners = [stack.enter_context(pull.listening(disconnect)) for pull in (pulls[0], pulls[1], pulls[3])]
+            leaving = stack.enter_context(ExitStack())
+            leaving.enter_context(pulls[2].listening(disconnect))
             while not pulls[3].lines.count:
-                await listeners[3].wait(1)
+                await listeners[2].wait(1)
             assert [pull.lines.since(0) for pull in pulls] == [
                 [],
                 [],
                 ["[pull] waiting: 2 pulls are ahead"],
                 ["[pull] waiting: 3 pulls are ahead"],
             ]
+            leaving.close()
+            del pulls[2]
+            while pulls[2].lines.count == 1:
+                await listeners[2].wait(1)
+            assert pulls[2].lines.since(1) == ["[pull] waiting: 2 pulls are ahead"]
             script.end()
             for pull, listener in zip(pulls, listeners, strict=True):
                 assert await listener.result() == {"name": "app:1"}
