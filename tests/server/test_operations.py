@@ -275,7 +275,8 @@ def test_what_ends_while_a_client_takes_a_piece_is_told_of_right_after_it(
     run(test)
 
 
-def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest() -> None:
+def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minibox_server.api.operations._SILENCE_SECONDS", 3600)
     async def test() -> None:
         script = Script()
         app = application(script, key="same")
@@ -290,6 +291,7 @@ def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest() -> None:
                 await first.end()
                 await second.end()
         assert [each["event"] for each in state] == ["resolved", "blob", "progress"]
+        assert b"nothing new" not in second.body
         assert script.begun == 1
         for exchange in (first, second):
             assert exchange.events()[-1] == {"event": "result", "name": "app:1"}
