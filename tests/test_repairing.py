@@ -772,6 +772,14 @@ def test_a_store_that_is_whole_is_left_as_it_is_and_may_be_read_only(root: Path,
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_layer_that_is_right_and_needed_is_read_once(root: Path) -> None:
+    with failing_system() as system:
+        assert repair(root) == RepairReport()
+    opened = [call.paths for call in system.calls if call.name == "open"]
+    for digest in {*AMD64.layer_digests, *ARM64.layer_digests, *OTHER.layer_digests}:
+        assert opened.count((os.fspath(blob(root, digest)),)) == 1
+
+
 def test_what_is_wrong_with_a_store_that_is_read_only_is_said_to_be_out_of_reach(root: Path, tmp_path: Path) -> None:
     rot(blob(root, ROLES["layer"]))
     before = snapshot(root)
