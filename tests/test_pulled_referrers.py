@@ -24,6 +24,7 @@ from minibox_store import (
     RegistryError,
     Store,
     StoreDamaged,
+    StoreUnavailable,
     render_line,
 )
 from minibox_store.documents import LayoutIndex
@@ -482,6 +483,20 @@ def test_where_a_disk_is_too_full_for_an_index_without_them_they_stay_until_the_
     assert stored(root) == blobs(*ALONG)
     assert collect(root) == digests(*ALONG)
     assert stored(root) == set()
+
+
+def test_where_a_disk_takes_no_index_without_them_nothing_goes_and_that_is_told(
+    root: Path, registry: UploadRegistry
+) -> None:
+    pull(root, registry)
+    open_store(root).remove(NAME)
+    before = stored(root)
+    with replaced_os() as proxy:
+        proxy.fail("write", errno.EIO, path=".index.json.")
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            open_store(root).prune()
+    assert stored(root) == before
+    assert collect(root) == digests(*ALONG)
 
 
 # Several at once
