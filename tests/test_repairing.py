@@ -66,7 +66,7 @@ from tests.support.scripted_registry import (
     serve_image,
 )
 from tests.support.snapshots import snapshot
-from tests.support.sources import BlockingSource, BreakingSource, LackingSource, LyingSource, memory_of
+from tests.support.sources import BlockingSource, BreakingSource, LackingSource, LyingSource, RecordingSource, memory_of
 from tests.support.stores import blob, bound, mounted, open_store, put, put_dead, remount, require_root, rot
 from tests.support.waiting import SOON_SECONDS
 
@@ -649,8 +649,10 @@ def test_what_nobody_has_is_told_once_though_another_image_shows_it_later(orphan
     shared = AMD64.layer_digests[0]
     for digest in (OTHER.digest, shared):
         rot(blob(orphaned, digest))
-    report = repair(orphaned, LackingSource(source(), [Digest.parse(shared)]))
+    lying = RecordingSource(LyingSource(source(), {Digest.parse(shared): b"other bytes"}))
+    report = repair(orphaned, lying)
     assert brief(report) == {f"mended {OTHER.digest}": ("wrong digest",), f"unmended {shared}": ("wrong digest",)}
+    assert lying.opened_digests.count(Digest.parse(shared)) == 1, "nobody is asked again"
 
 
 def test_who_tells_the_truth_is_believed_though_a_liar_was_heard_first(orphaned: Path) -> None:
