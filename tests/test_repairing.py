@@ -706,6 +706,17 @@ def test_a_damaged_index_is_mended_past_a_manifest_that_the_disk_does_not_give(r
     check_whole(root)
 
 
+def test_what_was_mended_is_there_after_a_loss_of_power(orphaned: Path) -> None:
+    path = blob(orphaned, ROLES["layer"])
+    path.unlink()
+    store = Store(orphaned, durability="full", settle_seconds=0.0)
+    with replaced_os() as system:
+        assert store.repair(client=quick_client(), sources=[source()]).is_whole
+    calls = [(call.name, *call.paths[-1:]) for call in system.calls]
+    assert ("fsync", os.fspath(path.parent)) in calls[calls.index(("link", os.fspath(path))) :]
+    check_whole(orphaned)
+
+
 @pytest.mark.parametrize("role", ["manifest", "layer"])
 def test_a_file_that_the_disk_does_not_even_open_is_replaced(root: Path, role: str) -> None:
     with unreadable(blob(root, ROLES[role]), at="open"):
@@ -977,21 +988,25 @@ def test_an_image_that_is_removed_and_collected_while_it_is_mended_is_no_damage(
     check_invariants(orphaned)
 
 
-def test_what_another_process_has_mended_meanwhile_is_not_told_and_never_set_aside(orphaned: Path) -> None:
-    digest = ROLES["layer"]
+@pytest.mark.parametrize("how", ["rotten", "short"])
+@pytest.mark.parametrize("role", ["layer", "manifest"])
+def test_what_another_process_has_mended_meanwhile_is_not_told_and_never_set_aside(
+    orphaned: Path, role: str, how: str
+) -> None:
+    digest = ROLES[role]
     hexadecimal = digest.partition(":")[2]
 
     def mend() -> None:
         open_store(orphaned).import_image(source(), "multi:1", verify="content")
 
     # The check has opened it, and whoever looks at it again finds another file there.
-    rot(blob(orphaned, digest))
+    harm(blob(orphaned, digest), how)
     with replaced_os() as system:
         system.before("open", mend, path=f"blobs/sha256/{hexadecimal}", skip=1)
         assert repair(orphaned) == RepairReport()
     check_whole(orphaned)
     # It was looked at, is wrong, and has been replaced when the lock is taken.
-    rot(blob(orphaned, digest))
+    harm(blob(orphaned, digest), how)
     with replaced_os() as system:
         system.before("open", mend, path="ingest/store.turn")
         report = repair(orphaned)
