@@ -1014,6 +1014,23 @@ def test_what_another_process_has_mended_meanwhile_is_not_told_and_never_set_asi
     check_whole(orphaned)
 
 
+def test_below_a_document_that_another_process_has_mended_meanwhile_more_is_found(orphaned: Path) -> None:
+    path, layer = blob(orphaned, AMD64.digest), AMD64.layer_digests[1]
+
+    def mend() -> None:
+        path.unlink()
+        path.write_bytes(AMD64.blobs[AMD64.digest])
+        path.chmod(0o444)
+
+    for digest in (AMD64.digest, layer):
+        rot(blob(orphaned, digest))
+    with replaced_os() as system:
+        system.before("open", mend, path=f"blobs/sha256/{path.name}", skip=1)
+        report = repair(orphaned, source())
+    assert brief(report) == {f"mended {layer}": ("wrong digest",)}
+    check_whole(orphaned)
+
+
 def test_an_index_that_another_process_has_mended_meanwhile_is_no_error(orphaned: Path) -> None:
     (orphaned / "index.json").write_bytes(b"{")
     with replaced_os() as system:

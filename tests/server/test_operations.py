@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from minibox_server.api.feeds import SERVER_SENT
 from minibox_server.api.operations import Operations, StreamAnswer
 from minibox_server.api.pulls import PullAnswer
 from minibox_server.api.running import Call, Running
@@ -241,7 +242,7 @@ def test_a_stream_tells_each_thing_while_it_happens() -> None:
 
 @pytest.mark.parametrize(
     "answer_of",
-    [PullAnswer, lambda running: StreamAnswer(running, SSE)],
+    [PullAnswer, lambda running: StreamAnswer(running, SERVER_SENT)],
     ids=["text", "events"],
 )
 def test_what_ends_while_a_client_takes_a_piece_is_told_of_right_after_it(
@@ -277,6 +278,7 @@ def test_what_ends_while_a_client_takes_a_piece_is_told_of_right_after_it(
 
 def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minibox_server.api.operations._SILENCE_SECONDS", 3600)
+
     async def test() -> None:
         script = Script()
         app = application(script, key="same")
