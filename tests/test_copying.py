@@ -621,6 +621,20 @@ def test_a_copy_that_waits_for_somebody_elses_download_ends_within_a_second_of_a
     assert list(layout.iter_names()) == []
 
 
+def test_an_error_ends_the_wait_for_somebody_elses_download(tmp_path: Path) -> None:
+    image = build_image(LAYERS[:2])
+    awaited, lacking = map(Digest.parse, image.layer_digests)
+    layout = Layout(tmp_path, durable=False)
+    layout.prepare()
+    source = LackingSource(memory_of({"": image}), [lacking])
+    with open(layout.paths.partial(awaited), "wb") as partial:
+        fcntl.flock(partial, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(BlobNotFound):
+            copy_image(source, layout, root_of(image), [NAME], parallel=2)
+    assert time.monotonic() - began < SOON_SECONDS
+
+
 def test_a_copy_that_was_cancelled_before_it_began_reads_nothing(target: ImageTarget, tmp_path: Path) -> None:
     image = build_image()
     source = RecordingSource(memory_of({"": image}))
