@@ -323,6 +323,14 @@ def test_a_sidecar_stays_while_its_layer_cannot_be_removed(root: Path) -> None:
     assert len(report.errors) == 1
 
 
+def test_a_dry_run_tells_of_no_sidecar_whose_layer_is_new_and_stays(root: Path) -> None:
+    put_dead(root, DEAD)
+    sidecar(root, DEAD.layer_digests[0]).write_bytes(b"{}")
+    for dry_run in (True, False):
+        assert open_store(root).prune(dry_run=dry_run, keep_newer_than_seconds=3600).removed == ()
+    assert sidecar(root, DEAD.layer_digests[0]).exists()
+
+
 @pytest.mark.parametrize("name", ["e" * 64 + ".index.json.bak", "short.index.json", ".index.json"])
 def test_what_only_looks_like_a_sidecar_is_left_alone(root: Path, name: str) -> None:
     (root / "blobs" / "sha256" / name).write_bytes(b"x")
