@@ -247,16 +247,15 @@ class _Copy:
     def _copy_leaf(self, node: Node) -> None:
         source = ObservedSource(self._source, node, self._on_event, self._stopped, self._cancellation)
         source.check()
-        present = self._writer.has_blob(node.descriptor)
-        if not present:
-            self._writer.write_blob(node.descriptor, source)
-        if present and not source.was_opened:
+        if self._writer.has_blob(node.descriptor):
             self._on_event(
                 BlobPresent(descriptor=node.descriptor, role=node.role, position=node.position, total=node.total)
             )
+        else:
+            self._writer.write_blob(node.descriptor, source)
+            if not source.was_opened:
+                self.unmoved.append(source)
         source.stored()
-        if not present and not source.was_opened:
-            self.unmoved.append(source)
 
     def _stopped(self) -> bool:
         return self._failed.is_set() or self._cancellation.is_cancelled

@@ -31,6 +31,8 @@ def one_sentence(text: str) -> str:
     >>> sentence = one_sentence("nothing is at " + "/a" * 5000 + ", nor below it")
     >>> sentence[:20], sentence[-16:], len(sentence)
     ('nothing is at /a/a/a', '/a, nor below it', 999)
+    >>> len(one_sentence("a" * 999)), one_sentence("a" * 1000).count("a")
+    (999, 996)
     """
     line = one_line(text)
     if len(line) < SENTENCE_CHARACTERS:
@@ -39,15 +41,19 @@ def one_sentence(text: str) -> str:
 
 
 def beginning(text: str) -> str:
-    """Return ``text``, or its beginning where it is long."""
+    """Return ``text``, or its beginning where it is long.
+
+    >>> len(beginning("a" * 200)), beginning("a" * 201)[198:]
+    (200, 'aa...')
+    """
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def shown(text: str) -> str:
     r"""Return ``text`` in quotes, or its beginning where it is long as it is written there.
 
-    >>> shown("a\udcff"), len(shown("\udcff" * 200))
-    ("'a\\udcff'", 203)
+    >>> shown("a\udcff"), len(shown("\udcff" * 200)), len(shown("a" * 200))
+    ("'a\\udcff'", 203, 202)
     """
     room = SHOWN_CHARACTERS
     for count, character in enumerate(text):
@@ -71,14 +77,18 @@ def without_user(text: str) -> str:
 def and_more(items: Sized, shown: int = 1) -> str:
     """Return what a sentence that names the first of ``items``, so many of them, says of the others.
 
-    >>> and_more("a"), and_more("abc"), and_more("abc", 2)
-    ('', ' and 2 more', ' and 1 more')
+    >>> and_more("a"), and_more("ab"), and_more("abc"), and_more("abc", 2)
+    ('', ' and 1 more', ' and 2 more', ' and 1 more')
     """
     return f" and {len(items) - shown} more" if len(items) > shown else ""
 
 
 def since(seconds: float) -> str:
-    """Return `` since`` and a time, which is in seconds since the epoch; nothing for one that no calendar has."""
+    """Return `` since`` and a time, which is in seconds since the epoch; nothing for one that no calendar has.
+
+    >>> since(0), since(1e17), since(1e30), since(float("nan"))
+    (' since 1970-01-01T00:00:00Z', '', '', '')
+    """
     try:
         return time.strftime(" since %Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):

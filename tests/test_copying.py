@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from minibox_store.layout import Layout
 from minibox_store.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from minibox_store.memory import MemoryImages, MemoryWriter
 from minibox_store.platforms import LINUX_AMD64
-from minibox_store.protocols import ArchivedBlob, BlobSource, BlobStream, ImageTarget, RangeStream
+from minibox_store.protocols import ArchivedBlob, BlobSource, BlobStream, ImageTarget, ImageWriter, RangeStream
 from minibox_store.staging import stage_blobs
 from tests.support.images import OCI_LAYER, BuiltImage, build_image, build_index, digest_of, encode_document
 from tests.support.snapshots import snapshot
@@ -551,6 +552,57 @@ def test_a_source_behind_one_that_remembers_is_interrupted_too() -> None:
     assert seconds < SOON_SECONDS
 
 
+class StuckWriter(MemoryWriter):
+    """A writer that looks for a blob until it is interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryImages())
+        self.blocked = threading.Event()
+        self._interrupted = threading.Event()
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        self.blocked.set()
+        assert self._interrupted.wait(60), "nobody has interrupted a look that takes long"
+        raise ConnectionAbortedError("the look was interrupted")
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+
+class TargetOf:
+    """A target that has one writer, and cannot be interrupted itself."""
+
+    def __init__(self, writer: ImageWriter) -> None:
+        self._writer = writer
+
+    @contextmanager
+    def open_writer(self) -> Iterator[ImageWriter]:
+        yield self._writer
+
+
+def test_a_copy_whose_writer_looks_for_long_ends_within_a_second_of_a_cancel() -> None:
+    image, writer, cancellation = build_image(), StuckWriter(), Cancellation()
+    source = memory_of({"": image})
+    seconds = cancelled_after(
+        cancellation,
+        writer.blocked,
+        lambda: copy_image(source, TargetOf(writer), root_of(image), [NAME], cancellation=cancellation),
+    )
+    assert seconds < SOON_SECONDS
+
+
+@pytest.mark.parametrize("blocks", ["source", "writer"])
+def test_a_copy_of_a_graph_whose_ends_block_ends_within_a_second_of_a_cancel(blocks: str) -> None:
+    image, stuck, cancellation = build_image(), StuckWriter(), Cancellation()
+    source = BlockingSource(memory_of({"": image}), {Digest.parse(image.digest)} if blocks == "source" else set())
+    seconds = cancelled_after(
+        cancellation,
+        source.blocked if blocks == "source" else stuck.blocked,
+        lambda: copy_graph(source, stuck, root_of(image), cancellation=cancellation),
+    )
+    assert seconds < SOON_SECONDS
+
+
 def test_a_copy_that_waits_for_somebody_elses_download_ends_within_a_second_of_a_cancel(tmp_path: Path) -> None:
     image = build_image()
     layout = Layout(tmp_path, durable=False)
@@ -567,6 +619,20 @@ def test_a_copy_that_waits_for_somebody_elses_download_ends_within_a_second_of_a
         )
     assert seconds < SOON_SECONDS
     assert list(layout.iter_names()) == []
+
+
+def test_an_error_ends_the_wait_for_somebody_elses_download(tmp_path: Path) -> None:
+    image = build_image(LAYERS[:2])
+    awaited, lacking = map(Digest.parse, image.layer_digests)
+    layout = Layout(tmp_path, durable=False)
+    layout.prepare()
+    source = LackingSource(memory_of({"": image}), [lacking])
+    with open(layout.paths.partial(awaited), "wb") as partial:
+        fcntl.flock(partial, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(BlobNotFound):
+            copy_image(source, layout, root_of(image), [NAME], parallel=2)
+    assert time.monotonic() - began < SOON_SECONDS
 
 
 def test_a_copy_that_was_cancelled_before_it_began_reads_nothing(target: ImageTarget, tmp_path: Path) -> None:

@@ -127,6 +127,16 @@ def test_a_walk_over_documents_sees_and_refuses_what_every_walk_does(scene: str,
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("see", [seen_by_walk, seen_by_documents])
+def test_a_document_may_be_as_large_as_the_limits_say(
+    see: Callable[[BlobSource, Descriptor, Limits], tuple[set[Identity], set[Identity]]],
+) -> None:
+    image = build_image(annotations={"long": "x" * DEFAULT_LIMITS.document_bytes})
+    source, root = memory_of({"": image}), root_of(image)
+    seen, absent = see(source, root, Limits(document_bytes=2 * DEFAULT_LIMITS.document_bytes))
+    assert ({each[0] for each in seen}, absent) == ({digest.partition(":")[2] for digest in image.blobs}, set())
+
+
 def test_a_walk_over_documents_yields_them_children_first_and_no_leaf() -> None:
     source, root = all_there()
     nodes = list(walk_documents(source, root, limits=DEFAULT_LIMITS, seen=set()))

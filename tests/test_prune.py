@@ -323,6 +323,14 @@ def test_a_sidecar_stays_while_its_layer_cannot_be_removed(root: Path) -> None:
     assert len(report.errors) == 1
 
 
+def test_a_dry_run_tells_of_no_sidecar_whose_layer_is_new_and_stays(root: Path) -> None:
+    put_dead(root, DEAD)
+    sidecar(root, DEAD.layer_digests[0]).write_bytes(b"{}")
+    for dry_run in (True, False):
+        assert open_store(root).prune(dry_run=dry_run, keep_newer_than_seconds=3600).removed == ()
+    assert sidecar(root, DEAD.layer_digests[0]).exists()
+
+
 @pytest.mark.parametrize("name", ["e" * 64 + ".index.json.bak", "short.index.json", ".index.json"])
 def test_what_only_looks_like_a_sidecar_is_left_alone(root: Path, name: str) -> None:
     (root / "blobs" / "sha256" / name).write_bytes(b"x")
@@ -1016,6 +1024,26 @@ def test_S29_a_manifest_that_becomes_unreadable_behind_the_plan_stops_what_is_le
         with pytest.raises(StoreDamaged):
             open_store(root).prune()
     assert stored(root) >= {*IMAGE.blobs, *DEAD.blobs, *build_image(salt="second").blobs}
+
+
+@pytest.mark.parametrize("how", ["other bytes", "gone"])
+def test_S29_a_manifest_that_becomes_unreadable_between_two_batches_ends_it_and_what_went_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(sweeping, "_BATCH", 1)
+    put_dead(root, DEAD)
+    second = build_image(salt="second")
+
+    def harm_another() -> None:
+        put(root, second, "second:1")
+        harm(blob(root, second.digest), how)
+
+    with replaced_os() as system:
+        system.before("open", harm_another, path="ingest/store.turn", skip=1)
+        report = open_store(root).prune()
+    assert report.blobs_removed == 1
+    assert [second.digest in error for error in report.errors] == [True]
+    assert len(DEAD.blobs.keys() & set(stored(root))) == len(DEAD.blobs) - 1
 
 
 def test_a_blob_that_is_missing_and_no_document_does_not_stop_a_collection(root: Path) -> None:

@@ -144,6 +144,17 @@ def test_the_events_go_from_nothing_to_what_the_report_says(root: Path, dry_run:
 
 
 @pytest.mark.usefixtures("told_each")
+def test_what_is_kept_for_another_counts_among_what_is_marked(root: Path) -> None:
+    for name, referrer in {"one": REFERRER, "another": build_image(salt="another", subject=DEAD.root)}.items():
+        put(root, referrer, f"{name}:1")
+        mark_as_referrer(root, f"{name}:1")
+    listener = Listener()
+    open_store(root).prune(on_event=listener)
+    told = [(each.done_count, each.total_count) for each in listener.of("marking")]
+    assert told == [(done, 5) for done in range(6)]
+
+
+@pytest.mark.usefixtures("told_each")
 def test_no_listener_is_called_while_a_lock_is_held_that_a_commit_waits_for(root: Path) -> None:
     held: list[list[str]] = []
     # What goes with its subject goes under the same lock, with a change of index.json.

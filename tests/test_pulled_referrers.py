@@ -24,9 +24,11 @@ from minibox_store import (
     RegistryError,
     Store,
     StoreDamaged,
+    StoreUnavailable,
     render_line,
 )
 from minibox_store.documents import LayoutIndex
+from minibox_store.layout import sweeping
 from minibox_store.layout.reading import known_referrers
 from minibox_store.layout.sweeping import Sweep
 from minibox_store.layout_index import REFERRER_ANNOTATION
@@ -482,6 +484,35 @@ def test_where_a_disk_is_too_full_for_an_index_without_them_they_stay_until_the_
     assert stored(root) == blobs(*ALONG)
     assert collect(root) == digests(*ALONG)
     assert stored(root) == set()
+
+
+def test_what_is_dropped_goes_in_the_first_batch_and_so_does_what_it_refers_to(
+    root: Path, registry: UploadRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull(root, registry)
+    open_store(root).remove(NAME)
+    together = {IMAGE.digest, *digests(*ALONG)}
+    monkeypatch.setattr(sweeping, "_BATCH", len(together))
+    with replaced_os() as proxy:
+        proxy.fail("open", errno.EIO, path="ingest/store.turn", skip=1)
+        with pytest.raises(StoreUnavailable):
+            open_store(root).prune()
+    assert stored(root) == blobs(IMAGE, *ALONG) - together
+    assert kept(root) == {}
+
+
+def test_where_a_disk_takes_no_index_without_them_nothing_goes_and_that_is_told(
+    root: Path, registry: UploadRegistry
+) -> None:
+    pull(root, registry)
+    open_store(root).remove(NAME)
+    before = stored(root)
+    with replaced_os() as proxy:
+        proxy.fail("write", errno.EIO, path=".index.json.")
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            open_store(root).prune()
+    assert stored(root) == before
+    assert collect(root) == digests(*ALONG)
 
 
 # Several at once

@@ -66,7 +66,7 @@ from tests.support.scripted_registry import (
     serve_image,
 )
 from tests.support.snapshots import snapshot
-from tests.support.sources import BlockingSource, BreakingSource, LackingSource, LyingSource, memory_of
+from tests.support.sources import BlockingSource, BreakingSource, LackingSource, LyingSource, RecordingSource, memory_of
 from tests.support.stores import blob, bound, mounted, open_store, put, put_dead, remount, require_root, rot
 from tests.support.waiting import SOON_SECONDS
 
@@ -649,8 +649,10 @@ def test_what_nobody_has_is_told_once_though_another_image_shows_it_later(orphan
     shared = AMD64.layer_digests[0]
     for digest in (OTHER.digest, shared):
         rot(blob(orphaned, digest))
-    report = repair(orphaned, LackingSource(source(), [Digest.parse(shared)]))
+    lying = RecordingSource(LyingSource(source(), {Digest.parse(shared): b"other bytes"}))
+    report = repair(orphaned, lying)
     assert brief(report) == {f"mended {OTHER.digest}": ("wrong digest",), f"unmended {shared}": ("wrong digest",)}
+    assert lying.opened_digests.count(Digest.parse(shared)) == 1, "nobody is asked again"
 
 
 def test_who_tells_the_truth_is_believed_though_a_liar_was_heard_first(orphaned: Path) -> None:
@@ -704,11 +706,32 @@ def test_a_damaged_index_is_mended_past_a_manifest_that_the_disk_does_not_give(r
     check_whole(root)
 
 
+def test_what_was_mended_is_there_after_a_loss_of_power(orphaned: Path) -> None:
+    path = blob(orphaned, ROLES["layer"])
+    path.unlink()
+    store = Store(orphaned, durability="full", settle_seconds=0.0)
+    with replaced_os() as system:
+        assert store.repair(client=quick_client(), sources=[source()]).is_whole
+    calls = [(call.name, *call.paths[-1:]) for call in system.calls]
+    assert ("fsync", os.fspath(path.parent)) in calls[calls.index(("link", os.fspath(path))) :]
+    check_whole(orphaned)
+
+
 @pytest.mark.parametrize("role", ["manifest", "layer"])
 def test_a_file_that_the_disk_does_not_even_open_is_replaced(root: Path, role: str) -> None:
     with unreadable(blob(root, ROLES[role]), at="open"):
         report = repair(root)
     assert brief(report) == {f"mended {ROLES[role]}": ("unreadable",)}
+    check_whole(root)
+
+
+def test_a_repair_ends_though_a_document_that_was_mended_stays_closed(root: Path) -> None:
+    path = os.fspath(blob(root, AMD64.digest))
+    with failing_system() as system:
+        system.fail_from(lambda call: call.name == "open" and call.paths == (path,), errno.EACCES, skip=0, times=30)
+        report = repair(root)
+    assert len(system.failed) < 30, "it was mended and looked at again until somebody opened it"
+    assert set(brief(report)) == {f"mended {AMD64.digest}"}
     check_whole(root)
 
 
@@ -760,6 +783,14 @@ def test_a_store_that_is_whole_is_left_as_it_is_and_may_be_read_only(root: Path,
         assert repair(folder) == RepairReport()
     assert repair(tmp_path / "nowhere") == RepairReport()
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_layer_that_is_right_and_needed_is_read_once(root: Path) -> None:
+    with failing_system() as system:
+        assert repair(root) == RepairReport()
+    opened = [call.paths for call in system.calls if call.name == "open"]
+    for digest in {*AMD64.layer_digests, *ARM64.layer_digests, *OTHER.layer_digests}:
+        assert opened.count((os.fspath(blob(root, digest)),)) == 1
 
 
 def test_what_is_wrong_with_a_store_that_is_read_only_is_said_to_be_out_of_reach(root: Path, tmp_path: Path) -> None:
@@ -957,25 +988,46 @@ def test_an_image_that_is_removed_and_collected_while_it_is_mended_is_no_damage(
     check_invariants(orphaned)
 
 
-def test_what_another_process_has_mended_meanwhile_is_not_told_and_never_set_aside(orphaned: Path) -> None:
-    digest = ROLES["layer"]
+@pytest.mark.parametrize("how", ["rotten", "short"])
+@pytest.mark.parametrize("role", ["layer", "manifest"])
+def test_what_another_process_has_mended_meanwhile_is_not_told_and_never_set_aside(
+    orphaned: Path, role: str, how: str
+) -> None:
+    digest = ROLES[role]
     hexadecimal = digest.partition(":")[2]
 
     def mend() -> None:
         open_store(orphaned).import_image(source(), "multi:1", verify="content")
 
     # The check has opened it, and whoever looks at it again finds another file there.
-    rot(blob(orphaned, digest))
+    harm(blob(orphaned, digest), how)
     with replaced_os() as system:
         system.before("open", mend, path=f"blobs/sha256/{hexadecimal}", skip=1)
         assert repair(orphaned) == RepairReport()
     check_whole(orphaned)
     # It was looked at, is wrong, and has been replaced when the lock is taken.
-    rot(blob(orphaned, digest))
+    harm(blob(orphaned, digest), how)
     with replaced_os() as system:
         system.before("open", mend, path="ingest/store.turn")
         report = repair(orphaned)
     assert [each.kept_aside for each in report.unmended] == [None]
+    check_whole(orphaned)
+
+
+def test_below_a_document_that_another_process_has_mended_meanwhile_more_is_found(orphaned: Path) -> None:
+    path, layer = blob(orphaned, AMD64.digest), AMD64.layer_digests[1]
+
+    def mend() -> None:
+        path.unlink()
+        path.write_bytes(AMD64.blobs[AMD64.digest])
+        path.chmod(0o444)
+
+    for digest in (AMD64.digest, layer):
+        rot(blob(orphaned, digest))
+    with replaced_os() as system:
+        system.before("open", mend, path=f"blobs/sha256/{path.name}", skip=1)
+        report = repair(orphaned, source())
+    assert brief(report) == {f"mended {layer}": ("wrong digest",)}
     check_whole(orphaned)
 
 

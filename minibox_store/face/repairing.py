@@ -214,8 +214,6 @@ class _Repair:
         if origin is None:
             self._give_up(finding, None if is_right is None else set_aside(self._layout, digest, seen), problems)
             return False
-        if self._layout.durable:  # its content is; and this is no commit, which would see to the rest
-            _files.sync_directory(self._layout.paths.blobs(digest.algorithm))
         before = self.unmended.pop(finding.path, None)
         self.mended.append(MendedBlob(finding=finding if before is None else before.finding, origin=origin))
         return True

@@ -197,8 +197,10 @@ def test_a_manifest_that_comes_between_two_roots_is_marked_with_all_that_it_reac
     for digest in sorted(graph.absent & graph.reachable()):
         kind = OCI_INDEX if "manifests" in json.loads(graph.blobs[digest]) else OCI_MANIFEST
         root = {"mediaType": kind, "digest": digest, "size": len(graph.blobs[digest])}
+        before = digests_of(marks)
         marks.add_root(whole.memory(), descriptor_of(root))
-        assert whole.reachable((root,)) <= digests_of(marks)
+        assert before | whole.reachable((root,)) <= digests_of(marks), "and what was marked before stays so"
+        assert Digest.parse(digest) not in marks.absent
 
 
 @settings(max_examples=200)

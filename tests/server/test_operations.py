@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minibox_server.api.operations import Operations
+from minibox_server.api.feeds import SERVER_SENT
+from minibox_server.api.operations import Operations, StreamAnswer
+from minibox_server.api.pulls import PullAnswer
 from minibox_server.api.running import Call, Running
 from minibox_server.responses import RequestError, error_response
 from minibox_server.workers import Workers
@@ -238,7 +240,45 @@ def test_a_stream_tells_each_thing_while_it_happens() -> None:
     run(test)
 
 
-def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest() -> None:
+@pytest.mark.parametrize(
+    "answer_of",
+    [PullAnswer, lambda running: StreamAnswer(running, SERVER_SENT)],
+    ids=["text", "events"],
+)
+def test_what_ends_while_a_client_takes_a_piece_is_told_of_right_after_it(
+    answer_of: Callable[[Running], ASGIApp],
+) -> None:
+    async def test() -> None:
+        script, workers = Script(), Workers()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            running = Operations(workers).join(
+                doing="pull",
+                limiter=workers.pulling,
+                call=lambda progress, cancellation: script(progress.on_event, cancellation),
+            )
+
+            async def send_slowly(message: Message) -> None:
+                await send(message)
+                if message.get("more_body"):
+                    script.end()
+                    while not running.is_done:
+                        await running.change
+
+            await answer_of(running)(scope, receive, send_slowly)
+
+        async with asking(app, "POST", "/") as exchange:
+            await script.tell(CHOSEN)
+            await exchange.end()
+        assert exchange.is_whole
+        assert b"nothing new" not in exchange.body, "it was waited for what had been"
+
+    run(test)
+
+
+def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minibox_server.api.operations._SILENCE_SECONDS", 3600)
+
     async def test() -> None:
         script = Script()
         app = application(script, key="same")
@@ -253,6 +293,7 @@ def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest() -> None:
                 await first.end()
                 await second.end()
         assert [each["event"] for each in state] == ["resolved", "blob", "progress"]
+        assert b"nothing new" not in second.body
         assert script.begun == 1
         for exchange in (first, second):
             assert exchange.events()[-1] == {"event": "result", "name": "app:1"}
@@ -332,7 +373,10 @@ def test_the_end_of_the_daemon_ends_the_stream_with_an_error() -> None:
     run(test)
 
 
-def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_is() -> None:
+def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("minibox_server.api.operations._PLACE_SECONDS", 0.01)
     script = Script()
     workers = Workers()
     workers.pulling.total_tokens = 2
@@ -352,15 +396,22 @@ def test_pulls_for_which_there_is_no_thread_say_how_many_come_first_until_there_
 
         with ExitStack() as stack:
             pulls = [join() for _ in range(4)]
-            listeners = [stack.enter_context(pull.listening(disconnect)) for pull in pulls]
+            listeners = [stack.enter_context(pull.listening(disconnect)) for pull in (pulls[0], pulls[1], pulls[3])]
+            leaving = stack.enter_context(ExitStack())
+            leaving.enter_context(pulls[2].listening(disconnect))
             while not pulls[3].lines.count:
-                await listeners[3].wait(1)
+                await listeners[2].wait(1)
             assert [pull.lines.since(0) for pull in pulls] == [
                 [],
                 [],
                 ["[pull] waiting: 2 pulls are ahead"],
                 ["[pull] waiting: 3 pulls are ahead"],
             ]
+            leaving.close()
+            del pulls[2]
+            while pulls[2].lines.count == 1:
+                await listeners[2].wait(1)
+            assert pulls[2].lines.since(1) == ["[pull] waiting: 2 pulls are ahead"]
             script.end()
             for pull, listener in zip(pulls, listeners, strict=True):
                 assert await listener.result() == {"name": "app:1"}

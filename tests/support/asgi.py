@@ -47,6 +47,7 @@ class Exchange:
             self.status = message["status"]
             self.headers = {name.decode().lower(): value.decode() for name, value in message["headers"]}
         else:
+            assert not self.is_whole, "a server takes nothing behind the end of an answer"
             if not self._reads:
                 await self._gone.wait()
             self.pieces.append(message["body"])
