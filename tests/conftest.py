@@ -1,5 +1,6 @@
 """Settings of the whole test suite."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,3 +27,20 @@ def away_from_the_credentials_of_this_machine(tmp_path_factory: pytest.TempPathF
         for name in ("REGISTRY_AUTH_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR", "MINIBOX_REGISTRIES", *proxies):
             patch.delenv(name, raising=False)
         yield home
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[int]:
+    """What all processes of this run lock: an open folder."""
+    opened = os.open(Path(__file__).parent, os.O_RDONLY | os.O_DIRECTORY)
+    yield opened
+    os.close(opened)
+
+
+@pytest.fixture(autouse=True)
+def machine_in_turn(request: pytest.FixtureRequest, machine: int) -> Iterator[None]:
+    """Let no other test run while one does that is marked ``alone``: what it mounts is a doubt to whoever prunes."""
+    is_alone = request.node.get_closest_marker("alone") is not None
+    fcntl.flock(machine, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+    yield
+    fcntl.flock(machine, fcntl.LOCK_UN)

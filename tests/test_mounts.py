@@ -22,6 +22,9 @@ from tests.support.fuse import served
 from tests.support.namespaces import another_namespace
 from tests.support.stores import bound, mounted, require_root
 
+# What is mounted here may be made of anything, and so whoever prunes meanwhile keeps what it would remove.
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
+
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432  # the same on all machines
 _AT_CWD, _CLONE, _FROM_ITSELF = -100, 1, 4
 _SET_STRING, _SET_FD, _CREATE = 1, 5, 6
