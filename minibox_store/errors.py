@@ -171,7 +171,7 @@ class ImageNotFound(NotFound):
     name: str
 
     def _sentence(self) -> str:
-        return f"image {_without_user(self.name)!r} not found"
+        return f"image {_without_user(repr(self.name))} not found"
 
 
 @attrs.frozen(slots=False, repr=False)

@@ -30,7 +30,7 @@ def away_from_the_credentials_of_this_machine(tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def machine() -> Iterator[int]:
+def lock_of_the_run() -> Iterator[int]:
     """What all processes of this run lock: an open folder."""
     opened = os.open(Path(__file__).parent, os.O_RDONLY | os.O_DIRECTORY)
     yield opened
@@ -38,9 +38,9 @@ def machine() -> Iterator[int]:
 
 
 @pytest.fixture(autouse=True)
-def machine_in_turn(request: pytest.FixtureRequest, machine: int) -> Iterator[None]:
+def machine_in_turn(request: pytest.FixtureRequest, lock_of_the_run: int) -> Iterator[None]:
     """Let no other test run while one does that is marked ``alone``: what it mounts is a doubt to whoever prunes."""
     is_alone = request.node.get_closest_marker("alone") is not None
-    fcntl.flock(machine, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+    fcntl.flock(lock_of_the_run, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
     yield
-    fcntl.flock(machine, fcntl.LOCK_UN)
+    fcntl.flock(lock_of_the_run, fcntl.LOCK_UN)

@@ -277,7 +277,7 @@ def test_what_ends_while_a_client_takes_a_piece_is_told_of_right_after_it(
 
 
 def test_who_asks_for_the_same_joins_and_sees_the_state_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minibox_server.api.operations._SILENCE_SECONDS", 3600)
+    monkeypatch.setattr("minibox_server.api.operations.SILENCE_SECONDS", 3600)
 
     async def test() -> None:
         script = Script()

@@ -36,4 +36,4 @@ class MemoryStore(Store):
 class _Images(MemoryImages):
     def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.paths = layout.paths
+        self.paths, self.limits = layout.paths, layout.limits
