@@ -6,6 +6,7 @@ As in :mod:`minibox_store._files`, each operation is one call of ``os`` from thi
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from minibox_store import _extents
 from minibox_store.digest import Verifier
@@ -14,6 +15,7 @@ from minibox_store.protocols import BlobStream, FileRange, RangeStream
 
 BUFFER_BYTES = MEBIBYTE
 STEP_BYTES = 16 * MEBIBYTE
+_WRITEBACK_BYTES = 8 * MEBIBYTE
 
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 
@@ -55,12 +57,40 @@ class FileStream:
             os.close(self._descriptor)
 
 
+class Writeback:
+    """Lets the disk begin with what is appended to a file while more of it comes: a sync has less to wait for.
+
+    Args:
+        descriptor: of the open file, which is to be durable.
+        position: where it stands.
+    """
+
+    def __init__(self, descriptor: int, position: int) -> None:
+        self._descriptor = descriptor
+        self._begun = position
+
+    def reached(self, position: int) -> None:
+        """Take note that all before ``position`` is there, and is not about to be read again."""
+        size_bytes = position - self._begun
+        if size_bytes >= _WRITEBACK_BYTES:
+            # What the disk has not got yet is not dropped from memory by this: it is sent on its way.
+            with suppress(OSError):  # it is advice; what the disk makes of it the sync says
+                os.posix_fadvise(self._descriptor, self._begun, size_bytes, os.POSIX_FADV_DONTNEED)
+            self._begun = position
+
+
 def append_stream(
-    stream: BlobStream, descriptor: int, verifier: Verifier | None = None, *, expected_bytes: int = BUFFER_BYTES
+    stream: BlobStream,
+    descriptor: int,
+    verifier: Verifier | None = None,
+    *,
+    expected_bytes: int = BUFFER_BYTES,
+    writeback: Writeback | None = None,
 ) -> int:
     """Append the rest of ``stream`` to the open file, and return how many bytes that was.
 
-    For few ``expected_bytes`` a small buffer is made; there may be more of them all the same.
+    For few ``expected_bytes`` a small buffer is made; there may be more of them all the same. ``writeback`` is told how
+    far it has come.
 
     Where the stream's bytes lie in a file, the kernel moves them, and what the verifier sees is read back from
     the copy: the bytes verified are the bytes kept, whoever changes that file meanwhile. Where both files can share
@@ -79,6 +109,8 @@ def append_stream(
                 if verifier is not None:
                     hash_range(descriptor, position, part.size_bytes, verifier, buffer)
                 position += part.size_bytes
+                if writeback is not None:
+                    writeback.reached(position)
         os.lseek(descriptor, position, os.SEEK_SET)
         return position - start
     while count := stream.readinto(buffer):
@@ -86,6 +118,8 @@ def append_stream(
             verifier.update(buffer[:count])
         write_all(descriptor, buffer[:count])
         position += count
+        if writeback is not None:
+            writeback.reached(position)
     return position - start
 
 

@@ -807,4 +807,4 @@ def test_a_partial_is_finished_by_one_stream_where_every_range_is_refused(root: 
 
 def test_the_source_of_a_small_descriptor_is_what_it_was() -> None:
     tiny = descriptor_for(b"tiny", LAYER.media_type)
-    assert not ranged_fetch.RangePlan(folder=os.devnull, ranges=8).suits(tiny)
+    assert not ranged_fetch.FetchPlan(folder=os.devnull, ranges=8).suits(tiny)

@@ -62,11 +62,13 @@ class FileSink:
     Args:
         descriptor: stands at its beginning.
         path: how errors call it.
+        durable: whether it is synced behind the last byte.
     """
 
-    def __init__(self, descriptor: int, path: str) -> None:
+    def __init__(self, descriptor: int, path: str, *, durable: bool = False) -> None:
         self.descriptor = descriptor
         self._path = path
+        self._writeback = _moving.Writeback(descriptor, 0) if durable else None
 
     def check_room(self, size_bytes: int) -> None:
         """Refuse what does not fit."""
@@ -81,7 +83,7 @@ class FileSink:
 
     def append(self, stream: BlobStream, verifier: Verifier | None, /) -> int:
         """Write the rest of ``stream`` where the file stands, by the kernel where it can."""
-        return _moving.append_stream(stream, self.descriptor, verifier)
+        return _moving.append_stream(stream, self.descriptor, verifier, writeback=self._writeback)
 
     def finish(self) -> None:
         """Do nothing: nothing was kept back."""

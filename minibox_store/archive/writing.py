@@ -67,7 +67,7 @@ class ArchiveFile:
                     raise InvalidPath(self._path, "it is not a regular file")
             with (
                 replacing_large_file(name, dir_fd=folder, durable=self._durable) as opened,
-                _writing(FileSink(opened, self._path), self._form) as writer,
+                _writing(FileSink(opened, self._path, durable=self._durable), self._form) as writer,
             ):
                 yield writer
 

@@ -10,11 +10,13 @@ import stat
 import time
 from contextlib import suppress
 
+import attrs
+
 from minibox_store import _files, _locks, _moving
 from minibox_store.digest import Verifier
 from minibox_store.documents import Descriptor
 from minibox_store.errors import ContentMismatch, StoreError
-from minibox_store.layout.ranged_fetch import RangedFetch, RangePlan, fetch_rest
+from minibox_store.layout.ranged_fetch import FetchPlan, RangedFetch, fetch_rest
 from minibox_store.limits import MEBIBYTE
 from minibox_store.protocols import MOST_PLACES, BlobSource, Distrusting, RangedSource, Waiting
 
@@ -37,7 +39,7 @@ class Partial:
     def __exit__(self, *_: object) -> None:
         _locks.release(self.file_descriptor)
 
-    def fetch(self, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None = None) -> None:
+    def fetch(self, descriptor: Descriptor, source: BlobSource, plan: FetchPlan) -> None:
         """Read what is missing from ``source``, by several ranges where ``plan`` allows that, and verify the whole.
 
         Bytes that an earlier attempt has left and that turn out wrong, or cannot be read, are dropped, and the blob is
@@ -59,7 +61,7 @@ class Partial:
             self.discard_empty()
             raise
 
-    def _fetch_right(self, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None) -> None:
+    def _fetch_right(self, descriptor: Descriptor, source: BlobSource, plan: FetchPlan) -> None:
         had_bytes = os.fstat(self.file_descriptor).st_size
         places = 0
         while True:
@@ -73,7 +75,7 @@ class Partial:
                 places += is_of_one_piece
                 if is_of_one_piece and (places == MOST_PLACES or not _has_another_place(source, descriptor)):
                     raise
-                had_bytes, plan = 0, None
+                had_bytes, plan = 0, attrs.evolve(plan, ranges=1)
 
     def discard_empty(self) -> None:
         """Remove the file if nothing is in it."""
@@ -89,7 +91,7 @@ class Partial:
 class _Fetch:
     """One try to have a blob in a file that has its beginning."""
 
-    def __init__(self, opened: int, descriptor: Descriptor, source: BlobSource, plan: RangePlan | None) -> None:
+    def __init__(self, opened: int, descriptor: Descriptor, source: BlobSource, plan: FetchPlan) -> None:
         self._opened = opened
         self._descriptor = descriptor
         self._source = source
@@ -102,10 +104,11 @@ class _Fetch:
         self._hash_had(had_bytes, verifier)
         os.lseek(self._opened, had_bytes, os.SEEK_SET)
         if had_bytes < descriptor.size_bytes or not had_bytes:
-            if self._plan is not None and self._plan.suits(descriptor) and isinstance(source, RangedSource):
-                self._run_ranged(self._plan, source, verifier)
+            writeback = _moving.Writeback(self._opened, had_bytes) if self._plan.durable else None
+            if self._plan.suits(descriptor) and isinstance(source, RangedSource):
+                self._run_ranged(source, verifier, writeback)
             else:
-                fetch_rest(source, descriptor, self._opened, verifier)
+                fetch_rest(source, descriptor, self._opened, verifier, writeback)
         verifier.finish()
 
     def _hash_had(self, had_bytes: int, verifier: Verifier) -> None:
@@ -120,8 +123,8 @@ class _Fetch:
                 # What the disk does not give back is as good as wrong; kept, it would fail every further try.
                 raise ContentMismatch(str(self._descriptor.digest), f"{had_bytes} bytes", "fewer") from error
 
-    def _run_ranged(self, plan: RangePlan, source: RangedSource, verifier: Verifier) -> None:
-        fetch = RangedFetch(plan, source, self._descriptor, self._opened, verifier)
+    def _run_ranged(self, source: RangedSource, verifier: Verifier, writeback: _moving.Writeback | None) -> None:
+        fetch = RangedFetch(self._plan, source, self._descriptor, self._opened, verifier, writeback)
         try:
             fetch.run()
         finally:

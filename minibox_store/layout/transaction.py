@@ -27,7 +27,7 @@ from minibox_store.layout.living import living_folder
 from minibox_store.layout.partials import PartialClaim
 from minibox_store.layout.paths import pin_name
 from minibox_store.layout.publishing import Publisher
-from minibox_store.layout.ranged_fetch import RangePlan
+from minibox_store.layout.ranged_fetch import FetchPlan
 from minibox_store.layout_index import Provenance, with_name, with_referrer
 from minibox_store.protocols import BlobSource, BlobStream, Waiting
 from minibox_store.reference import check_image_name
@@ -70,7 +70,7 @@ class Transaction:
         self._paths = layout.paths
         self._hard_links = layout.has_hard_links()
         self._folder = ""
-        self._ranges = RangePlan(folder="", ranges=ranges)
+        self._plan = FetchPlan(folder="", ranges=ranges, durable=layout.durable)
         self._publisher = Publisher(layout, self._pin_path, hard_links=self._hard_links)
         self._guard, self._is_interrupted = threading.Lock(), False
         self._held: dict[Digest, int] = {}
@@ -97,7 +97,7 @@ class Transaction:
                     )
                 )
             self._folder = stack.enter_context(living_folder(self._paths))
-            self._ranges = attrs.evolve(self._ranges, folder=self._folder)
+            self._plan = attrs.evolve(self._plan, folder=self._folder)
             yield
 
     def commit(self) -> None:
@@ -196,7 +196,7 @@ class Transaction:
                 if self.has_blob(descriptor):
                     partial.discard_empty()  # it was finished between our look and our turn
                     break
-                partial.fetch(descriptor, source, self._ranges)
+                partial.fetch(descriptor, source, self._plan)
                 if not self._finish(partial.file_descriptor, partial.path, descriptor, keep_name=self._hard_links):
                     continue
                 with self._guard:
@@ -272,7 +272,8 @@ class Transaction:
         opened = _files.open_new(path)
         try:
             verifier = Verifier(digest, size_bytes)
-            _moving.append_stream(stream, opened, verifier, expected_bytes=size_bytes)
+            writeback = _moving.Writeback(opened, 0) if self._layout.durable else None
+            _moving.append_stream(stream, opened, verifier, expected_bytes=size_bytes, writeback=writeback)
             found = verifier.finish()
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")

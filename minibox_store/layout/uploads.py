@@ -119,7 +119,8 @@ class Uploads:
                 check_room(opened, size_bytes, name=self._paths.root)
             hasher = self._hasher(identifier, opened, _USUAL)
             try:
-                come_bytes = _append(stream, opened, hasher, size_bytes)
+                writeback = _moving.Writeback(opened, had_bytes) if self._layout.durable else None
+                come_bytes = _append(stream, opened, hasher, size_bytes, writeback)
             except OSError as error:  # nobody knows how much of the last bytes was written: they are hashed again
                 if error.errno in _files.NO_SPACE:
                     _moving.cut_to(opened, had_bytes)
@@ -239,14 +240,18 @@ def _growth(opened: int) -> _Growth:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _append(stream: BlobStream, opened: int, hasher: "_Hash", size_bytes: int | None) -> int:
+def _append(
+    stream: BlobStream, opened: int, hasher: "_Hash", size_bytes: int | None, writeback: _moving.Writeback | None
+) -> int:
     """Write what a stream gives where the file stands; what was written was hashed, whatever ends this."""
     buffer = memoryview(bytearray(_moving.BUFFER_BYTES))
-    come_bytes = 0
+    begin, come_bytes = os.lseek(opened, 0, os.SEEK_CUR), 0
     while count := stream.readinto(buffer):
         come_bytes += count
         if size_bytes is not None and come_bytes > size_bytes:
             raise _TooMuch
         _moving.write_all(opened, buffer[:count])
         hasher.update(buffer[:count])
+        if writeback is not None:
+            writeback.reached(begin + come_bytes)
     return come_bytes
