@@ -57,8 +57,8 @@ def create_app(
     upstream = None if settings.upstream is None else Upstream(store, workers, operations, transfers, settings.upstream)
     endpoints: EndpointTable = EndpointTable(
         [
-            *SystemEndpoints(store, workers, operations).all(),
             *ImageEndpoints(store, workers, operations, transfers, unpack=settings.unpack).all(),
+            *SystemEndpoints(store, workers, operations).all(),
             *ArchiveEndpoints(store, paths, workers, operations).all(),
             *InspectionEndpoints(store, workers).all(),
             *PushEndpoints(workers, operations, transfers).all(),

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -59,25 +58,12 @@ class RequestRecord:
 
     def log(self) -> None:
         """Write its line."""
-        ending = "" if self.is_whole else ", ended early"
-        duration_ms = self.seconds * 1000
-        ACCESS.info(
-            '%s "%s %s" %s %.0f ms%s',
-            self.client,
-            one_sentence(self.method),
-            one_sentence(self.path),
-            self.status,
-            duration_ms,
-            ending,
-            extra={_FIELDS: self._fields(duration_ms)},
-        )
-
-    def _fields(self, duration_ms: float) -> Mapping[str, object]:
-        return {
+        method, path, duration_ms = one_sentence(self.method), one_sentence(self.path), self.seconds * 1000
+        fields = {
             "message": "request",
             "client": self.client,
-            "method": one_sentence(self.method),
-            "path": one_sentence(self.path),
+            "method": method,
+            "path": path,
             "route": self.route,
             "status": self.status,
             "bytes_in": self.bytes_in,
@@ -85,6 +71,9 @@ class RequestRecord:
             "duration_ms": round(duration_ms, 3),
             "ended_early": not self.is_whole,
         }
+        ending = "" if self.is_whole else ", ended early"
+        line = '%s "%s %s" %s %.0f ms%s'
+        ACCESS.info(line, self.client, method, path, self.status, duration_ms, ending, extra={_FIELDS: fields})
 
 
 @attrs.frozen(kw_only=True)
