@@ -1,5 +1,7 @@
 """How long the work on one layer may take: one clock, which is looked at wherever that may be long, and moved here."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,16 @@ class _Pieces:
         """Do nothing."""
 
 
+@pytest.fixture(params=["", "under a debugger"])
+def _traced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With a debugger Python notices what the code of a library in C does while an error passes it."""
+    before = sys.gettrace()
+    sys.settrace((lambda *_: None) if request.param else before)
+    yield
+    sys.settrace(before)
+
+
+@pytest.mark.usefixtures("_traced")
 @pytest.mark.parametrize("form", ["gzip", "zstd, seekable"])
 def test_S24_the_time_of_finding_where_a_layer_can_be_entered_counts(clock: Clock, form: str) -> None:
     tar = member("a", content=half_random(8_000_000)) + END

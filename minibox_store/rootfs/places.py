@@ -70,10 +70,15 @@ def _find_blocks(open_at: OpenAt, input_bytes: int, spacing_bytes: int) -> tuple
         try:
             file.build_full_index()
             file.export_index(fileobj=exported)
-        except _TooManyMembersError:
-            return [BEGINNING], iter([b""])
+        except Exception:
+            if blob.failure is None:
+                raise
         finally:
             file.close()
+        if isinstance(blob.failure, _TooManyMembersError):
+            return [BEGINNING], iter([b""])
+        if blob.failure is not None:
+            raise blob.failure
     return _decode_exported(exported.getbuffer(), spacing_bytes)
 
 
@@ -97,7 +102,12 @@ class _TooManyMembersError(Exception):
 
 
 class _SeekableBlob(io.RawIOBase):
-    """A blob as a file that can seek, for a library that wants one."""
+    """A blob as a file that can seek, for a library that wants one.
+
+    Attributes:
+        failure: what a read met, behind which there is nothing more. It is not raised through the library, which runs
+            code while it passes an error on: with a debugger or a profiler Python makes another one of it.
+    """
 
     def __init__(self, open_at: OpenAt, size_bytes: int) -> None:
         self._open_at = open_at
@@ -105,6 +115,7 @@ class _SeekableBlob(io.RawIOBase):
         self._at = 0
         self._size_bytes = size_bytes
         self._reads_left = _MOST_MEMBERS + size_bytes // _INPUT_BYTES
+        self.failure: BaseException | None = None
 
     def readable(self) -> bool:
         """Return True."""
@@ -133,6 +144,13 @@ class _SeekableBlob(io.RawIOBase):
         """Return up to ``size`` bytes, fewer only at the end: what takes it for a file of the system wants that."""
         if size < 0:
             raise io.UnsupportedOperation("a blob is not read without a limit")
+        try:
+            return b"" if self.failure is not None else self._read(size)
+        except BaseException as error:  # noqa: BLE001  # whoever made the library read raises it
+            self.failure = error
+            return b""
+
+    def _read(self, size: int) -> bytes:
         self._reads_left -= 1
         if self._reads_left < 0:
             raise _TooManyMembersError
