@@ -224,14 +224,21 @@ def test_pages_that_lead_in_a_circle_or_nowhere_end(registry: UploadRegistry) ->
     answer(registry, page(SIGNED.root, link=f'<{LIST}>; rel="next"'))
     with pytest.raises(RegistryError, match="does not come to an end"):
         find(registry)
-    answer(registry, page(link=f'<{LIST}?more>; rel="next"'))
+    answer(registry, page(link=f'<{LIST}>; rel="next"'))
     assert find(registry) == ()
 
 
-def test_pages_without_end_are_left(registry: UploadRegistry) -> None:
+def test_a_page_with_nothing_on_it_leads_on(registry: UploadRegistry) -> None:
+    answer(registry, page(link=f'<{LIST}?last=a>; rel="next"'))
+    answer(registry, page(SIGNED.root), target=f"{LIST}?last=a")
+    assert digests(find(registry)) == [SIGNED.digest]
+
+
+@pytest.mark.parametrize("listed", [[SIGNED.root], []], ids=["listed", "empty"])
+def test_pages_without_end_are_left(registry: UploadRegistry, listed: list[dict[str, Any]]) -> None:
     for number in range(300):
         link = f'<{LIST}?at={number + 1}>; rel="next"'
-        answer(registry, page(SIGNED.root, link=link), target=f"{LIST}?at={number}" if number else LIST)
+        answer(registry, page(*listed, link=link), target=f"{LIST}?at={number}" if number else LIST)
     with pytest.raises(RegistryError, match="does not come to an end"):
         find(registry)
     assert len(registry.requests) < 270

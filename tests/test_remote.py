@@ -1,5 +1,6 @@
 """What is done with registries without a store: copies that keep nothing, lists that have an end, and deleting."""
 
+import itertools
 import json
 import re
 import threading
@@ -333,8 +334,20 @@ def test_a_list_has_an_end_whatever_the_registry_says(source: UploadRegistry) ->
     source.allow("GET", f"{TAGS}?last=a", page(["a"], f'<{TAGS}?last=a>; rel="next"'))
     with pytest.raises(RegistryError, match="leads back"):
         remote.tags(source.reference("team/app"), client=quick_client())
-    source.allow("GET", f"{TAGS}?last=a", page([], f'<{TAGS}?last=b>; rel="next"'))
+    source.allow("GET", f"{TAGS}?last=a", page([], f'<{TAGS}?last=a>; rel="next"'))
     assert remote.tags(source.reference("team/app"), client=quick_client()) == ("a",)
+
+
+def test_pages_without_a_name_lead_on_but_not_for_ever(source: UploadRegistry) -> None:
+    pages = itertools.count(1)
+    source.refuses = lambda _: page([], f'<{TAGS}?at={next(pages)}>; rel="next"')
+    with pytest.raises(RegistryError, match="more than 1000 pages without a name"):
+        remote.tags(source.reference("team/app"), client=quick_client())
+    assert len(source.requests) < 1010
+    source.refuses = lambda _: None
+    source.allow("GET", f"{TAGS}?n=1000", page([], f'<{TAGS}?last=a>; rel="next"'))
+    source.allow("GET", f"{TAGS}?last=a", Answer(body=b'{"tags": ["b"]}'))
+    assert remote.tags(source.reference("team/app"), client=quick_client()) == ("b",)
 
 
 def test_more_names_than_anybody_has_are_refused_s25(source: UploadRegistry) -> None:

@@ -19,6 +19,8 @@ _PAGE_NAMES = 1000
 # Some know no pages.
 _PAGE_BYTES = 16 * 1024 * 1024
 _MOST_NAMES = 1_000_000
+# Who sees some names alone may get pages without any in between.
+_MOST_EMPTY_PAGES = 1000
 _VALUE = r'"(?:[^"\\]|\\.)*+"|[^\s;,"]*+'
 _PARAMETER = re.compile(rf';[ \t]*+(?P<name>[^\s;,="<>]*+)(?:[ \t]*+=[ \t]*+(?P<value>{_VALUE}))?+')
 _LINK = re.compile(rf'<([^<>]*)>((?:[ \t]*+;[ \t]*+[^\s;,="<>]*+(?:[ \t]*+=[ \t]*+(?:{_VALUE}))?+)*+)')
@@ -45,19 +47,20 @@ def iter_repositories(transport: Transport) -> Iterator[str]:
 
 
 def _iter_names(transport: Transport, target: str, key: str) -> Iterator[str]:
-    count, seen = 0, set[str]()
+    count, empty_pages, seen = 0, 0, set[str]()
     while target not in seen:
         seen.add(target)
         reply = transport.read(Request(target=target), _PAGE_BYTES)
         names = decode_names(reply.content, key, limit_bytes=_PAGE_BYTES)
         count += len(names)
-        if count > _MOST_NAMES:
-            problem = f"it lists more than {_MOST_NAMES} names"
-            raise RegistryError("GET", Url(transport.registry, target).shown, None, (), problem)
+        empty_pages += not names
+        if count > _MOST_NAMES or empty_pages > _MOST_EMPTY_PAGES:
+            most = f"{_MOST_NAMES} names" if names else f"{_MOST_EMPTY_PAGES} pages without a name"
+            raise RegistryError("GET", Url(transport.registry, target).shown, None, (), f"it lists more than {most}")
         yield from names
         following = next_target(Url(transport.registry, target), reply.link)
-        # A page without a name leads nowhere, whatever it says.
-        if following is None or not names:
+        # A last page without a name may lead to where it is, or to where the list was.
+        if following is None or (not names and following in seen):
             return
         target = following
     raise RegistryError("GET", Url(transport.registry, target).shown, None, (), "its list leads back to where it was")

@@ -65,8 +65,8 @@ def list_referrers(
         found += page.manifests
         left_bytes -= len(reply.content)
         following = next_target(Url(transport.registry, target), reply.link)
-        # A page with nothing on it leads nowhere, whatever it says.
-        if following is None or not page.manifests:
+        # A last page with nothing on it may lead to where it is, or to where the list was.
+        if following is None or (not page.manifests and following in seen):
             return tuple(found)
         target = following
     shown, problem = Url(transport.registry, target).shown, "its list of referrers does not come to an end"
