@@ -21,6 +21,10 @@ _PAGE_BYTES = 16 * 1024 * 1024
 _MOST_NAMES = 1_000_000
 # Who sees some names alone may get pages without any in between.
 _MOST_EMPTY_PAGES = 1000
+# How a registry refuses a page that is larger than it gives any; it does not say how large that is.
+_TOO_LARGE = "PAGINATION_NUMBER_INVALID"
+# Nexus and others name pages by where they are behind a proxy, or before one.
+_BEFORE_API = re.compile(r"\A[^?]*?(?=/v2/)")
 _VALUE = r'"(?:[^"\\]|\\.)*+"|[^\s;,"]*+'
 _PARAMETER = re.compile(rf';[ \t]*+(?P<name>[^\s;,="<>]*+)(?:[ \t]*+=[ \t]*+(?P<value>{_VALUE}))?+')
 _LINK = re.compile(rf'<([^<>]*)>((?:[ \t]*+;[ \t]*+[^\s;,="<>]*+(?:[ \t]*+=[ \t]*+(?:{_VALUE}))?+)*+)')
@@ -50,7 +54,13 @@ def _iter_names(transport: Transport, target: str, key: str) -> Iterator[str]:
     count, empty_pages, seen = 0, 0, set[str]()
     while target not in seen:
         seen.add(target)
-        reply = transport.read(Request(target=target), _PAGE_BYTES)
+        try:
+            reply = transport.read(Request(target=target), _PAGE_BYTES)
+        except RegistryError as refused:
+            if len(seen) > 1 or _TOO_LARGE not in refused.codes:
+                raise
+            target = target.partition("?")[0]
+            continue
         names = decode_names(reply.content, key, limit_bytes=_PAGE_BYTES)
         count += len(names)
         empty_pages += not names
@@ -76,7 +86,7 @@ def next_target(url: Url, link: str | None) -> str | None:
     if found is None:
         return None
     try:
-        return url.join(found[1]).target
+        return _BEFORE_API.sub("", url.join(found[1]).target, count=1)
     except InvalidUrl as error:
         raise RegistryError("GET", url.shown, None, (), f"the address of its next page is refused: {error}") from None
 
