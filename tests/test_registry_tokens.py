@@ -462,3 +462,7 @@ def test_a_challenge_may_name_very_many_actions() -> None:
     named = ",".join(map(str, range(400_000)))
     [scope] = asked_scopes([f"repository:app:{named}", "repository:app:7,pull"], ["repository:app:pull,push"])
     assert scope == f"repository:app:{named},pull,push"
+
+
+def test_gitea_has_a_scope_without_a_type_and_gets_it_back_as_it_is() -> None:
+    assert asked_scopes(["*"], ["repository:app:pull,push"]) == ("*", "repository:app:pull,push")

@@ -118,6 +118,8 @@ def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ..
 
     >>> asked_scopes(["repository:app:pull"], ["repository:app:pull,push"])
     ('repository:app:pull,push',)
+    >>> asked_scopes(["*"], ["repository:app:pull,push"])
+    ('*', 'repository:app:pull,push')
 
     Spec: distribution project, "Token Scope Documentation".
     """
@@ -125,9 +127,9 @@ def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ..
         return tuple(challenged or own)
     wanted: dict[str, dict[str, None]] = {}
     for scope in (*challenged, *own):
-        resource, _, actions = scope.rpartition(":")
-        wanted.setdefault(resource, {}).update(dict.fromkeys(actions.split(",")))
-    return tuple(f"{resource}:{','.join(actions)}" for resource, actions in wanted.items())
+        resource, mark, actions = scope.rpartition(":")
+        wanted.setdefault(resource + mark, {}).update(dict.fromkeys(actions.split(",")))
+    return tuple(resource + ",".join(actions) for resource, actions in wanted.items())
 
 
 class Authorizer:
