@@ -295,12 +295,18 @@ def test_what_says_an_empty_type_is_listed_by_that_of_its_config(signed: Store, 
     assert listed == {**artifact.root, "artifactType": EMPTY}
 
 
-def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: UploadRegistry) -> None:
-    signed.push("small:1", registry.reference("team/app", LIST), client=quick_client())
+@pytest.mark.parametrize("subject", [SMALL, INDEX], ids=["manifest", "index"])
+@pytest.mark.parametrize("is_itself", [True, False], ids=["itself", "another"])
+def test_what_is_no_list_of_referrers_is_left_as_it_is(
+    signed: Store, registry: UploadRegistry, subject: BuiltImage, *, is_itself: bool
+) -> None:
+    place, there = subject.digest.replace(":", "-"), subject if is_itself else IMAGE
+    registry.put("team/app", there, tag=place)
     registry.knows_subjects = False
+    put(Path(signed.root), build_artifact(subject.root), "artifact:1")
     with pytest.raises(InvalidDocument, match="no list of referrers"):
-        push(signed, registry, "signature:1")
-    assert registry.tag("team/app", LIST) == SMALL.digest
+        push(signed, registry, "artifact:1")
+    assert registry.tag("team/app", place) == there.digest
 
 
 def test_a_referrer_that_cannot_be_listed_leaves_the_tag_as_it_was(signed: Store, registry: UploadRegistry) -> None:

@@ -45,9 +45,7 @@ def has_blob(transport: Transport, repository: str, descriptor: Descriptor) -> b
     Spec: OCI distribution-spec 1.1, "Checking if content exists in the registry".
     """
     target = f"/v2/{repository}/blobs/{descriptor.digest}"
-    asked = Request(
-        target=target, method="HEAD", accepts=(200, 405, 501, *REDIRECTS), blob=descriptor.digest, follows=False
-    )
+    asked = Request(target=target, method="HEAD", accepts=(200, 405, 501, *REDIRECTS), blob=descriptor.digest)
     with suppress(BlobNotFound):
         with closing(transport.open(asked, transport.attempts())) as answer:
             if answer.status == 200:
