@@ -201,9 +201,11 @@ class Authorizer:
                 if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                     self._slot.source = self._question(challenge)
                     return self._renewed(self._slot.source, in_vain)
-            if any(challenge.scheme == "basic" for challenge in challenges):
-                return self._basic(rejected)
-            if self._slot.source is None or challenges:
+            wants_basic = any(challenge.scheme == "basic" for challenge in challenges)
+            if wants_basic and (basic := self._basic(rejected)) is not None:
+                return basic
+            # To a token that has ended some answer without a challenge, and Harbor with one for basic alone.
+            if self._slot.source is None or (challenges and not wants_basic):
                 return None
             return self._renewed(self._slot.source, in_vain)
 
