@@ -369,6 +369,24 @@ def test_a_registry_that_takes_no_body_so_large_gets_smaller_ones(store: Store, 
     assert max(chunk_sizes(registry)) > 0
 
 
+@pytest.mark.parametrize(
+    ("cuts", "chunk_bytes"), [([None, 500_000], None), ([], 300_000)], ids=["after a cut", "in chunks"]
+)
+def test_ghcr_says_of_a_chunk_that_is_too_large_that_its_range_is_wrong(
+    tmp_path: Path, registry: UploadRegistry, cuts: list[int | None], chunk_bytes: int | None
+) -> None:
+    image = build_image([BIG])
+    put(tmp_path / "store", image, "large:1")
+
+    def refuse(request: Request) -> Answer | None:
+        is_large = request.method == "PATCH" and len(request.body) > 100_000
+        return registry_error(416, "REQUESTED_RANGE_NOT_SATISFIABLE") if is_large else None
+
+    registry.cuts, registry.refuses = list(cuts), refuse
+    push(open_store(tmp_path / "store"), registry, "large:1", chunk_bytes=chunk_bytes)
+    assert registry.holds("team/app", image)
+
+
 @pytest.mark.parametrize("attempts", [1, 5])
 def test_every_size_down_to_the_smallest_is_tried_however_few_tries_there_are(
     tmp_path: Path, registry: UploadRegistry, attempts: int
