@@ -27,8 +27,8 @@ NONDISTRIBUTABLE_PREFIXES = (
 )
 LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
-# Types that say nothing of the document; registries behind generic web servers send them.
-GENERIC = ("application/json", OCTET_STREAM, "text/plain", "")
+# Types that say nothing of the document; registries behind generic web servers send them, and files in S3.
+GENERIC = ("application/json", OCTET_STREAM, "binary/octet-stream", "text/plain", "")
 
 
 def essence(header: str) -> str:

@@ -295,12 +295,18 @@ def test_what_says_an_empty_type_is_listed_by_that_of_its_config(signed: Store, 
     assert listed == {**artifact.root, "artifactType": EMPTY}
 
 
-def test_what_is_no_list_of_referrers_is_left_as_it_is(signed: Store, registry: UploadRegistry) -> None:
-    signed.push("small:1", registry.reference("team/app", LIST), client=quick_client())
+@pytest.mark.parametrize("subject", [SMALL, INDEX], ids=["manifest", "index"])
+@pytest.mark.parametrize("is_itself", [True, False], ids=["itself", "another"])
+def test_what_is_no_list_of_referrers_is_left_as_it_is(
+    signed: Store, registry: UploadRegistry, subject: BuiltImage, *, is_itself: bool
+) -> None:
+    place, there = subject.digest.replace(":", "-"), subject if is_itself else IMAGE
+    registry.put("team/app", there, tag=place)
     registry.knows_subjects = False
+    put(Path(signed.root), build_artifact(subject.root), "artifact:1")
     with pytest.raises(InvalidDocument, match="no list of referrers"):
-        push(signed, registry, "signature:1")
-    assert registry.tag("team/app", LIST) == SMALL.digest
+        push(signed, registry, "artifact:1")
+    assert registry.tag("team/app", place) == there.digest
 
 
 def test_a_referrer_that_cannot_be_listed_leaves_the_tag_as_it_was(signed: Store, registry: UploadRegistry) -> None:
@@ -361,6 +367,24 @@ def test_a_registry_that_takes_no_body_so_large_gets_smaller_ones(store: Store, 
     push(store, registry)
     assert registry.holds("team/app", IMAGE)
     assert max(chunk_sizes(registry)) > 0
+
+
+@pytest.mark.parametrize(
+    ("cuts", "chunk_bytes"), [([None, 500_000], None), ([], 300_000)], ids=["after a cut", "in chunks"]
+)
+def test_ghcr_says_of_a_chunk_that_is_too_large_that_its_range_is_wrong(
+    tmp_path: Path, registry: UploadRegistry, cuts: list[int | None], chunk_bytes: int | None
+) -> None:
+    image = build_image([BIG])
+    put(tmp_path / "store", image, "large:1")
+
+    def refuse(request: Request) -> Answer | None:
+        is_large = request.method == "PATCH" and len(request.body) > 100_000
+        return registry_error(416, "REQUESTED_RANGE_NOT_SATISFIABLE") if is_large else None
+
+    registry.cuts, registry.refuses = list(cuts), refuse
+    push(open_store(tmp_path / "store"), registry, "large:1", chunk_bytes=chunk_bytes)
+    assert registry.holds("team/app", image)
 
 
 @pytest.mark.parametrize("attempts", [1, 5])

@@ -27,7 +27,7 @@ from minibox_store.errors import (
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import Platform
 from minibox_store.registry_rules import Mirror, RegistryRule
-from tests.support.answers import Answer, Scripted, registry_error
+from tests.support.answers import Answer, Scripted, redirect, registry_error
 from tests.support.images import (
     OCI_INDEX,
     OLD_SIGNATURE,
@@ -36,13 +36,15 @@ from tests.support.images import (
     BuiltImage,
     build_artifact,
     build_image,
+    build_index,
 )
-from tests.support.registries import open_mirrored, quick_client
+from tests.support.registries import open_mirrored, open_repository, quick_client
 from tests.support.sources import memory_of, root_of
 from tests.support.upload_registry import UploadRegistry
 from tests.support.waiting import SOON_SECONDS
 
 IMAGE = build_image()
+INDEX = build_index([IMAGE])
 SIGNED = build_artifact(IMAGE.root, annotations={"org.example.by": "alice"})
 OLD_FORM = build_artifact(IMAGE.root, kind=None, content=b"old form")
 BILL = build_artifact(IMAGE.root, kind=SBOM, content=b"bill")
@@ -138,10 +140,11 @@ def test_what_is_asked_for_has_to_be_there(registry: UploadRegistry) -> None:
     [
         *(registry_error(status, "UNSUPPORTED") for status in (400, 404, 405, 406, 501)),
         Answer(status=404, headers={"Content-Type": "text/plain"}, body=b"404 page not found"),
+        redirect("/-/v2/packages/container/package/team%2Fapp%2Freferrers%2Fsha256", status=303),
         Answer(headers={"Content-Type": "text/html"}, body=b"<html>welcome</html>"),
         Answer(headers={"Content-Type": "application/json"}, body=b"{}"),
     ],
-    ids=["400", "404", "405", "406", "501", "plain 404", "a page for people", "something else"],
+    ids=["400", "404", "405", "406", "501", "plain 404", "GHCR", "a page for people", "something else"],
 )
 def test_where_a_registry_makes_no_lists_what_is_under_the_tag_counts(
     registry: UploadRegistry, refusal: Answer
@@ -183,9 +186,20 @@ def test_a_copy_with_its_referrers_is_made_within_the_limits_of_the_client(regis
 
 def test_what_stands_under_the_tag_and_is_no_list_is_an_error(registry: UploadRegistry) -> None:
     registry.knows_subjects = False
-    registry.put("team/app", IMAGE, tag=TAG)
+    registry.put("team/app", SIGNED, tag=TAG)
     with pytest.raises(InvalidDocument, match="no list of referrers"):
         find(registry)
+
+
+@pytest.mark.parametrize("subject", [IMAGE, INDEX], ids=["manifest", "index"])
+def test_gitlab_takes_the_tag_of_a_list_for_the_digest_of_what_it_is_about(
+    registry: UploadRegistry, subject: BuiltImage
+) -> None:
+    registry.knows_subjects = False
+    registry.put("team/app", subject, tag="1")
+    registry.put("team/app", subject, tag=subject.digest.replace(":", "-"))
+    with open_repository(registry.reference("team/app", "1")) as repository:
+        assert repository.referrers(root_of(subject)) == ()
 
 
 # Lists that lie
@@ -224,14 +238,21 @@ def test_pages_that_lead_in_a_circle_or_nowhere_end(registry: UploadRegistry) ->
     answer(registry, page(SIGNED.root, link=f'<{LIST}>; rel="next"'))
     with pytest.raises(RegistryError, match="does not come to an end"):
         find(registry)
-    answer(registry, page(link=f'<{LIST}?more>; rel="next"'))
+    answer(registry, page(link=f'<{LIST}>; rel="next"'))
     assert find(registry) == ()
 
 
-def test_pages_without_end_are_left(registry: UploadRegistry) -> None:
+def test_a_page_with_nothing_on_it_leads_on(registry: UploadRegistry) -> None:
+    answer(registry, page(link=f'<{LIST}?last=a>; rel="next"'))
+    answer(registry, page(SIGNED.root), target=f"{LIST}?last=a")
+    assert digests(find(registry)) == [SIGNED.digest]
+
+
+@pytest.mark.parametrize("listed", [[SIGNED.root], []], ids=["listed", "empty"])
+def test_pages_without_end_are_left(registry: UploadRegistry, listed: list[dict[str, Any]]) -> None:
     for number in range(300):
         link = f'<{LIST}?at={number + 1}>; rel="next"'
-        answer(registry, page(SIGNED.root, link=link), target=f"{LIST}?at={number}" if number else LIST)
+        answer(registry, page(*listed, link=link), target=f"{LIST}?at={number}" if number else LIST)
     with pytest.raises(RegistryError, match="does not come to an end"):
         find(registry)
     assert len(registry.requests) < 270

@@ -117,7 +117,7 @@ def test_what_comes_slowly_is_given_as_it_comes() -> None:
 @pytest.mark.parametrize("offset", [1, 100, SIZE - 1])
 def test_what_is_missing_is_asked_for_by_its_range(offset: int) -> None:
     with ScriptedRegistry() as registry:
-        expect([ranged(CONTENT)], [f"bytes={offset}-"], registry)
+        expect([ranged(CONTENT)], [f"bytes={offset}-{SIZE - 1}"], registry)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, offset) == CONTENT[offset:]
 
@@ -126,7 +126,8 @@ def test_what_is_missing_is_asked_for_by_its_range(offset: int) -> None:
 @pytest.mark.parametrize("offset", [1, SIZE - 1, SIZE])
 def test_an_answer_with_everything_is_read_from_where_we_are(framing: str, offset: int) -> None:
     with ScriptedRegistry() as registry:
-        expect([Answer(body=CONTENT, framing=framing)], [f"bytes={offset}-"], registry)  # type: ignore[arg-type]
+        asked = f"bytes={offset}-" if offset == SIZE else f"bytes={offset}-{SIZE - 1}"
+        expect([Answer(body=CONTENT, framing=framing)], [asked], registry)  # type: ignore[arg-type]
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, offset) == CONTENT[offset:]
 
@@ -162,7 +163,7 @@ def content_range(text: str | None, *, first: int = 100) -> Answer:
 )
 def test_an_answer_with_another_range_is_not_used_but_asked_anew_from_the_beginning(wrong: Answer) -> None:
     with ScriptedRegistry() as registry:
-        expect([wrong, Answer(body=CONTENT)], ["bytes=100-", None], registry)
+        expect([wrong, Answer(body=CONTENT)], [f"bytes=100-{SIZE - 1}", None], registry)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, 100) == CONTENT[100:]
 
@@ -170,7 +171,7 @@ def test_an_answer_with_another_range_is_not_used_but_asked_anew_from_the_beginn
 @pytest.mark.parametrize("status", [400, 403, 405, 418, 501, 505])
 def test_a_registry_that_refuses_every_range_is_asked_once_for_the_whole(status: int) -> None:
     with ScriptedRegistry() as registry:
-        expect([registry_error(status, "DENIED"), Answer(body=CONTENT)], ["bytes=100-", None], registry)
+        expect([registry_error(status, "DENIED"), Answer(body=CONTENT)], [f"bytes=100-{SIZE - 1}", None], registry)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, 100) == CONTENT[100:]
 
@@ -178,14 +179,14 @@ def test_a_registry_that_refuses_every_range_is_asked_once_for_the_whole(status:
 @pytest.mark.parametrize("status", [408, 500, 503])
 def test_a_registry_that_fails_at_every_range_is_asked_for_the_whole_when_the_tries_are_used_up(status: int) -> None:
     with ScriptedRegistry() as registry:
-        expect([Answer(status=status)] * 3 + [Answer(body=CONTENT)], ["bytes=100-"] * 3 + [None], registry)
+        expect([Answer(status=status)] * 3 + [Answer(body=CONTENT)], [f"bytes=100-{SIZE - 1}"] * 3 + [None], registry)
         with open_repository(registry.reference("team/app", "1"), attempts=3) as repository:
             assert read_all(repository, LAYER, 100) == CONTENT[100:]
 
 
 def test_a_registry_that_refuses_the_whole_too_is_asked_no_more() -> None:
     with ScriptedRegistry() as registry:
-        expect([registry_error(405, "A"), registry_error(403, "B")], ["bytes=100-", None], registry)
+        expect([registry_error(405, "A"), registry_error(403, "B")], [f"bytes=100-{SIZE - 1}", None], registry)
         with (
             open_repository(registry.reference("team/app", "1")) as repository,
             pytest.raises(RegistryError, match=r"\(403\)"),
@@ -207,7 +208,7 @@ def test_a_registry_that_refuses_the_whole_too_is_asked_no_more() -> None:
 )
 def test_what_is_refused_for_more_than_its_range_is_not_asked_for_without(refusal: Answer) -> None:
     with ScriptedRegistry() as registry:
-        expect([refusal], ["bytes=100-"], registry)
+        expect([refusal], [f"bytes=100-{SIZE - 1}"], registry)
         with open_repository(registry.reference("team/app", "1")) as repository, pytest.raises(StoreError):
             repository.open_blob(LAYER, 100)
 
@@ -215,7 +216,7 @@ def test_what_is_refused_for_more_than_its_range_is_not_asked_for_without(refusa
 def test_a_cut_download_whose_rest_is_refused_begins_again_and_asks_for_no_range_any_more() -> None:
     answers: list[Scripted] = [cut(1000), registry_error(501, "X"), cut(500), Answer(body=CONTENT)]
     with ScriptedRegistry() as registry:
-        expect(answers, [None, "bytes=1000-", None, None], registry)
+        expect(answers, [None, f"bytes=1000-{SIZE - 1}", None, None], registry)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
 
@@ -254,7 +255,7 @@ def test_s26_a_length_that_is_not_the_descriptors_is_refused_before_the_first_by
 )
 def test_s26_a_range_of_a_blob_of_another_size_is_refused(wrong: Answer) -> None:
     with ScriptedRegistry() as registry:
-        expect([wrong], ["bytes=100-"], registry)
+        expect([wrong], [f"bytes=100-{SIZE - 1}"], registry)
         with open_repository(registry.reference("team/app", "1")) as repository, pytest.raises(ContentMismatch):
             repository.open_blob(LAYER, 100)
 
@@ -333,10 +334,22 @@ def test_a_long_download_needs_no_memory_of_its_own() -> None:
 def test_a_cut_download_goes_on_where_it_was(reset: bool) -> None:
     with ScriptedRegistry() as registry:
         registry.expect("GET", BLOB, cut(1000), forbids=["Range"])
-        registry.expect("GET", BLOB, cut(2000), requires={"Range": "bytes=1000-"})
-        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": "bytes=3000-"})
+        registry.expect("GET", BLOB, cut(2000), requires={"Range": f"bytes=1000-{SIZE - 1}"})
+        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes=3000-{SIZE - 1}"})
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
+
+
+def test_where_no_range_without_an_end_is_understood_a_cut_download_goes_on_too() -> None:
+    def answer(request: Request) -> Answer:
+        is_open = (request.header("Range") or "").endswith("-")
+        return Answer(status=416, headers={"Content-Range": f"bytes */{SIZE}"}) if is_open else cut(3000)(request)
+
+    with ScriptedRegistry() as registry:
+        registry.allow("GET", BLOB, answer)
+        with open_repository(registry.reference("team/app", "1")) as repository:
+            assert read_all(repository, LAYER) == CONTENT
+        assert sum(request.body_bytes_sent for request in registry.requests) == SIZE
 
 
 def test_a_reset_line_costs_at_most_what_was_on_it() -> None:
@@ -352,7 +365,7 @@ def test_a_cut_is_noticed_in_every_framing(framing: str) -> None:
     first = Answer(body=CONTENT, framing=framing, cut_after_bytes=1000)  # type: ignore[arg-type]
     with ScriptedRegistry() as registry:
         registry.expect("GET", BLOB, first)
-        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": "bytes=1000-"})
+        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes=1000-{SIZE - 1}"})
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
 
@@ -384,7 +397,7 @@ def test_tries_are_counted_anew_whenever_bytes_came() -> None:
 def test_a_line_that_is_cut_again_and_again_without_a_byte_is_given_up() -> None:
     with ScriptedRegistry() as registry:
         registry.expect("GET", BLOB, cut(1000))
-        registry.allow("GET", BLOB, cut(0), requires={"Range": "bytes=1000-"})
+        registry.allow("GET", BLOB, cut(0), requires={"Range": f"bytes=1000-{SIZE - 1}"})
         with open_repository(registry.reference("team/app", "1"), attempts=4) as repository:
             stream = repository.open_blob(LAYER)
             with pytest.raises(RegistryError, match="closed before the answer's end"):
@@ -398,7 +411,7 @@ def test_a_line_that_is_cut_again_and_again_without_a_byte_is_given_up() -> None
 def test_an_error_while_going_on_is_tried_again(broken: Scripted) -> None:
     with ScriptedRegistry() as registry:
         registry.expect("GET", BLOB, cut(1000), broken, broken)
-        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": "bytes=1000-"})
+        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes=1000-{SIZE - 1}"})
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER) == CONTENT
 
@@ -417,6 +430,6 @@ def test_silence_in_the_middle_of_a_body_ends_in_going_on() -> None:
     silent = Answer(body=CONTENT, drip_bytes=1000, drip_seconds=30)
     with ScriptedRegistry() as registry:
         registry.expect("GET", BLOB, silent)
-        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": "bytes=1000-"})
+        registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes=1000-{SIZE - 1}"})
         with open_repository(registry.reference("team/app", "1"), silence_seconds=0.3) as repository:
             assert read_all(repository, LAYER) == CONTENT

@@ -146,7 +146,8 @@ def test_a_manifest_may_be_known_by_its_sha512(by_tag: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "media_type", ["application/json", "text/plain; charset=utf-8", "application/octet-stream", None]
+    "media_type",
+    ["application/json", "text/plain; charset=utf-8", "application/octet-stream", "binary/octet-stream", None],
 )
 def test_a_generic_type_gives_way_to_the_documents_own(media_type: str | None) -> None:
     """Artifactory and Nexus send these."""

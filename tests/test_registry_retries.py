@@ -152,7 +152,7 @@ def test_any_retry_after_is_read_without_an_error(text: str, date: str | None) -
 # What is tried again
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524])
 def test_a_passing_error_is_passed_over(status: int) -> None:
     with ScriptedRegistry() as registry:
         registry.expect("GET", MANIFEST, registry_error(status, "UNAVAILABLE"), Answer(status=status), GOOD)

@@ -366,6 +366,17 @@ def test_a_token_that_ends_during_a_pull_is_renewed_at_the_refusal() -> None:
             assert Digest.of(read_all(repository, layer)) == layer.digest
 
 
+def test_harbor_asks_for_basic_where_a_token_has_ended_and_who_has_none_gets_another_token() -> None:
+    with registry_with_tokens("second") as (registry, tokens, _):
+        registry.expect("GET", MANIFEST, document_answer(IMAGE), requires={"Authorization": "Bearer first"})
+        ended = {"Authorization": "Bearer first"}
+        registry.expect("GET", MANIFEST, unauthorized('Basic realm="harbor"'), requires=ended)
+        tokens.expect_token("first", "second", service="registry", scope=SCOPE)
+        with open_here(registry) as repository:
+            repository.resolve("1")
+            repository.resolve("1")
+
+
 def test_a_bad_request_with_an_old_token_is_tried_with_a_new_one(clock: Clock) -> None:
     """ECR Public answers 400 where a token has expired."""
     with registry_with_tokens("second") as (registry, tokens, _):
@@ -462,3 +473,7 @@ def test_a_challenge_may_name_very_many_actions() -> None:
     named = ",".join(map(str, range(400_000)))
     [scope] = asked_scopes([f"repository:app:{named}", "repository:app:7,pull"], ["repository:app:pull,push"])
     assert scope == f"repository:app:{named},pull,push"
+
+
+def test_gitea_has_a_scope_without_a_type_and_gets_it_back_as_it_is() -> None:
+    assert asked_scopes(["*"], ["repository:app:pull,push"]) == ("*", "repository:app:pull,push")

@@ -1,5 +1,6 @@
 """What is done with registries without a store: copies that keep nothing, lists that have an end, and deleting."""
 
+import itertools
 import json
 import re
 import threading
@@ -317,6 +318,25 @@ def test_links_are_read_in_linear_time(link: str) -> None:
     assert time.thread_time() - before < 2.0
 
 
+@pytest.mark.parametrize("place", ["{url}/repository/proxy", "/artifactory/api/docker/proxy"])
+def test_nexus_puts_before_the_path_of_a_link_what_is_not_served_there(source: UploadRegistry, place: str) -> None:
+    link = f'<{place.replace("{url}", source.url)}/v2/team/app/tags/list?last=/v2/b>; rel="next"'
+    source.expect("GET", f"{TAGS}?n=1000", page(["a", "b"], link))
+    source.expect("GET", f"{TAGS}?last=/v2/b", Answer(body=b'{"tags": ["c"]}'))
+    assert remote.tags(source.reference("team/app"), client=quick_client()) == ("a", "b", "c")
+
+
+def test_where_no_page_may_be_so_large_the_registry_says_how_large_one_is(source: UploadRegistry) -> None:
+    source.allow("GET", "/v2/_catalog?n=1000", registry_error(400, "PAGINATION_NUMBER_INVALID"))
+    link = '</v2/_catalog?last=a&n=1>; rel="next"'
+    source.expect("GET", "/v2/_catalog", Answer(headers={"Link": link}, body=b'{"repositories": ["a"]}'))
+    source.expect("GET", "/v2/_catalog?last=a&n=1", Answer(body=b'{"repositories": ["b"]}'))
+    assert remote.catalog(source.host, client=quick_client()) == ("a", "b")
+    source.allow("GET", "/v2/_catalog", registry_error(400, "PAGINATION_NUMBER_INVALID"))
+    with pytest.raises(RegistryError, match="400"):
+        remote.catalog(source.host, client=quick_client())
+
+
 def test_a_link_leads_to_no_other_host(source: UploadRegistry) -> None:
     source.authorization = basic_credentials(*ALICE)
     client = quick_client(credentials={source.host: Credentials(*ALICE)})
@@ -333,8 +353,20 @@ def test_a_list_has_an_end_whatever_the_registry_says(source: UploadRegistry) ->
     source.allow("GET", f"{TAGS}?last=a", page(["a"], f'<{TAGS}?last=a>; rel="next"'))
     with pytest.raises(RegistryError, match="leads back"):
         remote.tags(source.reference("team/app"), client=quick_client())
-    source.allow("GET", f"{TAGS}?last=a", page([], f'<{TAGS}?last=b>; rel="next"'))
+    source.allow("GET", f"{TAGS}?last=a", page([], f'<{TAGS}?last=a>; rel="next"'))
     assert remote.tags(source.reference("team/app"), client=quick_client()) == ("a",)
+
+
+def test_pages_without_a_name_lead_on_but_not_for_ever(source: UploadRegistry) -> None:
+    pages = itertools.count(1)
+    source.refuses = lambda _: page([], f'<{TAGS}?at={next(pages)}>; rel="next"')
+    with pytest.raises(RegistryError, match="more than 1000 pages without a name"):
+        remote.tags(source.reference("team/app"), client=quick_client())
+    assert len(source.requests) < 1010
+    source.refuses = lambda _: None
+    source.allow("GET", f"{TAGS}?n=1000", page([], f'<{TAGS}?last=a>; rel="next"'))
+    source.allow("GET", f"{TAGS}?last=a", Answer(body=b'{"tags": ["b"]}'))
+    assert remote.tags(source.reference("team/app"), client=quick_client()) == ("b",)
 
 
 def test_more_names_than_anybody_has_are_refused_s25(source: UploadRegistry) -> None:

@@ -19,6 +19,12 @@ _PAGE_NAMES = 1000
 # Some know no pages.
 _PAGE_BYTES = 16 * 1024 * 1024
 _MOST_NAMES = 1_000_000
+# Who sees some names alone may get pages without any in between.
+_MOST_EMPTY_PAGES = 1000
+# How a registry refuses a page that is larger than it gives any; it does not say how large that is.
+_TOO_LARGE = "PAGINATION_NUMBER_INVALID"
+# Nexus and others name pages by where they are behind a proxy, or before one.
+_BEFORE_API = re.compile(r"\A[^?]*?(?=/v2/)")
 _VALUE = r'"(?:[^"\\]|\\.)*+"|[^\s;,"]*+'
 _PARAMETER = re.compile(rf';[ \t]*+(?P<name>[^\s;,="<>]*+)(?:[ \t]*+=[ \t]*+(?P<value>{_VALUE}))?+')
 _LINK = re.compile(rf'<([^<>]*)>((?:[ \t]*+;[ \t]*+[^\s;,="<>]*+(?:[ \t]*+=[ \t]*+(?:{_VALUE}))?+)*+)')
@@ -45,19 +51,26 @@ def iter_repositories(transport: Transport) -> Iterator[str]:
 
 
 def _iter_names(transport: Transport, target: str, key: str) -> Iterator[str]:
-    count, seen = 0, set[str]()
+    count, empty_pages, seen = 0, 0, set[str]()
     while target not in seen:
         seen.add(target)
-        reply = transport.read(Request(target=target), _PAGE_BYTES)
+        try:
+            reply = transport.read(Request(target=target), _PAGE_BYTES)
+        except RegistryError as refused:
+            if len(seen) > 1 or _TOO_LARGE not in refused.codes:
+                raise
+            target = target.partition("?")[0]
+            continue
         names = decode_names(reply.content, key, limit_bytes=_PAGE_BYTES)
         count += len(names)
-        if count > _MOST_NAMES:
-            problem = f"it lists more than {_MOST_NAMES} names"
-            raise RegistryError("GET", Url(transport.registry, target).shown, None, (), problem)
+        empty_pages += not names
+        if count > _MOST_NAMES or empty_pages > _MOST_EMPTY_PAGES:
+            most = f"{_MOST_NAMES} names" if names else f"{_MOST_EMPTY_PAGES} pages without a name"
+            raise RegistryError("GET", Url(transport.registry, target).shown, None, (), f"it lists more than {most}")
         yield from names
         following = next_target(Url(transport.registry, target), reply.link)
-        # A page without a name leads nowhere, whatever it says.
-        if following is None or not names:
+        # A last page without a name may lead to where it is, or to where the list was.
+        if following is None or (not names and following in seen):
             return
         target = following
     raise RegistryError("GET", Url(transport.registry, target).shown, None, (), "its list leads back to where it was")
@@ -73,7 +86,7 @@ def next_target(url: Url, link: str | None) -> str | None:
     if found is None:
         return None
     try:
-        return url.join(found[1]).target
+        return _BEFORE_API.sub("", url.join(found[1]).target, count=1)
     except InvalidUrl as error:
         raise RegistryError("GET", url.shown, None, (), f"the address of its next page is refused: {error}") from None
 

@@ -116,7 +116,7 @@ class BlobDownload(_Download):
             is_ranged = self._may_ask_range and self._position > 0
             request = Request(
                 target=self._target,
-                headers={"Range": f"bytes={self._position}-"} if is_ranged else {},
+                headers={"Range": self._missing()} if is_ranged else {},
                 accepts=(200, 206, 416) if is_ranged else (200,),
                 blob=self._descriptor.digest,
             )
@@ -139,6 +139,10 @@ class BlobDownload(_Download):
                 return None
             # Its ranges are not to be relied on: have all of it from the beginning.
             self._may_ask_range = False
+
+    def _missing(self) -> str:
+        """Return the range of what is missing, with its end: some know none without. Of no bytes there is none with."""
+        return f"bytes={self._position}-{self._size - 1 if self._position < self._size else ''}"
 
     def _suits(self, answer: Answer) -> bool:
         """Whether the answer's body is the blob, or exactly what is missing of it."""

@@ -34,7 +34,8 @@ from minibox_store.values import Value
 
 Answerer = Literal["registry", "token server", "elsewhere"]
 
-RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+# The last ones are Cloudflare's, for a server behind it that cannot be reached or does not answer.
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 # Of an answer that is plain text, more than that is no sentence for an error.
 _WORDS_BYTES = 200

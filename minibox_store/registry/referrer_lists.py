@@ -48,7 +48,8 @@ def list_referrers(
     left_bytes = _MOST_BYTES
     while target not in seen and len(seen) < _MOST_PAGES and len(found) <= _MOST_LISTED and left_bytes > 0:
         seen.add(target)
-        request = Request(target=target, headers={"Accept": media_types.OCI_INDEX})
+        # GHCR has no lists, and sees other, to pages for people that are soon asked for too often.
+        request = Request(target=target, headers={"Accept": media_types.OCI_INDEX}, accepts=(200, 303))
         try:
             reply = transport.read(request, limits.document_bytes)
         except RegistryError as refused:
@@ -65,8 +66,8 @@ def list_referrers(
         found += page.manifests
         left_bytes -= len(reply.content)
         following = next_target(Url(transport.registry, target), reply.link)
-        # A page with nothing on it leads nowhere, whatever it says.
-        if following is None or not page.manifests:
+        # A last page with nothing on it may lead to where it is, or to where the list was.
+        if following is None or (not page.manifests and following in seen):
             return tuple(found)
         target = following
     shown, problem = Url(transport.registry, target).shown, "its list of referrers does not come to an end"
@@ -82,8 +83,10 @@ def referrers_tag(subject: Digest) -> str:
     return f"{subject.algorithm[:_ALGORITHM_LENGTH]}-{subject.hex[:_ENCODED_LENGTH]}"
 
 
-def read_list(repository: ImageSource, subject: Digest, limits: Limits) -> Index:
+def read_list(repository: ImageSource, subject: Digest, limits: Limits) -> Index | None:
     """Return the referrers of a manifest as they are listed under its tag; none where there is no such tag.
+
+    None is what stands for the manifest itself: GitLab takes such a tag for the digest that it is spelled like.
 
     Raises:
         InvalidDocument: when something else is there.
@@ -93,6 +96,8 @@ def read_list(repository: ImageSource, subject: Digest, limits: Limits) -> Index
         found = repository.resolve(tag)
     except ManifestUnknown:
         return Index(media_type=media_types.OCI_INDEX, manifests=())
+    if found.digest == subject:
+        return None
     content = read_content(repository, found, limits)
     listed = decode_document(content, found.media_type, tag, limits=limits)
     if not isinstance(listed, Index) or found.media_type != media_types.OCI_INDEX:

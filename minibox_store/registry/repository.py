@@ -173,9 +173,9 @@ class RegistryRepository:
                 return found
             self._lists_referrers = False
         asked = self._transport
-        listed = read_list(self, subject, self._limits).manifests
+        listed = read_list(self, subject, self._limits)
         if self._transport is asked:
-            return listed
+            return () if listed is None else listed.manifests
         self._lists_referrers = True  # it was no answer of the registry that it knows no such lists
         return self.referrers(descriptor)
 

@@ -258,7 +258,10 @@ class RepositoryWriter:
         if referrer is None:
             return
         subject = referrer.subject
-        listed = with_referrer(read_list(self._repository, subject, limits), referrer)
+        known = read_list(self._repository, subject, limits)
+        if known is None:
+            raise InvalidDocument("", "it is what its tag is about, and no list of referrers", referrers_tag(subject))
+        listed = with_referrer(known, referrer)
         if listed is not None:
             if len(listed) > limits.document_bytes:
                 problem = f"with one more in it, it is larger than {limits.document_bytes} bytes"

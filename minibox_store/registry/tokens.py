@@ -118,6 +118,8 @@ def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ..
 
     >>> asked_scopes(["repository:app:pull"], ["repository:app:pull,push"])
     ('repository:app:pull,push',)
+    >>> asked_scopes(["*"], ["repository:app:pull,push"])
+    ('*', 'repository:app:pull,push')
 
     Spec: distribution project, "Token Scope Documentation".
     """
@@ -125,9 +127,9 @@ def asked_scopes(challenged: Sequence[str], own: Sequence[str]) -> tuple[str, ..
         return tuple(challenged or own)
     wanted: dict[str, dict[str, None]] = {}
     for scope in (*challenged, *own):
-        resource, _, actions = scope.rpartition(":")
-        wanted.setdefault(resource, {}).update(dict.fromkeys(actions.split(",")))
-    return tuple(f"{resource}:{','.join(actions)}" for resource, actions in wanted.items())
+        resource, mark, actions = scope.rpartition(":")
+        wanted.setdefault(resource + mark, {}).update(dict.fromkeys(actions.split(",")))
+    return tuple(resource + ",".join(actions) for resource, actions in wanted.items())
 
 
 class Authorizer:
@@ -199,9 +201,11 @@ class Authorizer:
                 if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                     self._slot.source = self._question(challenge)
                     return self._renewed(self._slot.source, in_vain)
-            if any(challenge.scheme == "basic" for challenge in challenges):
-                return self._basic(rejected)
-            if self._slot.source is None or challenges:
+            wants_basic = any(challenge.scheme == "basic" for challenge in challenges)
+            if wants_basic and (basic := self._basic(rejected)) is not None:
+                return basic
+            # To a token that has ended some answer without a challenge, and Harbor with one for basic alone.
+            if self._slot.source is None or (challenges and not wants_basic):
                 return None
             return self._renewed(self._slot.source, in_vain)
 

@@ -47,9 +47,8 @@ class Request(Value):
         place: where the registry has said that this is to be asked, instead of at ``target``.
         body: what is sent; one that is no bytes is sent once for each try, and never again unasked.
         headers: besides those that every request has.
-        accepts: the statuses that are an answer; every other one is an error.
+        accepts: the statuses that are an answer, redirects that are not followed among them; others are errors.
         blob: what a 404 says is missing; None where that is a manifest.
-        follows: whether redirects are followed; else they are answers like others.
         secrets: what no message may show.
     """
 
@@ -60,7 +59,6 @@ class Request(Value):
     headers: Mapping[str, str] = attrs.field(factory=dict)
     accepts: Collection[int] = (200,)
     blob: Digest | None = None
-    follows: bool = True
     secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
 
 
@@ -258,7 +256,7 @@ class Transport:
             # Elsewhere without authorization, and for good.
             answer = self._heeded(self._authorized(request, url)) if is_home else self._send(request, url)
             followed = REDIRECTS if request.method in ("GET", "HEAD") else _REDIRECTS_THAT_KEEP
-            if answer.status not in followed or not request.follows:
+            if answer.status not in followed or answer.status in request.accepts:
                 return self._accepted(request, answer, is_home=is_home)
             # Its body is not read, not even to use the connection again.
             with closing(answer):

@@ -45,9 +45,7 @@ def has_blob(transport: Transport, repository: str, descriptor: Descriptor) -> b
     Spec: OCI distribution-spec 1.1, "Checking if content exists in the registry".
     """
     target = f"/v2/{repository}/blobs/{descriptor.digest}"
-    asked = Request(
-        target=target, method="HEAD", accepts=(200, 405, 501, *REDIRECTS), blob=descriptor.digest, follows=False
-    )
+    asked = Request(target=target, method="HEAD", accepts=(200, 405, 501, *REDIRECTS), blob=descriptor.digest)
     with suppress(BlobNotFound):
         with closing(transport.open(asked, transport.attempts())) as answer:
             if answer.status == 200:
@@ -111,6 +109,7 @@ class BlobUpload:
         self._begun = 0
         self._losses = 0
         self._places = 1
+        self._refused_at: int | None = None
 
     def begin_at(self, answer: Answer) -> None:
         """Go on with an upload that the registry has begun by an answer.
@@ -255,6 +254,10 @@ class BlobUpload:
         if status in (405, 501) and self._chunk_bytes is None:
             self._chunk_bytes, self._place = self._descriptor.size_bytes, None
             return True
+        if status == 416:
+            # GHCR says so of a chunk that is too large; the first time the offset may be wrong, and is asked for.
+            refused_at, self._refused_at = self._refused_at, self._offset
+            return refused_at == self._offset and self._takes_smaller()
         return status == 413 and self._takes_smaller()
 
     def _judged(self, failure: Failure) -> Failure:
