@@ -6,7 +6,7 @@ As in :mod:`minibox_store._files`, each operation is one call of ``os`` from thi
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from minibox_store import _extents
 from minibox_store.digest import Verifier
@@ -192,6 +192,22 @@ def _send_range(source: int, target: int, offset: int, position: int, size_bytes
     count = os.preadv(source, [buffer[: min(len(buffer), size_bytes)]], offset)
     write_all(target, buffer[:count])
     return count
+
+
+def name_error(error: OSError, path: str) -> None:
+    """Let an error say which file it was met at, if it does not: that of an open file bears no path."""
+    if error.filename is None:
+        error.filename = path
+
+
+@contextmanager
+def naming_errors(path: str) -> Iterator[None]:
+    """Do as :func:`name_error` with each error of the block."""
+    try:
+        yield
+    except OSError as error:
+        name_error(error, path)
+        raise
 
 
 def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:

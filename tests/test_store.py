@@ -38,11 +38,12 @@ from minibox_store import (
     StoreUnavailable,
 )
 from tests.support.archives import members_of, pack, read_archive
+from tests.support.failing_system import failing_system
 from tests.support.forks import run_forked
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, encode_document, random_layer
 from tests.support.invariants import check_invariants, held_locks, open_files, read_index, read_names, stored
 from tests.support.layouts import write_layout
-from tests.support.os_proxy import replaced_os
+from tests.support.os_proxy import Call, replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.sources import (
     LackingSource,
@@ -971,6 +972,26 @@ def test_want_of_file_descriptors_is_not_called_damage(root: Path) -> None:
         system.fail("open", errno.EMFILE, path="index.json")
         with pytest.raises(StoreUnavailable, match="open files"):
             open_store(root).images()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "skip"), [("index.json", "fstat", 1), ("document", "pread", 0), ("blobs/sha256", "scandir", 0)]
+)
+def test_what_the_system_says_of_an_open_file_is_told_with_its_path(
+    root: Path, part: str, name: str, skip: int
+) -> None:
+    put(root, IMAGE, "app:1")
+    path = os.fspath(blob(root, IMAGE.digest) if part == "document" else root / part)
+    before = snapshot(root / "blobs")
+
+    def is_met(call: Call) -> bool:
+        return call.name == name and call.paths[:1] == (path,) and isinstance(call.arguments[0], int)
+
+    with failing_system() as system:
+        system.fail_from(is_met, errno.ESTALE, skip=skip, times=1 << 60)
+        with pytest.raises(StoreUnavailable, match=f"^cannot use {path}: {os.strerror(errno.ESTALE)}$"):
+            open_store(root).prune()
+    assert snapshot(root / "blobs") == before
 
 
 @pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "ingest"])

@@ -87,6 +87,9 @@ def _read_sized(path: str, descriptor: Descriptor) -> bytes:
     opened = _open_sized(path, descriptor)
     try:
         content = _moving.read_beginning(opened, descriptor.size_bytes + 1)
+    except OSError as error:
+        _moving.name_error(error, path)
+        raise
     finally:
         os.close(opened)
     _check_size(len(content), descriptor)
