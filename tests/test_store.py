@@ -975,13 +975,19 @@ def test_want_of_file_descriptors_is_not_called_damage(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "skip"), [("index.json", "fstat", 1), ("document", "pread", 0), ("blobs/sha256", "scandir", 0)]
+    ("part", "name", "skip", "work"),
+    [
+        ("index.json", "fstat", 1, Store.prune),
+        (IMAGE.digest, "pread", 0, Store.prune),
+        (IMAGE.config_digest, "preadv", 0, lambda store: store.inspect("app:1")),
+        ("blobs/sha256", "scandir", 0, Store.prune),
+    ],
 )
 def test_what_the_system_says_of_an_open_file_is_told_with_its_path(
-    root: Path, part: str, name: str, skip: int
+    root: Path, part: str, name: str, skip: int, work: Callable[[Store], object]
 ) -> None:
     put(root, IMAGE, "app:1")
-    path = os.fspath(blob(root, IMAGE.digest) if part == "document" else root / part)
+    path = os.fspath(blob(root, part) if ":" in part else root / part)
     before = snapshot(root / "blobs")
 
     def is_met(call: Call) -> bool:
@@ -990,7 +996,7 @@ def test_what_the_system_says_of_an_open_file_is_told_with_its_path(
     with failing_system() as system:
         system.fail_from(is_met, errno.ESTALE, skip=skip, times=1 << 60)
         with pytest.raises(StoreUnavailable, match=f"^cannot use {path}: {os.strerror(errno.ESTALE)}$"):
-            open_store(root).prune()
+            work(open_store(root))
     assert snapshot(root / "blobs") == before
 
 
