@@ -1,6 +1,7 @@
 """The store as a program sees it: names, images, files and their modes, and every way it says no."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -980,6 +981,7 @@ def test_want_of_file_descriptors_is_not_called_damage(root: Path) -> None:
         ("index.json", "fstat", 1, Store.prune),
         (IMAGE.digest, "pread", 0, Store.prune),
         (IMAGE.config_digest, "preadv", 0, lambda store: store.inspect("app:1")),
+        (IMAGE.config_digest, "preadv", 0, lambda store: store.save("app:1", io.BytesIO())),
         ("blobs/sha256", "scandir", 0, Store.prune),
     ],
 )
