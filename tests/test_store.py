@@ -40,7 +40,7 @@ from minibox_store import (
 )
 from tests.support.archives import members_of, pack, read_archive
 from tests.support.failing_system import failing_system
-from tests.support.forks import run_forked
+from tests.support.forks import run_as_user, run_forked
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, encode_document, random_layer
 from tests.support.invariants import check_invariants, held_locks, open_files, read_index, read_names, stored
 from tests.support.layouts import write_layout
@@ -1009,6 +1009,22 @@ def test_a_link_in_the_place_of_a_folder_of_the_store_is_refused_in_a_clear_sent
     (root / part).symlink_to(root / "elsewhere")
     with pytest.raises(StoreUnavailable, match=f"{root / part}: it is a link, or no folder"):
         open_store(root).tag("app:1", "app:2")
+
+
+def test_a_folder_that_takes_no_blob_is_named_and_nothing_has_changed() -> None:
+    require_root()
+
+    def work(folder: Path) -> None:
+        put(folder / "store", IMAGE, "app:1")
+        blobs, before = folder / "store" / "blobs", snapshot(folder / "store")
+        (blobs / "sha256").chmod(0o555)
+        with pytest.raises(StoreUnavailable, match=f"Permission denied, on the way to {blobs}/sha256/"):
+            put(folder / "store", build_image(salt="new"), "new:1")
+        (blobs / "sha256").chmod(0o755)
+        open_store(folder / "store").prune()
+        assert snapshot(folder / "store") == before
+
+    assert run_as_user(work) == 0
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
