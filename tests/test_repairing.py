@@ -783,6 +783,23 @@ def test_a_file_that_is_closed_to_its_user_is_replaced_or_stays_and_the_rest_is_
     assert run_as_user(work) == 0
 
 
+def test_a_folder_that_may_not_be_moved_stays_and_what_was_mended_is_told() -> None:
+    require_root()
+
+    def work(folder: Path) -> None:
+        root, rotten, absent = folder / "store", AMD64.layer_digests[0], digest_of(b"nothing has these bytes")
+        put(root, AMD64, "app:1")
+        rot(blob(root, rotten))
+        stray = blob(root, absent)
+        stray.mkdir(mode=0o555)
+        report = repair(root, memory_of({"": AMD64}))
+        assert brief(report) == {f"mended {rotten}": ("wrong digest",), f"unmended {absent}": ("not a file",)}
+        assert report.unmended[0].problems[-1] == "it cannot be moved: Permission denied"
+        assert stray.is_dir()
+
+    assert run_as_user(work) == 0
+
+
 # What is not to be mended
 
 

@@ -201,11 +201,14 @@ class _Repair:
         return documents
 
     def clear(self, damage: _Damage) -> None:
-        """Set aside what nobody needs."""
-        aside = None
+        """Set aside what nobody needs; a folder that is not ours to move stays, and what was mended is told."""
+        aside, problems = None, [_NO_NEED]
         if damage.finding.digest is not None:
-            aside = set_aside(self._layout, damage.finding.digest, self._signature(damage.finding))
-        self._give_up(damage.finding, aside, (_NO_NEED,), is_needed=False)
+            try:
+                aside = set_aside(self._layout, damage.finding.digest, self._signature(damage.finding))
+            except PermissionError as error:
+                problems.append(f"it cannot be moved: {error.strerror}")
+        self._give_up(damage.finding, aside, tuple(problems), is_needed=False)
 
     def _mend(self, damage: _Damage, refetcher: Refetcher, position: int, total: int, done: MendedBlob | None) -> bool:
         """Put the right bytes in place of a wrong blob, and return whether they are there; else set it aside.
