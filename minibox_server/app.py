@@ -26,7 +26,7 @@ from minibox_server.page import PageEndpoints
 from minibox_server.responses import RequestError, error_response
 from minibox_server.settings import Settings
 from minibox_server.store_size import StoreSize
-from minibox_server.transfers import ThreadTransfers, Transfers, store_opener
+from minibox_server.transfers import RuledTransfers, ThreadTransfers, Transfers, store_opener
 from minibox_server.workers import Workers
 from minibox_store import Store, StoreError
 
@@ -48,7 +48,7 @@ def create_app(
     """
     workers = workers or Workers(max_pulls=settings.max_pulls)
     store = store or store_opener(settings)()
-    transfers = transfers or ThreadTransfers(store)
+    transfers = RuledTransfers(transfers or ThreadTransfers(store))
     metrics = Metrics()
     paths = ArchivePaths(settings.archive_prefixes, settings.data_root)
     health = HealthCheck(store, workers, free_bytes=settings.ready_free_bytes)

@@ -3,14 +3,15 @@
 import importlib.metadata
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import attrs
 
 from minibox_server.listening import listen
-from minibox_server.settings import Settings, SettingsError, parse_settings, read_variables
+from minibox_server.settings import Settings, SettingsError, check_registries, parse_settings, read_variables
 from minibox_server.tls import open_context
-from minibox_store import Store, StoreError, one_line, read_registries_file
+from minibox_store import Store, StoreError, one_line
 
 _PROTECTION = ("MINIBOX_API_TOKEN", "MINIBOX_ALLOW_ANONYMOUS", "MINIBOX_HTTP_ADDR")
 
@@ -46,10 +47,10 @@ def check_configuration() -> Configuration:
     environment = read_variables()
     settings, problems = parse_all(environment)
     registries = environment.get("MINIBOX_REGISTRIES") or None
-    problems.extend(_check_registries(registries))
+    problems.extend(_problems_of(check_registries))
     notes: list[str] = []
     if settings is not None:
-        problems.extend(_check_tls(settings))
+        problems.extend(_problems_of(partial(open_context, settings)))
         problems.extend(_check_data_root(settings.data_root))
         problems.extend(_check_prefixes(settings.archive_prefixes, environment))
         notes.extend(_note_address(settings))
@@ -108,17 +109,9 @@ def _describe(settings: Settings, registries: str | None) -> dict[str, str]:
     }
 
 
-def _check_registries(path: str | None) -> Iterator[str]:
-    if path:
-        try:
-            read_registries_file(path)
-        except StoreError as error:
-            yield f"MINIBOX_REGISTRIES: {error}"
-
-
-def _check_tls(settings: Settings) -> Iterator[str]:
+def _problems_of(check: Callable[[], object]) -> Iterator[str]:
     try:
-        open_context(settings)
+        check()
     except SettingsError as error:
         yield str(error)
 

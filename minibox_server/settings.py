@@ -11,7 +11,7 @@ from typing import Literal
 import attrs
 
 from minibox_server.hosts import is_every_interface, is_loopback, parse_host
-from minibox_store import InvalidReference, Reference
+from minibox_store import InvalidReference, Reference, StoreError, read_registries_file
 
 DEFAULT_ADDRESS = "127.0.0.1:8080"
 DEFAULT_DATA_ROOT = "/var/lib/minibox"
@@ -112,6 +112,20 @@ def read_settings() -> Settings:
 def read_variables() -> dict[str, str]:
     """Return this daemon's variables of the environment."""
     return {name: value for name, value in os.environ.items() if name.startswith("MINIBOX_")}
+
+
+def check_registries() -> None:
+    """Read the rules for registries as whatever is done with a registry does, which reads them anew.
+
+    Raises:
+        SettingsError: when the file of them is not there, or is none.
+    """
+    path = os.environ.get("MINIBOX_REGISTRIES")
+    try:
+        if path:
+            read_registries_file(path)
+    except StoreError as error:
+        raise SettingsError(f"MINIBOX_REGISTRIES: {error}") from error
 
 
 def take_variables(*names: str) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import attrs
 
-from minibox_server.settings import Settings
-from minibox_store import Cancellation, EventListener, Store
+from minibox_server.responses import RequestError
+from minibox_server.settings import Settings, SettingsError, check_registries
+from minibox_store import Cancellation, EventListener, InvalidDocument, InvalidPath, Store
 
 # Waiting for another process's lock cannot be cancelled, and must be over before the daemon has to be.
 _LOCK_SECONDS = 5.0
@@ -38,7 +39,7 @@ class Transfers(Protocol):
 
         Raises:
             StoreError: what the transfer raises.
-            RequestError: when the process in which it ran is gone.
+            RequestError: when the process in which it ran is gone, or the operator's rules cannot be read.
         """
         ...
 
@@ -52,6 +53,24 @@ class ThreadTransfers:
     def run(self, transfer: Transfer, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
         """Do as :meth:`Transfers.run`."""
         return transfer(self.store, on_event, cancellation)
+
+
+@attrs.frozen
+class RuledTransfers:
+    """Transfers by the rules for registries that the operator has named: what is wrong with those is no client's."""
+
+    transfers: Transfers
+
+    def run(self, transfer: Transfer, on_event: EventListener, cancellation: Cancellation) -> Mapping[str, object]:
+        """Do as :meth:`Transfers.run`."""
+        try:
+            return self.transfers.run(transfer, on_event, cancellation)
+        except (InvalidPath, InvalidDocument):
+            try:
+                check_registries()
+            except SettingsError as error:
+                raise RequestError(500, str(error)) from error
+            raise
 
 
 def store_opener(settings: Settings) -> "partial[Store]":

@@ -32,6 +32,8 @@ def file_errors(path: str) -> Iterator[None]:
                 where = error.filename
             else:  # below a folder that is open, of which the system says nothing
                 problem = f"{problem}: {error.filename!r}"
+        if isinstance(error.filename2, str) and os.path.isabs(error.filename2):
+            problem = f"{problem}, on the way to {error.filename2}"  # which of the two is to blame nobody says
         if error.errno in NO_SPACE:
             raise StoreFull(where) from error
         raise StoreUnavailable(where, problem) from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minibox_store import _trees
-from minibox_store._moving import write_all
+from minibox_store._moving import naming_errors, write_all
 from minibox_store.limits import MEBIBYTE
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -99,7 +99,7 @@ def read_whole(path: str, limit_bytes: int) -> bytes:
         OSError: EFBIG when it is larger than ``limit_bytes``; else as :func:`open_regular`.
     """
     descriptor = open_regular(path)
-    with open(descriptor, "rb", buffering=0) as file:
+    with naming_errors(path), open(descriptor, "rb", buffering=0) as file:
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes > limit_bytes:
             raise OSError(errno.EFBIG, f"it is larger than {limit_bytes} bytes", path)
@@ -115,7 +115,7 @@ def read_whole(path: str, limit_bytes: int) -> bytes:
 def read_end(path: str, limit_bytes: int) -> bytes:
     """Return the last bytes of a regular file, at most so many; raises as :func:`open_regular`."""
     descriptor = open_regular(path)
-    with open(descriptor, "rb", buffering=0) as file:
+    with naming_errors(path), open(descriptor, "rb", buffering=0) as file:
         file.seek(max(0, os.fstat(descriptor).st_size - limit_bytes))
         content = b""
         while len(content) < limit_bytes and (more := file.read(limit_bytes - len(content))):

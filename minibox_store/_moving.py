@@ -6,7 +6,7 @@ As in :mod:`minibox_store._files`, each operation is one call of ``os`` from thi
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from minibox_store import _extents
 from minibox_store.digest import Verifier
@@ -27,19 +27,28 @@ class CutOff(OSError):
 class FileStream:
     """Part of an open regular file, as the bytes of a blob; the kernel may move them.
 
-    Reads by position, so that several streams may share a descriptor; closes it only if it owns it.
+    Reads by position, so that several streams may share a descriptor; closes it only if it owns it. ``path`` is where
+    the file lies, for errors of reads to say it.
     """
 
-    def __init__(self, descriptor: int, offset: int, size_bytes: int, *, owns_descriptor: bool = True) -> None:
+    def __init__(
+        self, descriptor: int, offset: int, size_bytes: int, *, owns_descriptor: bool = True, path: str | None = None
+    ) -> None:
         self._descriptor = descriptor
         self._offset = offset
         self._end = offset + size_bytes
         self._owned = owns_descriptor
+        self._path = path
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill some of ``buffer``; 0 at the end."""
         room = min(len(buffer), self._end - self._offset)
-        count = os.preadv(self._descriptor, [buffer[:room]], self._offset) if room > 0 else 0
+        try:
+            count = os.preadv(self._descriptor, [buffer[:room]], self._offset) if room > 0 else 0
+        except OSError as error:
+            if self._path is not None:
+                name_error(error, self._path)
+            raise
         self._offset += count
         return count
 
@@ -192,6 +201,22 @@ def _send_range(source: int, target: int, offset: int, position: int, size_bytes
     count = os.preadv(source, [buffer[: min(len(buffer), size_bytes)]], offset)
     write_all(target, buffer[:count])
     return count
+
+
+def name_error(error: OSError, path: str) -> None:
+    """Let an error say which file it was met at, if it does not: that of an open file bears its number, or nothing."""
+    if not isinstance(error.filename, str):
+        error.filename = path
+
+
+@contextmanager
+def naming_errors(path: str) -> Iterator[None]:
+    """Do as :func:`name_error` with each error of the block."""
+    try:
+        yield
+    except OSError as error:
+        name_error(error, path)
+        raise
 
 
 def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:

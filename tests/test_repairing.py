@@ -725,13 +725,27 @@ def test_a_file_that_the_disk_does_not_even_open_is_replaced(root: Path, role: s
     check_whole(root)
 
 
-def test_a_repair_ends_though_a_document_that_was_mended_stays_closed(root: Path) -> None:
-    path = os.fspath(blob(root, AMD64.digest))
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_repair_ends_and_tells_all_though_a_document_that_was_mended_stays_closed(root: Path, number: int) -> None:
+    path, rotten = os.fspath(blob(root, AMD64.digest)), OTHER.layer_digests[1]
+    rot(blob(root, rotten))
     with failing_system() as system:
-        system.fail_from(lambda call: call.name == "open" and call.paths == (path,), errno.EACCES, skip=0, times=30)
+        system.fail_from(lambda call: call.name == "open" and call.paths == (path,), number, skip=0, times=30)
         report = repair(root)
     assert len(system.failed) < 30, "it was mended and looked at again until somebody opened it"
-    assert set(brief(report)) == {f"mended {AMD64.digest}"}
+    assert brief(report) == {f"mended {rotten}": ("wrong digest",), f"unmended {AMD64.digest}": ("unreadable",)}
+    assert os.strerror(number) in report.unmended[0].problems[0]
+    assert not report.is_whole
+    check_whole(root)
+
+
+def test_what_was_mended_is_told_though_no_generation_may_be_read(root: Path) -> None:
+    digest = OTHER.layer_digests[1]
+    rot(blob(root, digest))
+    with failing_system() as system:
+        system.fail_from(lambda call: "/history/" in "".join(call.paths[:1]), errno.EACCES, skip=0, times=EVER)
+        assert brief(repair(root)) == {f"mended {digest}": ("wrong digest",)}
+        assert system.failed
     check_whole(root)
 
 
@@ -765,6 +779,23 @@ def test_a_file_that_is_closed_to_its_user_is_replaced_or_stays_and_the_rest_is_
             put(root, closed["dead"], "dead:1")
         assert open_store(root).verify() == ()
         assert open_store(root).prune().errors == ()
+
+    assert run_as_user(work) == 0
+
+
+def test_a_folder_that_may_not_be_moved_stays_and_what_was_mended_is_told() -> None:
+    require_root()
+
+    def work(folder: Path) -> None:
+        root, rotten, absent = folder / "store", AMD64.layer_digests[0], digest_of(b"nothing has these bytes")
+        put(root, AMD64, "app:1")
+        rot(blob(root, rotten))
+        stray = blob(root, absent)
+        stray.mkdir(mode=0o555)
+        report = repair(root, memory_of({"": AMD64}))
+        assert brief(report) == {f"mended {rotten}": ("wrong digest",), f"unmended {absent}": ("not a file",)}
+        assert report.unmended[0].problems[-1] == "it cannot be moved: Permission denied"
+        assert stray.is_dir()
 
     assert run_as_user(work) == 0
 

@@ -1,6 +1,7 @@
 """The store as a program sees it: names, images, files and their modes, and every way it says no."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -38,11 +39,12 @@ from minibox_store import (
     StoreUnavailable,
 )
 from tests.support.archives import members_of, pack, read_archive
-from tests.support.forks import run_forked
+from tests.support.failing_system import failing_system
+from tests.support.forks import run_as_user, run_forked
 from tests.support.images import BuiltImage, build_image, build_index, digest_of, encode_document, random_layer
 from tests.support.invariants import check_invariants, held_locks, open_files, read_index, read_names, stored
 from tests.support.layouts import write_layout
-from tests.support.os_proxy import replaced_os
+from tests.support.os_proxy import Call, replaced_os
 from tests.support.snapshots import snapshot
 from tests.support.sources import (
     LackingSource,
@@ -973,6 +975,33 @@ def test_want_of_file_descriptors_is_not_called_damage(root: Path) -> None:
             open_store(root).images()
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "skip", "work"),
+    [
+        ("index.json", "fstat", 1, Store.prune),
+        (IMAGE.digest, "pread", 0, Store.prune),
+        (IMAGE.config_digest, "preadv", 0, lambda store: store.inspect("app:1")),
+        (IMAGE.config_digest, "preadv", 0, lambda store: store.save("app:1", io.BytesIO())),
+        ("blobs/sha256", "scandir", 0, Store.prune),
+    ],
+)
+def test_what_the_system_says_of_an_open_file_is_told_with_its_path(
+    root: Path, part: str, name: str, skip: int, work: Callable[[Store], object]
+) -> None:
+    put(root, IMAGE, "app:1")
+    path = os.fspath(blob(root, part) if ":" in part else root / part)
+    before = snapshot(root / "blobs")
+
+    def is_met(call: Call) -> bool:
+        return call.name == name and call.paths[:1] == (path,) and isinstance(call.arguments[0], int)
+
+    with failing_system() as system:
+        system.fail_from(is_met, errno.ESTALE, skip=skip, times=1 << 60)
+        with pytest.raises(StoreUnavailable, match=f"^cannot use {path}: {os.strerror(errno.ESTALE)}$"):
+            work(open_store(root))
+    assert snapshot(root / "blobs") == before
+
+
 @pytest.mark.parametrize("part", ["blobs", "blobs/sha256", "ingest"])
 def test_a_link_in_the_place_of_a_folder_of_the_store_is_refused_in_a_clear_sentence(root: Path, part: str) -> None:
     put(root, IMAGE, "app:1")
@@ -980,6 +1009,22 @@ def test_a_link_in_the_place_of_a_folder_of_the_store_is_refused_in_a_clear_sent
     (root / part).symlink_to(root / "elsewhere")
     with pytest.raises(StoreUnavailable, match=f"{root / part}: it is a link, or no folder"):
         open_store(root).tag("app:1", "app:2")
+
+
+def test_a_folder_that_takes_no_blob_is_named_and_nothing_has_changed() -> None:
+    require_root()
+
+    def work(folder: Path) -> None:
+        put(folder / "store", IMAGE, "app:1")
+        blobs, before = folder / "store" / "blobs", snapshot(folder / "store")
+        (blobs / "sha256").chmod(0o555)
+        with pytest.raises(StoreUnavailable, match=f"Permission denied, on the way to {blobs}/sha256/"):
+            put(folder / "store", build_image(salt="new"), "new:1")
+        (blobs / "sha256").chmod(0o755)
+        open_store(folder / "store").prune()
+        assert snapshot(folder / "store") == before
+
+    assert run_as_user(work) == 0
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])

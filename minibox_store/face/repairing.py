@@ -7,8 +7,9 @@ looked at in the next.
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 import attrs
 
@@ -19,6 +20,7 @@ from minibox_store.copying import EventListener
 from minibox_store.documents import Descriptor, Identity, identity
 from minibox_store.errors import IncompleteImage, NothingToDo, StoreBusy, StoreDamaged
 from minibox_store.face.refetching import OpenOrigin, Refetcher, refetching
+from minibox_store.graph import is_of_the_blob
 from minibox_store.image_map import ImageMap
 from minibox_store.layout import Layout
 from minibox_store.layout.inventory import Inventory
@@ -33,6 +35,8 @@ from minibox_store.values import Value
 
 _SAME_BYTES = "its bytes are those that its digest names: to fetch it again would give no others"
 _NO_NEED = "nothing that could be read needs it"
+
+_T = TypeVar("_T")
 
 # Documents, each with the names that need it.
 _Documents = dict[Identity, tuple[Descriptor, tuple[str, ...]]]
@@ -76,19 +80,24 @@ def repair(
         work.clear(dead)
     return RepairReport(
         index=index_repair,
-        mended=(*marker.mended, *work.mended),
+        mended=(*marker.mended, *work.mended.values()),
         unmended=(*marker.unmended, *work.unmended.values()),
-        lost_names=find_lost_names(layout),
-        nameless=_find_nameless(layout),
+        lost_names=_found(find_lost_names, layout),
+        nameless=_found(find_nameless, layout),
     )
 
 
-def _find_nameless(layout: Layout) -> tuple[Descriptor, ...]:
-    # A document may be wrong still, or closed to us, and then nobody knows what it reaches: what was mended is told all
-    # the same.
-    with suppress(IncompleteImage, StoreDamaged, StoreBusy, PermissionError):
-        return find_nameless(layout)
-    return ()
+def _found(find: Callable[[Layout], tuple[_T, ...]], layout: Layout) -> tuple[_T, ...]:
+    # A document or a generation may be wrong still, or closed to us, and then nobody knows what it reaches: what was
+    # mended is told all the same.
+    try:
+        return find(layout)
+    except (IncompleteImage, StoreDamaged, StoreBusy):
+        return ()
+    except OSError as error:
+        if not is_of_the_blob(error):
+            raise
+        return ()
 
 
 class _Check:
@@ -170,7 +179,7 @@ class _Repair:
         self._cancellation = cancellation
         self._tried: defaultdict[str, set[Identity]] = defaultdict(set)
         self._seen_through: set[Identity] = set()
-        self.mended: list[MendedBlob] = []
+        self.mended: dict[str, MendedBlob] = {}
         self.unmended: dict[str, UnmendedBlob] = {}
 
     def mend_all(self, damage: Sequence[_Damage], refetcher: Refetcher) -> _Documents:
@@ -181,8 +190,9 @@ class _Repair:
             path, said = each.finding.path, {identity(descriptor) for descriptor in each.descriptors}
             if path in self.unmended and said <= self._tried[path]:
                 continue  # it is missing now because it was set aside
+            done = self.mended.get(path) if said <= self._tried[path] else None
             self._tried[path] |= said
-            if self._mend(each, refetcher, position, len(damage)):
+            if self._mend(each, refetcher, position, len(damage), done):
                 for descriptor in each.descriptors:
                     key = identity(descriptor)
                     if is_document(descriptor.media_type) and key not in self._seen_through:
@@ -191,14 +201,20 @@ class _Repair:
         return documents
 
     def clear(self, damage: _Damage) -> None:
-        """Set aside what nobody needs."""
-        aside = None
+        """Set aside what nobody needs; a folder that is not ours to move stays, and what was mended is told."""
+        aside, problems = None, [_NO_NEED]
         if damage.finding.digest is not None:
-            aside = set_aside(self._layout, damage.finding.digest, self._signature(damage.finding))
-        self._give_up(damage.finding, aside, (_NO_NEED,), is_needed=False)
+            try:
+                aside = set_aside(self._layout, damage.finding.digest, self._signature(damage.finding))
+            except PermissionError as error:
+                problems.append(f"it cannot be moved: {error.strerror}")
+        self._give_up(damage.finding, aside, tuple(problems), is_needed=False)
 
-    def _mend(self, damage: _Damage, refetcher: Refetcher, position: int, total: int) -> bool:
-        """Put the right bytes in place of a wrong blob, and return whether they are there; else set it aside."""
+    def _mend(self, damage: _Damage, refetcher: Refetcher, position: int, total: int, done: MendedBlob | None) -> bool:
+        """Put the right bytes in place of a wrong blob, and return whether they are there; else set it aside.
+
+        What was ``done`` before is not done again: the disk does not give what was put there.
+        """
         finding, digest = damage.finding, damage.finding.digest
         assert digest is not None, "it was reached from a root"
         # What is there now, before it is looked at: what another process puts there meanwhile is left alone.
@@ -210,12 +226,17 @@ class _Repair:
                 return True
             self._give_up(finding, None, (_SAME_BYTES,))
             return False
+        if done is not None:
+            del self.mended[finding.path]
+            self._give_up(done.finding, None, (f"{done.origin}: what came from there is wrong too: {finding.problem}",))
+            return False
         origin, problems = refetcher.fetch(damage.descriptors, position, total)
         if origin is None:
             self._give_up(finding, None if is_right is None else set_aside(self._layout, digest, seen), problems)
             return False
         before = self.unmended.pop(finding.path, None)
-        self.mended.append(MendedBlob(finding=finding if before is None else before.finding, origin=origin))
+        told = finding if before is None else before.finding
+        self.mended[finding.path] = MendedBlob(finding=told, origin=origin)
         return True
 
     def _give_up(

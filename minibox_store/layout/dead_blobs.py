@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 
-from minibox_store import _files
+from minibox_store import _files, _moving
 from minibox_store.collecting import StoredBlob
 from minibox_store.digest import HEX_LENGTHS, is_hexadecimal
 from minibox_store.layout.ages import Youth, age_seconds
@@ -69,5 +69,10 @@ class DeadBlobs:
 
 def _iter_opened(folder: str) -> Iterator[os.DirEntry[str]]:
     """Yield what is in a folder, which stays open meanwhile: to ask about an entry then takes no way from the root."""
-    with suppress(FileNotFoundError), _files.opened_directory(folder) as opened, os.scandir(opened) as entries:
+    with (
+        suppress(FileNotFoundError),
+        _files.opened_directory(folder) as opened,
+        _moving.naming_errors(folder),
+        os.scandir(opened) as entries,
+    ):
         yield from entries

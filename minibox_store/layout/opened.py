@@ -14,6 +14,7 @@ from minibox_store.documents import Descriptor, Identity, Referrer, identity
 from minibox_store.errors import BlobNotFound, IncompleteImage
 from minibox_store.graph import ContentStream, RememberingSource, check_is_document, walk_contents
 from minibox_store.layout.layout import Layout
+from minibox_store.layout.paths import LayoutPaths
 from minibox_store.layout.reading import known_referrers
 from minibox_store.layout_index import find_name
 from minibox_store.limits import MEBIBYTE
@@ -43,7 +44,8 @@ class OpenedImage:
         shared: those of other images, which have them open for as long as this one is.
     """
 
-    def __init__(self, name: str, root: Descriptor) -> None:
+    def __init__(self, paths: LayoutPaths, name: str, root: Descriptor) -> None:
+        self._paths = paths
         self.name = name
         self.root = self.chosen = root
         self.referrers: tuple[Referrer, ...] = ()
@@ -66,7 +68,8 @@ class OpenedImage:
         if media_types.is_document(descriptor.media_type) and self.has_open(descriptor):
             # Not a part of a file, which whoever sends it need not verify: somebody may have written to it since.
             return ContentStream(_moving.read_beginning(file, descriptor.size_bytes), offset)
-        return _moving.FileStream(file, offset, descriptor.size_bytes - offset, owns_descriptor=False)
+        size_bytes, path = descriptor.size_bytes - offset, self._paths.blob(digest)
+        return _moving.FileStream(file, offset, size_bytes, owns_descriptor=False, path=path)
 
     def has_open(self, descriptor: Descriptor) -> bool:
         """Whether the file of a blob is open, and has the size that this descriptor says."""
@@ -171,7 +174,7 @@ def _open(
     last_root = None
     for _ in range(_ATTEMPTS):
         # The name may have been removed or moved, and a collection come by, since the index was read the last time.
-        image = OpenedImage(*find_name(layout.read_index(), name))
+        image = OpenedImage(layout.paths, *find_name(layout.read_index(), name))
         known = opened.get(_key(image.root))
         if known is not None:
             return known.called(image.name, image.root)

@@ -57,7 +57,8 @@ def open_settled_stream(path: str, descriptor: Descriptor, offset: int, seconds:
     A document of up to ``limit_bytes`` is read here, whole: its file may be emptied once it has been opened.
     """
     if not media_types.is_document(descriptor.media_type) or descriptor.size_bytes > limit_bytes:
-        return _moving.FileStream(_open_sized(path, descriptor), offset, descriptor.size_bytes - offset)
+        opened = _open_sized(path, descriptor)
+        return _moving.FileStream(opened, offset, descriptor.size_bytes - offset, path=path)
     content = read_settled(lambda: _read_sized(path, descriptor), path, ContentMismatch, seconds)
     return ContentStream(content, offset)
 
@@ -87,6 +88,9 @@ def _read_sized(path: str, descriptor: Descriptor) -> bytes:
     opened = _open_sized(path, descriptor)
     try:
         content = _moving.read_beginning(opened, descriptor.size_bytes + 1)
+    except OSError as error:
+        _moving.name_error(error, path)
+        raise
     finally:
         os.close(opened)
     _check_size(len(content), descriptor)

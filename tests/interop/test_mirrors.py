@@ -95,7 +95,7 @@ def test_the_daemon_pulls_from_the_mirrors_of_the_file_that_its_environment_name
             assert refused[-1] == f"[error] pull failed: {reference} is blocked by the rule for {home.host}"
             file.unlink()
             unread = daemon.post("/images/pull", image=reference).text.splitlines()
-            assert unread[-1].startswith(f"[error] pull failed: cannot use path '{file}'")
+            assert unread[-1].startswith(f"[error] pull failed: MINIBOX_REGISTRIES: cannot use path '{file}'")
 
 
 CASES = [

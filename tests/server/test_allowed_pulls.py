@@ -6,6 +6,7 @@ import pytest
 
 from tests.server.clients import TOKEN, client_of
 from tests.support.images import build_image
+from tests.support.layouts import write_layout
 from tests.support.scripted_registry import ScriptedRegistry, serve_image
 
 IMAGE = build_image()
@@ -58,6 +59,30 @@ def test_a_file_that_cannot_be_read_ends_the_pull_with_its_place(
     answer = client_of(tmp_path / "data").post("/images/pull", params={"image": "127.0.0.1:1/app:1"})
     assert "[error] pull failed" in answer.text
     assert "registries.toml at allowed: expected an array" in answer.text
+
+
+@pytest.mark.parametrize("text", ["allowed = 5", "=", None], ids=["wrong", "no TOML", "missing"])
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("POST", "/images/pull?image=127.0.0.1:1/app:1"),
+        ("POST", "/images/push?image=app:1&reference=127.0.0.1:1/app:1"),
+        ("GET", "/v2/team/app/manifests/1"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_the_operators_mistake_and_no_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, target: str, text: str | None
+) -> None:
+    write_layout(tmp_path / "data", {"app:1": IMAGE})
+    rules(tmp_path, monkeypatch, text or "")
+    if text is None:
+        (tmp_path / "registries.toml").unlink()
+    client = client_of(tmp_path / "data", upstream="127.0.0.1:1")
+    answer = client.request(method, target, headers={"Accept": "application/x-ndjson"})
+    assert answer.status_code == 500
+    told = answer.json()["errors"][0]["message"] if method == "GET" else answer.json()["detail"]
+    assert told.startswith("MINIBOX_REGISTRIES: ")
+    assert str(tmp_path / "registries.toml") in told
 
 
 @pytest.mark.parametrize(

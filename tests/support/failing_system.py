@@ -35,9 +35,11 @@ class FailingSystem(OsProxy):
 
         def action(call: Call) -> None:
             self.failed.append(call)
-            # As the system does it: an error of an open file bears no name.
-            named = isinstance(call.arguments[0], str)
-            raise OSError(number, os.strerror(number), *call.paths[: int(named)])
+            # As Python does it: an error of an open file bears no name, and one of a listing the number of the folder.
+            place: tuple[object, ...] = call.paths[:1]
+            if not isinstance(call.arguments[0], str):
+                place = call.arguments[:1] if call.name in ("listdir", "scandir") else ()
+            raise OSError(number, os.strerror(number), *place)
 
         self._order(matches, action, skip=skip, times=times)
 
