@@ -16,7 +16,15 @@ from minibox_store.values import Value
 
 
 class BlobStream(Protocol):
-    """Bytes of one blob, in order. They are not trusted until a verifier has seen them all."""
+    """Bytes of one blob, in order. They are not trusted until a verifier has seen them all.
+
+    It is no file, and has no ``read``. All of a small blob, such as the one layer of a signature::
+
+        content = bytearray(descriptor.size_bytes)
+        with closing(store.open_blob(descriptor)) as stream, memoryview(content) as rest:
+            while count := stream.readinto(rest):
+                rest = rest[count:]
+    """
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill some of ``buffer`` and return how many bytes; 0 at the end, and only there."""
