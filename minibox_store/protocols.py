@@ -34,6 +34,22 @@ class BlobStream(Protocol):
         """Release what the stream holds; a second call does nothing."""
 
 
+class ReadableFile(Protocol):
+    """What an archive is read from: a file, a pipe, a decompressor, or whatever else gives bytes."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return 1 to ``size`` bytes, no bytes only at the end; None where it would not wait, which is refused."""
+        ...
+
+
+class WritableFile(Protocol):
+    """What an archive is written to, where that is no path. Where it has ``flush`` that is called in the end."""
+
+    def write(self, data: bytes | memoryview, /) -> int | None:
+        """Take some of ``data``, and return how many bytes; all of it, where that is None."""
+        ...
+
+
 class BlobSource(Protocol):
     """Something that blobs can be read from."""
 
