@@ -106,6 +106,8 @@ if TYPE_CHECKING:
     from minibox_store.protocols import ImageWriter as ImageWriter
     from minibox_store.protocols import NamedImages as NamedImages
     from minibox_store.protocols import RangeStream as RangeStream
+    from minibox_store.protocols import ReadableFile as ReadableFile
+    from minibox_store.protocols import WritableFile as WritableFile
     from minibox_store.reference import Reference as Reference
     from minibox_store.reference import check_image_name as check_image_name
     from minibox_store.registry import CertificateFolders as CertificateFolders
@@ -271,6 +273,8 @@ _MODULES = {
         "ImageWriter",
         "NamedImages",
         "RangeStream",
+        "ReadableFile",
+        "WritableFile",
     ),
     "reference": ("Reference", "check_image_name"),
     "registry": (

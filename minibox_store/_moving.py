@@ -44,7 +44,8 @@ class FileStream:
         """Fill some of ``buffer``; 0 at the end."""
         room = min(len(buffer), self._end - self._offset)
         try:
-            count = os.preadv(self._descriptor, [buffer[:room]], self._offset) if room > 0 else 0
+            # Of another buffer, such as a bytearray, a slice is a copy: what came would be lost with it.
+            count = os.preadv(self._descriptor, [memoryview(buffer)[:room]], self._offset) if room > 0 else 0
         except OSError as error:
             if self._path is not None:
                 name_error(error, self._path)

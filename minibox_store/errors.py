@@ -269,7 +269,7 @@ class ManifestUnknown(RegistryError, NotFound):
 
 
 class AuthenticationRefused(RegistryError):
-    """The registry, or its token server, refuses these credentials, or their absence."""
+    """The registry, or its token server, refuses these credentials, or their absence, which the sentence tells."""
 
 
 @attrs.frozen(slots=False, repr=False)

@@ -11,6 +11,12 @@ A filter is a set of conditions, each written ``key=value``, and an image is cho
     max_bytes=SIZE      of those that all others choose, the least recently used, as many as it takes for all blobs
                         that images need to fit: a number of bytes, or one with KiB, MiB, GiB, TiB, kB, MB, GB or TB
 
+An image is used when its name is written (a pull, load, tag or undo does that, also where nothing changes), by a
+save, a push or a mount, by whatever unpacks it or opens its files, and by a pull that finds it here. To list, inspect
+or verify it is no use, nor is what another store, or a client of the daemon's ``/v2/``, reads of it. A use within an
+hour of the last one that is known is not noted: of images that all came within the hour, the one that came first goes
+first. What counts are the bytes of blobs, and not the trees that were made of them.
+
 Labels are those of a config: an index has none. ``label`` and ``label!`` may stand several times. Numbers have bounds,
 so that each filter can be written down and read again: 18 digits of bytes, 9 of a count, 12 of seconds, which are
 counted to the millisecond.
@@ -94,7 +100,7 @@ class ImageFilter(Value):
         labels: that the config has.
         without_labels: that it has not.
         keep_last: how many of each repository are not chosen.
-        max_bytes: which the blobs of the images that are left may take together.
+        max_bytes: which the blobs of the images that are left may take together; what was unpacked does not count.
 
     Raises:
         InvalidFilter: on construction, for one without a condition (which would mean all), or with an impossible one.

@@ -16,7 +16,15 @@ from minibox_store.values import Value
 
 
 class BlobStream(Protocol):
-    """Bytes of one blob, in order. They are not trusted until a verifier has seen them all."""
+    """Bytes of one blob, in order. They are not trusted until a verifier has seen them all.
+
+    It is no file, and has no ``read``. All of a small blob, such as the one layer of a signature::
+
+        content = bytearray(descriptor.size_bytes)
+        with closing(store.open_blob(descriptor)) as stream, memoryview(content) as rest:
+            while count := stream.readinto(rest):
+                rest = rest[count:]
+    """
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill some of ``buffer`` and return how many bytes; 0 at the end, and only there."""
@@ -24,6 +32,22 @@ class BlobStream(Protocol):
 
     def close(self) -> None:
         """Release what the stream holds; a second call does nothing."""
+
+
+class ReadableFile(Protocol):
+    """What an archive is read from: a file, a pipe, a decompressor, or whatever else gives bytes."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return 1 to ``size`` bytes, no bytes only at the end; None where it would not wait, which is refused."""
+        ...
+
+
+class WritableFile(Protocol):
+    """What an archive is written to, where that is no path. Where it has ``flush`` that is called in the end."""
+
+    def write(self, data: bytes | memoryview, /) -> int | None:
+        """Take some of ``data``, and return how many bytes; all of it, where that is None."""
+        ...
 
 
 class BlobSource(Protocol):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation, checked_cancellation
@@ -30,7 +30,7 @@ from minibox_store.layout import Layout, Listing
 from minibox_store.layout_index import find_name
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.platforms import ArchivePlatformChoice, checked_choice
-from minibox_store.protocols import BlobStream
+from minibox_store.protocols import BlobStream, ReadableFile
 from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Store(
 
     def load(
         self,
-        file: str | os.PathLike[str] | BinaryIO,
+        file: str | os.PathLike[str] | ReadableFile,
         *,
         names: Callable[[str], str | None] | None = None,
         platform: ArchivePlatformChoice = None,

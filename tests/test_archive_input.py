@@ -21,10 +21,10 @@ import pytest
 
 from minibox_store import Store
 from minibox_store.archive import ArchiveReader
-from minibox_store.archive.input import Archive, ArchiveInput, open_input
+from minibox_store.archive.input import ArchiveInput, open_input
 from minibox_store.errors import InvalidArchive, InvalidArgument, MissingLibrary, StoreError, StoreUnavailable
 from minibox_store.limits import DEFAULT_LIMITS, Limits, TarLimits
-from minibox_store.protocols import FileRange
+from minibox_store.protocols import FileRange, ReadableFile
 from tests.support.archives import members_of, pack, piped
 from tests.support.compression import (
     gzip_with_fields,
@@ -95,7 +95,7 @@ NOT_WHOLE = {
 }
 
 
-def from_bytes(content: bytes, _: Path) -> contextlib.AbstractContextManager[Archive]:
+def from_bytes(content: bytes, _: Path) -> contextlib.AbstractContextManager[ReadableFile]:
     return io.BytesIO(content)
 
 
@@ -118,7 +118,7 @@ def from_file(content: bytes, folder: Path, *, buffering: int = 0) -> Iterator[B
 
 
 @contextmanager
-def from_one_byte_at_a_time(content: bytes, _: Path) -> Iterator[Archive]:
+def from_one_byte_at_a_time(content: bytes, _: Path) -> Iterator[ReadableFile]:
     # The beginning by bytes; all of it would take too long.
     head, rest = ForwardOnly(content[:3000], 1), ForwardOnly(content[3000:], 70_001)
 
@@ -129,7 +129,7 @@ def from_one_byte_at_a_time(content: bytes, _: Path) -> Iterator[Archive]:
     yield Stream()
 
 
-Opener = Callable[[bytes, Path], contextlib.AbstractContextManager[Archive]]
+Opener = Callable[[bytes, Path], contextlib.AbstractContextManager[ReadableFile]]
 SOURCES: dict[str, Opener] = {
     "bytes": from_bytes,
     "a pipe": from_pipe,
@@ -341,7 +341,7 @@ class TestWhatACallerReadsThrough:
                 raise error
 
         with pytest.raises(StoreUnavailable, match=str(error)):
-            Store(tmp_path / "store").load(Cut())  # type: ignore[arg-type]  # of a file no more than read is asked for
+            Store(tmp_path / "store").load(Cut())
 
     def test_a_peer_that_keeps_still_for_too_long_is_no_damage(self, store: Store) -> None:
         here, there = socket.socketpair()

@@ -102,6 +102,12 @@ def test_all_of_an_image_arrives_and_the_tag_comes_last(
     assert registry.sent("PUT").count(last) == 1
 
 
+def test_what_is_returned_says_nothing_of_the_name_in_the_store(store: Store, registry: UploadRegistry) -> None:
+    pushed = push(store, registry)
+    assert store.resolve("app:1").annotations
+    assert pushed == store.get("app:1").descriptor
+
+
 def test_each_blob_takes_three_requests_and_the_root_one(store: Store, registry: UploadRegistry) -> None:
     push(store, registry)
     blobs = len(IMAGE.blobs) - 1

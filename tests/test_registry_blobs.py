@@ -11,8 +11,10 @@ from minibox_store.digest import Digest
 from minibox_store.documents import Descriptor
 from minibox_store.errors import BlobNotFound, ContentMismatch, RegistryError, StoreError
 from minibox_store.media_types import OCI_CONFIG
+from minibox_store.reference import Reference
+from minibox_store.registry_rules import Mirror, RegistryRule
 from tests.support.images import OCI_LAYER
-from tests.support.registries import open_repository
+from tests.support.registries import open_repository, quick_client
 from tests.support.scripted_registry import (
     NO_ANSWER,
     Answer,
@@ -66,6 +68,21 @@ def test_a_blob_arrives_by_every_framing_in_steps_of_any_size(framing: str, step
         registry.expect("GET", BLOB, Answer(body=CONTENT, framing=framing))  # type: ignore[arg-type]
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, step_bytes=step) == CONTENT
+
+
+@pytest.mark.parametrize("mirrors", [(), ("mirror",)])
+def test_a_buffer_that_is_no_memoryview_is_filled_as_well(mirrors: tuple[str, ...]) -> None:
+    buffer = bytearray(100)  # whose slices are copies
+    with ScriptedRegistry() as registry:
+        rule = RegistryRule(prefix=registry.host, mirrors=[Mirror(location=f"{registry.host}/{m}") for m in mirrors])
+        repository = "/".join([*mirrors, "team/app"])
+        registry.expect("GET", blob_target(repository, str(LAYER.digest)), Answer(body=CONTENT))
+        reference = Reference.parse(registry.reference("team/app", "1"))
+        with quick_client(registries=[rule]).open_repository(reference) as opened:
+            stream = opened.open_blob(LAYER)
+            assert stream.readinto(buffer) == 100  # type: ignore[arg-type]
+            stream.close()
+    assert buffer == CONTENT[:100]
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "until_close"])

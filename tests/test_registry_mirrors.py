@@ -192,13 +192,13 @@ def test_where_no_place_serves_the_error_is_that_of_the_last_and_tells_of_all(st
     places.home.allow("GET", MANIFEST, registry_error(404, "MANIFEST_UNKNOWN", "no such manifest"))
     with open_mirrored(places.reference, places.rule) as repository, pytest.raises(ManifestUnknown) as caught:
         repository.resolve("1")
-    assert caught.value.asked_before == (
+    asked = (
         f"{first.host} (500: out of order)",
-        f"{second.host} (401: authentication required)",
+        f"{second.host} (401: authentication required, and no credentials are known for it)",
     )
+    assert caught.value.asked_before == asked
     assert str(caught.value) == (
-        f"GET {places.home.url}{MANIFEST} (404): no such manifest [MANIFEST_UNKNOWN]; before it: "
-        f"{first.host} (500: out of order); {second.host} (401: authentication required)"
+        f"GET {places.home.url}{MANIFEST} (404): no such manifest [MANIFEST_UNKNOWN]; before it: {'; '.join(asked)}"
     )
 
 

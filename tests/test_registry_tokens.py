@@ -154,7 +154,7 @@ def test_without_credentials_a_basic_challenge_is_a_refusal() -> None:
         with open_here(registry) as repository, pytest.raises(AuthenticationRefused) as caught:
             repository.resolve("1")
     assert caught.value.codes == ("UNAUTHORIZED",)
-    assert caught.value.problem == "authentication required"
+    assert caught.value.problem == "authentication required, and no credentials are known for it"
 
 
 def test_wrong_credentials_are_sent_once() -> None:
@@ -164,8 +164,9 @@ def test_wrong_credentials_are_sent_once() -> None:
             registry.expect("GET", MANIFEST, unauthorized('Basic realm="x"'), requires={"Authorization": ALICE.basic})
         with open_here(registry, credentials={registry.host: ALICE}) as repository:
             for _ in range(2):
-                with pytest.raises(AuthenticationRefused):
+                with pytest.raises(AuthenticationRefused) as caught:
                     repository.resolve("1")
+                assert caught.value.problem == "authentication required"
         assert len(registry.requests) == 3
 
 
@@ -189,6 +190,7 @@ def test_a_token_that_is_refused_is_renewed_once_and_then_it_is_a_refusal() -> N
         with open_here(registry) as repository, pytest.raises(AuthenticationRefused) as caught:
             repository.resolve("1")
     assert caught.value.status == 401
+    assert caught.value.problem.endswith(", and no credentials are known for it")
 
 
 def test_a_forbidden_repository_is_a_refusal_at_once() -> None:

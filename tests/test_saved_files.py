@@ -245,9 +245,9 @@ def test_what_takes_bytes_is_given_the_very_archive_and_left_open(store: Store, 
     memory.seek(0, os.SEEK_END)
     store.save(NAME, memory, format="oci")
     assert memory.getvalue() == b"before" + expected
-    store.save(NAME, trickle, format="oci")  # type: ignore[call-overload]  # a raw file is no BinaryIO by its type
+    store.save(NAME, trickle, format="oci")
     assert bytes(trickle.taken) == expected
-    store.save(NAME, silent, format="oci")  # type: ignore[call-overload]  # nor is this one
+    store.save(NAME, silent, format="oci")
     assert bytes(silent.taken) == expected
     for buffering in (0, -1):
         with (folder / "a.tar").open("wb", buffering=buffering) as file:
@@ -257,7 +257,7 @@ def test_what_takes_bytes_is_given_the_very_archive_and_left_open(store: Store, 
             file.write(b"behind")
         assert (folder / "a.tar").read_bytes() == b"before" + expected + b"behind"
     with gzip.open(folder / "a.tar.gz", "wb") as packed:
-        store.save(NAME, packed, format="oci")  # type: ignore[call-overload]  # nor this one, though it is a file
+        store.save(NAME, packed, format="oci")
     assert gzip.decompress((folder / "a.tar.gz").read_bytes()) == expected
 
 

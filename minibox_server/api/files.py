@@ -34,7 +34,7 @@ _ENTRY: Mapping[str, object] = {
         "gid": {"type": "integer"},
         "size_bytes": {"type": "integer", "minimum": 0},
         "modified": {"type": ["string", "null"]},
-        "layer": {"type": "integer", "minimum": 1, "description": "of a file, the layer that it comes from"},
+        "layer": {"type": "integer", "minimum": 1, "description": "of a file, which layer has it, from 1 on"},
         "link_target": {"type": "string"},
     },
 }

@@ -13,7 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from minibox_store import _moving
 from minibox_store.archive.sockets import socket_of
@@ -27,7 +27,7 @@ from minibox_store.decompressing import (
 from minibox_store.errors import Cancelled, InvalidArchive, InvalidArgument, StoreUnavailable
 from minibox_store.limits import DEFAULT_LIMITS, MEBIBYTE, Limits
 from minibox_store.output_bounds import OutputBounds
-from minibox_store.protocols import BlobStream, FileRange
+from minibox_store.protocols import BlobStream, FileRange, ReadableFile
 
 if TYPE_CHECKING:
     import socket
@@ -40,14 +40,6 @@ _DECOMPRESSORS = (
     ("compression.zstd", "ZstdError"),
     ("backports.zstd", "ZstdError"),
 )
-
-
-class Archive(Protocol):
-    """What an archive is read from: a file, a pipe, a decompressor."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return 1 to ``size`` bytes, and none only at the end."""
-        ...
 
 
 @runtime_checkable
@@ -106,7 +98,7 @@ class ArchiveInput:
         return self._at
 
 
-def open_input(file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> ArchiveInput:
+def open_input(file: ReadableFile, limits: Limits = DEFAULT_LIMITS) -> ArchiveInput:
     """Return what ``file`` holds from where it stands; nothing is read of a pipe before the first read.
 
     Args:
@@ -186,7 +178,7 @@ class _ToldStream:
 class _CallersStream:
     """What the caller reads from, with its errors and its ways to say nothing in one form."""
 
-    def __init__(self, file: Archive | BinaryIO) -> None:
+    def __init__(self, file: ReadableFile) -> None:
         self.file = file
         self._into: Callable[[memoryview], int | None] | None = None
         if type(file) is io.BufferedReader:
@@ -241,7 +233,7 @@ class _CallersStream:
             if count is None or (type(count) is int and 0 <= count <= len(buffer)):
                 return count
             raise InvalidArgument("file", self.file, f"of {len(buffer)} bytes it says that it has given {count!r}")
-        data: bytes | None = self.file.read(len(buffer))
+        data = self.file.read(len(buffer))
         if data is None:
             return None
         if not isinstance(data, bytes | bytearray | memoryview) or len(data) > len(buffer):
@@ -282,24 +274,24 @@ def _compression_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
-def _raw_of(file: Archive | BinaryIO) -> object:
+def _raw_of(file: ReadableFile) -> object:
     # This very type, and below of the others too: what is derived from them may give other bytes than lie there.
     return file.raw if type(file) is io.BufferedReader else file
 
 
-def _descriptor_of(file: Archive | BinaryIO) -> io.FileIO | None:
+def _descriptor_of(file: ReadableFile) -> io.FileIO | None:
     raw = _raw_of(file)
     return raw if type(raw) is io.FileIO else None
 
 
-def _peer_of(file: Archive | BinaryIO) -> "socket.socket | None":
+def _peer_of(file: ReadableFile) -> "socket.socket | None":
     """Return the socket that a file reads from, if it does."""
     raw = _raw_of(file)
     peer = socket_of(raw)
     return peer if isinstance(raw, io.RawIOBase) and raw.readable() else None
 
 
-def _waiting_for(file: Archive | BinaryIO, peer: "socket.socket | None") -> "select.poll | None":
+def _waiting_for(file: ReadableFile, peer: "socket.socket | None") -> "select.poll | None":
     """Return what tells whether a pipe, or the like, has something to give; None for what never waits, or others."""
     if peer is not None:
         source, may_wait = peer.fileno(), peer.gettimeout() != 0
@@ -313,7 +305,7 @@ def _waiting_for(file: Archive | BinaryIO, peer: "socket.socket | None") -> "sel
     return waiting if may_wait else None
 
 
-def _regular_file(file: Archive | BinaryIO) -> FileRange | None:
+def _regular_file(file: ReadableFile) -> FileRange | None:
     """Return what is left of a regular file as ``open`` gives it.
 
     Many another thing that has a ``fileno`` (a decompressor, say) does not read the bytes that lie there.

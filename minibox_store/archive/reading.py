@@ -6,10 +6,9 @@ it was read, says ``contents``.
 
 import functools
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from minibox_store import _moving
-from minibox_store.archive.input import Archive, open_input
+from minibox_store.archive.input import open_input
 from minibox_store.archive.member_names import (
     META_JSON,
     MemberName,
@@ -23,7 +22,7 @@ from minibox_store.documents import Descriptor
 from minibox_store.errors import InvalidArchive
 from minibox_store.limits import DEFAULT_LIMITS, Limits
 from minibox_store.media_types import OCTET_STREAM
-from minibox_store.protocols import ArchivedBlob, BlobStream
+from minibox_store.protocols import ArchivedBlob, BlobStream, ReadableFile
 from minibox_store.tar import Member, MemberKind, TarReader
 
 _LINKS = (MemberKind.SYMLINK, MemberKind.HARDLINK)
@@ -50,7 +49,7 @@ class ArchiveReader:
         limits: the bounds on what is read.
     """
 
-    def __init__(self, file: Archive | BinaryIO, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, file: ReadableFile, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
         self._input = open_input(file, limits)
         self._tar = TarReader(self._input, limits.tar)

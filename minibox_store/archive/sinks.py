@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from minibox_store import _files, _moving
 from minibox_store._room import check_room
@@ -22,7 +22,7 @@ from minibox_store.archive.sockets import socket_of
 from minibox_store.digest import Verifier
 from minibox_store.errors import Cancelled, InvalidArgument, MissingLibrary, StoreFull, StoreUnavailable
 from minibox_store.latch import Latch
-from minibox_store.protocols import BlobStream
+from minibox_store.protocols import BlobStream, WritableFile
 
 if TYPE_CHECKING:
     import socket
@@ -127,7 +127,7 @@ class StreamSink(_Stream):
         file: it may take fewer bytes than it is given, as an unbuffered file does.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: WritableFile) -> None:
         self._file = file
         self._name = _name_of(file)
 
@@ -147,9 +147,8 @@ class StreamSink(_Stream):
 
     def finish(self) -> None:
         """Flush the file, where it keeps anything back."""
-        if hasattr(self._file, "flush"):
-            with file_errors_of(self._name), _waiting_only(self._name):
-                self._file.flush()
+        with file_errors_of(self._name), _waiting_only(self._name):
+            _flush(self._file)
 
 
 class PipeSink(_Stream):
@@ -278,7 +277,7 @@ class ZstdSink(_Stream):
 
 
 @contextmanager
-def opened_sink(file: BinaryIO, interrupted: Latch) -> Iterator[Sink]:
+def opened_sink(file: WritableFile, interrupted: Latch) -> Iterator[Sink]:
     """Give the way into what a program has open; it is not closed.
 
     A write to a pipe, or to a plain socket, ends once ``interrupted`` is set.
@@ -301,18 +300,18 @@ def opened_sink(file: BinaryIO, interrupted: Latch) -> Iterator[Sink]:
         os.close(pipe[0])
 
 
-def _peer_of(file: BinaryIO) -> "socket.socket | None":
+def _peer_of(file: WritableFile) -> "socket.socket | None":
     """Return the socket that ``file`` writes to; None where that is none, or does not wait."""
     raw = file.raw if type(file) is io.BufferedWriter else file
     peer = socket_of(raw)
     if peer is None or peer.gettimeout() == 0 or not isinstance(raw, io.RawIOBase) or not raw.writable():
         return None
     with file_errors_of(_name_of(file)):
-        file.flush()
+        _flush(file)
     return peer
 
 
-def _own_way(file: BinaryIO) -> tuple[int, int] | None:
+def _own_way(file: WritableFile) -> tuple[int, int] | None:
     """Return a descriptor of the pipe that ``file`` is, and how much of it is written at once; None where it is none.
 
     It does not block, where it can be had so: to set that on the file's own would change it for all who share it.
@@ -323,12 +322,17 @@ def _own_way(file: BinaryIO) -> tuple[int, int] | None:
             return None
         if not stat.S_ISFIFO(os.fstat(raw.fileno()).st_mode):
             return None
-        file.flush()
+        _flush(file)
     try:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
         return os.open(f"/proc/self/fd/{raw.fileno()}", flags), _moving.BUFFER_BYTES
     except OSError:  # the pipe of another user, one that nobody reads from, or a system without /proc
         return os.dup(raw.fileno()), select.PIPE_BUF
+
+
+def _flush(file: WritableFile) -> None:
+    if hasattr(file, "flush"):
+        file.flush()
 
 
 def _name_of(file: object) -> str:

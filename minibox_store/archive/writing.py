@@ -10,7 +10,6 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
 
 import attrs
 
@@ -27,7 +26,7 @@ from minibox_store.errors import ContentMismatch, IncompleteImage, InvalidPath
 from minibox_store.graph import read_content
 from minibox_store.latch import Latch
 from minibox_store.limits import Limits
-from minibox_store.protocols import BlobSource, BlobStream, RangeStream
+from minibox_store.protocols import BlobSource, BlobStream, RangeStream, WritableFile
 from minibox_store.tar import END_OF_ARCHIVE
 
 _PLAIN = ArchiveForm()
@@ -82,7 +81,7 @@ class ArchiveStream:
         form: how the archive is written.
     """
 
-    def __init__(self, file: BinaryIO, *, form: ArchiveForm = _PLAIN) -> None:
+    def __init__(self, file: WritableFile, *, form: ArchiveForm = _PLAIN) -> None:
         self._file = file
         self._form = form
         self._interrupted = Latch()

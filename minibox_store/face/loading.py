@@ -7,7 +7,6 @@ lacks is taken from the store only where the caller has said so. All of its imag
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO
 
 import attrs
 
@@ -39,7 +38,7 @@ from minibox_store.limits import Limits
 from minibox_store.listeners import is_of_listener, marking_errors
 from minibox_store.platforms import ArchivedPlatforms
 from minibox_store.policies import Policy
-from minibox_store.protocols import BlobSource, BlobStream
+from minibox_store.protocols import BlobSource, BlobStream, ReadableFile
 from minibox_store.reference import check_image_name
 from minibox_store.reports.images import Image
 from minibox_store.selecting import ChosenImage, select_image, select_present
@@ -59,7 +58,7 @@ class ArchiveWish(Value):
 
 
 def load_archive(
-    file: str | os.PathLike[str] | BinaryIO,
+    file: str | os.PathLike[str] | ReadableFile,
     layout: Layout,
     wish: ArchiveWish,
     *,
@@ -223,7 +222,7 @@ def _named(
 
 
 @contextmanager
-def _opened(file: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(file: str | os.PathLike[str] | ReadableFile) -> Iterator[ReadableFile]:
     if not isinstance(file, str | os.PathLike):
         yield file
         return

@@ -6,6 +6,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
+
 from minibox_store._file_errors import file_errors
 from minibox_store.cancellation import Cancellation, checked_cancellation
 from minibox_store.copying import DEFAULT_PARALLEL, EventListener, copy_image, heard, ignore_events
@@ -17,6 +19,7 @@ from minibox_store.face.arguments import known_client
 from minibox_store.face.sending import check_sending, naming, tags_to_write
 from minibox_store.graph import RememberingSource
 from minibox_store.layout import Layout, OpenedImage, opening_image
+from minibox_store.layout_index import without_own
 from minibox_store.manifest_choice import select_manifest
 from minibox_store.platforms import Platform
 from minibox_store.reference import Reference
@@ -113,7 +116,7 @@ class Pushing:
                     referrers=[each.descriptor for each in image.referrers],
                 )
             self._note_pushed(image, f"{parsed.domain}/{parsed.repository}")
-            return image.chosen
+            return attrs.evolve(image.chosen, annotations=without_own(image.chosen.annotations))
 
     def _choose(self, platform: Platform, source: RememberingSource, root: Descriptor, name: str) -> Descriptor:
         return select_manifest(source, root, platform, name, self._layout.limits)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, overload
 
 from minibox_store._file_errors import file_errors, path_errors, path_text
 from minibox_store.cancellation import Cancellation, checked_cancellation
@@ -20,14 +20,14 @@ from minibox_store.kinds import check_count
 from minibox_store.layout import Layout, Listing, OpenedImage, opening_images
 from minibox_store.limits import Limits
 from minibox_store.platforms import PlatformChoice, WantedPlatforms, checked_choice
-from minibox_store.protocols import ImageTarget, RoomChecking
+from minibox_store.protocols import ImageTarget, RoomChecking, WritableFile
 from minibox_store.reports.images import Image
 
 if TYPE_CHECKING:
     from minibox_store.archive.formats import ArchiveCompression, ArchiveForm, ArchiveFormat
     from minibox_store.archive.offering import OfferedArchive
 
-_File = str | os.PathLike[str] | BinaryIO
+_File = str | os.PathLike[str] | WritableFile
 
 
 class Saving:
@@ -40,7 +40,7 @@ class Saving:
     def save(  # type: ignore[overload-overlap]  # a text is a sequence of texts, and the first of these is for it
         self,
         name: str,
-        file: str | os.PathLike[str] | BinaryIO,
+        file: str | os.PathLike[str] | WritableFile,
         *,
         dir_fd: int | None = None,
         format: "ArchiveFormat" = "minibox",
@@ -55,7 +55,7 @@ class Saving:
     def save(
         self,
         name: Sequence[str],
-        file: str | os.PathLike[str] | BinaryIO,
+        file: str | os.PathLike[str] | WritableFile,
         *,
         dir_fd: int | None = None,
         format: "ArchiveFormat" = "minibox",
@@ -69,7 +69,7 @@ class Saving:
     def save(
         self,
         name: str | Sequence[str],
-        file: str | os.PathLike[str] | BinaryIO,
+        file: str | os.PathLike[str] | WritableFile,
         *,
         dir_fd: int | None = None,
         format: "ArchiveFormat" = "minibox",  # noqa: A002  # what everybody calls it

@@ -71,7 +71,7 @@ class BlobDownload(_Download):
         Raises:
             StoreError: when the line broke, and the registry does not go on where it was.
         """
-        room = buffer[: max(0, self._size + 1 - self._position)]
+        room = memoryview(buffer)[: max(0, self._size + 1 - self._position)]
         while len(room) and not self._has_ended:
             try:
                 if self._answer is None:

@@ -199,6 +199,7 @@ class Refusal(Value):
         retry_after_seconds: how long it asks us to wait.
         rate_limit: what it said of its limit.
         secrets: what no message may show, should the answer repeat it.
+        is_anonymous: whether it refuses somebody of whom no credentials are known.
         limits: how large the body may be.
     """
 
@@ -212,6 +213,7 @@ class Refusal(Value):
     retry_after_seconds: float | None = None
     rate_limit: RateLimit | None = None
     secrets: tuple[str, ...] = attrs.field(default=(), repr=False)
+    is_anonymous: bool = False
     limits: Limits = DEFAULT_LIMITS
 
     def failure(self) -> Failure:
@@ -226,7 +228,8 @@ class Refusal(Value):
             pause = self.rate_limit.wait_seconds  # where nothing is granted for hours, a few seconds are none
         error: StoreError = RegistryError(*fields)
         if self.status in (401, 403) and self.answerer != "elsewhere":
-            error = AuthenticationRefused(*fields)
+            lack = ", and no credentials are known for it" if self.is_anonymous else ""
+            error = AuthenticationRefused(*fields[:-1], problem + lack)
         elif self.status == 404 and self.answerer != "token server":
             error = ManifestUnknown(*fields) if self.blob is None else BlobNotFound(str(self.blob))
         elif self.status == 429 or (self.status == 503 and after is not None):

@@ -218,7 +218,7 @@ class _MirroredStream:
         Raises:
             StoreError: when no place goes on where the last one was.
         """
-        room = buffer[: max(0, self._most - self._position)]
+        room = memoryview(buffer)[: max(0, self._most - self._position)]
         while len(room) and not self._is_closed:
             try:
                 return self._read(room)

@@ -222,6 +222,11 @@ class Authorizer:
         told = () if grant is None else grant.secrets
         return told if known is None else (*told, *known.secrets)
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether credentials were looked for, and there are none."""
+        return self._has_looked and self._trouble is None and self._credentials is None
+
     def _known(self) -> Credentials | None:
         """Return the credentials; called by who has the slot's lock, so that one thread looks for all."""
         if not self._has_looked:

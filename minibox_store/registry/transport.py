@@ -299,8 +299,8 @@ class Transport:
         challenges = parse_challenges(answer.headers("WWW-Authenticate"))
         answer.close()
         better = self._authorizer.renew(challenges, authorization)
-        if better is None:
-            raise refusal.failure()
+        if better is None:  # credentials may have been looked for only now
+            raise attrs.evolve(refusal, is_anonymous=self._authorizer.is_anonymous).failure()
         return self._send(request, url, better)
 
     def _accepted(self, request: Request, answer: Answer, *, is_home: bool) -> Answer:
@@ -333,6 +333,7 @@ class Transport:
             retry_after_seconds=parse_retry_after(answer.header("Retry-After"), answer.header("Date")),
             rate_limit=read_rate_limit(answer, secrets) if answerer == "registry" else None,
             secrets=secrets,
+            is_anonymous=self._authorizer.is_anonymous,
             limits=self._limits,
         )
 

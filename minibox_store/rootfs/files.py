@@ -34,7 +34,10 @@ _BUFFER_BYTES = 128 * 1024
 
 
 class ImageFiles:
-    """The files of an image. Its methods, and the files it opens, may be used from several threads; one file by one.
+    """The files of an image, as all layers together make them: what an upper one hides is not among them.
+
+    Its methods, and the files it opens, may be used from several threads; one file by one. Which layer each file comes
+    from, tells :meth:`walk_nodes`, from :attr:`root` on.
 
     Everything is read from blobs that were open before the first byte was, so a prune takes nothing away. What is read
     was verified: it is what the image's config promises, or an error.

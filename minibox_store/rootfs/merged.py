@@ -46,7 +46,7 @@ class FileNode(NamedTuple):
         layer: which layer its content lies in, from 0 on, as the manifest has them; of a file without content, which
             one says last what it is.
         data_offset: where in that layer's tar.
-        content: the sha256 of a regular file's content; empty where it is not known.
+        content: the sha256 of a regular file's content, its 32 bytes; empty where it is not known.
         segments: which parts of the content are stored there; None where all of it is.
         directory: the number of a directory, -1 for anything else.
     """

@@ -71,6 +71,16 @@ def test_a_blob_can_be_read_from_any_offset_up_to_its_end(source: BlobSource) ->
             assert read_all(source, descriptor, offset) == content[offset:]
 
 
+def test_a_buffer_that_is_no_memoryview_is_filled_as_well(source: BlobSource) -> None:
+    descriptor = descriptors_of(IMAGE)[1]
+    buffer = bytearray(1000)  # whose slices are copies
+    stream = source.open_blob(descriptor)
+    count = stream.readinto(buffer)  # type: ignore[arg-type]
+    stream.close()
+    assert count
+    assert buffer[:count] == IMAGE.blobs[str(descriptor.digest)][:count]
+
+
 def test_the_end_of_a_stream_stays_the_end(source: BlobSource) -> None:
     for descriptor in descriptors_of(IMAGE):
         stream = source.open_blob(descriptor)
