@@ -67,40 +67,18 @@ class FileStream:
             os.close(self._descriptor)
 
 
-class Writeback:
-    """Lets the disk begin with what is appended to a file while more of it comes: a sync has less to wait for.
-
-    Args:
-        descriptor: of the open file, which is to be durable.
-        position: where it stands.
-    """
-
-    def __init__(self, descriptor: int, position: int) -> None:
-        self._descriptor = descriptor
-        self._begun = position
-
-    def reached(self, position: int) -> None:
-        """Take note that all before ``position`` is there, and is not about to be read again."""
-        size_bytes = position - self._begun
-        if size_bytes >= _WRITEBACK_BYTES:
-            # What the disk has not got yet is not dropped from memory by this: it is sent on its way.
-            with suppress(OSError):  # it is advice; what the disk makes of it the sync says
-                os.posix_fadvise(self._descriptor, self._begun, size_bytes, os.POSIX_FADV_DONTNEED)
-            self._begun = position
-
-
 def append_stream(
     stream: BlobStream,
     descriptor: int,
     verifier: Verifier | None = None,
     *,
     expected_bytes: int = BUFFER_BYTES,
-    writeback: Writeback | None = None,
+    durable: bool = False,
 ) -> int:
     """Append the rest of ``stream`` to the open file, and return how many bytes that was.
 
-    For few ``expected_bytes`` a small buffer is made; there may be more of them all the same. ``writeback`` is told how
-    far it has come.
+    For few ``expected_bytes`` a small buffer is made; there may be more of them all the same. What is to be ``durable``
+    is on its way to the disk while more of it comes; the caller syncs the file in the end.
 
     Where the stream's bytes lie in a file, the kernel moves them, and what the verifier sees is read back from
     the copy: the bytes verified are the bytes kept, whoever changes that file meanwhile. Where both files can share
@@ -119,8 +97,8 @@ def append_stream(
                 if verifier is not None:
                     hash_range(descriptor, position, part.size_bytes, verifier, buffer)
                 position += part.size_bytes
-                if writeback is not None:
-                    writeback.reached(position)
+                if durable and not are_shared:  # blocks that are shared lie on the disk already
+                    begin_writeback(descriptor, position - part.size_bytes, position)
         os.lseek(descriptor, position, os.SEEK_SET)
         return position - start
     while count := stream.readinto(buffer):
@@ -128,9 +106,21 @@ def append_stream(
             verifier.update(buffer[:count])
         write_all(descriptor, buffer[:count])
         position += count
-        if writeback is not None:
-            writeback.reached(position)
+        if durable:
+            begin_writeback(descriptor, position - count, position)
     return position - start
+
+
+def begin_writeback(descriptor: int, before: int, position: int) -> None:
+    """Let the disk begin with the steps of a file that were not all there ``before``, and are now: a sync waits less.
+
+    Whoever appends to the file says so of each part, once it needs not be read back; so each step is sent once.
+    """
+    begin, end = (each - each % _WRITEBACK_BYTES for each in (before, position))
+    if begin < end:
+        # What the disk has not got yet is not dropped from memory by this: it is sent on its way.
+        with suppress(OSError):  # it is advice; what the disk makes of it the sync says
+            os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def hash_range(

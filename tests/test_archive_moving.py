@@ -176,6 +176,19 @@ def test_what_another_process_writes_into_a_saved_archive_is_not_in_the_store(fo
 
 
 @on_xfs
+def test_what_is_shared_is_not_sent_to_the_disk_again_and_stays_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder / "store", IMAGE, NAME)
+    sent: list[object] = []
+    monkeypatch.setattr(_moving, "os", OtherOs(posix_fadvise=lambda *given: sent.append(given)))
+    Store(folder / "store", durability="full").save(NAME, folder / "image.tar")
+    Store(folder / "loaded", durability="full").load(folder / "image.tar")
+    check_loaded(folder / "loaded")
+    assert sent == []
+
+
+@on_xfs
 def test_what_was_saved_is_loaded_without_room_for_a_second_copy(folder: Path) -> None:
     put(folder / "store", IMAGE, NAME)
     os.sync()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibox_store import Store, _moving
+from minibox_store import Store, _extents, _moving
 from minibox_store.digest import Digest, Verifier
 from minibox_store.layout import pieces, ranged_fetch
 from minibox_store.layout.layout import Layout
@@ -89,17 +89,28 @@ def save(folder: Path, durability: Durability) -> Path:
     return folder / "image.tar"
 
 
+def save_compressed(folder: Path, durability: Durability) -> Path:
+    Store(folder / "store", durability="none").import_image(memory_of({NAME: IMAGE}), NAME)
+    Store(folder / "store", durability=durability).save(NAME, folder / "image.tar", compress="zstd")
+    return folder / "image.tar"
+
+
 def receive(folder: Path, durability: Durability) -> Path:
     repository = Store(folder / "store", durability=durability).repository("app")
     upload = repository.begin_upload()
-    for piece in (CONTENT[: 9 * MEBIBYTE], CONTENT[9 * MEBIBYTE :]):
-        repository.append_upload(upload.id, PiecewiseStream(piece))
+    for start in range(0, len(CONTENT), 3 * MEBIBYTE):  # each is less than a step
+        repository.append_upload(upload.id, PiecewiseStream(CONTENT[start : start + 3 * MEBIBYTE]))
     repository.finish_upload(upload.id, LAYER.digest)
     return blob(folder / "store", str(LAYER.digest))
 
 
-WAYS = [pull, pull_ranges, load, save, receive]
+WAYS = [pull, pull_ranges, load, save, save_compressed, receive]
 Way = Callable[[Path, Durability], Path]
+
+
+@pytest.fixture(autouse=True)
+def _a_disk_that_shares_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extents, "prepare_copy", lambda *_: False)
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +134,7 @@ def test_what_is_to_be_durable_is_sent_to_the_disk_as_it_comes(way: Way, tmp_pat
     check_invariants(tmp_path / "store")
 
 
-@pytest.mark.parametrize("way", [pull, pull_ranges, load, save])
+@pytest.mark.parametrize("way", WAYS)
 def test_no_more_than_a_step_waits_for_the_sync(way: Way, tmp_path: Path, disk: Disk) -> None:
     path = way(tmp_path, "full")
     sent = [each for each in disk.sent if each.file == path.stat().st_ino]
@@ -146,7 +157,7 @@ def test_a_disk_that_takes_no_advice_gets_it_all_by_the_sync(
     monkeypatch.setattr(_moving, "os", OtherOs(posix_fadvise=deaf))
     path = way(tmp_path, "full")
     assert deaf.calls > 0
-    assert CONTENT in path.read_bytes()
+    assert way is save_compressed or CONTENT in path.read_bytes()
     check_invariants(tmp_path / "store")
 
 
@@ -164,25 +175,25 @@ def test_what_is_read_back_is_read_before_it_is_sent(
     with open(tmp_path / "source", "rb") as source, open(tmp_path / "target", "w+b", buffering=0) as target:
         file = _moving.FileStream(source.fileno(), 0, len(CONTENT), owns_descriptor=False)
         stream = file if is_file else PiecewiseStream(CONTENT)
-        writeback = _moving.Writeback(target.fileno(), 0)
-        _moving.append_stream(stream, target.fileno(), verifier, writeback=writeback)
+        _moving.append_stream(stream, target.fileno(), verifier, durable=True)
     verifier.finish()
     assert seen == [0, 0]
 
 
 @given(st.lists(st.integers(min_value=0, max_value=3 * STEP_BYTES), max_size=20), st.integers(0, 2 * STEP_BYTES))
-def test_each_byte_is_sent_once_in_order_and_in_large_parts(grown: list[int], begin: int) -> None:
+def test_each_byte_is_sent_once_in_order_and_in_whole_steps(grown: list[int], begin: int) -> None:
     sent: list[tuple[int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         advise = OtherOs(posix_fadvise=lambda _, start, size_bytes, __: sent.append((start, size_bytes)))
         patch.setattr(_moving, "os", advise)
-        writeback, position = _moving.Writeback(0, begin), begin
+        position = begin
         for size_bytes in grown:
             position += size_bytes
-            writeback.reached(position)
-    reached = begin
+            _moving.begin_writeback(0, position - size_bytes, position)
+    reached = begin - begin % STEP_BYTES
     for start, size_bytes in sent:
         assert start == reached
-        assert size_bytes >= STEP_BYTES
+        assert size_bytes > 0
+        assert size_bytes % STEP_BYTES == 0
         reached += size_bytes
     assert 0 <= position - reached < STEP_BYTES

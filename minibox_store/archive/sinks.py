@@ -68,7 +68,8 @@ class FileSink:
     def __init__(self, descriptor: int, path: str, *, durable: bool = False) -> None:
         self.descriptor = descriptor
         self._path = path
-        self._writeback = _moving.Writeback(descriptor, 0) if durable else None
+        self._durable = durable
+        self._position = 0
 
     def check_room(self, size_bytes: int) -> None:
         """Refuse what does not fit."""
@@ -80,10 +81,15 @@ class FileSink:
     def write(self, data: bytes | memoryview, /) -> None:
         """Write all of ``data`` where the file stands."""
         _moving.write_all(self.descriptor, data)
+        before, self._position = self._position, self._position + len(data)
+        if self._durable:
+            _moving.begin_writeback(self.descriptor, before, self._position)
 
     def append(self, stream: BlobStream, verifier: Verifier | None, /) -> int:
         """Write the rest of ``stream`` where the file stands, by the kernel where it can."""
-        return _moving.append_stream(stream, self.descriptor, verifier, writeback=self._writeback)
+        size_bytes = _moving.append_stream(stream, self.descriptor, verifier, durable=self._durable)
+        self._position += size_bytes
+        return size_bytes
 
     def finish(self) -> None:
         """Do nothing: nothing was kept back."""

@@ -104,11 +104,10 @@ class _Fetch:
         self._hash_had(had_bytes, verifier)
         os.lseek(self._opened, had_bytes, os.SEEK_SET)
         if had_bytes < descriptor.size_bytes or not had_bytes:
-            writeback = _moving.Writeback(self._opened, had_bytes) if self._plan.durable else None
             if self._plan.suits(descriptor) and isinstance(source, RangedSource):
-                self._run_ranged(source, verifier, writeback)
+                self._run_ranged(source, verifier)
             else:
-                fetch_rest(source, descriptor, self._opened, verifier, writeback)
+                fetch_rest(source, descriptor, self._opened, verifier, durable=self._plan.durable)
         verifier.finish()
 
     def _hash_had(self, had_bytes: int, verifier: Verifier) -> None:
@@ -123,8 +122,8 @@ class _Fetch:
                 # What the disk does not give back is as good as wrong; kept, it would fail every further try.
                 raise ContentMismatch(str(self._descriptor.digest), f"{had_bytes} bytes", "fewer") from error
 
-    def _run_ranged(self, source: RangedSource, verifier: Verifier, writeback: _moving.Writeback | None) -> None:
-        fetch = RangedFetch(self._plan, source, self._descriptor, self._opened, verifier, writeback)
+    def _run_ranged(self, source: RangedSource, verifier: Verifier) -> None:
+        fetch = RangedFetch(self._plan, source, self._descriptor, self._opened, verifier)
         try:
             fetch.run()
         finally:

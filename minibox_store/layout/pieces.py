@@ -126,14 +126,8 @@ class PiecesAhead:
                 self.working += 1
                 self._traffic.open(1)
 
-    def take(
-        self,
-        descriptor: int,
-        verifier: Verifier,
-        look: Callable[[], None],
-        writeback: _moving.Writeback | None = None,
-    ) -> None:
-        """Append the pieces to an open file as they come, and return when there are no more.
+    def take(self, descriptor: int, verifier: Verifier, look: Callable[[], None], *, durable: bool = False) -> None:
+        """Append the pieces to an open file as they come, ``durable`` or not, and return when there are no more.
 
         When a lane has failed no further pieces are begun, and those up to its own are taken. What ``look`` raises,
         which is called now and then, ends it.
@@ -142,7 +136,7 @@ class PiecesAhead:
             size_bytes = piece.come_bytes - piece.taken_bytes
             assert verifier.seen_bytes == piece.offset + piece.taken_bytes
             stream = _moving.FileStream(piece.file_descriptor, piece.taken_bytes, size_bytes, owns_descriptor=False)
-            _moving.append_stream(stream, descriptor, verifier, writeback=writeback)
+            _moving.append_stream(stream, descriptor, verifier, durable=durable)
             piece.taken_bytes += size_bytes
             if piece.taken_bytes == piece.size_bytes:
                 with self._changed:

@@ -49,17 +49,11 @@ class FetchPlan(Value):
         return self.ranges != 1 and descriptor.size_bytes >= LEAST_BLOB_BYTES
 
 
-def fetch_rest(
-    source: BlobSource,
-    descriptor: Descriptor,
-    opened: int,
-    verifier: Verifier,
-    writeback: _moving.Writeback | None,
-) -> None:
+def fetch_rest(source: BlobSource, descriptor: Descriptor, opened: int, verifier: Verifier, *, durable: bool) -> None:
     """Append to an open file what is missing of a blob, by one stream."""
     stream = source.open_blob(descriptor, verifier.seen_bytes)
     try:
-        _moving.append_stream(stream, opened, verifier, writeback=writeback)
+        _moving.append_stream(stream, opened, verifier, durable=durable)
     finally:
         stream.close()
 
@@ -73,27 +67,19 @@ class RangedFetch:
         descriptor: of the blob.
         opened: the file, at whose end it stands.
         verifier: sees every byte in order.
-        writeback: is told how far the file has come; None where it need not be durable.
 
     Attributes:
         used_ranges: whether a part of it has come in pieces.
     """
 
     def __init__(
-        self,
-        plan: FetchPlan,
-        source: RangedSource,
-        descriptor: Descriptor,
-        opened: int,
-        verifier: Verifier,
-        writeback: _moving.Writeback | None,
+        self, plan: FetchPlan, source: RangedSource, descriptor: Descriptor, opened: int, verifier: Verifier
     ) -> None:
         self._plan = plan
         self._source = source
         self._descriptor = descriptor
         self._opened = opened
         self._verifier = verifier
-        self._writeback = writeback
         self._ahead: PiecesAhead | None = None
         self._pace = Pace(self._sight())
         self.used_ranges = False
@@ -113,7 +99,7 @@ class RangedFetch:
                 self._fetch_watched()
             # A stream may end too soon, and leave a gap before the pieces: then they are of no use.
             if self._ahead is not None and self._verifier.seen_bytes == self._ahead.begins_at:
-                self._ahead.take(self._opened, self._verifier, self._look, self._writeback)
+                self._ahead.take(self._opened, self._verifier, self._look, durable=self._plan.durable)
                 self._ahead.check()
                 self.used_ranges = self._ahead.received_bytes > 0
         except StoreError:
@@ -127,7 +113,7 @@ class RangedFetch:
             if self._ahead is not None:
                 self._ahead.stop()
         if self._left_bytes():
-            fetch_rest(self._source, self._descriptor, self._opened, self._verifier, self._writeback)
+            fetch_rest(self._source, self._descriptor, self._opened, self._verifier, durable=self._plan.durable)
 
     def _fetch_watched(self) -> None:
         """Fetch by one stream: to the end, or to where the pieces begin that are fetched ahead of it."""
@@ -136,7 +122,7 @@ class RangedFetch:
         try:
             is_file = isinstance(stream, RangeStream)
             watched = stream if is_file else _WatchedStream(stream, self)
-            _moving.append_stream(watched, self._opened, self._verifier, writeback=self._writeback)
+            _moving.append_stream(watched, self._opened, self._verifier, durable=self._plan.durable)
         finally:
             self._plan.traffic.open(-1)
             stream.close()

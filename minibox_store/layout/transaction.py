@@ -272,8 +272,8 @@ class Transaction:
         opened = _files.open_new(path)
         try:
             verifier = Verifier(digest, size_bytes)
-            writeback = _moving.Writeback(opened, 0) if self._layout.durable else None
-            _moving.append_stream(stream, opened, verifier, expected_bytes=size_bytes, writeback=writeback)
+            durable = self._layout.durable
+            _moving.append_stream(stream, opened, verifier, expected_bytes=size_bytes, durable=durable)
             found = verifier.finish()
             if not self._finish(opened, path, Descriptor(media_type="", digest=found, size_bytes=size_bytes)):
                 raise StoreUnavailable(path, "somebody has taken it away")

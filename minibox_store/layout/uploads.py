@@ -119,8 +119,7 @@ class Uploads:
                 check_room(opened, size_bytes, name=self._paths.root)
             hasher = self._hasher(identifier, opened, _USUAL)
             try:
-                writeback = _moving.Writeback(opened, had_bytes) if self._layout.durable else None
-                come_bytes = _append(stream, opened, hasher, size_bytes, writeback)
+                come_bytes = _append(stream, opened, hasher, size_bytes, durable=self._layout.durable)
             except OSError as error:  # nobody knows how much of the last bytes was written: they are hashed again
                 if error.errno in _files.NO_SPACE:
                     _moving.cut_to(opened, had_bytes)
@@ -240,18 +239,16 @@ def _growth(opened: int) -> _Growth:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _append(
-    stream: BlobStream, opened: int, hasher: "_Hash", size_bytes: int | None, writeback: _moving.Writeback | None
-) -> int:
+def _append(stream: BlobStream, opened: int, hasher: "_Hash", size_bytes: int | None, *, durable: bool) -> int:
     """Write what a stream gives where the file stands; what was written was hashed, whatever ends this."""
     buffer = memoryview(bytearray(_moving.BUFFER_BYTES))
-    begin, come_bytes = os.lseek(opened, 0, os.SEEK_CUR), 0
+    begin = position = os.lseek(opened, 0, os.SEEK_CUR)
     while count := stream.readinto(buffer):
-        come_bytes += count
-        if size_bytes is not None and come_bytes > size_bytes:
+        position += count
+        if size_bytes is not None and position - begin > size_bytes:
             raise _TooMuch
         _moving.write_all(opened, buffer[:count])
         hasher.update(buffer[:count])
-        if writeback is not None:
-            writeback.reached(begin + come_bytes)
-    return come_bytes
+        if durable:
+            _moving.begin_writeback(opened, position - count, position)
+    return position - begin
