@@ -46,6 +46,7 @@ from tests.support.scripted_registry import (
     registry_error,
     serve_image,
 )
+from tests.support.small_pieces import make_pieces_small
 from tests.support.sources import (
     LyingSource,
     PiecewiseStream,
@@ -84,11 +85,7 @@ def _no_thread_is_left_behind() -> Iterator[None]:
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few MiB be a large blob."""
-    monkeypatch.setattr(ranged_fetch, "LEAST_BLOB_BYTES", MEBIBYTE)
-    monkeypatch.setattr(ranged_fetch, "LEAST_BYTES", 64 * KIBIBYTE)
-    monkeypatch.setattr(pieces, "LEAST_BYTES", 64 * KIBIBYTE)
-    monkeypatch.setattr(pieces, "MOST_BYTES", 256 * KIBIBYTE)
-    monkeypatch.setattr(ranged_fetch, "MOST_BYTES", 256 * KIBIBYTE)
+    make_pieces_small(monkeypatch)
 
 
 small_pieces = pytest.mark.usefixtures("_small_pieces")

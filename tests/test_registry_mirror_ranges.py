@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from minibox_store import Event, Mirror, MirrorFailed, RegistryRule, Store, UsingMirror
-from minibox_store.layout import pieces, ranged_fetch
 from minibox_store.limits import MEBIBYTE
 from tests.support.images import build_image, random_layer
 from tests.support.invariants import check_invariants
@@ -24,6 +23,7 @@ from tests.support.scripted_registry import (
     ranged,
     serve_image,
 )
+from tests.support.small_pieces import make_pieces_small
 
 KIBIBYTE = 1024
 RANGES = 3
@@ -35,10 +35,7 @@ BLOB = blob_target("team/app", LAYER)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranged_fetch, "LEAST_BLOB_BYTES", MEBIBYTE)
-    for module in (ranged_fetch, pieces):
-        monkeypatch.setattr(module, "LEAST_BYTES", 64 * KIBIBYTE)
-        monkeypatch.setattr(module, "MOST_BYTES", 256 * KIBIBYTE)
+    make_pieces_small(monkeypatch)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from minibox_store import Store, _extents, _moving
 from minibox_store.digest import Digest, Verifier
-from minibox_store.layout import pieces, ranged_fetch
 from minibox_store.layout.layout import Layout
 from tests.support.images import build_image, random_layer
 from tests.support.invariants import check_invariants
+from tests.support.small_pieces import make_pieces_small
 from tests.support.sources import PiecewiseStream, RangedPlace, memory_of
 from tests.support.stores import blob, layer_of
 from tests.support.system_calls import Failing, OtherOs
@@ -115,10 +115,7 @@ def _a_disk_that_shares_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _ranges_of_a_smaller_blob(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranged_fetch, "LEAST_BLOB_BYTES", MEBIBYTE)
-    for module in (ranged_fetch, pieces):
-        monkeypatch.setattr(module, "LEAST_BYTES", 64 * KIBIBYTE)
-        monkeypatch.setattr(module, "MOST_BYTES", 2 * MEBIBYTE)
+    make_pieces_small(monkeypatch, most_bytes=2 * MEBIBYTE)
 
 
 @pytest.mark.parametrize("way", WAYS)
