@@ -13,6 +13,7 @@ from minibox_store.errors import BlobNotFound, ContentMismatch, RegistryError, S
 from minibox_store.media_types import OCI_CONFIG
 from minibox_store.reference import Reference
 from minibox_store.registry_rules import Mirror, RegistryRule
+from tests.support.answers import Framing
 from tests.support.images import OCI_LAYER
 from tests.support.registries import open_repository, quick_client
 from tests.support.scripted_registry import (
@@ -63,9 +64,9 @@ def expect(answers: Sequence[Scripted], ranges: Sequence[str | None], registry: 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "until_close"])
 @pytest.mark.parametrize("step", [1, 1000, 1 << 20])
-def test_a_blob_arrives_by_every_framing_in_steps_of_any_size(framing: str, step: int) -> None:
+def test_a_blob_arrives_by_every_framing_in_steps_of_any_size(framing: Framing, step: int) -> None:
     with ScriptedRegistry() as registry:
-        registry.expect("GET", BLOB, Answer(body=CONTENT, framing=framing))  # type: ignore[arg-type]
+        registry.expect("GET", BLOB, Answer(body=CONTENT, framing=framing))
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, step_bytes=step) == CONTENT
 
@@ -80,15 +81,15 @@ def test_a_buffer_that_is_no_memoryview_is_filled_as_well(mirrors: tuple[str, ..
         reference = Reference.parse(registry.reference("team/app", "1"))
         with quick_client(registries=[rule]).open_repository(reference) as opened:
             stream = opened.open_blob(LAYER)
-            assert stream.readinto(buffer) == 100  # type: ignore[arg-type]
+            assert stream.readinto(buffer) == 100  # type: ignore[arg-type]  # a caller without types
             stream.close()
     assert buffer == CONTENT[:100]
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "until_close"])
-def test_a_blob_of_no_bytes_arrives(framing: str) -> None:
+def test_a_blob_of_no_bytes_arrives(framing: Framing) -> None:
     with ScriptedRegistry() as registry:
-        registry.expect("GET", target_of(EMPTY), Answer(framing=framing))  # type: ignore[arg-type]
+        registry.expect("GET", target_of(EMPTY), Answer(framing=framing))
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, EMPTY) == b""
 
@@ -141,10 +142,10 @@ def test_what_is_missing_is_asked_for_by_its_range(offset: int) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "until_close"])
 @pytest.mark.parametrize("offset", [1, SIZE - 1, SIZE])
-def test_an_answer_with_everything_is_read_from_where_we_are(framing: str, offset: int) -> None:
+def test_an_answer_with_everything_is_read_from_where_we_are(framing: Framing, offset: int) -> None:
     with ScriptedRegistry() as registry:
         asked = f"bytes={offset}-" if offset == SIZE else f"bytes={offset}-{SIZE - 1}"
-        expect([Answer(body=CONTENT, framing=framing)], [asked], registry)  # type: ignore[arg-type]
+        expect([Answer(body=CONTENT, framing=framing)], [asked], registry)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert read_all(repository, LAYER, offset) == CONTENT[offset:]
 
@@ -291,9 +292,9 @@ def test_a_length_that_is_no_number_is_no_answer(length: str) -> None:
 
 @pytest.mark.parametrize("framing", ["chunked", "until_close"])
 @pytest.mark.parametrize("offset", [0, 100])
-def test_s26_an_endless_body_is_read_to_the_size_and_one_byte(framing: str, offset: int) -> None:
+def test_s26_an_endless_body_is_read_to_the_size_and_one_byte(framing: Framing, offset: int) -> None:
     with ScriptedRegistry() as registry:
-        endless = Answer(endless=True, framing=framing, body=b"x")  # type: ignore[arg-type]
+        endless = Answer(endless=True, framing=framing, body=b"x")
         listed = registry.expect("GET", BLOB, endless)
         with open_repository(registry.reference("team/app", "1")) as repository:
             assert len(read_all(repository, LAYER, offset)) == SIZE - offset + 1
@@ -378,8 +379,8 @@ def test_a_reset_line_costs_at_most_what_was_on_it() -> None:
 
 
 @pytest.mark.parametrize("framing", ["chunked", "until_close"])
-def test_a_cut_is_noticed_in_every_framing(framing: str) -> None:
-    first = Answer(body=CONTENT, framing=framing, cut_after_bytes=1000)  # type: ignore[arg-type]
+def test_a_cut_is_noticed_in_every_framing(framing: Framing) -> None:
+    first = Answer(body=CONTENT, framing=framing, cut_after_bytes=1000)
     with ScriptedRegistry() as registry:
         registry.expect("GET", BLOB, first)
         registry.expect("GET", BLOB, ranged(CONTENT), requires={"Range": f"bytes=1000-{SIZE - 1}"})

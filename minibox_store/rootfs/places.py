@@ -71,6 +71,7 @@ def _find_blocks(open_at: OpenAt, input_bytes: int, spacing_bytes: int) -> tuple
             file.build_full_index()
             file.export_index(fileobj=exported)
         except Exception:
+            # What the library makes of a blob that ended is not what was wrong with it: that is raised below.
             if blob.failure is None:
                 raise
         finally:

@@ -75,7 +75,7 @@ def test_a_buffer_that_is_no_memoryview_is_filled_as_well(source: BlobSource) ->
     descriptor = descriptors_of(IMAGE)[1]
     buffer = bytearray(1000)  # whose slices are copies
     stream = source.open_blob(descriptor)
-    count = stream.readinto(buffer)  # type: ignore[arg-type]
+    count = stream.readinto(buffer)  # type: ignore[arg-type]  # a caller without types
     stream.close()
     assert count
     assert buffer[:count] == IMAGE.blobs[str(descriptor.digest)][:count]

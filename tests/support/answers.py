@@ -16,6 +16,9 @@ from urllib.parse import parse_qsl
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
+Framing = Literal["length", "chunked", "until_close"]
+
+
 @dataclass(kw_only=True)
 class Request:
     """One request as it came, and what became of its answer."""
@@ -72,7 +75,7 @@ class Answer:
     status: int = 200
     headers: Headers = ()
     body: bytes = b""
-    framing: Literal["length", "chunked", "until_close"] = "length"
+    framing: Framing = "length"
     content_length: int | None = None
     cut_after_bytes: int | None = None
     reset: bool = False
